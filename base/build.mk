@@ -1,0 +1,1 @@
+$(eval $(call library,base,$(wildcard base/*.c),,))

@@ -1,0 +1,1 @@
+$(eval $(call library,cluster,$(wildcard cluster/*.c),,rpc proto base))

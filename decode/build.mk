@@ -1,0 +1,1 @@
+$(eval $(call library,decode,$(wildcard decode/*.c),,engine model kvtransfer rpc proto cluster base))

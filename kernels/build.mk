@@ -1,0 +1,1 @@
+$(eval $(call library,kernels,$(wildcard kernels/*.c kernels/cpu/*.c),-ldl,base))

@@ -1,0 +1,1 @@
+$(eval $(call library,proto,$(call rwildcard,proto,*.c),-lprotobuf-c,))

@@ -1,0 +1,1 @@
+$(eval $(call library,rpc,$(wildcard rpc/*.c),-lgrpc -lgpr,proto base))
