@@ -1,0 +1,191 @@
+/* The engine: weights, paged cache, forward step, sampler. One model in one process; knows no
+ * network and no requests.
+ *
+ * A process opens one eng_model (immutable, shareable) and one eng_engine on it (owned by one
+ * thread, the engine thread). The engine carves its cache and scratch at creation; steps allocate
+ * nothing. A token's bits never depend on batch, chunking or thread count (canonical order
+ * "cpu-f32-v1": every sum is one ascending f32 chain per output, one rounding an addition; see
+ * kernels/kernels.h).
+ *
+ * Sources: spec deepseek-v3.2.md (sections named at each field), design sections 4 and 5. */
+#ifndef ENGINE_ENGINE_H
+#define ENGINE_ENGINE_H
+
+#include "base/status.h"
+#include "model/sampling.h"
+#include "model/shape.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ENG_PAGE_TOKENS    64u
+#define ENG_BATCH_ROWS_MAX 4096u /* rows of one step, all spans together */
+#define ENG_SPANS_MAX      256u
+#define ENG_NO_PAGE        UINT32_MAX
+
+/* ---- model
+ * ------------------------------------------------------------------------------------------------------------------------
+ */
+
+typedef struct eng_model eng_model;
+
+typedef enum eng_numerics {
+    ENG_NUMERICS_FP8,   /* the spec's semantics with all roundings */
+    ENG_NUMERICS_PLAIN, /* f32 throughout, no Q128, no Hadamard: sluice-run only, for comparison
+                           with the plain vectors */
+} eng_numerics;
+
+typedef struct eng_model_options {
+    const char *dir;
+    eng_numerics numerics;
+    int layer_first,
+        layer_end; /* main layers [first, end) to load; both 0 = all (and the MTP layer) */
+    int threads;   /* for loading; 0 = all cores */
+} eng_model_options;
+
+SL_MUST_USE sl_status eng_model_open(const eng_model_options *options, eng_model **out_model,
+                                     sl_err *err);
+void eng_model_close(eng_model *model);
+const mdl_shape *eng_model_shape(const eng_model *model);
+
+/* What must be equal before two processes may exchange pages. All text, NUL-terminated, comparable
+ * with strcmp. */
+typedef struct eng_stamp {
+    char numerics_id[32];     /* "cpu-f32-v1" */
+    char model_hash[65];      /* lower-case hex SHA-256 of the checkpoint */
+    char weights_version[32]; /* "1": raised by a reload in place */
+    char cache_format[32]; /* "v1-64-788-g8": layout version, page tokens, row bytes, layers a group
+                            */
+} eng_stamp;
+
+/* ---- engine and cache
+ * ----------------------------------------------------------------------------------------------------------------
+ */
+
+typedef struct eng_engine eng_engine;
+
+typedef struct eng_options {
+    uint64_t kv_bytes; /* cache memory; at least one page */
+    int layer_group;   /* layers in one piece on the wire; 0 = 8 */
+    int sequences_max; /* 0 = 64 */
+    int rows_max; /* rows of one step (chunk tokens or batch), <= ENG_BATCH_ROWS_MAX; 0 = 1024 */
+    uint32_t context_max; /* tokens of one sequence; 0 = the shape's position_max */
+    int threads;          /* CPU pool, the calling thread included; 0 = all cores */
+} eng_options;
+
+/* A page is contiguous over all layers (main 0..L-1, then MTP), each 64 x 656 B latent then 64 x
+ * 128 B index codes and 64 f32 index scales, then h_final of the page's last token (bf16 [hidden]).
+ * Group g covers layers [g*G, (g+1)*G) cut at the end; the last group also covers h_final. MTP slot
+ * j holds the row of (h_{j-1}, t_j), rope position j-1; slot 0 of a sequence is void (zeros).
+ * Unused rows are zeros. */
+typedef struct eng_cache_layout {
+    uint32_t layer_count;  /* main + MTP */
+    uint32_t group_layers; /* G */
+    uint32_t group_count;
+    uint64_t layer_bytes; /* 50,432 */
+    uint64_t page_bytes;  /* stride of a page, a multiple of 64 */
+    uint32_t page_count;
+} eng_cache_layout;
+
+SL_MUST_USE sl_status eng_engine_create(const eng_model *model, const eng_options *options,
+                                        eng_engine **out_engine, sl_err *err);
+void eng_engine_destroy(eng_engine *engine);
+const eng_stamp *eng_engine_stamp(const eng_engine *engine);
+const eng_cache_layout *eng_engine_layout(const eng_engine *engine);
+/* The cache's memory: page p at base + p * page_bytes, page_bytes * page_count in all (register it
+ * once with kvtransfer). Immutable pointer: any thread. */
+uint8_t *eng_engine_cache_base(const eng_engine *engine);
+/* Slice of one piece inside a page. */
+void eng_layout_piece(const eng_cache_layout *layout, const mdl_shape *shape, uint32_t group,
+                      uint64_t *out_offset, uint64_t *out_bytes);
+uint32_t eng_engine_pages_free(const eng_engine *engine);
+
+/* ---- sequences (engine thread only)
+ * -------------------------------------------------------------------------------------------------
+ */
+
+typedef struct eng_sequence eng_sequence;
+
+/* Binds pages for `token_capacity` tokens now, so that a running sequence never waits for one.
+ * SL_FULL: no slot or not enough pages; SL_TOO_LARGE: over context_max or more than the cache could
+ * ever hold. Pages come zeroed. */
+SL_MUST_USE sl_status eng_sequence_open(eng_engine *engine, uint32_t token_capacity,
+                                        eng_sequence **out_sequence, sl_err *err);
+void eng_sequence_close(eng_sequence *sequence);            /* pages return to the free list */
+uint32_t eng_sequence_length(const eng_sequence *sequence); /* tokens in the cache */
+uint32_t eng_sequence_page(const eng_sequence *sequence,
+                           uint32_t block); /* page index of block = position / 64 */
+/* bf16 [hidden] of the last token in the cache (spec 3.1 h_final); NULL while empty. */
+const uint16_t *eng_sequence_h_final(const eng_sequence *sequence);
+/* Declares that the first `token_count` tokens' rows were written into the pages from outside
+ * (fetched and verified). Length must be 0 before. */
+void eng_sequence_adopt(eng_sequence *sequence, uint32_t token_count, const uint16_t *h_final);
+/* Keyed sum of a piece (base/sum.h), key from stamp, tweak from block and group. Cheap; engine
+ * thread, or any thread while nobody writes the page. */
+uint64_t eng_piece_sum(const eng_engine *engine, const void *piece, uint64_t bytes, uint32_t block,
+                       uint32_t group);
+
+/* ---- step
+ * ----------------------------------------------------------------------------------------------------------------------------
+ */
+
+typedef enum eng_logits_want {
+    ENG_LOGITS_NONE,
+    ENG_LOGITS_LAST, /* of the span's last row */
+    ENG_LOGITS_ALL,  /* of every row (dumps, prompt logprobs); rows_max bounds it */
+} eng_logits_want;
+
+typedef struct eng_span {
+    eng_sequence *sequence;
+    const uint32_t *tokens; /* [token_count], borrowed for the call; positions go on from the
+                               sequence's length */
+    uint32_t token_count;
+    eng_logits_want logits;
+} eng_span;
+
+/* Called on the engine thread during eng_step: the rows of layer group `group` of all spans are in
+ * the pages (for the last group: MTP rows and h_final too). */
+typedef void (*eng_group_fn)(void *context, uint32_t group);
+
+/* Runs all spans through the model in one batch and appends them to the cache. SL_INVALID: a token
+ * id out of range; SL_TOO_LARGE: over a sequence's capacity or rows_max; SL_INTERNAL: NaN or inf
+ * (names the layer). On error no sequence has changed its length. */
+SL_MUST_USE sl_status eng_step(eng_engine *engine, const eng_span *spans, uint32_t span_count,
+                               eng_group_fn on_group, void *context, sl_err *err);
+/* f32 [vocab] of row `row` counted over the spans' wanted rows in order; valid until the next step.
+ */
+float *eng_step_logits(eng_engine *engine, uint32_t row);
+/* Logits of a sequence from its h_final alone (first token after a hand-over): f32 [vocab],
+ * bit-equal to the step's. Valid until the next call. */
+float *eng_head_logits(eng_engine *engine, const eng_sequence *sequence);
+
+/* ---- sampler
+ * -------------------------------------------------------------------------------------------------------------------------
+ */
+
+typedef struct eng_logprob {
+    uint32_t id;
+    float logprob;
+} eng_logprob;
+
+#define ENG_LOGPROBS_MAX 20
+
+typedef struct eng_sampled {
+    uint32_t id;
+    float logprob;      /* of id, after penalties and bias, before temperature, natural log */
+    uint32_t top_count; /* = params->logprobs */
+    eng_logprob top[ENG_LOGPROBS_MAX];
+} eng_sampled;
+
+/* Draws the token at `position` (its index in the whole sequence), keyed by (seed, position) only
+ * (spec 6, docs/SAMPLING.md). Penalties look at context[context_from .. context_count) = generated
+ * tokens so far. Undefined ids are masked by params->id_limit. Overwrites logits. */
+void eng_sample(eng_engine *engine, float *logits, const mdl_sampling *params,
+                const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
+                uint32_t position, eng_sampled *out_sampled);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
