@@ -119,7 +119,7 @@ uint32_t eng_sequence_page(const eng_sequence *sequence,
 /* bf16 [hidden] of the last token in the cache (spec 3.1 h_final); NULL while empty. */
 const uint16_t *eng_sequence_h_final(const eng_sequence *sequence);
 /* Declares that the first `token_count` tokens' rows were written into the pages from outside
- * (fetched and verified). Length must be 0 before. */
+ * (fetched and verified). Length must be 0 before. h_final NULL: it came with the pages. */
 void eng_sequence_adopt(eng_sequence *sequence, uint32_t token_count, const uint16_t *h_final);
 /* Keyed sum of a piece (base/sum.h), key from stamp, tweak from block and group. Cheap; engine
  * thread, or any thread while nobody writes the page. */
@@ -160,6 +160,21 @@ float *eng_step_logits(eng_engine *engine, uint32_t row);
  * bit-equal to the step's. Valid until the next call. */
 float *eng_head_logits(eng_engine *engine, const eng_sequence *sequence);
 
+/* ---- drafts (multi-token prediction; nothing here changes what a step computes)
+ * --------------------------------------------------------------------------------------------------
+ */
+
+/* Draft of the token after next_tokens[i], which was sampled for sequences[i] but not stepped yet:
+ * arg-max of the MTP layer's row (h_final, next token). Each sequence at most once, not empty,
+ * below its capacity. The row written at slot `length` of the MTP layer is the one that the next
+ * step writes again. SL_UNSUPPORTED: a model without MTP layer. */
+SL_MUST_USE sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequences,
+                                const uint32_t *next_tokens, uint32_t count, uint32_t *out_drafts,
+                                sl_err *err);
+/* Drops the tokens from `token_count` on (rejected drafts) with their rows. Only tokens of the last
+ * step, and before another step: at least one of them stays. */
+void eng_sequence_truncate(eng_sequence *sequence, uint32_t token_count);
+
 /* ---- sampler
  * -------------------------------------------------------------------------------------------------------------------------
  */
@@ -174,13 +189,15 @@ typedef struct eng_logprob {
 typedef struct eng_sampled {
     uint32_t id;
     float logprob;      /* of id, after penalties and bias, before temperature, natural log */
-    uint32_t top_count; /* = params->logprobs */
+    uint32_t top_count; /* params->logprob_count (0 when that is -1) */
     eng_logprob top[ENG_LOGPROBS_MAX];
 } eng_sampled;
 
 /* Draws the token at `position` (its index in the whole sequence), keyed by (seed, position) only
- * (spec 6, docs/SAMPLING.md). Penalties look at context[context_from .. context_count) = generated
- * tokens so far. Undefined ids are masked by params->id_limit. Overwrites logits. */
+ * (spec 6, docs/SAMPLING.md). context[0 .. context_count) is the whole sequence so far, of which
+ * the first prompt_count tokens are the prompt: presence and frequency penalties look at generated
+ * tokens only, the repetition penalty at all. Ids that the model directory's tokenizer does not
+ * define are masked, EOS and stop ids before params->min_tokens. Overwrites logits. */
 void eng_sample(eng_engine *engine, float *logits, const mdl_sampling *params,
                 const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
                 uint32_t position, eng_sampled *out_sampled);
