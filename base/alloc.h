@@ -24,6 +24,8 @@ char *sl_asprintf(const char *name, const char *format, ...) __attribute__((form
 void sl_free(void *pointer);
 /* Number of allocations alive. */
 uint64_t sl_alloc_live(void);
+/* Prints the names that are alive, with counts, to stderr: what a leaking test shows. */
+void sl_alloc_print_live(void);
 
 /* Anonymous zeroed pages (mmap, transparent huge pages advised), for caches and staging carved at
  * start. */

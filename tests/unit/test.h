@@ -45,6 +45,7 @@
         int failed = cmocka_run_group_tests_name(__FILE__, tests, NULL, NULL);                   \
         if (failed == 0 && sl_alloc_live() != 0) {                                               \
             fprintf(stderr, "%llu allocations are left\n", (unsigned long long)sl_alloc_live()); \
+            sl_alloc_print_live();                                                               \
             failed = 1;                                                                          \
         }                                                                                        \
         return failed;                                                                           \
