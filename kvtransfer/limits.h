@@ -1,0 +1,42 @@
+/* Every bound of kvtransfer, in one place. Full means refuse, never grow.
+ *
+ * Owns nothing; constants only. A change of a KVT_WIRE_ value is a change of the protocol. */
+#ifndef KVTRANSFER_LIMITS_H
+#define KVTRANSFER_LIMITS_H
+
+/* ---- objects of one context */
+#define KVT_SENDS_MAX   256u /* sending transfers open, CLOSED and not yet released included */
+#define KVT_RECVS_MAX   256u /* receiving transfers open, the same */
+#define KVT_PEERS_MAX   256u /* connections, either direction counted alone */
+#define KVT_REGIONS_MAX 16u
+#define KVT_EVENTS_MAX  4096u /* ring to the owner; when full, events wait in their transfers */
+
+/* ---- one transfer */
+#define KVT_BLOCKS_MAX       4096u /* 262,144 tokens at 64 a block */
+#define KVT_GROUPS_MAX       128u
+#define KVT_PIECES_MAX       131072u /* block_count * group_count */
+#define KVT_PIECE_BYTES_MAX  ((uint64_t)8 << 20)
+#define KVT_COMMITS_OPEN_MAX 16u    /* not yet acknowledged; one place is kept for the final one */
+#define KVT_PAYLOAD_MAX      65536u /* bytes of payload not yet acknowledged, all commits together */
+#define KVT_FETCHES_MAX      2u     /* of one piece: a sum mismatch is fetched again once */
+
+/* ---- one connection */
+#define KVT_WINDOW_BYTES    ((uint64_t)2 << 20) /* announced, not yet acknowledged */
+#define KVT_WINDOW_PIECES   128u
+#define KVT_MESSAGES_MAX    64u /* small messages handed to the transport, not yet sent */
+#define KVT_MESSAGE_MAX     1024u
+#define KVT_WIRE_PIECE_SIZE 56u
+#define KVT_WIRE_ACKS_MAX   128u /* entries of one ACK message */
+
+/* ---- text */
+#define KVT_NAME_MAX    64u  /* node name with its NUL */
+#define KVT_ADDRESS_MAX 280u /* "host:port" with its NUL */
+#define KVT_TEXT_MAX    192u /* reason of a CLOSED event */
+
+/* ---- time, defaults of kvt_options */
+#define KVT_CONNECT_MS     2000u  /* endpoint created .. hello answered */
+#define KVT_STALL_MS       5000u  /* pieces in flight on a connection and none finished */
+#define KVT_IDLE_MS        60000u /* connection without a transfer */
+#define KVT_CLOSE_GRACE_MS 500u   /* a closing transfer's open fetches may still finish */
+
+#endif
