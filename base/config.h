@@ -2,10 +2,10 @@
  * command line.
  *
  * Each option: {name "kv-memory", section, type, offset into the caller's struct, default text,
- * help}. The same table gives parsing, --help,
- * --version, --print-config (value and origin) and --check-config. Long options only, `--name
- * value` or `--name=value`; flags take `--name`,
- * `--name=false`. Thread: start-up. */
+ * help}. The same table gives parsing, --help, --version, --print-config (value and origin) and
+ * --check-config. Long options only, `--name value` or `--name=value`; flags take `--name`,
+ * `--name=false`. A list in the settings file (array of strings) becomes comma-separated text.
+ * Thread: start-up. */
 #ifndef BASE_CONFIG_H
 #define BASE_CONFIG_H
 

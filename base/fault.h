@@ -1,10 +1,13 @@
 /* Fault sites: named places where a test can hold, kill, fail or slow the process.
  *
  * SLUICE_FAULTS="prefill.after_group=hold@2;decode.step=exit;kvt.fetch=fail@3x2" arms sites:
- * action[@nth hit, from 1][xcount]. Actions: fail  the site reports failure (sl_fault returns true)
- * exit   _exit(86) at once hold  blocks the thread until SIGUSR2                        slow=MS
- * waits MS milliseconds (holds the thread) Unarmed sites cost one load. Unknown site names in the
- * variable are an error at start (sl_fault_init). Thread: any. */
+ * action[@nth hit, from 1][xcount]; neither = every hit, only @n = that hit alone.
+ *   fail     the site reports failure (sl_fault returns true)
+ *   exit     _exit(86) at once
+ *   hold     blocks the thread until the process gets SIGUSR2
+ *   slow=MS  waits MS milliseconds (holds the thread)
+ * Unarmed sites cost one load. Site names that the program does not know are an error at start
+ * (sl_fault_init). Thread: any; sl_fault_init before threads start. */
 #ifndef BASE_FAULT_H
 #define BASE_FAULT_H
 
