@@ -74,7 +74,8 @@ SL_MUST_USE sl_status mdl_checkpoint_check(const mdl_checkpoint *checkpoint, con
 SL_MUST_USE sl_status mdl_checkpoint_hash(const mdl_checkpoint *checkpoint, const char *dir,
                                           uint8_t out_hash[MDL_HASH_BYTES], sl_err *err);
 
-/* Writes a file with these tensors in this order, through a temporary name. */
+/* Writes a file with these tensors through a temporary name. Data is laid out by element size,
+ * largest first, so that everything is aligned. */
 SL_MUST_USE sl_status mdl_safetensors_write(const char *path, const mdl_tensor *tensors,
                                             size_t tensor_count, sl_err *err);
 
