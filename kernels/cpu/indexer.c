@@ -1,0 +1,331 @@
+/* Indexer: key insertion, query preparation, and the split of scoring and selection into tasks.
+ *
+ * Prefill: tiles of up to KRN_SCORE_ROWS rows of one sequence share the work on a page's keys.
+ * Decode: with fewer tiles than threads, the pages of one tile are scored in parallel instead.
+ * Thread: the pool's caller. */
+#include "kernels/cpu/variant.h"
+
+#include "base/assert.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#define INDEX_ROOT   0.08838834764831845f /* 128^-0.5 */
+#define TILES_MAX    512u                 /* of one parallel call */
+#define PAGES_A_TASK 8u
+
+static float heads_root(uint32_t heads)
+{
+    return (float)(1.0 / sqrt((double)heads));
+}
+
+typedef struct put_work {
+    const krn_cache *cache;
+    const krn_row *rows;
+    const uint16_t *z;
+    const float *weight, *bias;
+    float epsilon;
+    const float *table;
+    bool pow2;
+    atomic_bool fault;
+} put_work;
+
+static void put_slice(void *context, uint32_t first, uint32_t count)
+{
+    put_work *w = context;
+    const krn_variant *variant = krn_variant_current();
+    for (uint32_t t = first; t < first + count; t++) {
+        uint16_t key[KRN_INDEX_DIM];
+        uint32_t in_page = w->rows[t].slot % KRN_PAGE_TOKENS;
+        uint8_t *page = krn_cache_page(w->cache, w->rows[t].blocks, w->rows[t].slot);
+        float scale;
+        krn_layernorm(w->z + (size_t)t * KRN_INDEX_DIM, w->weight, w->bias, w->epsilon,
+                      KRN_INDEX_DIM, key);
+        krn_rope_half_split(key, w->table + (size_t)t * KRN_ROPE_DIM);
+        variant->hadamard(key);
+        if (!variant->q128(key, 1, KRN_INDEX_DIM, w->pow2,
+                           page + KRN_INDEX_CODES_AT + in_page * KRN_INDEX_DIM, &scale))
+            atomic_store_explicit(&w->fault, true, memory_order_relaxed);
+        memcpy(page + KRN_INDEX_SCALES_AT + in_page * sizeof scale, &scale, sizeof scale);
+    }
+}
+
+bool krn_index_put(krn_pool *pool, const krn_cache *cache, const krn_row *rows, uint32_t count,
+                   const uint16_t *z, const float *weight, const float *bias, float epsilon,
+                   const float *table, bool pow2)
+{
+    put_work w = {.cache = cache,
+                  .rows = rows,
+                  .z = z,
+                  .weight = weight,
+                  .bias = bias,
+                  .epsilon = epsilon,
+                  .table = table,
+                  .pow2 = pow2};
+    krn_pool_slices(pool, count, 8, put_slice, &w);
+    return !atomic_load_explicit(&w.fault, memory_order_relaxed);
+}
+
+typedef struct query_work {
+    uint16_t *q;
+    const float *wt;
+    uint32_t heads;
+    const float *table;
+    bool pow2;
+    uint8_t *codes;
+    float *factors;
+    atomic_bool fault;
+} query_work;
+
+static void query_slice(void *context, uint32_t first, uint32_t count)
+{
+    query_work *w = context;
+    const krn_variant *variant = krn_variant_current();
+    float root = heads_root(w->heads);
+    for (uint32_t t = first; t < first + count; t++) {
+        uint16_t *row = w->q + (size_t)t * w->heads * KRN_INDEX_DIM;
+        float *factors = w->factors + (size_t)t * w->heads;
+        for (uint32_t h = 0; h < w->heads; h++) {
+            krn_rope_half_split(row + h * KRN_INDEX_DIM, w->table + (size_t)t * KRN_ROPE_DIM);
+            variant->hadamard(row + h * KRN_INDEX_DIM);
+        }
+        /* One group a head: the scales land where the factors go. */
+        if (!variant->q128(row, 1, w->heads * KRN_INDEX_DIM, w->pow2,
+                           w->codes + (size_t)t * w->heads * KRN_INDEX_DIM, factors))
+            atomic_store_explicit(&w->fault, true, memory_order_relaxed);
+        for (uint32_t h = 0; h < w->heads; h++) {
+            float weight = w->wt[(size_t)t * w->heads + h] * root;
+            factors[h] = weight * factors[h] * INDEX_ROOT;
+        }
+    }
+}
+
+bool krn_index_query(krn_pool *pool, uint16_t *q, const float *wt, uint32_t rows, uint32_t heads,
+                     const float *table, bool pow2, uint8_t *out_codes, float *out_factors)
+{
+    query_work w = {.q = q,
+                    .wt = wt,
+                    .heads = heads,
+                    .table = table,
+                    .pow2 = pow2,
+                    .codes = out_codes,
+                    .factors = out_factors};
+    krn_pool_slices(pool, rows, 2, query_slice, &w);
+    return !atomic_load_explicit(&w.fault, memory_order_relaxed);
+}
+
+/* ---- scores and selection ---- */
+
+/* Rows [first, first + count) of one block table whose keys are scored together. */
+typedef struct row_tile {
+    uint32_t first, count;
+} row_tile;
+
+typedef struct select_work {
+    const krn_select_args *args;
+    void (*score)(const krn_score_tile *tile);
+    size_t query_bytes;  /* of one row */
+    uint32_t slots_max;  /* score row stride */
+    size_t thread_bytes; /* scratch of one thread */
+    const row_tile *tiles;
+    atomic_bool fault;
+} select_work;
+
+static uint32_t tile_last_slot(const krn_select_args *args, const row_tile *tile)
+{
+    uint32_t last = 0;
+    for (uint32_t i = tile->first; i < tile->first + tile->count; i++)
+        last = args->rows[i].slot > last ? args->rows[i].slot : last;
+    return last;
+}
+
+/* Scores of a tile's rows against page `block`; the row at out + slot - first. */
+static void score_page(const select_work *w, const row_tile *tile, uint32_t block, uint32_t last,
+                       float *scores)
+{
+    const krn_select_args *args = w->args;
+    const krn_row *row = &args->rows[tile->first];
+    uint32_t from = block * KRN_PAGE_TOKENS, to = from + KRN_PAGE_TOKENS;
+    if (from < row->first)
+        from = row->first;
+    if (to > last + 1)
+        to = last + 1;
+    krn_score_tile score = {
+        .page = krn_cache_page(args->cache, row->blocks, block * KRN_PAGE_TOKENS),
+        .from = from % KRN_PAGE_TOKENS,
+        .to = to - block * KRN_PAGE_TOKENS,
+        .queries = (const uint8_t *)args->queries + tile->first * w->query_bytes,
+        .factors = args->factors + (size_t)tile->first * args->heads,
+        .row_count = tile->count,
+        .heads = args->heads,
+        .out = scores + from - row->first,
+        .out_stride = w->slots_max};
+    w->score(&score);
+}
+
+static void keep_best(select_work *w, const row_tile *tile, const float *scores)
+{
+    const krn_select_args *args = w->args;
+    for (uint32_t i = 0; i < tile->count; i++) {
+        uint32_t t = tile->first + i;
+        const krn_row *row = &args->rows[t];
+        uint32_t seen = row->slot + 1 - row->first;
+        if (!krn_variant_current()->topk(scores + (size_t)i * w->slots_max, seen, args->topk,
+                                         row->first, args->lists + (size_t)t * args->list_stride))
+            atomic_store_explicit(&w->fault, true, memory_order_relaxed);
+        args->list_counts[t] = seen < args->topk ? seen : args->topk;
+    }
+}
+
+static void tile_task(void *context, uint32_t task, uint32_t thread)
+{
+    select_work *w = context;
+    const row_tile *tile = &w->tiles[task];
+    float *scores = (float *)((uint8_t *)w->args->scratch + thread * w->thread_bytes);
+    uint32_t last = tile_last_slot(w->args, tile);
+    uint32_t block = w->args->rows[tile->first].first / KRN_PAGE_TOKENS;
+    for (; block <= last / KRN_PAGE_TOKENS; block++)
+        score_page(w, tile, block, last, scores);
+    keep_best(w, tile, scores);
+}
+
+typedef struct pages_work {
+    const select_work *select;
+    const row_tile *tile;
+    uint32_t block_first, last;
+} pages_work;
+
+static void pages_task(void *context, uint32_t task, uint32_t thread)
+{
+    const pages_work *w = context;
+    uint32_t block = w->block_first + task * PAGES_A_TASK;
+    (void)thread;
+    for (uint32_t i = 0; i < PAGES_A_TASK && block + i <= w->last / KRN_PAGE_TOKENS; i++)
+        score_page(w->select, w->tile, block + i, w->last, w->select->args->scratch);
+}
+
+static void run_tiles(krn_pool *pool, select_work *w, const row_tile *tiles, uint32_t count)
+{
+    w->tiles = tiles;
+    if (count >= krn_pool_threads(pool)) {
+        krn_pool_run(pool, count, tile_task, w);
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        pages_work pages = {.select = w,
+                            .tile = &tiles[i],
+                            .block_first = w->args->rows[tiles[i].first].first / KRN_PAGE_TOKENS,
+                            .last = tile_last_slot(w->args, &tiles[i])};
+        uint32_t blocks = pages.last / KRN_PAGE_TOKENS - pages.block_first + 1;
+        krn_pool_run(pool, (blocks + PAGES_A_TASK - 1) / PAGES_A_TASK, pages_task, &pages);
+        keep_best(w, &tiles[i], w->args->scratch);
+    }
+}
+
+static void keep_all(const krn_select_args *args, uint32_t t)
+{
+    const krn_row *row = &args->rows[t];
+    uint32_t *list = args->lists + (size_t)t * args->list_stride;
+    for (uint32_t slot = row->first; slot <= row->slot; slot++)
+        list[slot - row->first] = slot;
+    args->list_counts[t] = row->slot + 1 - row->first;
+}
+
+/* Rows that need a choice go into tiles; the others are answered at once. */
+static bool select_rows(krn_pool *pool, select_work *w)
+{
+    const krn_select_args *args = w->args;
+    row_tile tiles[TILES_MAX];
+    uint32_t tile_count = 0;
+    for (uint32_t t = 0; t < args->count; t++) {
+        const krn_row *row = &args->rows[t];
+        sl_assert(row->first <= row->slot && row->slot - row->first < w->slots_max);
+        if (row->slot + 1 - row->first <= args->topk) {
+            keep_all(args, t);
+            continue;
+        }
+        row_tile *last = tile_count > 0 ? &tiles[tile_count - 1] : NULL;
+        if (last && last->first + last->count == t && last->count < KRN_SCORE_ROWS &&
+            args->rows[last->first].blocks == row->blocks &&
+            args->rows[last->first].first == row->first) {
+            last->count++;
+            continue;
+        }
+        if (tile_count == TILES_MAX) {
+            run_tiles(pool, w, tiles, tile_count);
+            tile_count = 0;
+        }
+        tiles[tile_count++] = (row_tile){.first = t, .count = 1};
+    }
+    run_tiles(pool, w, tiles, tile_count);
+    return !atomic_load_explicit(&w->fault, memory_order_relaxed);
+}
+
+size_t krn_select_scratch_bytes(uint32_t threads, uint32_t slots_max)
+{
+    size_t stride = ((size_t)slots_max + 15) & ~(size_t)15;
+    return threads * (stride * KRN_SCORE_ROWS * sizeof(float));
+}
+
+static bool run_select(krn_pool *pool, const krn_select_args *args, size_t query_bytes,
+                       void (*score)(const krn_score_tile *tile))
+{
+    select_work w = {.args = args, .score = score, .query_bytes = query_bytes};
+    w.thread_bytes = args->scratch_bytes / krn_pool_threads(pool) & ~(size_t)1023;
+    w.slots_max = (uint32_t)(w.thread_bytes / (KRN_SCORE_ROWS * sizeof(float)));
+    sl_assert(args->list_stride >= args->topk);
+    return select_rows(pool, &w);
+}
+
+bool krn_index_select(krn_pool *pool, const krn_select_args *args)
+{
+    return run_select(pool, args, (size_t)args->heads * KRN_INDEX_DIM,
+                      krn_variant_current()->score);
+}
+
+static void scores_of_row(const krn_cache *cache, const krn_row *row, const void *query,
+                          const float *factors, uint32_t heads, size_t query_bytes,
+                          void (*score)(const krn_score_tile *tile), float *out_scores)
+{
+    krn_select_args args = {.cache = cache,
+                            .rows = row,
+                            .count = 1,
+                            .heads = heads,
+                            .queries = query,
+                            .factors = factors};
+    select_work w = {.args = &args, .score = score, .query_bytes = query_bytes};
+    row_tile tile = {.first = 0, .count = 1};
+    for (uint32_t b = row->first / KRN_PAGE_TOKENS; b <= row->slot / KRN_PAGE_TOKENS; b++)
+        score_page(&w, &tile, b, row->slot, out_scores);
+}
+
+void krn_index_scores(const krn_cache *cache, const krn_row *row, const uint8_t *codes,
+                      const float *factors, uint32_t heads, float *out_scores)
+{
+    scores_of_row(cache, row, codes, factors, heads, (size_t)heads * KRN_INDEX_DIM,
+                  krn_variant_current()->score, out_scores);
+}
+
+bool krn_plain_index_select(krn_pool *pool, const krn_select_args *args)
+{
+    return run_select(pool, args, (size_t)args->heads * KRN_INDEX_DIM * sizeof(float),
+                      krn_plain_score);
+}
+
+void krn_plain_index_scores(const krn_cache *cache, const krn_row *row, const float *query,
+                            const float *factors, uint32_t heads, float *out_scores)
+{
+    scores_of_row(cache, row, query, factors, heads, (size_t)heads * KRN_INDEX_DIM * sizeof(float),
+                  krn_plain_score, out_scores);
+}
+
+bool krn_topk(const float *scores, uint32_t count, uint32_t topk, uint32_t *out_positions)
+{
+    return krn_variant_current()->topk(scores, count, topk, 0, out_positions);
+}
+
+void krn_hadamard(uint16_t *x)
+{
+    krn_variant_current()->hadamard(x);
+}

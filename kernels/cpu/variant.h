@@ -1,0 +1,108 @@
+/* The table of single-threaded inner kernels that a CPU variant provides.
+ *
+ * The public functions split work into tasks over independent outputs and call these on slices.
+ * Every variant computes the canonical order of kernels/kernels.h, so results are bit-equal; the
+ * plain C one (ref.c) is the truth. Private to kernels/. */
+#ifndef KERNELS_CPU_VARIANT_H
+#define KERNELS_CPU_VARIANT_H
+
+#include "kernels/kernels.h"
+
+#define KRN_TILE_ROWS   96u /* rows of one task of a product */
+#define KRN_TILE_PANELS 4u  /* panels of one task: one weight scale block of 128 columns */
+#define KRN_SCORE_ROWS  16u /* rows scored together against the same keys */
+
+/* A slice of one product. panel_count <= KRN_TILE_PANELS, row_count <= KRN_TILE_ROWS; for fp8 all
+ * panels lie in one block of 128 columns. */
+typedef struct krn_tile {
+    uint32_t row, row_count;
+    uint32_t panel, panel_count;
+} krn_tile;
+
+typedef void (*krn_gemm_fn)(const krn_gemm *gemm, const krn_tile *tile);
+
+/* Scores of up to KRN_SCORE_ROWS rows of one block table for slots [from, to), to - from <= 64,
+ * inside one page: out[row * out_stride + slot - from]. */
+typedef struct krn_score_tile {
+    const uint8_t *page; /* the layer's slice of the page */
+    uint32_t from, to;   /* row in the page, 0..64 */
+    const void *queries; /* [row_count][heads * 128] */
+    const float *factors;
+    uint32_t row_count;
+    uint32_t heads;
+    float *out;
+    size_t out_stride;
+} krn_score_tile;
+
+typedef struct krn_variant {
+    const char *name;
+    krn_gemm_fn gemm_fp8;
+    krn_gemm_fn gemm_bf16; /* bf16 output */
+    krn_gemm_fn gemm_f32;  /* bf16 operands, f32 output */
+    krn_gemm_fn gemm_plain;
+    bool (*rmsnorm)(const uint16_t *x, const uint16_t *res, const uint16_t *weight, float epsilon,
+                    uint32_t rows, uint32_t n, uint16_t *out, uint16_t *out_res);
+    bool (*q128)(const uint16_t *x, uint32_t rows, uint32_t k, bool pow2, uint8_t *out_codes,
+                 float *out_scales);
+    void (*silu_mul)(const uint16_t *g, const uint16_t *u, size_t count, uint16_t *out_a);
+    void (*hadamard)(uint16_t *x);
+    void (*score)(const krn_score_tile *tile);
+    bool (*topk)(const float *scores, uint32_t count, uint32_t topk, uint32_t base,
+                 uint32_t *out_positions);
+    /* heads [head, head + head_count) of one row; scratch: one thread's share. */
+    void (*attend)(const krn_attend_args *args, uint32_t row, uint32_t head, uint32_t head_count,
+                   void *scratch);
+    void (*combine)(const uint16_t *outputs, const uint32_t *places, const float *weights,
+                    uint32_t chosen, const uint16_t *shared, uint32_t rows, uint32_t hidden,
+                    uint16_t *out_y);
+} krn_variant;
+
+extern const krn_variant krn_variant_ref;
+#if defined(__x86_64__)
+extern const krn_variant krn_variant_avx2;
+extern const krn_variant krn_variant_avx512;
+#endif
+
+const krn_variant *krn_variant_current(void);
+
+/* Runs run(context, first, count) over [0, total) in slices of about `grain`, or all of it here
+ * when that is one slice. */
+typedef void (*krn_slice_fn)(void *context, uint32_t first, uint32_t count);
+void krn_pool_slices(krn_pool *pool, uint32_t total, uint32_t grain, krn_slice_fn run,
+                     void *context);
+
+/* Where slot `slot` of a block table lies: the layer's slice of its page. */
+static inline uint8_t *krn_cache_page(const krn_cache *cache, const uint32_t *blocks, uint32_t slot)
+{
+    return cache->base + (uint64_t)blocks[slot / KRN_PAGE_TOKENS] * cache->page_bytes;
+}
+static inline uint8_t *krn_cache_latent(const krn_cache *cache, const uint32_t *blocks,
+                                        uint32_t slot)
+{
+    return krn_cache_page(cache, blocks, slot) + slot % KRN_PAGE_TOKENS * KRN_LATENT_ROW_BYTES;
+}
+/* Scale of a Q128 group whose largest magnitude is `largest`. */
+static inline float krn_q128_scale(float largest, bool pow2)
+{
+    float scale = (largest > 1e-4f ? largest : 1e-4f) * (1.0f / 448.0f);
+    if (!pow2)
+        return scale;
+    uint32_t bits = krn_f32_bits(scale);
+    return krn_bits_f32((bits & 0x7F800000u) + ((bits & 0x7FFFFFu) != 0 ? 0x800000u : 0u));
+}
+/* Bits that order like the float; -0.0 counts as +0.0. */
+static inline uint32_t krn_ordered(float value)
+{
+    uint32_t bits = krn_f32_bits(value + 0.0f);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+static inline size_t krn_align64(size_t bytes)
+{
+    return (bytes + 63) & ~(size_t)63;
+}
+/* Indexer scores in plain numerics: f32 queries, f32 keys. */
+void krn_plain_score(const krn_score_tile *tile);
+/* Bytes of one thread's attention scratch. */
+size_t krn_attend_thread_bytes(uint32_t heads, uint32_t list_stride);
+
+#endif
