@@ -47,7 +47,7 @@ static float two_largest(const float *values, uint32_t count)
 static bool route_row(const krn_route_args *a, const float *logits, const float *bias,
                       uint32_t *out_experts, float *out_weights)
 {
-    float sigmoid[KRN_EXPERTS_MAX], biased[KRN_EXPERTS_MAX], group[KRN_EXPERT_GROUPS_MAX];
+    float sigmoid[KRN_EXPERTS_MAX], biased[KRN_EXPERTS_MAX], group[KRN_EXPERT_GROUPS_MAX] = {0};
     bool group_kept[KRN_EXPERT_GROUPS_MAX] = {false};
     bool chosen[KRN_EXPERTS_MAX] = {false};
     uint32_t size = a->experts / a->groups;

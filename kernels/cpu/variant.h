@@ -58,7 +58,7 @@ typedef struct krn_variant {
 } krn_variant;
 
 extern const krn_variant krn_variant_ref;
-#if defined(__x86_64__)
+#if defined(KRN_X86)
 extern const krn_variant krn_variant_avx2;
 extern const krn_variant krn_variant_avx512;
 #endif
