@@ -1,0 +1,1 @@
+"""Independent NumPy reference of the model specification; see ../README.md."""
