@@ -158,6 +158,8 @@ static void sleep_ms(uint64_t ms)
 static bool fire(fault_rule *rule, uint64_t hit)
 {
     static const char *const names[] = {"fail", "exit", "hold", "slow"};
+    /* Read before the line is written: whoever saw it may release at once. */
+    unsigned generation = atomic_load(&release_generation);
     /* A fault is only armed by a test, and the test wants to see it: so a library logs here. */
     sl_warn("fault %s: %s at hit %llu", rule->site, names[rule->action], (unsigned long long)hit);
     switch (rule->action) {
@@ -165,13 +167,11 @@ static bool fire(fault_rule *rule, uint64_t hit)
         return true;
     case FAULT_EXIT:
         _exit(86);
-    case FAULT_HOLD: {
-        unsigned generation = atomic_load(&release_generation);
+    case FAULT_HOLD:
         while (atomic_load(&release_generation) == generation)
             sleep_ms(HOLD_POLL_MS);
         sl_warn("fault %s: released", rule->site);
         return false;
-    }
     case FAULT_SLOW:
         sleep_ms(rule->slow_ms);
         return false;
