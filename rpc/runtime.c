@@ -10,7 +10,10 @@
 #include <sys/epoll.h>
 #include <time.h>
 
+#include <grpc/support/log.h>
+
 #include "base/alloc.h"
+#include "base/log.h"
 #include "base/ring.h"
 #include "rpc/internal.h"
 
@@ -42,6 +45,12 @@ static void *poller_main(void *argument)
         while (!sl_mailbox_push(runtime->mailbox, &item))
             nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
     }
+}
+
+/* gRPC reports what calls report too: only for debugging. Any thread. */
+static void on_grpc_log(gpr_log_func_args *line)
+{
+    sl_debug("grpc: %s (%s:%d)", line->message, line->file, line->line);
 }
 
 static void run_deferred(rpc_runtime *runtime)
@@ -132,6 +141,7 @@ sl_status rpc_runtime_create(sl_loop *loop, rpc_runtime **out_runtime, sl_err *e
     sigset_t all, old;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
+    gpr_set_log_function(on_grpc_log);
     grpc_init();
     runtime->queue = grpc_completion_queue_create_for_next(NULL);
     int failed = pthread_create(&runtime->poller, NULL, poller_main, runtime);
