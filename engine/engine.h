@@ -48,6 +48,8 @@ SL_MUST_USE sl_status eng_model_open(const eng_model_options *options, eng_model
                                      sl_err *err);
 void eng_model_close(eng_model *model);
 const mdl_shape *eng_model_shape(const eng_model *model);
+/* Cache memory that one sequence of so many tokens binds. */
+uint64_t eng_model_kv_bytes(const eng_model *model, uint64_t token_count);
 
 /* What must be equal before two processes may exchange pages. All text, NUL-terminated, comparable
  * with strcmp. */

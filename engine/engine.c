@@ -1,0 +1,221 @@
+/* Creates and destroys the engine: options, stamp, cache layout, page sums.
+ *
+ * Thread: the engine thread (create may be anywhere before it starts). */
+#include "engine/engine.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/rng.h"
+#include "base/sum.h"
+#include "engine/state.h"
+
+#define LAYER_GROUP_DEFAULT  8u
+#define SEQUENCES_DEFAULT    64u
+#define ROWS_DEFAULT         1024u
+#define SEQUENCES_LIMIT      4096u
+#define CACHE_FORMAT_VERSION 1u
+#define SUM_KEY_0            0x736c75696365206bull /* arbitrary, fixed: part of the cache format */
+#define SUM_KEY_1            0x657920666f722073ull
+
+_Static_assert(ENG_PAGE_TOKENS == KRN_PAGE_TOKENS, "engine and kernels agree on the page");
+
+/* ---- layout ---- */
+
+static uint64_t model_page_bytes(const eng_model *model)
+{
+    bool plain = model->numerics == ENG_NUMERICS_PLAIN;
+    uint64_t layer_bytes = plain ? KRN_PLAIN_LAYER_BYTES : KRN_LAYER_BYTES;
+    uint64_t element_bytes = plain ? sizeof(float) : sizeof(uint16_t);
+    uint64_t bytes =
+        layer_bytes * model->layer_count + (uint64_t)model->shape.hidden_size * element_bytes;
+    return (bytes + 63) / 64 * 64;
+}
+
+uint64_t eng_model_kv_bytes(const eng_model *model, uint64_t token_count)
+{
+    return (token_count + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS * model_page_bytes(model);
+}
+
+static void engine_set_layout(eng_engine *engine, uint32_t layer_group)
+{
+    const eng_model *model = engine->model;
+    eng_cache_layout *layout = &engine->layout;
+    layout->layer_count = model->layer_count;
+    layout->group_layers = layer_group;
+    layout->group_count = (layout->layer_count + layer_group - 1) / layer_group;
+    layout->layer_bytes = engine->plain ? KRN_PLAIN_LAYER_BYTES : KRN_LAYER_BYTES;
+    engine->h_final_offset = layout->layer_bytes * layout->layer_count;
+    layout->page_bytes = model_page_bytes(model);
+}
+
+void eng_layout_piece(const eng_cache_layout *layout, const mdl_shape *shape, uint32_t group,
+                      uint64_t *out_offset, uint64_t *out_bytes)
+{
+    sl_assert(group < layout->group_count);
+    uint32_t first = group * layout->group_layers;
+    uint32_t count = layout->layer_count - first;
+    count = count < layout->group_layers ? count : layout->group_layers;
+    *out_offset = first * layout->layer_bytes;
+    *out_bytes = count * layout->layer_bytes;
+    if (group == layout->group_count - 1) /* h_final of the page's last token, bf16 */
+        *out_bytes += (uint64_t)shape->hidden_size * sizeof(uint16_t);
+}
+
+krn_cache eng_engine_layer_cache(const eng_engine *engine, uint32_t layer)
+{
+    sl_assert(layer < engine->layout.layer_count);
+    return (krn_cache){
+        .base = engine->pages.memory + layer * engine->layout.layer_bytes,
+        .page_bytes = engine->layout.page_bytes,
+    };
+}
+
+/* ---- stamp and sums ---- */
+
+static void engine_set_stamp(eng_engine *engine)
+{
+    eng_stamp *stamp = &engine->stamp;
+    memset(stamp, 0, sizeof(*stamp)); /* hashed whole: no stray bytes */
+    snprintf(stamp->numerics_id, sizeof(stamp->numerics_id), "%s",
+             engine->plain ? "plain" : KRN_NUMERICS_ID);
+    snprintf(stamp->model_hash, sizeof(stamp->model_hash), "%s", engine->model->hash);
+    snprintf(stamp->weights_version, sizeof(stamp->weights_version), "1");
+    snprintf(stamp->cache_format, sizeof(stamp->cache_format), "v%u-%u-%u-g%u",
+             CACHE_FORMAT_VERSION, ENG_PAGE_TOKENS,
+             (uint32_t)(engine->layout.layer_bytes / ENG_PAGE_TOKENS), engine->layout.group_layers);
+    const uint64_t key[2] = {SUM_KEY_0, SUM_KEY_1};
+    engine->sum_key = sl_siphash(key, stamp, sizeof(*stamp));
+}
+
+const eng_stamp *eng_engine_stamp(const eng_engine *engine)
+{
+    return &engine->stamp;
+}
+
+uint64_t eng_piece_sum(const eng_engine *engine, const void *piece, uint64_t bytes, uint32_t block,
+                       uint32_t group)
+{
+    return sl_sum64(engine->sum_key, (uint64_t)block << 32 | group, piece, (size_t)bytes);
+}
+
+/* ---- create and destroy ---- */
+
+static sl_status engine_set_options(eng_engine *engine, const eng_options *options, sl_err *err)
+{
+    if (options->layer_group < 0 || options->sequences_max < 0 || options->rows_max < 0)
+        return sl_fail(err, SL_INVALID, "engine options: a negative size");
+    uint32_t context_limit = (uint32_t)engine->model->shape.position_max;
+    engine->rows_max = options->rows_max ? (uint32_t)options->rows_max : ROWS_DEFAULT;
+    engine->sequences_max =
+        options->sequences_max ? (uint32_t)options->sequences_max : SEQUENCES_DEFAULT;
+    engine->context_max = options->context_max ? options->context_max : context_limit;
+    if (engine->rows_max > ENG_BATCH_ROWS_MAX)
+        return sl_fail(err, SL_TOO_LARGE, "rows of a step: %u, at most %u", engine->rows_max,
+                       ENG_BATCH_ROWS_MAX);
+    if (engine->sequences_max > SEQUENCES_LIMIT)
+        return sl_fail(err, SL_TOO_LARGE, "sequences: %u, at most %u", engine->sequences_max,
+                       SEQUENCES_LIMIT);
+    if (engine->context_max > context_limit)
+        return sl_fail(err, SL_TOO_LARGE, "context of %u tokens: the model has %u positions",
+                       engine->context_max, context_limit);
+    uint32_t group = options->layer_group ? (uint32_t)options->layer_group : LAYER_GROUP_DEFAULT;
+    engine_set_layout(engine, group);
+    uint64_t page_count = options->kv_bytes / engine->layout.page_bytes;
+    if (page_count == 0)
+        return sl_fail(err, SL_INVALID, "cache memory of %llu bytes: one page needs %llu",
+                       (unsigned long long)options->kv_bytes,
+                       (unsigned long long)engine->layout.page_bytes);
+    if (page_count >= ENG_NO_PAGE)
+        page_count = ENG_NO_PAGE - 1;
+    engine->layout.page_count = (uint32_t)page_count;
+    engine->blocks_max = (engine->context_max + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
+    if (engine->blocks_max > engine->layout.page_count)
+        engine->blocks_max = engine->layout.page_count;
+    return sl_ok();
+}
+
+static void engine_make_sequences(eng_engine *engine)
+{
+    engine->sequences = sl_alloc(engine->sequences_max, sizeof(eng_sequence), "sequences");
+    engine->sequence_pages = sl_alloc((size_t)engine->sequences_max * engine->blocks_max,
+                                      sizeof(uint32_t), "sequence pages");
+    for (uint32_t i = 0; i < engine->sequences_max; i++) {
+        engine->sequences[i].engine = engine;
+        engine->sequences[i].pages = engine->sequence_pages + (size_t)i * engine->blocks_max;
+    }
+}
+
+static sl_status engine_build(eng_engine *engine, const eng_options *options, sl_err *err)
+{
+    SL_TRY(engine_set_options(engine, options, err));
+    SL_TRY(
+        eng_pages_init(&engine->pages, engine->layout.page_bytes, engine->layout.page_count, err));
+    engine_set_stamp(engine);
+    engine_make_sequences(engine);
+    SL_TRY(krn_pool_create(options->threads, &engine->pool, err));
+    SL_TRY(eng_scratch_carve(engine, err));
+    const mdl_shape *shape = &engine->model->shape;
+    eng_sampler_init(&engine->sampler, (uint32_t)shape->vocab_size, (uint32_t)shape->eos_id,
+                     engine->model->undefined);
+    return sl_ok();
+}
+
+sl_status eng_engine_create(const eng_model *model, const eng_options *options,
+                            eng_engine **out_engine, sl_err *err)
+{
+    eng_engine *engine = sl_alloc(1, sizeof(*engine), "engine");
+    engine->model = model;
+    engine->plain = model->numerics == ENG_NUMERICS_PLAIN;
+    engine->element_bytes = engine->plain ? sizeof(float) : sizeof(uint16_t);
+    sl_status status = engine_build(engine, options, err);
+    if (!sl_is_ok(status)) {
+        eng_engine_destroy(engine);
+        return status;
+    }
+    *out_engine = engine;
+    return status;
+}
+
+void eng_engine_destroy(eng_engine *engine)
+{
+    if (!engine)
+        return;
+    eng_sampler_fini(&engine->sampler);
+    eng_scratch_free(engine);
+    krn_pool_destroy(engine->pool);
+    sl_free(engine->sequences);
+    sl_free(engine->sequence_pages);
+    eng_pages_fini(&engine->pages);
+    sl_free(engine);
+}
+
+const eng_cache_layout *eng_engine_layout(const eng_engine *engine)
+{
+    return &engine->layout;
+}
+
+uint8_t *eng_engine_cache_base(const eng_engine *engine)
+{
+    return engine->pages.memory;
+}
+
+uint32_t eng_engine_pages_free(const eng_engine *engine)
+{
+    return engine->pages.free_count;
+}
+
+void eng_engine_set_tap(eng_engine *engine, const eng_tap *tap)
+{
+    engine->tap = tap;
+}
+
+void eng_sample(eng_engine *engine, float *logits, const mdl_sampling *params,
+                const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
+                uint32_t position, eng_sampled *out_sampled)
+{
+    eng_sampler_draw(&engine->sampler, logits, params, context, context_count, prompt_count,
+                     position, out_sampled);
+}

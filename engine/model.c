@@ -1,0 +1,123 @@
+/* Opens a model directory: shape, checkpoint, hash, ids without token, packed weights.
+ *
+ * Thread: any at open; immutable afterwards. */
+#include "engine/model.h"
+
+#include <stdio.h>
+#include <unistd.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "model/config.h"
+#include "model/tokenizer.h"
+
+static sl_status model_load_mask(eng_model *model, const char *dir, sl_err *err)
+{
+    char *path = sl_asprintf("model path", "%s/tokenizer.json", dir);
+    bool there = access(path, F_OK) == 0;
+    mdl_tokenizer *tokenizer = NULL;
+    sl_status status = there ? mdl_tokenizer_load(path, &tokenizer, err) : sl_ok();
+    sl_free(path);
+    SL_TRY(status);
+    if (!there)
+        return sl_ok();
+    int32_t vocab = model->shape.vocab_size;
+    model->undefined = sl_alloc(((size_t)vocab + 31) / 32, sizeof(uint32_t), "undefined ids");
+    mdl_tokenizer_undefined_mask(tokenizer, vocab, model->undefined);
+    mdl_tokenizer_destroy(tokenizer);
+    return sl_ok();
+}
+
+static sl_status model_set_layers(eng_model *model, const eng_model_options *options, sl_err *err)
+{
+    const mdl_shape *shape = &model->shape;
+    int first = options->layer_first, end = options->layer_end;
+    if (first == 0 && end == 0)
+        end = shape->layer_count;
+    if (first < 0 || first >= end || end > shape->layer_count)
+        return sl_fail(err, SL_INVALID, "layers %d:%d: the model has layers 0:%d", first, end,
+                       shape->layer_count);
+    model->layer_first = (uint32_t)first;
+    model->layer_end = (uint32_t)end;
+    model->whole = first == 0 && end == shape->layer_count;
+    model->mtp = options->layer_first == 0 && options->layer_end == 0 && shape->mtp_layer_count > 0;
+    model->layer_count = model->layer_end - model->layer_first + model->mtp;
+    return sl_ok();
+}
+
+/* What the kernels are written for; mdl_shape_load has checked the rest. */
+static sl_status model_check_shape(const mdl_shape *shape, sl_err *err)
+{
+    if (shape->kv_lora_rank != KRN_LATENT_DIM || shape->qk_rope_dim != KRN_ROPE_DIM ||
+        shape->qk_nope_dim != KRN_NOPE_DIM || shape->v_head_dim != KRN_VALUE_DIM ||
+        shape->index_head_dim != KRN_INDEX_DIM)
+        return sl_fail(err, SL_UNSUPPORTED,
+                       "config.json: head dimensions are not those of DeepSeek-V3.2");
+    if (shape->expert_count > (int32_t)KRN_EXPERTS_MAX ||
+        shape->experts_per_token > (int32_t)KRN_EXPERTS_CHOSEN_MAX ||
+        shape->group_count > (int32_t)KRN_EXPERT_GROUPS_MAX)
+        return sl_fail(err, SL_TOO_LARGE, "config.json: %d experts, %d a token, %d groups",
+                       shape->expert_count, shape->experts_per_token, shape->group_count);
+    return sl_ok();
+}
+
+static sl_status model_hash(eng_model *model, const char *dir, sl_err *err)
+{
+    uint8_t hash[MDL_HASH_BYTES];
+    SL_TRY(mdl_checkpoint_hash(model->checkpoint, dir, hash, err));
+    for (uint32_t i = 0; i < MDL_HASH_BYTES; i++)
+        snprintf(model->hash + 2 * i, 3, "%02x", hash[i]);
+    return sl_ok();
+}
+
+static sl_status model_open(eng_model *model, const eng_model_options *options, sl_err *err)
+{
+    SL_TRY(mdl_shape_load(options->dir, &model->shape, err));
+    const mdl_shape *shape = &model->shape;
+    SL_TRY(model_check_shape(shape, err));
+    SL_TRY(model_set_layers(model, options, err));
+    SL_TRY(mdl_checkpoint_open(options->dir, &model->checkpoint, err));
+    SL_TRY(mdl_checkpoint_check(model->checkpoint, shape, err));
+    SL_TRY(model_load_mask(model, options->dir, err));
+    SL_TRY(model_hash(model, options->dir, err));
+    krn_rope_config rope = {
+        .theta = shape->rope_theta,
+        .factor = shape->yarn_factor,
+        .original_positions = shape->yarn_original_position_max,
+        .beta_fast = shape->yarn_beta_fast,
+        .beta_slow = shape->yarn_beta_slow,
+    };
+    krn_rope_init(&rope, &model->rope);
+    model->attention_scale = krn_attention_scale(shape->yarn_factor, shape->yarn_mscale_all_dim);
+    model->pow2 = shape->scale_ue8m0 || !shape->quantised;
+    return eng_weights_load(model, options->threads, err);
+}
+
+sl_status eng_model_open(const eng_model_options *options, eng_model **out_model, sl_err *err)
+{
+    sl_assert(options->dir);
+    eng_model *model = sl_alloc(1, sizeof(*model), "engine model");
+    model->numerics = options->numerics;
+    sl_status status = model_open(model, options, err);
+    if (!sl_is_ok(status)) {
+        eng_model_close(model);
+        return sl_wrap(err, status, "model %s", options->dir);
+    }
+    *out_model = model;
+    return status;
+}
+
+void eng_model_close(eng_model *model)
+{
+    if (!model)
+        return;
+    eng_weights_free(model);
+    mdl_checkpoint_close(model->checkpoint);
+    sl_free(model->undefined);
+    sl_free(model);
+}
+
+const mdl_shape *eng_model_shape(const eng_model *model)
+{
+    return &model->shape;
+}

@@ -1,0 +1,80 @@
+/* Weights of one model as the kernels want them. Internal to engine/.
+ *
+ * Owned by eng_model; immutable after eng_model_open, so shareable among threads. Matrices are
+ * packed copies in one arena, embedding and norms point into the mapped checkpoint (plain numerics:
+ * f32 copies in the arena). */
+#ifndef ENGINE_MODEL_H
+#define ENGINE_MODEL_H
+
+#include "engine/engine.h"
+#include "kernels/kernels.h"
+#include "model/safetensors.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct eng_mlp {
+    krn_matrix gate;
+    krn_matrix up;
+    krn_matrix down;
+} eng_mlp;
+
+/* Vectors that norms multiply with are bf16 (fp8 numerics) or f32 (plain): const void. */
+typedef struct eng_layer {
+    const void *input_norm; /* [hidden] */
+    const void *post_norm;  /* [hidden] */
+    const void *q_norm;     /* [q_lora] */
+    const void *kv_norm;    /* [512] */
+    krn_matrix q_a;
+    krn_matrix q_b;
+    krn_matrix kv_a;
+    krn_matrix o;
+    krn_matrix *w_uk; /* [heads] 512 x 128 */
+    krn_matrix *w_uv; /* [heads] 128 x 512 */
+    krn_matrix index_q;
+    krn_matrix index_k;
+    krn_matrix index_weights;
+    const float *index_norm_weight; /* [128] */
+    const float *index_norm_bias;
+    bool dense;
+    eng_mlp mlp; /* dense MLP, or the shared expert */
+    krn_matrix router;
+    const float *router_bias; /* [experts] */
+    eng_mlp *experts;         /* [experts] */
+} eng_layer;
+
+struct eng_model {
+    mdl_shape shape;
+    eng_numerics numerics;
+    mdl_checkpoint *checkpoint;
+    char hash[2 * MDL_HASH_BYTES + 1];
+    uint32_t *undefined; /* bitmap of ids without token; NULL: no tokenizer in the directory */
+    uint32_t layer_first, layer_end;
+    bool whole;        /* all main layers: tokens can be stepped */
+    bool mtp;          /* the MTP layer is loaded: layers[layer_end - layer_first] */
+    eng_layer *layers; /* main ones, then MTP */
+    uint32_t layer_count;
+    const void *embed; /* bf16 [vocab][hidden], mapped, in both numerics */
+    const void *final_norm;
+    krn_matrix head;
+    const void *mtp_enorm;
+    const void *mtp_hnorm;
+    const void *mtp_norm;
+    krn_matrix mtp_eh;
+    krn_rope rope;
+    float attention_scale;
+    bool pow2; /* scales of activations are powers of two */
+    void *arena;
+    size_t arena_bytes;
+};
+
+/* Packs everything; model has shape, numerics, checkpoint and layer range. Errors name the tensor.
+ */
+SL_MUST_USE sl_status eng_weights_load(eng_model *model, int threads, sl_err *err);
+void eng_weights_free(eng_model *model);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,255 @@
+/* Opens model and engine, runs the prompt, draws tokens until EOS or the limit.
+ *
+ * Thread: main. The order of work is the cluster's: chunks, then one token at a time, the token at
+ * position p drawn with p's own random number. */
+#include "engine/run/generate.h"
+
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/clock.h"
+#include "engine/run/dump.h"
+
+typedef struct session {
+    const eng_run_generate_args *args;
+    eng_run_result *result;
+    eng_model *model;
+    eng_engine *engine;
+    eng_sequence *sequence;
+    eng_run_dump *dump; /* NULL without --dump */
+    mdl_detok detok;
+    uint32_t capacity; /* tokens that ids and the sequence hold */
+    uint32_t max_tokens;
+} session;
+
+/* ---- set-up ---- */
+
+static sl_status session_open_engine(session *run, sl_err *err)
+{
+    const eng_run_options *options = run->args->options;
+    eng_options engine_options = {
+        .kv_bytes = options->kv_memory,
+        .sequences_max = 1,
+        .rows_max = (int)options->chunk_tokens,
+        .context_max = run->capacity,
+        .threads = (int)options->threads,
+    };
+    if (!options->kv_memory) /* as many pages as this one sequence binds */
+        engine_options.kv_bytes = eng_model_kv_bytes(run->model, run->capacity);
+    SL_TRY(eng_engine_create(run->model, &engine_options, &run->engine, err));
+    return eng_sequence_open(run->engine, run->capacity, &run->sequence, err);
+}
+
+/* Default: the last three prompt positions. */
+static sl_status session_open_dump(session *run, sl_err *err)
+{
+    const eng_run_options *options = run->args->options;
+    const mdl_shape *shape = eng_model_shape(run->model);
+    uint32_t n = run->result->prompt_count, count = 0;
+    uint32_t *positions = NULL;
+    if (options->dump_positions) {
+        SL_TRY(eng_run_parse_list("dump-positions", options->dump_positions, 65536, &positions,
+                                  &count, err));
+    } else {
+        positions = sl_alloc(3, sizeof(uint32_t), "dump positions");
+        for (uint32_t back = n < 3 ? n : 3; back > 0; back--)
+            positions[count++] = n - back;
+    }
+    run->dump = eng_run_dump_create(&(eng_run_dump_options){
+        .shape = shape,
+        .plain = options->numerics == ENG_NUMERICS_PLAIN,
+        .layer_end = (uint32_t)shape->layer_count,
+        .prompt_count = n,
+        .rows_max = run->capacity,
+        .positions = positions,
+        .position_count = count,
+    });
+    sl_free(positions);
+    eng_engine_set_tap(run->engine, eng_run_dump_tap(run->dump));
+    return sl_ok();
+}
+
+static sl_status session_set_ids(session *run, const uint32_t *forced, uint32_t forced_count,
+                                 sl_err *err)
+{
+    const mdl_ids *prompt = run->args->prompt;
+    eng_run_result *result = run->result;
+    uint64_t given = (uint64_t)prompt->count + forced_count;
+    uint64_t limit = (uint64_t)eng_model_shape(run->model)->position_max;
+    if (given >= limit)
+        return sl_fail(err, SL_TOO_LARGE, "a prompt of %llu tokens: the model has %llu positions",
+                       (unsigned long long)given, (unsigned long long)limit);
+    uint64_t left = limit - given;
+    run->max_tokens = (uint32_t)run->args->sampling->max_tokens;
+    if (run->max_tokens == 0 || run->max_tokens > left)
+        run->max_tokens = (uint32_t)left;
+    run->capacity = (uint32_t)given + run->max_tokens;
+    result->ids = sl_alloc(run->capacity, sizeof(uint32_t), "run ids");
+    for (size_t i = 0; i < prompt->count; i++)
+        result->ids[i] = (uint32_t)prompt->data[i];
+    memcpy(result->ids + prompt->count, forced, forced_count * sizeof(uint32_t));
+    result->prompt_count = (uint32_t)prompt->count;
+    result->forced_count = forced_count;
+    result->count = (uint32_t)given;
+    if (run->args->sampling->logprob_count >= 0)
+        result->sampled = sl_alloc(run->max_tokens, sizeof(eng_sampled), "run logprobs");
+    return sl_ok();
+}
+
+static sl_status session_open(session *run, sl_err *err)
+{
+    const eng_run_options *options = run->args->options;
+    eng_model_options model_options = {
+        .dir = options->model,
+        .numerics = (eng_numerics)options->numerics,
+        .threads = (int)options->threads,
+    };
+    SL_TRY(eng_model_open(&model_options, &run->model, err));
+    uint32_t *forced = NULL, forced_count = 0;
+    if (options->force_ids)
+        SL_TRY(eng_run_parse_list("force-ids", options->force_ids, 1u << 20, &forced, &forced_count,
+                                  err));
+    sl_status status = session_set_ids(run, forced, forced_count, err);
+    sl_free(forced);
+    SL_TRY(status);
+    SL_TRY(session_open_engine(run, err));
+    mdl_detok_init(&run->detok, run->args->tokenizer);
+    return options->dump ? session_open_dump(run, err) : sl_ok();
+}
+
+static void session_close(session *run)
+{
+    eng_run_dump_destroy(run->dump);
+    if (run->sequence)
+        eng_sequence_close(run->sequence);
+    eng_engine_destroy(run->engine);
+    eng_model_close(run->model);
+}
+
+/* ---- running ---- */
+
+/* Forwards ids [from, from + count); the logits of the last are row *out_logits. */
+static sl_status session_step(session *run, uint32_t from, uint32_t count, float **out_logits,
+                              sl_err *err)
+{
+    eng_span span = {
+        .sequence = run->sequence,
+        .tokens = run->result->ids + from,
+        .token_count = count,
+        .logits = run->dump ? ENG_LOGITS_ALL : ENG_LOGITS_LAST,
+    };
+    SL_TRY(eng_step(run->engine, &span, 1, NULL, NULL, err));
+    uint32_t last = run->dump ? count - 1 : 0;
+    for (uint32_t i = 0; run->dump && i < count; i++)
+        eng_run_dump_logits(run->dump, eng_step_logits(run->engine, i));
+    *out_logits = eng_step_logits(run->engine, last);
+    return sl_ok();
+}
+
+static sl_status session_prefill(session *run, float **out_logits, sl_err *err)
+{
+    const eng_run_result *result = run->result;
+    uint32_t chunk = (uint32_t)run->args->options->chunk_tokens, at = 0;
+    while (at < result->prompt_count) {
+        uint32_t count = result->prompt_count - at;
+        count = count < chunk ? count : chunk;
+        SL_TRY(session_step(run, at, count, out_logits, err));
+        at += count;
+    }
+    for (; at < result->count; at++) /* forced tokens, as decode feeds them */
+        SL_TRY(session_step(run, at, 1, out_logits, err));
+    return sl_ok();
+}
+
+static bool is_stop(const session *run, uint32_t id)
+{
+    const mdl_sampling *sampling = run->args->sampling;
+    if (id == (uint32_t)eng_model_shape(run->model)->eos_id)
+        return !sampling->ignore_eos;
+    for (int32_t i = 0; i < sampling->stop_id_count; i++) {
+        if (sampling->stop_ids[i] >= 0 && (uint32_t)sampling->stop_ids[i] == id)
+            return true;
+    }
+    return false;
+}
+
+static void session_show(session *run, size_t from)
+{
+    const sl_buf *text = &run->result->text;
+    if (run->args->on_text && text->size > from)
+        run->args->on_text(run->args->context, text->data + from, text->size - from);
+}
+
+static sl_status session_decode(session *run, float *logits, sl_err *err)
+{
+    eng_run_result *result = run->result;
+    uint32_t given = result->prompt_count + result->forced_count;
+    for (;;) {
+        uint32_t made = result->count - given;
+        eng_sampled sampled;
+        eng_sample(run->engine, logits, run->args->sampling, result->ids, result->count,
+                   result->prompt_count, result->count, &sampled);
+        if (result->sampled)
+            result->sampled[made] = sampled;
+        result->ids[result->count++] = sampled.id;
+        if (is_stop(run, sampled.id)) {
+            result->finish_reason = "stop";
+            break;
+        }
+        size_t from = result->text.size;
+        mdl_detok_push(&run->detok, (int32_t)sampled.id, &result->text);
+        session_show(run, from);
+        if (made + 1 == run->max_tokens) {
+            result->finish_reason = "length";
+            break;
+        }
+        SL_TRY(session_step(run, result->count - 1, 1, &logits, err));
+    }
+    size_t from = result->text.size;
+    mdl_detok_finish(&run->detok, &result->text);
+    session_show(run, from);
+    return sl_ok();
+}
+
+static sl_status session_write_dump(session *run, sl_err *err)
+{
+    const eng_run_result *result = run->result;
+    uint32_t draft;
+    if (eng_model_shape(run->model)->mtp_layer_count > 0)
+        SL_TRY(eng_draft(run->engine, &run->sequence, &result->ids[result->count - 1], 1, &draft,
+                         err));
+    if (run->args->options->numerics != ENG_NUMERICS_PLAIN)
+        eng_run_dump_cache(run->dump, run->engine, run->sequence);
+    return eng_run_dump_write(run->dump, run->args->options->dump, err);
+}
+
+static sl_status session_run(session *run, sl_err *err)
+{
+    float *logits = NULL;
+    sl_time_ns begin = sl_now_ns();
+    SL_TRY(session_prefill(run, &logits, err));
+    sl_time_ns prefilled = sl_now_ns();
+    SL_TRY(session_decode(run, logits, err));
+    run->result->prefill_ms = (double)(prefilled - begin) / SL_MS_NS;
+    run->result->decode_ms = (double)(sl_now_ns() - prefilled) / SL_MS_NS;
+    return run->dump ? session_write_dump(run, err) : sl_ok();
+}
+
+sl_status eng_run_generate(const eng_run_generate_args *args, eng_run_result *result, sl_err *err)
+{
+    session run = {.args = args, .result = result};
+    sl_buf_init(&result->text, 0);
+    sl_status status = session_open(&run, err);
+    if (sl_is_ok(status))
+        status = session_run(&run, err);
+    session_close(&run);
+    return status;
+}
+
+void eng_run_result_fini(eng_run_result *result)
+{
+    sl_free(result->ids);
+    sl_free(result->sampled);
+    sl_buf_fini(&result->text);
+}

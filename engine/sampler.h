@@ -1,0 +1,36 @@
+/* The sampler without an engine: scratch for one vocabulary, and the draw. Internal to engine/.
+ *
+ * Thread: the engine thread (one sampler belongs to one engine). */
+#ifndef ENGINE_SAMPLER_H
+#define ENGINE_SAMPLER_H
+
+#include "engine/engine.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct eng_sampler {
+    uint32_t vocab_size;
+    uint32_t eos_id;
+    const uint32_t *undefined; /* borrowed: bit id set = no such token; NULL = all defined */
+    float *probability;        /* [vocab_size] */
+    uint32_t *heap;            /* [vocab_size] */
+    uint32_t *count;           /* [vocab_size], zero between calls */
+    uint64_t *kept;            /* bitmap [vocab_size] */
+} eng_sampler;
+
+void eng_sampler_init(eng_sampler *sampler, uint32_t vocab_size, uint32_t eos_id,
+                      const uint32_t *undefined);
+void eng_sampler_fini(eng_sampler *sampler);
+/* As eng_sample in engine.h. */
+void eng_sampler_draw(eng_sampler *sampler, float *logits, const mdl_sampling *params,
+                      const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
+                      uint32_t position, eng_sampled *out_sampled);
+/* Highest logit, ties to the lowest id. */
+uint32_t eng_arg_max(const float *logits, uint32_t count);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,138 @@
+/* The engine's insides: cache, sequences, scratch. Internal to engine/.
+ *
+ * Thread: the engine thread owns all of it. Scratch is carved at create and never grows; `void *`
+ * rows are bf16 (fp8 numerics) or f32 (plain), engine->element_bytes each. */
+#ifndef ENGINE_STATE_H
+#define ENGINE_STATE_H
+
+#include "engine/model.h"
+#include "engine/pages.h"
+#include "engine/sampler.h"
+#include "engine/tap.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ENG_ATTEND_ROWS 128u /* rows attended to at once: bounds q_latent and o */
+
+struct eng_sequence {
+    eng_engine *engine;
+    bool open;
+    bool in_step; /* guards against one sequence in two spans */
+    uint32_t length;
+    uint32_t capacity;
+    uint32_t page_count;
+    uint32_t *pages; /* [blocks_max], carved */
+    uint32_t step_id;
+    uint32_t step_row;   /* where this sequence's rows lie in the last step's h_final rows */
+    uint32_t step_first; /* position of that row */
+};
+
+/* One forward pass over rows of any sequences. */
+typedef struct eng_batch {
+    uint32_t row_count;
+    const krn_row *rows;
+    const float *table;
+    const uint32_t *positions;
+} eng_batch;
+
+typedef struct eng_scratch {
+    void *memory;
+    size_t bytes;
+    /* rows of the step */
+    uint32_t *tokens;
+    uint32_t *positions;
+    krn_row *rows;
+    float *table; /* [rows][64] cosines and sines */
+    uint32_t *wanted;
+    void *x;   /* [rows][hidden] */
+    void *res; /* [rows][hidden] */
+    void *n;   /* [rows][hidden] normed input of attention or MLP */
+    void *h;   /* [rows][hidden] h_final of the last step */
+    /* activations of an fp8 linear */
+    uint8_t *codes;
+    float *code_scales;
+    /* attention */
+    void *q_a; /* [rows][q_lora] */
+    void *qr;  /* [rows][q_lora] */
+    void *kv;  /* [rows][576] */
+    void *ik;  /* [rows][128] */
+    void *q;   /* [rows][heads * 192] */
+    void *iq;  /* [rows][index_heads * 128] */
+    float *wt; /* [rows][index_heads] */
+    float *factors;
+    uint8_t *iq_codes;
+    uint32_t *lists; /* [rows][list_stride] */
+    uint32_t *list_counts;
+    void *q_latent; /* [ENG_ATTEND_ROWS][heads * 512] */
+    void *o;        /* the same */
+    void *v;        /* [rows][heads * 128] */
+    void *select_scratch;
+    size_t select_bytes;
+    void *attend_scratch;
+    /* MLP */
+    void *gate; /* [rows][widest MLP], then expert rows */
+    void *up;
+    void *down;       /* [rows * chosen][hidden] outputs of experts */
+    void *shared_out; /* [rows][hidden] */
+    float *router_logits;
+    uint32_t *experts;
+    float *expert_weights;
+    uint32_t *expert_offsets;
+    uint32_t *expert_rows;
+    uint32_t *expert_places;
+    /* MTP rows */
+    uint32_t *mtp_tokens;
+    uint32_t *mtp_positions;
+    krn_row *mtp_rows;
+    float *mtp_table;
+    void *mtp_h;   /* [rows][hidden] h of the token before */
+    void *mtp_cat; /* [rows][2 * hidden] */
+    void *head_in; /* [rows][hidden] */
+    float *logits; /* [rows][vocab] */
+    float *head_logits;
+    krn_gemm *gemms; /* [KRN_GEMMS_MAX] */
+} eng_scratch;
+
+struct eng_engine {
+    const eng_model *model;
+    bool plain;
+    uint32_t element_bytes;
+    uint32_t rows_max;
+    uint32_t sequences_max;
+    uint32_t context_max;
+    uint32_t blocks_max;
+    uint32_t list_stride;
+    eng_stamp stamp;
+    eng_cache_layout layout;
+    uint64_t h_final_offset; /* inside a page */
+    uint64_t sum_key;
+    eng_pages pages;
+    eng_sequence *sequences;
+    uint32_t *sequence_pages; /* [sequences_max][blocks_max] */
+    krn_pool *pool;
+    eng_sampler sampler;
+    eng_scratch s;
+    uint32_t step_id;
+    uint32_t step_logits; /* rows valid in s.logits */
+    uint32_t step_layer;  /* for fault messages, with: */
+    const char *fault;    /* the operation that met NaN or infinity */
+    const eng_tap *tap;
+};
+
+/* Slice of `layer` (counted from the first loaded one) of all pages. */
+krn_cache eng_engine_layer_cache(const eng_engine *engine, uint32_t layer);
+SL_MUST_USE sl_status eng_scratch_carve(eng_engine *engine, sl_err *err);
+void eng_scratch_free(eng_engine *engine);
+/* h_final bytes in the page that holds the token before `length`. */
+void *eng_sequence_h_at(const eng_sequence *sequence, uint32_t length);
+/* Moves the end and seals what is complete. */
+void eng_sequence_set_length(eng_sequence *sequence, uint32_t length);
+/* Zeroes the rows of tokens [begin, end) in all layers. */
+void eng_sequence_clear_rows(eng_sequence *sequence, uint32_t begin, uint32_t end);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

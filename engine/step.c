@@ -1,0 +1,310 @@
+/* The forward step: many sequences' spans as one batch of rows, appended to their caches.
+ *
+ * Thread: the engine thread. Allocates nothing; on failure no sequence has moved and the rows that
+ * were written are zero again. */
+#include <string.h>
+
+#include "base/assert.h"
+#include "engine/mtp.h"
+
+/* ---- checks ---- */
+
+static uint32_t span_wanted(const eng_span *span)
+{
+    if (span->logits == ENG_LOGITS_NONE)
+        return 0;
+    return span->logits == ENG_LOGITS_ALL ? span->token_count : 1;
+}
+
+static sl_status span_check(const eng_engine *engine, const eng_span *span, uint32_t index,
+                            sl_err *err)
+{
+    const eng_sequence *sequence = span->sequence;
+    sl_assert(sequence->open && sequence->engine == engine);
+    if (span->token_count == 0)
+        return sl_fail(err, SL_INVALID, "span %u has no tokens", index);
+    if (sequence->in_step)
+        return sl_fail(err, SL_INVALID, "span %u: its sequence is in the step twice", index);
+    if (span->token_count > sequence->capacity - sequence->length)
+        return sl_fail(err, SL_TOO_LARGE,
+                       "span %u: %u tokens after %u, the sequence has room for %u", index,
+                       span->token_count, sequence->length, sequence->capacity);
+    for (uint32_t i = 0; i < span->token_count; i++) {
+        if (span->tokens[i] >= (uint32_t)engine->model->shape.vocab_size)
+            return sl_fail(err, SL_INVALID, "token id %u at position %u: the vocabulary has %d",
+                           span->tokens[i], sequence->length + i, engine->model->shape.vocab_size);
+    }
+    return sl_ok();
+}
+
+static sl_status spans_check(const eng_engine *engine, const eng_span *spans, uint32_t span_count,
+                             sl_err *err)
+{
+    if (!engine->model->whole)
+        return sl_fail(err, SL_UNSUPPORTED, "the model was opened with some layers only");
+    if (span_count == 0 || span_count > ENG_SPANS_MAX)
+        return sl_fail(err, SL_INVALID, "%u spans in a step, 1 to %u are possible", span_count,
+                       ENG_SPANS_MAX);
+    uint64_t rows = 0;
+    sl_status status = sl_ok();
+    uint32_t checked = 0;
+    for (; checked < span_count && sl_is_ok(status); checked++) {
+        status = span_check(engine, &spans[checked], checked, err);
+        if (!sl_is_ok(status))
+            break;
+        spans[checked].sequence->in_step = true;
+        rows += spans[checked].token_count;
+    }
+    for (uint32_t i = 0; i < checked; i++)
+        spans[i].sequence->in_step = false;
+    if (sl_is_ok(status) && rows > engine->rows_max)
+        status = sl_fail(err, SL_TOO_LARGE, "%llu rows in a step, at most %u",
+                         (unsigned long long)rows, engine->rows_max);
+    return status;
+}
+
+/* ---- batch ---- */
+
+/* Fills tokens, positions, rows and the list of rows whose logits are wanted. */
+static uint32_t batch_fill(eng_engine *engine, const eng_span *spans, uint32_t span_count)
+{
+    eng_scratch *s = &engine->s;
+    uint32_t row = 0, wanted = 0;
+    for (uint32_t i = 0; i < span_count; i++) {
+        const eng_span *span = &spans[i];
+        eng_sequence *sequence = span->sequence;
+        sequence->step_id = engine->step_id;
+        sequence->step_row = row;
+        sequence->step_first = sequence->length;
+        for (uint32_t t = 0; t < span->token_count; t++, row++) {
+            s->tokens[row] = span->tokens[t];
+            s->positions[row] = sequence->length + t;
+            s->rows[row] = (krn_row){.blocks = sequence->pages, .slot = sequence->length + t};
+            if (span->token_count - t <= span_wanted(span))
+                s->wanted[wanted++] = row;
+        }
+    }
+    engine->step_logits = wanted;
+    return row;
+}
+
+/* MTP rows of the step: (h of the token before, the token) at the token's slot; none for a
+ * sequence's first token. */
+static uint32_t batch_fill_mtp(eng_engine *engine, const eng_span *spans, uint32_t span_count)
+{
+    eng_scratch *s = &engine->s;
+    size_t bytes = (size_t)engine->model->shape.hidden_size * engine->element_bytes;
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < span_count; i++) {
+        const eng_sequence *sequence = spans[i].sequence;
+        for (uint32_t t = 0; t < spans[i].token_count; t++) {
+            uint32_t slot = sequence->length + t;
+            if (slot == 0)
+                continue;
+            const void *before = t > 0 ? (uint8_t *)s->h + (sequence->step_row + t - 1) * bytes
+                                       : eng_sequence_h_at(sequence, slot);
+            memcpy((uint8_t *)s->mtp_h + count * bytes, before, bytes);
+            s->mtp_tokens[count] = spans[i].tokens[t];
+            s->mtp_positions[count] = slot - 1;
+            s->mtp_rows[count] = (krn_row){.blocks = sequence->pages, .slot = slot, .first = 1};
+            count++;
+        }
+    }
+    return count;
+}
+
+/* h_final of the last token of each page that the step wrote to. */
+static void batch_store_h(eng_engine *engine, const eng_span *spans, uint32_t span_count)
+{
+    size_t bytes = (size_t)engine->model->shape.hidden_size * engine->element_bytes;
+    for (uint32_t i = 0; i < span_count; i++) {
+        eng_sequence *sequence = spans[i].sequence;
+        uint32_t end = sequence->length + spans[i].token_count;
+        for (uint32_t length = sequence->length + 1; length <= end; length++) {
+            if (length % ENG_PAGE_TOKENS != 0 && length != end)
+                continue;
+            uint32_t row = sequence->step_row + (length - 1 - sequence->length);
+            memcpy(eng_sequence_h_at(sequence, length), (uint8_t *)engine->s.h + row * bytes,
+                   bytes);
+        }
+    }
+}
+
+/* ---- step ---- */
+
+static bool layer_ends_group(const eng_engine *engine, uint32_t layer)
+{
+    return (layer + 1) % engine->layout.group_layers == 0 && layer + 1 < engine->layout.layer_count;
+}
+
+static bool step_main(eng_engine *engine, uint32_t rows, eng_group_fn on_group, void *context)
+{
+    eng_scratch *s = &engine->s;
+    const eng_model *model = engine->model;
+    krn_rope_table(engine->pool, &model->rope, s->positions, rows, s->table);
+    const eng_batch batch = {
+        .row_count = rows,
+        .rows = s->rows,
+        .table = s->table,
+        .positions = s->positions,
+    };
+    eng_op_embed(engine, s->tokens, rows, s->x);
+    for (uint32_t layer = 0; layer < model->layer_end - model->layer_first; layer++) {
+        if (!eng_layer_run(engine, layer, &batch, layer == 0))
+            return false;
+        if (on_group && layer_ends_group(engine, layer))
+            on_group(context, layer / engine->layout.group_layers);
+    }
+    if (!eng_op_norm(engine, s->x, s->res, model->final_norm, rows,
+                     (uint32_t)model->shape.hidden_size, s->h, NULL))
+        return false;
+    if (engine->tap && engine->tap->normed)
+        engine->tap->normed(engine->tap->context, s->positions, rows, s->h);
+    return true;
+}
+
+static bool step_logits(eng_engine *engine)
+{
+    eng_scratch *s = &engine->s;
+    if (engine->step_logits == 0)
+        return true;
+    eng_op_linear_f32(engine, &engine->model->head, s->h, s->wanted, engine->step_logits,
+                      s->logits);
+    bool ok = krn_finite(s->logits,
+                         (size_t)engine->step_logits * (size_t)engine->model->shape.vocab_size);
+    if (!ok)
+        engine->fault = "the logits";
+    return ok;
+}
+
+static bool step_run(eng_engine *engine, const eng_span *spans, uint32_t span_count,
+                     eng_group_fn on_group, void *context)
+{
+    uint32_t rows = batch_fill(engine, spans, span_count);
+    if (!step_main(engine, rows, on_group, context))
+        return false;
+    uint32_t mtp_rows = engine->model->mtp ? batch_fill_mtp(engine, spans, span_count) : 0;
+    if (mtp_rows > 0 && !eng_mtp_run(engine, mtp_rows, engine->tap && engine->tap->draft))
+        return false;
+    if (!step_logits(engine))
+        return false;
+    batch_store_h(engine, spans, span_count);
+    return true;
+}
+
+static sl_status step_fault(const eng_engine *engine, sl_err *err)
+{
+    return sl_fail(err, SL_INTERNAL, "layer %u: NaN or infinity in %s", engine->step_layer,
+                   engine->fault);
+}
+
+sl_status eng_step(eng_engine *engine, const eng_span *spans, uint32_t span_count,
+                   eng_group_fn on_group, void *context, sl_err *err)
+{
+    SL_TRY(spans_check(engine, spans, span_count, err));
+    engine->step_id++;
+    bool ok = step_run(engine, spans, span_count, on_group, context);
+    for (uint32_t i = 0; i < span_count; i++) {
+        eng_sequence *sequence = spans[i].sequence;
+        uint32_t end = sequence->length + spans[i].token_count;
+        if (ok)
+            eng_sequence_set_length(sequence, end);
+        else
+            eng_sequence_clear_rows(sequence, sequence->length, end);
+    }
+    if (!ok) {
+        engine->step_logits = 0;
+        return step_fault(engine, err);
+    }
+    if (on_group)
+        on_group(context, engine->layout.group_count - 1);
+    return sl_ok();
+}
+
+float *eng_step_logits(eng_engine *engine, uint32_t row)
+{
+    sl_assert(row < engine->step_logits);
+    return engine->s.logits + (size_t)row * (size_t)engine->model->shape.vocab_size;
+}
+
+float *eng_head_logits(eng_engine *engine, const eng_sequence *sequence)
+{
+    sl_assert(engine->model->whole && sequence->length > 0);
+    eng_op_linear_f32(engine, &engine->model->head, eng_sequence_h_at(sequence, sequence->length),
+                      NULL, 1, engine->s.head_logits);
+    return engine->s.head_logits;
+}
+
+/* ---- drafts ---- */
+
+sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequences, const uint32_t *next_tokens,
+                    uint32_t count, uint32_t *out_drafts, sl_err *err)
+{
+    eng_scratch *s = &engine->s;
+    uint32_t vocab = (uint32_t)engine->model->shape.vocab_size;
+    size_t bytes = (size_t)engine->model->shape.hidden_size * engine->element_bytes;
+    if (!engine->model->mtp)
+        return sl_fail(err, SL_UNSUPPORTED, "the model has no MTP layer");
+    if (count == 0 || count > engine->rows_max)
+        return sl_fail(err, SL_INVALID, "drafts for %u sequences, 1 to %u are possible", count,
+                       engine->rows_max);
+    for (uint32_t i = 0; i < count; i++) {
+        const eng_sequence *sequence = sequences[i];
+        sl_assert(sequence->open && sequence->length > 0);
+        if (sequence->length >= sequence->capacity)
+            return sl_fail(err, SL_TOO_LARGE, "draft %u: the sequence is full", i);
+        if (next_tokens[i] >= vocab)
+            return sl_fail(err, SL_INVALID, "draft %u: token id %u", i, next_tokens[i]);
+        memcpy((uint8_t *)s->mtp_h + i * bytes, eng_sequence_h_at(sequence, sequence->length),
+               bytes);
+        s->mtp_tokens[i] = next_tokens[i];
+        s->mtp_positions[i] = sequence->length - 1;
+        s->mtp_rows[i] = (krn_row){.blocks = sequence->pages, .slot = sequence->length, .first = 1};
+    }
+    engine->step_logits = 0; /* the buffer is used for the drafts' */
+    if (!eng_mtp_run(engine, count, true))
+        return step_fault(engine, err);
+    for (uint32_t i = 0; i < count; i++)
+        out_drafts[i] = eng_arg_max(s->logits + (size_t)i * vocab, vocab);
+    return sl_ok();
+}
+
+/* ---- layers alone ---- */
+
+/* x and res as the engine's rows. */
+static void load_rows(const eng_engine *engine, const uint16_t *values, size_t count, void *out)
+{
+    if (engine->plain)
+        krn_bf16_to_f32_many(values, count, out);
+    else
+        memcpy(out, values, count * sizeof(uint16_t));
+}
+
+sl_status eng_step_layers(eng_engine *engine, eng_sequence *sequence, const uint16_t *x,
+                          const uint16_t *res, uint32_t row_count, sl_err *err)
+{
+    sl_assert(sequence->open && sequence->length == 0 && !engine->model->mtp);
+    if (row_count == 0 || row_count > engine->rows_max || row_count > sequence->capacity)
+        return sl_fail(err, SL_TOO_LARGE, "%u rows through layers alone: 1 to %u are possible",
+                       row_count, engine->rows_max);
+    eng_scratch *s = &engine->s;
+    size_t count = (size_t)row_count * (size_t)engine->model->shape.hidden_size;
+    load_rows(engine, x, count, s->x);
+    load_rows(engine, res, count, s->res);
+    for (uint32_t i = 0; i < row_count; i++) {
+        s->positions[i] = i;
+        s->rows[i] = (krn_row){.blocks = sequence->pages, .slot = i};
+    }
+    krn_rope_table(engine->pool, &engine->model->rope, s->positions, row_count, s->table);
+    const eng_batch batch = {
+        .row_count = row_count,
+        .rows = s->rows,
+        .table = s->table,
+        .positions = s->positions,
+    };
+    for (uint32_t layer = 0; layer < engine->model->layer_count; layer++) {
+        if (!eng_layer_run(engine, layer, &batch, false))
+            return step_fault(engine, err);
+    }
+    return sl_ok();
+}

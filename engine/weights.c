@@ -1,0 +1,489 @@
+/* Packs a checkpoint's tensors into the kernels' layouts.
+ *
+ * Planning walks the shape and notes one job a tensor (or head) with its place in the arena; then
+ * the arena is mapped and a pool runs the jobs. Thread: whoever opens the model; jobs on a pool of
+ * its own that ends with the load. Never changes what the checkpoint holds. */
+#include "engine/model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+
+#define ARENA_ALIGN 64u
+
+typedef enum job_kind {
+    JOB_MATRIX,       /* tensor [n][k] -> matrix */
+    JOB_HEAD,         /* head `index` of kv_b_proj -> matrix (W_UK) and second (W_UV) */
+    JOB_VECTOR_F32,   /* f32 or bf16 tensor -> f32 copy */
+    JOB_CHECK_FINITE, /* stays mapped; only looked at */
+} job_kind;
+
+typedef struct job {
+    job_kind kind;
+    const mdl_tensor *tensor;
+    const mdl_tensor *scale; /* fp8 only */
+    uint32_t n, k, index;
+    krn_matrix_kind matrix_kind;
+    size_t offset, second_offset;
+    krn_matrix *matrix, *second;
+    const void **vector;
+    const char *fault; /* set by the job: what is wrong with the tensor */
+} job;
+
+typedef struct loader {
+    eng_model *model;
+    job *jobs;
+    uint32_t job_count, job_capacity;
+    size_t arena_bytes;
+} loader;
+
+/* ---- planning ---- */
+
+static job *loader_add(loader *load, job_kind kind, const mdl_tensor *tensor)
+{
+    if (load->job_count == load->job_capacity) {
+        load->job_capacity = load->job_capacity ? 2 * load->job_capacity : 256;
+        load->jobs = sl_realloc(load->jobs, load->job_capacity, sizeof(job), "weight jobs");
+    }
+    job *added = &load->jobs[load->job_count++];
+    *added = (job){.kind = kind, .tensor = tensor};
+    return added;
+}
+
+static size_t loader_take(loader *load, size_t bytes)
+{
+    size_t offset = load->arena_bytes;
+    load->arena_bytes += (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+    return offset;
+}
+
+/* mdl_checkpoint_check has passed, so a tensor that is not there or has another size is a bug. */
+static sl_status loader_find(const loader *load, const char *name, uint64_t elements,
+                             const mdl_tensor **out_tensor, sl_err *err)
+{
+    const mdl_tensor *tensor = mdl_checkpoint_find(load->model->checkpoint, name);
+    if (!tensor)
+        return sl_fail(err, SL_INTERNAL, "tensor %s: missing", name);
+    if (tensor->bytes != elements * mdl_dtype_bytes(tensor->dtype))
+        return sl_fail(err, SL_INTERNAL, "tensor %s: %zu bytes, expected %llu elements", name,
+                       tensor->bytes, (unsigned long long)elements);
+    *out_tensor = tensor;
+    return sl_ok();
+}
+
+static sl_status loader_find_scale(const loader *load, const mdl_tensor *weight, uint32_t n,
+                                   uint32_t k, const mdl_tensor **out_scale, sl_err *err)
+{
+    if (weight->dtype != MDL_DTYPE_F8_E4M3) {
+        *out_scale = NULL;
+        return sl_ok();
+    }
+    char name[MDL_TENSOR_NAME_MAX + 1];
+    snprintf(name, sizeof(name), "%s_scale_inv", weight->name);
+    uint64_t blocks =
+        (uint64_t)((n + KRN_BLOCK - 1) / KRN_BLOCK) * ((k + KRN_BLOCK - 1) / KRN_BLOCK);
+    return loader_find(load, name, blocks, out_scale, err);
+}
+
+static krn_matrix_kind loader_kind(const loader *load, const mdl_tensor *tensor)
+{
+    if (load->model->numerics == ENG_NUMERICS_PLAIN)
+        return KRN_MATRIX_F32;
+    return tensor->dtype == MDL_DTYPE_F8_E4M3 ? KRN_MATRIX_FP8 : KRN_MATRIX_BF16;
+}
+
+static sl_status plan_matrix(loader *load, const char *prefix, const char *name, uint32_t n,
+                             uint32_t k, krn_matrix *out_matrix, sl_err *err)
+{
+    char full[MDL_TENSOR_NAME_MAX + 1];
+    const mdl_tensor *tensor = NULL, *scale = NULL;
+    snprintf(full, sizeof(full), "%s%s.weight", prefix, name);
+    SL_TRY(loader_find(load, full, (uint64_t)n * k, &tensor, err));
+    SL_TRY(loader_find_scale(load, tensor, n, k, &scale, err));
+    job *added = loader_add(load, JOB_MATRIX, tensor);
+    added->scale = scale;
+    added->n = n;
+    added->k = k;
+    added->matrix_kind = loader_kind(load, tensor);
+    added->matrix = out_matrix;
+    added->offset = loader_take(load, krn_matrix_bytes(added->matrix_kind, n, k));
+    return sl_ok();
+}
+
+static sl_status plan_heads(loader *load, const char *prefix, eng_layer *layer, sl_err *err)
+{
+    uint32_t heads = (uint32_t)load->model->shape.head_count;
+    uint32_t rows = KRN_NOPE_DIM + KRN_VALUE_DIM;
+    char full[MDL_TENSOR_NAME_MAX + 1];
+    const mdl_tensor *tensor = NULL, *scale = NULL;
+    snprintf(full, sizeof(full), "%sself_attn.kv_b_proj.weight", prefix);
+    SL_TRY(loader_find(load, full, (uint64_t)heads * rows * KRN_LATENT_DIM, &tensor, err));
+    SL_TRY(loader_find_scale(load, tensor, heads * rows, KRN_LATENT_DIM, &scale, err));
+    layer->w_uk = sl_alloc(heads, sizeof(krn_matrix), "W_UK");
+    layer->w_uv = sl_alloc(heads, sizeof(krn_matrix), "W_UV");
+    krn_matrix_kind kind =
+        load->model->numerics == ENG_NUMERICS_PLAIN ? KRN_MATRIX_F32 : KRN_MATRIX_BF16;
+    for (uint32_t h = 0; h < heads; h++) {
+        job *added = loader_add(load, JOB_HEAD, tensor);
+        added->scale = scale;
+        added->index = h;
+        added->matrix_kind = kind;
+        added->matrix = &layer->w_uk[h];
+        added->second = &layer->w_uv[h];
+        added->offset = loader_take(load, krn_matrix_bytes(kind, KRN_LATENT_DIM, KRN_NOPE_DIM));
+        added->second_offset =
+            loader_take(load, krn_matrix_bytes(kind, KRN_VALUE_DIM, KRN_LATENT_DIM));
+    }
+    return sl_ok();
+}
+
+/* Always an f32 copy. */
+static sl_status plan_f32(loader *load, const char *prefix, const char *name, uint32_t n,
+                          const void **out_vector, sl_err *err)
+{
+    char full[MDL_TENSOR_NAME_MAX + 1];
+    const mdl_tensor *tensor = NULL;
+    snprintf(full, sizeof(full), "%s%s", prefix, name);
+    SL_TRY(loader_find(load, full, n, &tensor, err));
+    job *added = loader_add(load, JOB_VECTOR_F32, tensor);
+    added->n = n;
+    added->vector = out_vector;
+    added->offset = loader_take(load, n * sizeof(float));
+    return sl_ok();
+}
+
+/* A norm's weight: mapped bf16, or an f32 copy for plain numerics. */
+static sl_status plan_norm(loader *load, const char *prefix, const char *name, uint32_t n,
+                           const void **out_vector, sl_err *err)
+{
+    char full[MDL_TENSOR_NAME_MAX + 1];
+    const mdl_tensor *tensor = NULL;
+    snprintf(full, sizeof(full), "%s.weight", name);
+    if (load->model->numerics == ENG_NUMERICS_PLAIN)
+        return plan_f32(load, prefix, full, n, out_vector, err);
+    snprintf(full, sizeof(full), "%s%s.weight", prefix, name);
+    SL_TRY(loader_find(load, full, n, &tensor, err));
+    loader_add(load, JOB_CHECK_FINITE, tensor);
+    *out_vector = tensor->data;
+    return sl_ok();
+}
+
+static sl_status plan_mlp(loader *load, const char *prefix, uint32_t width, eng_mlp *mlp,
+                          sl_err *err)
+{
+    uint32_t hidden = (uint32_t)load->model->shape.hidden_size;
+    SL_TRY(plan_matrix(load, prefix, "gate_proj", width, hidden, &mlp->gate, err));
+    SL_TRY(plan_matrix(load, prefix, "up_proj", width, hidden, &mlp->up, err));
+    return plan_matrix(load, prefix, "down_proj", hidden, width, &mlp->down, err);
+}
+
+static sl_status plan_attention(loader *load, const char *prefix, eng_layer *layer, sl_err *err)
+{
+    const mdl_shape *shape = &load->model->shape;
+    uint32_t hidden = (uint32_t)shape->hidden_size, lora = (uint32_t)shape->q_lora_rank;
+    uint32_t heads = (uint32_t)shape->head_count, index_heads = (uint32_t)shape->index_head_count;
+    char attn[MDL_TENSOR_NAME_MAX + 1];
+    snprintf(attn, sizeof(attn), "%sself_attn.", prefix);
+    SL_TRY(plan_matrix(load, attn, "q_a_proj", lora, hidden, &layer->q_a, err));
+    SL_TRY(plan_norm(load, attn, "q_a_layernorm", lora, &layer->q_norm, err));
+    SL_TRY(plan_matrix(load, attn, "q_b_proj", heads * KRN_HEAD_DIM, lora, &layer->q_b, err));
+    SL_TRY(plan_matrix(load, attn, "kv_a_proj_with_mqa", KRN_LATENT_DIM + KRN_ROPE_DIM, hidden,
+                       &layer->kv_a, err));
+    SL_TRY(plan_norm(load, attn, "kv_a_layernorm", KRN_LATENT_DIM, &layer->kv_norm, err));
+    SL_TRY(plan_heads(load, prefix, layer, err));
+    SL_TRY(plan_matrix(load, attn, "o_proj", hidden, heads * KRN_VALUE_DIM, &layer->o, err));
+    SL_TRY(plan_matrix(load, attn, "indexer.wq_b", index_heads * KRN_INDEX_DIM, lora,
+                       &layer->index_q, err));
+    SL_TRY(plan_matrix(load, attn, "indexer.wk", KRN_INDEX_DIM, hidden, &layer->index_k, err));
+    SL_TRY(plan_matrix(load, attn, "indexer.weights_proj", index_heads, hidden,
+                       &layer->index_weights, err));
+    SL_TRY(plan_f32(load, attn, "indexer.k_norm.weight", KRN_INDEX_DIM,
+                    (const void **)&layer->index_norm_weight, err));
+    return plan_f32(load, attn, "indexer.k_norm.bias", KRN_INDEX_DIM,
+                    (const void **)&layer->index_norm_bias, err);
+}
+
+static sl_status plan_moe(loader *load, const char *prefix, eng_layer *layer, sl_err *err)
+{
+    const mdl_shape *shape = &load->model->shape;
+    uint32_t experts = (uint32_t)shape->expert_count;
+    uint32_t width = (uint32_t)shape->moe_intermediate_size;
+    char name[MDL_TENSOR_NAME_MAX + 1];
+    SL_TRY(plan_matrix(load, prefix, "mlp.gate", experts, (uint32_t)shape->hidden_size,
+                       &layer->router, err));
+    SL_TRY(plan_f32(load, prefix, "mlp.gate.e_score_correction_bias", experts,
+                    (const void **)&layer->router_bias, err));
+    layer->experts = sl_alloc(experts, sizeof(eng_mlp), "experts");
+    for (uint32_t e = 0; e < experts; e++) {
+        snprintf(name, sizeof(name), "%smlp.experts.%u.", prefix, e);
+        SL_TRY(plan_mlp(load, name, width, &layer->experts[e], err));
+    }
+    snprintf(name, sizeof(name), "%smlp.shared_experts.", prefix);
+    return plan_mlp(load, name, width * (uint32_t)shape->shared_expert_count, &layer->mlp, err);
+}
+
+static sl_status plan_layer(loader *load, uint32_t index, eng_layer *layer, sl_err *err)
+{
+    const mdl_shape *shape = &load->model->shape;
+    uint32_t hidden = (uint32_t)shape->hidden_size;
+    char prefix[64];
+    snprintf(prefix, sizeof(prefix), "model.layers.%u.", index);
+    SL_TRY(plan_norm(load, prefix, "input_layernorm", hidden, &layer->input_norm, err));
+    SL_TRY(plan_norm(load, prefix, "post_attention_layernorm", hidden, &layer->post_norm, err));
+    SL_TRY(plan_attention(load, prefix, layer, err));
+    layer->dense = index < (uint32_t)shape->dense_layer_count;
+    if (!layer->dense)
+        return plan_moe(load, prefix, layer, err);
+    char name[MDL_TENSOR_NAME_MAX + 1];
+    snprintf(name, sizeof(name), "%smlp.", prefix);
+    return plan_mlp(load, name, (uint32_t)shape->intermediate_size, &layer->mlp, err);
+}
+
+/* The MTP layer's own copy of a tensor, where the checkpoint has one, must equal the main one. */
+static sl_status check_copy(const loader *load, const char *name, const char *main_name,
+                            sl_err *err)
+{
+    const mdl_tensor *copy = mdl_checkpoint_find(load->model->checkpoint, name);
+    const mdl_tensor *original = mdl_checkpoint_find(load->model->checkpoint, main_name);
+    if (!copy || !original)
+        return sl_ok();
+    if (copy->bytes != original->bytes || memcmp(copy->data, original->data, copy->bytes) != 0)
+        return sl_fail(err, SL_UNSUPPORTED, "tensor %s (%s): is not a copy of %s", name,
+                       copy->file ? copy->file : "?", main_name);
+    return sl_ok();
+}
+
+static sl_status plan_mtp(loader *load, sl_err *err)
+{
+    eng_model *model = load->model;
+    uint32_t hidden = (uint32_t)model->shape.hidden_size;
+    uint32_t index = (uint32_t)model->shape.layer_count;
+    char prefix[64], name[MDL_TENSOR_NAME_MAX + 1];
+    snprintf(prefix, sizeof(prefix), "model.layers.%u.", index);
+    snprintf(name, sizeof(name), "%sembed_tokens.weight", prefix);
+    SL_TRY(check_copy(load, name, "model.embed_tokens.weight", err));
+    snprintf(name, sizeof(name), "%sshared_head.head.weight", prefix);
+    SL_TRY(check_copy(load, name, "lm_head.weight", err));
+    SL_TRY(plan_norm(load, prefix, "enorm", hidden, &model->mtp_enorm, err));
+    SL_TRY(plan_norm(load, prefix, "hnorm", hidden, &model->mtp_hnorm, err));
+    SL_TRY(plan_norm(load, prefix, "shared_head.norm", hidden, &model->mtp_norm, err));
+    SL_TRY(plan_matrix(load, prefix, "eh_proj", hidden, 2 * hidden, &model->mtp_eh, err));
+    return plan_layer(load, index, &model->layers[model->layer_count - 1], err);
+}
+
+static sl_status plan_model(loader *load, sl_err *err)
+{
+    eng_model *model = load->model;
+    uint32_t vocab = (uint32_t)model->shape.vocab_size;
+    uint32_t hidden = (uint32_t)model->shape.hidden_size;
+    model->layers = sl_alloc(model->layer_count, sizeof(eng_layer), "layers");
+    for (uint32_t i = model->layer_first; i < model->layer_end; i++)
+        SL_TRY(plan_layer(load, i, &model->layers[i - model->layer_first], err));
+    if (!model->whole)
+        return sl_ok();
+    const mdl_tensor *embed = NULL;
+    SL_TRY(loader_find(load, "model.embed_tokens.weight", (uint64_t)vocab * hidden, &embed, err));
+    loader_add(load, JOB_CHECK_FINITE, embed);
+    model->embed = embed->data;
+    SL_TRY(plan_norm(load, "model.", "norm", hidden, &model->final_norm, err));
+    SL_TRY(plan_matrix(load, "", "lm_head", vocab, hidden, &model->head, err));
+    return model->mtp ? plan_mtp(load, err) : sl_ok();
+}
+
+/* ---- jobs ---- */
+
+static bool finite_bf16(const void *data, size_t count)
+{
+    const uint16_t *values = data;
+    bool ok = true;
+    for (size_t i = 0; i < count; i++)
+        ok &= (values[i] & 0x7F80u) != 0x7F80u;
+    return ok;
+}
+
+static bool finite_f32(const void *data, size_t count)
+{
+    const uint32_t *values = data;
+    bool ok = true;
+    for (size_t i = 0; i < count; i++)
+        ok &= (values[i] & 0x7F800000u) != 0x7F800000u;
+    return ok;
+}
+
+static bool codes_are_numbers(const void *data, size_t count)
+{
+    const uint8_t *codes = data;
+    bool ok = true;
+    for (size_t i = 0; i < count; i++)
+        ok &= (codes[i] & 0x7Fu) != 0x7Fu;
+    return ok;
+}
+
+/* NaN or infinity anywhere in the tensor's data. */
+static const char *tensor_fault(const mdl_tensor *tensor)
+{
+    size_t count = tensor->bytes / mdl_dtype_bytes(tensor->dtype);
+    bool ok = true;
+    if (tensor->dtype == MDL_DTYPE_F8_E4M3)
+        ok = codes_are_numbers(tensor->data, count);
+    else if (tensor->dtype == MDL_DTYPE_BF16)
+        ok = finite_bf16(tensor->data, count);
+    else if (tensor->dtype == MDL_DTYPE_F32)
+        ok = finite_f32(tensor->data, count);
+    return ok ? NULL : "holds NaN or infinity";
+}
+
+/* Scales as f32: the mapped ones, or E8M0 bytes converted (caller frees). */
+static float *scales_from_e8m0(const mdl_tensor *scale)
+{
+    const uint8_t *bytes = scale->data;
+    float *scales = sl_alloc(scale->bytes, sizeof(float), "e8m0 scales");
+    for (size_t i = 0; i < scale->bytes; i++)
+        scales[i] = bytes[i] == 255 ? NAN : ldexpf(1.0f, (int)bytes[i] - 127);
+    return scales;
+}
+
+static const char *scales_fault(const float *scales, size_t count, bool pow2)
+{
+    for (size_t i = 0; i < count; i++) {
+        int exponent;
+        if (!isfinite(scales[i]) || scales[i] < 0.0f)
+            return "has a block scale that is not a positive number";
+        if (pow2 && frexpf(scales[i], &exponent) != 0.5f)
+            return "has a block scale that is not a power of two, as scale_fmt ue8m0 says";
+    }
+    return NULL;
+}
+
+static void run_matrix(job *work, void *arena, const float *scales)
+{
+    const mdl_tensor *tensor = work->tensor;
+    uint8_t *memory = (uint8_t *)arena + work->offset;
+    uint32_t n = work->n, k = work->k;
+    if (work->matrix_kind == KRN_MATRIX_FP8) {
+        krn_matrix_pack_fp8(tensor->data, scales, n, k, memory, work->matrix);
+    } else if (work->matrix_kind == KRN_MATRIX_BF16) {
+        krn_matrix_pack_bf16(tensor->data, k, 1, n, k, memory, work->matrix);
+    } else {
+        float *wide = sl_alloc((size_t)n * k, sizeof(float), "wide weights");
+        if (tensor->dtype == MDL_DTYPE_F8_E4M3)
+            krn_dequantise_f32(tensor->data, scales, n, k, wide);
+        else
+            krn_bf16_to_f32_many(tensor->data, (size_t)n * k, wide);
+        krn_matrix_pack_f32(wide, k, 1, n, k, memory, work->matrix);
+        sl_free(wide);
+    }
+}
+
+/* W_UK of a head as 512 x 128 (transposed rows 0..127 of the head), W_UV as 128 x 512. */
+static void run_head(job *work, void *arena, const float *scales)
+{
+    const mdl_tensor *tensor = work->tensor;
+    uint8_t *uk = (uint8_t *)arena + work->offset, *uv = (uint8_t *)arena + work->second_offset;
+    uint32_t rows = KRN_NOPE_DIM + KRN_VALUE_DIM, k = KRN_LATENT_DIM;
+    size_t at = (size_t)work->index * rows * k, split = (size_t)KRN_NOPE_DIM * k;
+    const float *head_scales =
+        scales ? scales + (size_t)work->index * (rows / KRN_BLOCK) * (k / KRN_BLOCK) : NULL;
+    bool fp8 = tensor->dtype == MDL_DTYPE_F8_E4M3;
+    if (work->matrix_kind == KRN_MATRIX_F32) {
+        float *wide = sl_alloc((size_t)rows * k, sizeof(float), "wide head");
+        if (fp8)
+            krn_dequantise_f32((const uint8_t *)tensor->data + at, head_scales, rows, k, wide);
+        else
+            krn_bf16_to_f32_many((const uint16_t *)tensor->data + at, (size_t)rows * k, wide);
+        krn_matrix_pack_f32(wide, 1, k, k, KRN_NOPE_DIM, uk, work->matrix);
+        krn_matrix_pack_f32(wide + split, k, 1, KRN_VALUE_DIM, k, uv, work->second);
+        sl_free(wide);
+        return;
+    }
+    uint16_t *half = sl_alloc((size_t)rows * k, sizeof(uint16_t), "bf16 head");
+    if (fp8)
+        krn_dequantise_bf16((const uint8_t *)tensor->data + at, head_scales, rows, k, half);
+    else
+        memcpy(half, (const uint16_t *)tensor->data + at, (size_t)rows * k * sizeof(uint16_t));
+    krn_matrix_pack_bf16(half, 1, k, k, KRN_NOPE_DIM, uk, work->matrix);
+    krn_matrix_pack_bf16(half + split, k, 1, KRN_VALUE_DIM, k, uv, work->second);
+    sl_free(half);
+}
+
+static void run_vector(job *work, void *arena)
+{
+    float *memory = (float *)((uint8_t *)arena + work->offset);
+    if (work->tensor->dtype == MDL_DTYPE_BF16)
+        krn_bf16_to_f32_many(work->tensor->data, work->n, memory);
+    else
+        memcpy(memory, work->tensor->data, work->n * sizeof(float));
+    *work->vector = memory;
+}
+
+static void run_job(void *context, uint32_t task, uint32_t thread)
+{
+    loader *load = context;
+    job *work = &load->jobs[task];
+    void *arena = load->model->arena;
+    work->fault = tensor_fault(work->tensor);
+    if (work->fault || work->kind == JOB_CHECK_FINITE)
+        return;
+    if (work->kind == JOB_VECTOR_F32) {
+        run_vector(work, arena);
+        return;
+    }
+    float *owned = NULL;
+    const float *scales = work->scale ? work->scale->data : NULL;
+    size_t scale_count = work->scale ? work->scale->bytes / mdl_dtype_bytes(work->scale->dtype) : 0;
+    if (work->scale && work->scale->dtype == MDL_DTYPE_F8_E8M0)
+        scales = owned = scales_from_e8m0(work->scale);
+    if (scales)
+        work->fault = scales_fault(scales, scale_count, load->model->shape.scale_ue8m0);
+    if (!work->fault) {
+        if (work->kind == JOB_MATRIX)
+            run_matrix(work, arena, scales);
+        else
+            run_head(work, arena, scales);
+    }
+    sl_free(owned);
+}
+
+static sl_status loader_run(loader *load, int threads, sl_err *err)
+{
+    eng_model *model = load->model;
+    SL_TRY(sl_alloc_pages(load->arena_bytes, &model->arena, err));
+    model->arena_bytes = load->arena_bytes;
+    krn_pool *pool = NULL;
+    SL_TRY(krn_pool_create(threads, &pool, err));
+    krn_pool_run(pool, load->job_count, run_job, load);
+    krn_pool_destroy(pool);
+    for (uint32_t i = 0; i < load->job_count; i++) {
+        const job *work = &load->jobs[i];
+        if (work->fault)
+            return sl_fail(err, SL_CORRUPT, "tensor %s (%s): %s", work->tensor->name,
+                           work->tensor->file ? work->tensor->file : "?", work->fault);
+    }
+    return sl_ok();
+}
+
+sl_status eng_weights_load(eng_model *model, int threads, sl_err *err)
+{
+    loader load = {.model = model};
+    sl_status status = plan_model(&load, err);
+    if (sl_is_ok(status))
+        status = loader_run(&load, threads, err);
+    sl_free(load.jobs);
+    return status;
+}
+
+void eng_weights_free(eng_model *model)
+{
+    for (uint32_t i = 0; model->layers && i < model->layer_count; i++) {
+        sl_free(model->layers[i].w_uk);
+        sl_free(model->layers[i].w_uv);
+        sl_free(model->layers[i].experts);
+    }
+    sl_free(model->layers);
+    if (model->arena)
+        sl_free_pages(model->arena, model->arena_bytes);
+}
