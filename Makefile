@@ -1,5 +1,5 @@
 # Sluice. `make help` lists the targets. Each folder describes itself in <folder>/build.mk.
-#   V=1 shows commands; SANITIZER=address|thread builds into its own folder with that sanitizer.
+#   V=1 shows commands; SANITIZER=address|thread|fuzzer builds into its own folder with that sanitizer.
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
@@ -23,8 +23,12 @@ ifeq ($(SANITIZER),address)
 SANFLAGS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 else ifeq ($(SANITIZER),thread)
 SANFLAGS := -fsanitize=thread
+else ifeq ($(SANITIZER),fuzzer)
+CC := clang
+# clang warns about other things than gcc does; gcc's -Werror is the one that counts.
+SANFLAGS := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Wno-error
 else ifneq ($(SANITIZER),)
-$(error SANITIZER is address or thread)
+$(error SANITIZER is address, thread or fuzzer)
 endif
 
 VERSION := 0.1.0
@@ -32,7 +36,7 @@ VERSION := 0.1.0
 CFLAGS_ALL := -std=gnu11 -O2 -g -Wall -Wextra -Werror -Wstrict-prototypes -Wmissing-prototypes \
   -Wshadow -Wpointer-arith -Wvla -Wno-unused-parameter -fno-strict-aliasing -fno-common -ffp-contract=off \
   -fno-omit-frame-pointer -D_GNU_SOURCE -DSL_VERSION='"$(VERSION)"' -I. -pthread $(SANFLAGS) $(CFLAGS)
-LDFLAGS_ALL := -pthread $(SANFLAGS) $(LDFLAGS)
+LDFLAGS_ALL := -pthread $(filter-out -Wno-error,$(SANFLAGS)) $(LDFLAGS)
 
 ifeq ($(V),1)
 Q :=
@@ -47,6 +51,9 @@ rwildcard = $(foreach d,$(wildcard $(1)/*),$(call rwildcard,$(d),$(2))$(filter $
 PROGRAMS :=
 TESTS :=
 OBJECTS :=
+LIBRARIES :=
+# Sources that are built by rules of their own (fuzz targets, CUDA): a folder's build.mk adds them.
+EXTRA_SOURCES :=
 
 # A change of flags rebuilds everything that depends on them.
 FLAGS_STAMP := $(BUILD)/flags
@@ -59,6 +66,7 @@ LIBOBJ_$(1) := $$(patsubst %.c,$(OBJ)/%.o,$(2))
 SYSLIBS_$(1) := $(3)
 DEPS_$(1) := $(4)
 OBJECTS += $$(LIBOBJ_$(1))
+LIBRARIES += $(if $(strip $(2)),$(LIB)/lib$(1).a)
 $(LIB)/lib$(1).a: $$(LIBOBJ_$(1))
 	$$(call say,AR,$$@)
 	$(Q)mkdir -p $$(@D) && rm -f $$@ && ar rcs $$@ $$^
@@ -91,13 +99,29 @@ $(OBJ)/%.o: %.c $(FLAGS_STAMP)
 	$(call say,CC,$<)
 	$(Q)mkdir -p $(@D) && $(CC) $(CFLAGS_ALL) $(CFLAGS_$(subst /,_,$(patsubst %.c,%,$<))) -MMD -MP -c -o $@ $<
 
-FOLDERS := base model kernels kvtransfer comm engine proto rpc cluster prefill decode node router cli
+FOLDERS := base model kernels kvtransfer comm engine proto rpc cluster prefill decode node router cli deploy
 include $(wildcard $(addsuffix /build.mk,$(FOLDERS)))
-include $(wildcard tests/unit/build.mk tests/fuzz/build.mk tests/build.mk)
+include tests/unit/build.mk
+include $(filter-out tests/unit/build.mk,$(wildcard tests/build.mk tests/*/build.mk))
 
-.PHONY: all libs tests clean help
+.PHONY: all libs tests clean help print-sources print-tests deps check tidy sanitize test
 all: $(PROGRAMS) ## build every program (no CUDA needed)
+libs: $(LIBRARIES)
 tests: $(TESTS) ## build the unit tests
+print-sources: # every source that some rule builds, for tools/tidy
+	@printf '%s\n' $(patsubst $(OBJ)/%.o,%.c,$(OBJECTS)) $(EXTRA_SOURCES)
+print-tests:
+	@printf '%s\n' $(TESTS)
+deps: ## install the Debian packages that are missing (as root or with sudo)
+	tools/deps
+check: ## build, tidy and unit tests (< 2 min)
+	tools/run-tests all --only build,tidy,unit
+tidy: libs ## house rules that a machine can check
+	tools/tidy
+sanitize: ## unit tests with the address, undefined and thread sanitizers
+	tools/run-tests all --only unit-address,unit-thread
+test: deps ## all that CI runs, packages included
+	tools/run-tests all
 clean: ## remove what was built
 	rm -rf $(BUILD_ROOT)
 help: ## this list

@@ -46,20 +46,20 @@ static uint64_t mix(uint64_t x)
     return x ^ (x >> 31);
 }
 
-#define SUM_BODY(lanes, keys, data, blocks)                                         \
-    do {                                                                            \
-        const v4 swap = {1, 0, 3, 2};                                               \
-        const v4 step = {SUM_STEP, SUM_STEP, SUM_STEP, SUM_STEP};                   \
-        v4 lane_ = *(lanes), key_ = *(keys);                                        \
-        for (size_t b_ = 0; b_ < (blocks); b_++) {                                  \
-            v4 w_;                                                                  \
-            memcpy(&w_, (data) + 32 * b_, 32);                                      \
-            v4 x_ = w_ ^ key_;                                                      \
-            lane_ += (x_ & 0xffffffffu) * (x_ >> 32) + __builtin_shuffle(w_, swap); \
-            key_ += step;                                                           \
-        }                                                                           \
-        *(lanes) = lane_;                                                           \
-        *(keys) = key_;                                                             \
+#define SUM_BODY(lanes, keys, data, blocks)                                                    \
+    do {                                                                                       \
+        const v4 step = {SUM_STEP, SUM_STEP, SUM_STEP, SUM_STEP};                              \
+        v4 lane_ = *(lanes), key_ = *(keys);                                                   \
+        for (size_t b_ = 0; b_ < (blocks); b_++) {                                             \
+            v4 w_;                                                                             \
+            memcpy(&w_, (data) + 32 * b_, 32);                                                 \
+            v4 x_ = w_ ^ key_;                                                                 \
+            lane_ +=                                                                           \
+                (x_ & 0xffffffffu) * (x_ >> 32) + __builtin_shufflevector(w_, w_, 1, 0, 3, 2); \
+            key_ += step;                                                                      \
+        }                                                                                      \
+        *(lanes) = lane_;                                                                      \
+        *(keys) = key_;                                                                        \
     } while (0)
 
 #if defined(__x86_64__)

@@ -180,9 +180,9 @@ TEST(command_line_forms)
 TEST(precedence)
 {
     char line[256];
-    snprintf(
-        line, sizeof(line), "%s --threads 3",
-        file_with("{\"model\": \"from-file\", \"threads\": 5, \"rate\": 7, \"verbose\": true}"));
+    const char *option =
+        file_with("{\"model\": \"from-file\", \"threads\": 5, \"rate\": 7, \"verbose\": true}");
+    snprintf(line, sizeof(line), "%s --threads 3", option);
     setenv("SLUICE_THREADS", "4", 1);
     setenv("SLUICE_RATE", "9", 1);
     outcome o = parse(line);
@@ -192,7 +192,7 @@ TEST(precedence)
     assert_string_equal(o.values.model, "from-file");
     assert_true(o.values.verbose);
     sl_config_destroy(o.config);
-    strcat(line, " --print-config");
+    snprintf(line, sizeof(line), "%s --threads 3 --print-config", option);
     o = parse(line);
     assert_int_equal(o.result, SL_CONFIG_EXIT);
     assert_int_equal(o.exit_code, 0);
