@@ -315,8 +315,8 @@ static size_t merge_hashed(sl_json_member *members, size_t count, uint32_t *tabl
 
 static void close_object(parser *p, size_t first, struct sl_json *out)
 {
-    sl_json_member *open = p->members + first;
     size_t count = p->member_count - first;
+    sl_json_member *open = count ? p->members + first : NULL; /* no scratch yet for "{}" */
     p->member_count = first;
     out->type = SL_JSON_OBJECT;
     if (count <= SL_JSON_LINEAR_MAX) {
