@@ -135,8 +135,7 @@ static void attend_task(void *context, uint32_t task, uint32_t thread)
 
 void krn_plain_attend(krn_pool *pool, const krn_attend_args *args)
 {
-    attend_work w = {.args = args,
-                     .thread_bytes = krn_attend_thread_bytes(args->heads, args->list_stride)};
+    attend_work w = {.args = args, .thread_bytes = krn_attend_thread_bytes(args->list_stride)};
     krn_pool_run(pool, args->count, attend_task, &w);
 }
 

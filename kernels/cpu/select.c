@@ -9,18 +9,18 @@
 
 static _Atomic(const krn_variant *) current;
 
-static __attribute__((unused)) bool has_avx2(void)
+static bool has_avx2(void)
 {
-#if defined(KRN_X86)
+#if defined(__x86_64__)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
     return false;
 #endif
 }
 
-static __attribute__((unused)) bool has_avx512(void)
+static bool has_avx512(void)
 {
-#if defined(KRN_X86)
+#if defined(__x86_64__)
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #else
@@ -30,7 +30,7 @@ static __attribute__((unused)) bool has_avx512(void)
 
 static const krn_variant *best(void)
 {
-#if defined(KRN_X86)
+#if defined(__x86_64__)
     if (has_avx512())
         return &krn_variant_avx512;
     if (has_avx2())
@@ -48,7 +48,7 @@ sl_status krn_cpu_select(const char *variant, sl_err *err)
         chosen = best();
     else if (strcmp(variant, "ref") == 0)
         chosen = &krn_variant_ref;
-#if defined(KRN_X86)
+#if defined(__x86_64__)
     else if (strcmp(variant, "avx2") == 0)
         chosen = has_avx2() ? &krn_variant_avx2 : NULL;
     else if (strcmp(variant, "avx512") == 0)

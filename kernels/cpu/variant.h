@@ -58,9 +58,14 @@ typedef struct krn_variant {
 } krn_variant;
 
 extern const krn_variant krn_variant_ref;
-#if defined(KRN_X86)
+#if defined(__x86_64__)
 extern const krn_variant krn_variant_avx2;
 extern const krn_variant krn_variant_avx512;
+/* attend of AVX-512 with 8 or 16 heads in the lanes of the score part. */
+void krn_avx512_attend8(const krn_attend_args *args, uint32_t row, uint32_t head,
+                        uint32_t head_count, void *scratch);
+void krn_avx512_attend16(const krn_attend_args *args, uint32_t row, uint32_t head,
+                         uint32_t head_count, void *scratch);
 #endif
 
 const krn_variant *krn_variant_current(void);
@@ -103,6 +108,11 @@ static inline size_t krn_align64(size_t bytes)
 /* Indexer scores in plain numerics: f32 queries, f32 keys. */
 void krn_plain_score(const krn_score_tile *tile);
 /* Bytes of one thread's attention scratch. */
-size_t krn_attend_thread_bytes(uint32_t heads, uint32_t list_stride);
+size_t krn_attend_thread_bytes(uint32_t list_stride);
+/* Floats between slabs of 32 dimensions: padded, so that slabs do not share cache sets. */
+static inline size_t krn_attend_slab_size(uint32_t list_stride)
+{
+    return (((size_t)list_stride + 15) & ~(size_t)15) * 32 + 48;
+}
 
 #endif

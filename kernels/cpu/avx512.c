@@ -1,0 +1,49 @@
+/* The AVX-512 variant: the templates with 16 lanes. Any thread. */
+#if defined(__x86_64__)
+
+#define KRN_VEC_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,popcnt")))
+#define KRN_VEC_WIDE
+#define V(name)     v16_##name
+#define LANES       16
+#define GEMM_ROWS   12
+#define FEW_ROWS    4
+#define SCORE_HEADS 8
+
+#include "kernels/cpu/variant.h"
+#include "kernels/cpu/vec.h"
+
+#include "base/assert.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu/gemm.inc.h"
+#include "kernels/cpu/rows.inc.h"
+#include "kernels/cpu/score.inc.h"
+
+static void attend(const krn_attend_args *args, uint32_t row, uint32_t head, uint32_t head_count,
+                   void *scratch)
+{
+    if (head_count <= 8)
+        krn_avx512_attend8(args, row, head, head_count, scratch);
+    else
+        krn_avx512_attend16(args, row, head, head_count, scratch);
+}
+
+const krn_variant krn_variant_avx512 = {
+    .name = "avx512",
+    .gemm_fp8 = gemm_fp8,
+    .gemm_bf16 = gemm_bf16,
+    .gemm_f32 = gemm_f32,
+    .gemm_plain = gemm_plain,
+    .rmsnorm = rmsnorm,
+    .q128 = q128,
+    .silu_mul = silu_mul,
+    .hadamard = hadamard,
+    .score = score,
+    .topk = topk,
+    .attend = attend,
+    .combine = combine,
+};
+
+#endif
