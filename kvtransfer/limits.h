@@ -25,7 +25,7 @@
 #define KVT_WINDOW_PIECES   128u
 #define KVT_MESSAGES_MAX    64u /* small messages handed to the transport, not yet sent */
 #define KVT_MESSAGE_MAX     1024u
-#define KVT_WIRE_PIECE_SIZE 56u
+#define KVT_WIRE_PIECE_SIZE 48u
 #define KVT_WIRE_ACKS_MAX   128u /* entries of one ACK message */
 
 /* ---- text */

@@ -1,0 +1,516 @@
+/* The transport over UCX: listener, endpoints, active messages, rendezvous into the page.
+ *
+ * Owns the UCX context, worker, listener and endpoints. Runs on the progress thread (create and
+ * destroy: before and after it); callbacks of UCX only collect. API of UCX 1.13; README.md lists
+ * the traps that shaped this file. */
+#include "kvtransfer/transport.h"
+
+#include <dlfcn.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <ucp/api/ucp.h>
+#include <ucs/debug/debug.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/bytes.h"
+#include "base/net.h"
+
+#define AM_MESSAGE 1u
+#define AM_PIECE   2u
+/* Up to here one eager message is cheaper than asking the peer to fetch. */
+#define EAGER_BYTES_MAX 8192u
+#define PROGRESS_MAX    64u /* calls of ucp_worker_progress before commands get their turn */
+#define CACHE_SLOTS     1024u
+
+struct kvt_link {
+    kvt_transport *transport;
+    kvt_peer *peer; /* NULL: free */
+    ucp_ep_h endpoint;
+    void *close_request;
+    bool closing;
+};
+
+struct kvt_transport {
+    kvt_core *core;
+    ucp_context_h context;
+    ucp_worker_h worker;
+    ucp_listener_h listener;
+    int wait_fd;
+    char address[KVT_ADDRESS_MAX];
+    ucp_mem_h memory[KVT_REGIONS_MAX];
+    size_t memory_count;
+    kvt_link links[KVT_PEERS_MAX];
+    uint32_t closing_count;
+    uint16_t cache[CACHE_SLOTS]; /* endpoint -> link, a guess that is checked */
+};
+
+static sl_code code_of(ucs_status_t status)
+{
+    switch (status) {
+    case UCS_OK:
+        return SL_OK;
+    case UCS_ERR_NO_MEMORY:
+        return SL_NO_MEMORY;
+    case UCS_ERR_MESSAGE_TRUNCATED:
+        return SL_INVALID;
+    default:
+        return SL_UNAVAILABLE;
+    }
+}
+
+static sl_status ucx_fail(sl_err *err, ucs_status_t status, const char *what)
+{
+    return sl_fail(err, status == UCS_ERR_NO_MEMORY ? SL_NO_MEMORY : SL_IO, "%s: %s", what,
+                   ucs_status_string(status));
+}
+
+/* ---- links */
+
+static kvt_link *link_take(kvt_transport *transport)
+{
+    for (uint32_t i = 0; i < KVT_PEERS_MAX; i++) {
+        kvt_link *link = &transport->links[i];
+        if (!link->endpoint && !link->closing) {
+            memset(link, 0, sizeof *link);
+            link->transport = transport;
+            return link;
+        }
+    }
+    return NULL;
+}
+
+static uint32_t cache_slot(ucp_ep_h endpoint)
+{
+    return (uint32_t)(((uintptr_t)endpoint >> 4) * 0x9e3779b1u >> 12) % CACHE_SLOTS;
+}
+
+/* The link of a message's reply endpoint; NULL for one we closed. */
+static kvt_link *link_find(kvt_transport *transport, const ucp_am_recv_param_t *param)
+{
+    if (!(param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) || !param->reply_ep)
+        return NULL;
+    uint16_t *guess = &transport->cache[cache_slot(param->reply_ep)];
+    kvt_link *link = &transport->links[*guess % KVT_PEERS_MAX];
+    if (link->endpoint != param->reply_ep) {
+        link = NULL;
+        for (uint32_t i = 0; i < KVT_PEERS_MAX && !link; i++) {
+            if (transport->links[i].endpoint == param->reply_ep) {
+                link = &transport->links[i];
+                *guess = (uint16_t)i;
+            }
+        }
+    }
+    return link && link->peer && !link->closing ? link : NULL;
+}
+
+static void on_endpoint_error(void *argument, ucp_ep_h endpoint, ucs_status_t status)
+{
+    kvt_link *link = argument;
+    char text[KVT_TEXT_MAX];
+    if (link->closing || link->endpoint != endpoint || !link->peer)
+        return;
+    snprintf(text, sizeof text, "connection lost: %s", ucs_status_string(status));
+    kvt_core_broken(link->peer, SL_UNAVAILABLE, text);
+}
+
+static ucs_status_t link_create(kvt_link *link, ucp_ep_params_t *params)
+{
+    params->field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
+    params->err_mode = UCP_ERR_HANDLING_MODE_PEER;
+    params->err_handler.cb = on_endpoint_error;
+    params->err_handler.arg = link;
+    return ucp_ep_create(link->transport->worker, params, &link->endpoint);
+}
+
+static sl_status ucx_connect(kvt_transport *transport, const char *address, kvt_peer *peer,
+                             kvt_link **out_link, sl_err *err)
+{
+    struct sockaddr_storage to;
+    socklen_t size;
+    sl_status resolved = sl_net_resolve(address, false, &to, &size, err);
+    if (!sl_is_ok(resolved))
+        return resolved;
+    kvt_link *link = link_take(transport);
+    if (!link)
+        return sl_fail(err, SL_FULL, "%u connections are open", KVT_PEERS_MAX);
+    ucp_ep_params_t params = {.field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR,
+                              .flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER,
+                              .sockaddr = {(const struct sockaddr *)&to, size}};
+    link->peer = peer;
+    ucs_status_t status = link_create(link, &params);
+    if (status != UCS_OK) {
+        memset(link, 0, sizeof *link);
+        return sl_fail(err, SL_UNAVAILABLE, "connect to %s: %s", address,
+                       ucs_status_string(status));
+    }
+    *out_link = link;
+    return sl_ok();
+}
+
+static void on_connection(ucp_conn_request_h request, void *argument)
+{
+    kvt_transport *transport = argument;
+    kvt_link *link = link_take(transport);
+    kvt_peer *peer = link ? kvt_core_accepted(transport->core, link) : NULL;
+    if (!peer) {
+        ucp_listener_reject(transport->listener, request);
+        return;
+    }
+    ucp_ep_params_t params = {.field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST,
+                              .conn_request = request};
+    link->peer = peer;
+    ucs_status_t status = link_create(link, &params);
+    if (status != UCS_OK) {
+        link->endpoint = NULL; /* the core closes the link; there is nothing to wait for */
+        kvt_core_broken(peer, SL_UNAVAILABLE, ucs_status_string(status));
+    }
+}
+
+static void ucx_close(kvt_link *link)
+{
+    kvt_transport *transport = link->transport;
+    sl_assert(!link->closing);
+    link->closing = true;
+    link->close_request = NULL;
+    transport->closing_count++;
+    if (!link->endpoint)
+        return;
+    ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS,
+                                 .flags = UCP_EP_CLOSE_FLAG_FORCE};
+    void *request = ucp_ep_close_nbx(link->endpoint, &param);
+    if (UCS_PTR_IS_PTR(request))
+        link->close_request = request;
+}
+
+/* Tells the core of links whose close has ended. */
+static bool links_reap(kvt_transport *transport)
+{
+    bool did = false;
+    for (uint32_t i = 0; transport->closing_count > 0 && i < KVT_PEERS_MAX; i++) {
+        kvt_link *link = &transport->links[i];
+        if (!link->closing)
+            continue;
+        if (link->close_request) {
+            if (ucp_request_check_status(link->close_request) == UCS_INPROGRESS)
+                continue;
+            ucp_request_free(link->close_request);
+        }
+        kvt_peer *peer = link->peer;
+        transport->closing_count--;
+        memset(link, 0, sizeof *link);
+        kvt_core_closed(peer);
+        did = true;
+    }
+    return did;
+}
+
+/* ---- sending */
+
+static void on_sent(void *request, ucs_status_t status, void *user_data)
+{
+    ucp_request_free(request);
+    kvt_core_finished(user_data, code_of(status));
+}
+
+static void ucx_am_send(kvt_link *link, unsigned id, sl_span head, sl_span data, uint32_t flags,
+                        kvt_request *request)
+{
+    ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK |
+                                                 UCP_OP_ATTR_FIELD_USER_DATA |
+                                                 UCP_OP_ATTR_FIELD_FLAGS,
+                                 .flags = flags | UCP_AM_SEND_FLAG_REPLY,
+                                 .cb.send = on_sent,
+                                 .user_data = request};
+    if (link->closing || !link->endpoint) {
+        kvt_core_finished(request, SL_UNAVAILABLE);
+        return;
+    }
+    void *sent =
+        ucp_am_send_nbx(link->endpoint, id, head.data, head.size, data.data, data.size, &param);
+    if (!UCS_PTR_IS_PTR(sent))
+        kvt_core_finished(request, code_of(UCS_PTR_STATUS(sent)));
+}
+
+static void ucx_send_message(kvt_link *link, const void *data, size_t size, kvt_request *request)
+{
+    sl_span none = {NULL, 0}, bytes = {data, size};
+    ucx_am_send(link, AM_MESSAGE, none, bytes, UCP_AM_SEND_FLAG_EAGER, request);
+}
+
+static void ucx_send_piece(kvt_link *link, const void *head, size_t head_size, const void *data,
+                           uint64_t bytes, kvt_request *request)
+{
+    sl_span first = {head, head_size}, second = {data, bytes};
+    uint32_t flags = bytes <= EAGER_BYTES_MAX ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV;
+    ucx_am_send(link, AM_PIECE, first, second, flags, request);
+}
+
+/* ---- receiving */
+
+static ucs_status_t on_message(void *argument, const void *head, size_t head_size, void *data,
+                               size_t size, const ucp_am_recv_param_t *param)
+{
+    kvt_link *link = link_find(argument, param);
+    /* A peer that asks us to fetch a message gets no answer but the end of its connection. */
+    if (link)
+        kvt_core_message(link->peer, data,
+                         param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV ? 0 : size);
+    return UCS_OK;
+}
+
+static void on_received(void *request, ucs_status_t status, size_t length, void *user_data)
+{
+    ucp_request_free(request);
+    kvt_core_finished(user_data, code_of(status));
+}
+
+static ucs_status_t on_piece(void *argument, const void *head, size_t head_size, void *data,
+                             size_t size, const ucp_am_recv_param_t *param)
+{
+    kvt_transport *transport = argument;
+    kvt_link *link = link_find(transport, param);
+    void *into = NULL;
+    kvt_request *fetch = link ? kvt_core_offer(link->peer, head, head_size, size, &into) : NULL;
+    if (!fetch)
+        return UCS_OK; /* refused: the sender's request ends, no payload moves */
+    if (!(param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV)) {
+        memcpy(into, data, size);
+        kvt_core_finished(fetch, SL_OK);
+        return UCS_OK;
+    }
+    ucp_request_param_t receive = {.op_attr_mask =
+                                       UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+                                   .cb.recv_am = on_received,
+                                   .user_data = fetch};
+    void *request = ucp_am_recv_data_nbx(transport->worker, data, into, size, &receive);
+    if (!UCS_PTR_IS_PTR(request))
+        kvt_core_finished(fetch, code_of(UCS_PTR_STATUS(request)));
+    return UCS_OK;
+}
+
+/* ---- progress */
+
+static bool ucx_progress(kvt_transport *transport)
+{
+    bool did = false;
+    for (uint32_t i = 0; i < PROGRESS_MAX && ucp_worker_progress(transport->worker) != 0; i++)
+        did = true;
+    if (transport->closing_count > 0)
+        did |= links_reap(transport);
+    return did;
+}
+
+static bool ucx_arm(kvt_transport *transport)
+{
+    return ucp_worker_arm(transport->worker) == UCS_OK;
+}
+
+static int ucx_wait_fd(const kvt_transport *transport)
+{
+    return transport->wait_fd;
+}
+
+static void ucx_address(const kvt_transport *transport, char out_text[KVT_ADDRESS_MAX])
+{
+    memcpy(out_text, transport->address, sizeof transport->address);
+}
+
+/* ---- create, destroy */
+
+static void ucx_destroy(kvt_transport *transport)
+{
+    if (!transport)
+        return;
+    if (transport->listener)
+        ucp_listener_destroy(transport->listener);
+    if (transport->worker)
+        ucp_worker_destroy(transport->worker);
+    for (size_t i = 0; i < transport->memory_count; i++)
+        ucp_mem_unmap(transport->context, transport->memory[i]);
+    if (transport->context)
+        ucp_cleanup(transport->context);
+    sl_free(transport);
+}
+
+static const kvt_transport_ops ucx_ops = {
+    .connect = ucx_connect,
+    .close = ucx_close,
+    .send_message = ucx_send_message,
+    .send_piece = ucx_send_piece,
+    .progress = ucx_progress,
+    .arm = ucx_arm,
+    .wait_fd = ucx_wait_fd,
+    .address = ucx_address,
+    .destroy = ucx_destroy,
+};
+
+/* Ours only where the operator's environment says nothing: it has the last word. */
+static const struct {
+    const char *name, *value;
+    bool shm; /* only with a shared memory transport: UCX warns of keys it has no use for */
+} ucx_settings[] = {
+    {"TLS", "tcp,shm,self", false},
+    {"MM_ERROR_HANDLING", "y", true},    /* else shm cannot tell of a peer's death: not used */
+    {"RNDV_SCHEME", "get_zcopy", false}, /* the receiver reads: nobody writes into it late */
+};
+
+static bool shm_allowed(void)
+{
+    static const char *const names[] = {"shm", "sm", "mm", "posix", "sysv", "all"};
+    const char *list = getenv("UCX_TLS");
+    for (size_t i = 0; list && i < sizeof names / sizeof names[0]; i++) {
+        if (strstr(list, names[i]))
+            return true;
+    }
+    return !list;
+}
+
+/* The library takes fatal signals when it is loaded, and SIGHUP to wait for a debugger: a daemon
+ * would hang instead of dying. Gives them back, unless the operator chose. */
+static void ucx_signals(void)
+{
+    static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGHUP};
+    if (getenv("UCX_HANDLE_ERRORS") || getenv("UCX_DEBUG_SIGNO"))
+        return;
+    for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++) {
+        struct sigaction action;
+        Dl_info owner;
+        if (sigaction(signals[i], NULL, &action) != 0 || action.sa_handler == SIG_DFL ||
+            action.sa_handler == SIG_IGN)
+            continue;
+        if (!dladdr((void *)action.sa_sigaction, &owner) || !owner.dli_fname ||
+            !strstr(owner.dli_fname, "libucs"))
+            continue;
+        if (signals[i] == SIGHUP)
+            signal(SIGHUP, SIG_DFL);
+        else
+            ucs_debug_disable_signal(signals[i]); /* what stood there before, a sanitizer's too */
+    }
+}
+
+static sl_status ucx_context(kvt_transport *transport, sl_err *err)
+{
+    ucx_signals();
+    ucp_config_t *config;
+    bool shm = shm_allowed();
+    ucs_status_t status = ucp_config_read(NULL, NULL, &config);
+    if (status != UCS_OK)
+        return ucx_fail(err, status, "read the UCX configuration");
+    for (size_t i = 0; i < sizeof ucx_settings / sizeof ucx_settings[0]; i++) {
+        char variable[64];
+        snprintf(variable, sizeof variable, "UCX_%s", ucx_settings[i].name);
+        if (!getenv(variable) && (shm || !ucx_settings[i].shm))
+            status = ucp_config_modify(config, ucx_settings[i].name, ucx_settings[i].value);
+        if (status != UCS_OK) {
+            ucp_config_release(config);
+            return ucx_fail(err, status, variable);
+        }
+    }
+    ucp_params_t params = {.field_mask = UCP_PARAM_FIELD_FEATURES,
+                           .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP};
+    status = ucp_init(&params, config, &transport->context);
+    ucp_config_release(config);
+    return status == UCS_OK ? sl_ok() : ucx_fail(err, status, "start UCX");
+}
+
+static sl_status ucx_handler(kvt_transport *transport, unsigned id, ucp_am_recv_callback_t cb,
+                             sl_err *err)
+{
+    ucp_am_handler_param_t param = {
+        .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
+                      UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
+        .id = id,
+        .flags = UCP_AM_FLAG_WHOLE_MSG,
+        .cb = cb,
+        .arg = transport};
+    ucs_status_t status = ucp_worker_set_am_recv_handler(transport->worker, &param);
+    return status == UCS_OK ? sl_ok() : ucx_fail(err, status, "set a UCX message handler");
+}
+
+static sl_status ucx_worker(kvt_transport *transport, sl_err *err)
+{
+    ucp_worker_params_t params = {.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
+                                  .thread_mode = UCS_THREAD_MODE_SINGLE};
+    ucs_status_t status = ucp_worker_create(transport->context, &params, &transport->worker);
+    if (status != UCS_OK)
+        return ucx_fail(err, status, "create a UCX worker");
+    status = ucp_worker_get_efd(transport->worker, &transport->wait_fd);
+    if (status != UCS_OK)
+        return ucx_fail(err, status, "get the UCX event descriptor");
+    SL_TRY(ucx_handler(transport, AM_MESSAGE, on_message, err));
+    return ucx_handler(transport, AM_PIECE, on_piece, err);
+}
+
+/* Registered once, so that transports that pin memory never do it on the data path. */
+static sl_status ucx_map(kvt_transport *transport, const kvt_region *region, sl_err *err)
+{
+    ucp_mem_map_params_t params = {.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS |
+                                                 UCP_MEM_MAP_PARAM_FIELD_LENGTH,
+                                   .address = region->base,
+                                   .length = region->bytes};
+    ucs_status_t status =
+        ucp_mem_map(transport->context, &params, &transport->memory[transport->memory_count]);
+    if (status != UCS_OK)
+        return ucx_fail(err, status, "register memory with UCX");
+    transport->memory_count++;
+    return sl_ok();
+}
+
+static bool is_wildcard(const struct sockaddr_storage *address)
+{
+    if (address->ss_family == AF_INET)
+        return ((const struct sockaddr_in *)address)->sin_addr.s_addr == htonl(INADDR_ANY);
+    return address->ss_family == AF_INET6 &&
+           IN6_IS_ADDR_UNSPECIFIED(&((const struct sockaddr_in6 *)address)->sin6_addr);
+}
+
+static sl_status ucx_listen(kvt_transport *transport, const kvt_options *options, sl_err *err)
+{
+    struct sockaddr_storage at;
+    socklen_t size;
+    SL_TRY(sl_net_resolve(options->listen, true, &at, &size, err));
+    if (is_wildcard(&at) && !options->allow_wildcard)
+        return sl_fail(err, SL_INVALID,
+                       "%s: the kv network authenticates nobody; name one interface",
+                       options->listen);
+    ucp_listener_params_t params = {.field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR |
+                                                  UCP_LISTENER_PARAM_FIELD_CONN_HANDLER,
+                                    .sockaddr = {(const struct sockaddr *)&at, size},
+                                    .conn_handler = {on_connection, transport}};
+    ucs_status_t status = ucp_listener_create(transport->worker, &params, &transport->listener);
+    if (status != UCS_OK)
+        return ucx_fail(err, status, options->listen);
+    ucp_listener_attr_t attr = {.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR};
+    status = ucp_listener_query(transport->listener, &attr);
+    if (status != UCS_OK)
+        return ucx_fail(err, status, options->listen);
+    sl_net_format((const struct sockaddr *)&attr.sockaddr, transport->address);
+    return sl_ok();
+}
+
+sl_status kvt_ucx_create(const kvt_options *options, kvt_core *core,
+                         const kvt_transport_ops **out_ops, kvt_transport **out_transport,
+                         sl_err *err)
+{
+    kvt_transport *transport = sl_alloc(1, sizeof *transport, "kvt transport");
+    transport->core = core;
+    sl_status status = ucx_context(transport, err);
+    if (sl_is_ok(status))
+        status = ucx_worker(transport, err);
+    for (size_t i = 0; i < options->region_count && sl_is_ok(status); i++)
+        status = ucx_map(transport, &options->regions[i], err);
+    if (sl_is_ok(status) && options->listen)
+        status = ucx_listen(transport, options, err);
+    if (!sl_is_ok(status)) {
+        ucx_destroy(transport);
+        return status;
+    }
+    *out_ops = &ucx_ops;
+    *out_transport = transport;
+    return sl_ok();
+}

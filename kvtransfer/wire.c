@@ -1,0 +1,215 @@
+/* Packing and parsing of messages. Owns nothing, any thread; everything off the wire passes through
+ * kvt_wire_parse, which only reads through sl_reader. */
+#include "kvtransfer/wire.h"
+
+#include <string.h>
+
+_Static_assert(KVT_WIRE_ACKS_MAX * 6 + 22 <= KVT_MESSAGE_MAX, "an ACK fits into a message");
+_Static_assert(KVT_TEXT_MAX + 32 <= KVT_MESSAGE_MAX, "a REVOKE fits into a message");
+
+/* Lower-case reasons and node names go into logs and metrics: printable ASCII only. */
+static bool text_valid(const char *text, size_t size)
+{
+    for (size_t i = 0; i < size; i++) {
+        if (text[i] < 0x20 || text[i] > 0x7e)
+            return false;
+    }
+    return true;
+}
+
+/* A length byte, then the text. */
+static bool read_text(sl_reader *reader, char *out_text, size_t capacity)
+{
+    size_t size = sl_read_u8(reader);
+    sl_span span = sl_read_span(reader, size);
+    if (!sl_reader_ok(reader) || size >= capacity || !text_valid((const char *)span.data, size))
+        return false;
+    memcpy(out_text, span.data, size);
+    out_text[size] = 0;
+    return true;
+}
+
+static bool parse_hello(sl_reader *reader, kvt_hello *out_hello)
+{
+    if (sl_read_u32(reader) != KVT_WIRE_MAGIC)
+        return false;
+    out_hello->version = sl_read_u8(reader);
+    out_hello->incarnation = sl_read_u64(reader);
+    return read_text(reader, out_hello->name, sizeof out_hello->name);
+}
+
+static bool parse_piece(sl_reader *reader, kvt_piece_head *out_piece)
+{
+    out_piece->ordinal = sl_read_u32(reader);
+    out_piece->block = sl_read_u32(reader);
+    out_piece->group = sl_read_u16(reader);
+    out_piece->attempt = sl_read_u8(reader);
+    if (sl_read_u8(reader) != 0)
+        return false;
+    out_piece->bytes = sl_read_u64(reader);
+    out_piece->sum = sl_read_u64(reader);
+    return out_piece->attempt < KVT_FETCHES_MAX && out_piece->bytes <= KVT_PIECE_BYTES_MAX;
+}
+
+static bool parse_commit(sl_reader *reader, kvt_commit_head *out_commit)
+{
+    out_commit->sequence = sl_read_u32(reader);
+    out_commit->pieces = sl_read_u32(reader);
+    out_commit->tokens = sl_read_u64(reader);
+    uint8_t final = sl_read_u8(reader);
+    if (sl_read_u8(reader) != 0)
+        return false;
+    out_commit->final = final == 1;
+    uint32_t payload = sl_read_u32(reader);
+    out_commit->payload = sl_read_span(reader, payload);
+    return final <= 1 && payload <= KVT_PAYLOAD_MAX && out_commit->pieces <= KVT_PIECES_MAX;
+}
+
+static bool parse_ack(sl_reader *reader, kvt_ack_list *out_ack)
+{
+    out_ack->count = sl_read_u16(reader);
+    if (out_ack->count == 0 || out_ack->count > KVT_WIRE_ACKS_MAX)
+        return false;
+    for (uint32_t i = 0; i < out_ack->count; i++) {
+        kvt_piece_ack *entry = &out_ack->entries[i];
+        entry->ordinal = sl_read_u32(reader);
+        entry->result = sl_read_u8(reader);
+        entry->attempt = sl_read_u8(reader);
+        if (entry->result >= KVT_RESULT_COUNT || entry->attempt >= KVT_FETCHES_MAX)
+            return false;
+    }
+    return true;
+}
+
+static bool parse_revoke(sl_reader *reader, kvt_revoke_head *out_revoke)
+{
+    out_revoke->code = sl_read_u8(reader);
+    return out_revoke->code != SL_OK &&
+           read_text(reader, out_revoke->text, sizeof out_revoke->text);
+}
+
+static bool parse_body(sl_reader *reader, kvt_message *message)
+{
+    if (message->type == KVT_MESSAGE_HELLO || message->type == KVT_MESSAGE_HELLO_ACK)
+        return parse_hello(reader, &message->hello);
+    /* The version byte of every other message: one that changed layout is never misread. */
+    if (sl_read_u8(reader) != KVT_WIRE_VERSION || sl_read_u16(reader) != 0)
+        return false;
+    message->nonce.high = sl_read_u64(reader);
+    message->nonce.low = sl_read_u64(reader);
+    switch (message->type) {
+    case KVT_MESSAGE_PIECE:
+        return parse_piece(reader, &message->piece);
+    case KVT_MESSAGE_COMMIT:
+        return parse_commit(reader, &message->commit);
+    case KVT_MESSAGE_ACK:
+        return parse_ack(reader, &message->ack);
+    case KVT_MESSAGE_COMMIT_ACK:
+        message->sequence = sl_read_u32(reader);
+        return true;
+    case KVT_MESSAGE_CANCEL:
+        return true;
+    case KVT_MESSAGE_REVOKE:
+        return parse_revoke(reader, &message->revoke);
+    default:
+        return false;
+    }
+}
+
+bool kvt_wire_parse(const void *data, size_t size, kvt_message *out_message)
+{
+    sl_reader reader = sl_reader_init(data, size);
+    out_message->type = sl_read_u8(&reader);
+    return parse_body(&reader, out_message) && sl_reader_ok(&reader) &&
+           sl_reader_left(&reader) == 0;
+}
+
+static void write_text(sl_writer *writer, const char *text, size_t capacity)
+{
+    size_t size = strnlen(text, capacity - 1);
+    if (!text_valid(text, size))
+        writer->failed = true;
+    sl_write_u8(writer, (uint8_t)size);
+    sl_write_bytes(writer, text, size);
+}
+
+static void pack_commit(sl_writer *writer, const kvt_commit_head *commit)
+{
+    sl_write_u32(writer, commit->sequence);
+    sl_write_u32(writer, commit->pieces);
+    sl_write_u64(writer, commit->tokens);
+    sl_write_u8(writer, commit->final);
+    sl_write_u8(writer, 0);
+    sl_write_u32(writer, (uint32_t)commit->payload.size);
+    sl_write_bytes(writer, commit->payload.data, commit->payload.size);
+}
+
+static void pack_piece(sl_writer *writer, const kvt_piece_head *piece)
+{
+    sl_write_u32(writer, piece->ordinal);
+    sl_write_u32(writer, piece->block);
+    sl_write_u16(writer, piece->group);
+    sl_write_u8(writer, piece->attempt);
+    sl_write_u8(writer, 0);
+    sl_write_u64(writer, piece->bytes);
+    sl_write_u64(writer, piece->sum);
+}
+
+static void pack_ack(sl_writer *writer, const kvt_ack_list *ack)
+{
+    if (ack->count == 0 || ack->count > KVT_WIRE_ACKS_MAX) {
+        writer->failed = true;
+        return;
+    }
+    sl_write_u16(writer, (uint16_t)ack->count);
+    for (uint32_t i = 0; i < ack->count; i++) {
+        sl_write_u32(writer, ack->entries[i].ordinal);
+        sl_write_u8(writer, ack->entries[i].result);
+        sl_write_u8(writer, ack->entries[i].attempt);
+    }
+}
+
+static void pack_body(sl_writer *writer, const kvt_message *message)
+{
+    sl_write_u8(writer, KVT_WIRE_VERSION);
+    sl_write_u16(writer, 0);
+    sl_write_u64(writer, message->nonce.high);
+    sl_write_u64(writer, message->nonce.low);
+    switch (message->type) {
+    case KVT_MESSAGE_PIECE:
+        pack_piece(writer, &message->piece);
+        break;
+    case KVT_MESSAGE_COMMIT:
+        pack_commit(writer, &message->commit);
+        break;
+    case KVT_MESSAGE_ACK:
+        pack_ack(writer, &message->ack);
+        break;
+    case KVT_MESSAGE_COMMIT_ACK:
+        sl_write_u32(writer, message->sequence);
+        break;
+    case KVT_MESSAGE_CANCEL:
+        break;
+    case KVT_MESSAGE_REVOKE:
+        sl_write_u8(writer, message->revoke.code);
+        write_text(writer, message->revoke.text, sizeof message->revoke.text);
+        break;
+    default:
+        writer->failed = true;
+    }
+}
+
+size_t kvt_wire_pack(const kvt_message *message, void *data, size_t capacity)
+{
+    sl_writer writer = sl_writer_init(data, capacity);
+    sl_write_u8(&writer, message->type);
+    if (message->type == KVT_MESSAGE_HELLO || message->type == KVT_MESSAGE_HELLO_ACK) {
+        sl_write_u32(&writer, KVT_WIRE_MAGIC);
+        sl_write_u8(&writer, message->hello.version);
+        sl_write_u64(&writer, message->hello.incarnation);
+        write_text(&writer, message->hello.name, sizeof message->hello.name);
+    } else {
+        pack_body(&writer, message);
+    }
+    return writer.failed ? 0 : writer.at;
+}

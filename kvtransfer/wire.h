@@ -1,0 +1,102 @@
+/* The messages of the protocol, packed and parsed. README.md shows the byte layout.
+ *
+ * Pure functions over bytes: owns nothing, any thread, never blocks. Little-endian. What parse
+ * accepts, pack gives back bit by bit; the rest is refused as a whole. */
+#ifndef KVTRANSFER_WIRE_H
+#define KVTRANSFER_WIRE_H
+
+#include "base/bytes.h"
+#include "kvtransfer/kvtransfer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define KVT_WIRE_MAGIC   0x3154564bu /* "KVT1" */
+#define KVT_WIRE_VERSION 1u
+
+typedef enum kvt_message_type {
+    KVT_MESSAGE_HELLO = 1,      /* P -> D, first */
+    KVT_MESSAGE_HELLO_ACK = 2,  /* D -> P */
+    KVT_MESSAGE_PIECE = 3,      /* P -> D, header of an offered piece */
+    KVT_MESSAGE_COMMIT = 4,     /* P -> D */
+    KVT_MESSAGE_ACK = 5,        /* D -> P, results of pieces */
+    KVT_MESSAGE_COMMIT_ACK = 6, /* D -> P */
+    KVT_MESSAGE_CANCEL = 7,     /* P -> D */
+    KVT_MESSAGE_REVOKE = 8,     /* D -> P, with the reason */
+} kvt_message_type;
+
+typedef enum kvt_piece_result {
+    KVT_RESULT_VERIFIED = 0,
+    KVT_RESULT_REFETCH = 1,   /* the sum differs: announce it once more */
+    KVT_RESULT_RANGE = 2,     /* block, group or ordinal outside the transfer */
+    KVT_RESULT_SIZE = 3,      /* not the size of its group */
+    KVT_RESULT_DUPLICATE = 4, /* known under another ordinal */
+    KVT_RESULT_FULL = 5,      /* more in flight than the window allows */
+    KVT_RESULT_COUNT,
+} kvt_piece_result;
+
+typedef struct kvt_piece_ack {
+    uint32_t ordinal;
+    uint8_t result; /* kvt_piece_result */
+    uint8_t attempt;
+} kvt_piece_ack;
+
+typedef struct kvt_hello {
+    uint8_t version;
+    uint64_t incarnation;
+    char name[KVT_NAME_MAX]; /* printable ASCII */
+} kvt_hello;
+
+typedef struct kvt_piece_head {
+    uint32_t ordinal; /* the piece's number in its transfer, in the order of announcement */
+    uint32_t block;
+    uint16_t group;
+    uint8_t attempt; /* 0, then 1 after a sum mismatch */
+    uint64_t bytes;
+    uint64_t sum;
+} kvt_piece_head;
+
+typedef struct kvt_commit_head {
+    uint32_t sequence;
+    uint32_t pieces; /* ordinals below it are named */
+    uint64_t tokens;
+    bool final;
+    sl_span payload; /* borrowed from the message */
+} kvt_commit_head;
+
+typedef struct kvt_ack_list {
+    uint32_t count;
+    kvt_piece_ack entries[KVT_WIRE_ACKS_MAX];
+} kvt_ack_list;
+
+typedef struct kvt_revoke_head {
+    uint8_t code; /* sl_code */
+    char text[KVT_TEXT_MAX];
+} kvt_revoke_head;
+
+typedef struct kvt_message {
+    uint8_t type;
+    kvt_nonce nonce; /* all but hello */
+    union {
+        kvt_hello hello; /* HELLO, HELLO_ACK */
+        kvt_piece_head piece;
+        kvt_commit_head commit;
+        kvt_ack_list ack;
+        uint32_t sequence; /* COMMIT_ACK */
+        kvt_revoke_head revoke;
+    };
+} kvt_message;
+
+#define KVT_WIRE_COMMIT_SIZE 42u /* before the payload */
+
+/* False: not a whole, valid message (nothing in *out_message may then be used). A hello of another
+ * version is accepted, so that both sides can say so. */
+SL_MUST_USE bool kvt_wire_parse(const void *data, size_t size, kvt_message *out_message);
+/* Returns the size, 0 if it does not fit or is not valid. */
+size_t kvt_wire_pack(const kvt_message *message, void *data, size_t capacity);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
