@@ -32,6 +32,7 @@ struct rpc_call {
     bool close_sent;
     bool read_end;
     bool paused, resuming;
+    bool cancel_asked;
     bool bad; /* own verdict (local_err) instead of the peer's status */
     grpc_byte_buffer *recv_buffer, *held_buffer, *send_buffer;
     rpc_queue queue;
@@ -109,6 +110,9 @@ static void fill_error(rpc_call *call, sl_err *out_err)
     snprintf(details, sizeof(details), "%.*s", (int)GRPC_SLICE_LENGTH(call->details),
              (const char *)GRPC_SLICE_START_PTR(call->details));
     sl_code code = rpc_status_from_wire(call->status, code_text[0] ? code_text : NULL, details);
+    /* A server that goes away cancels its calls: for us that is a peer lost, not our own wish. */
+    if (code == SL_CANCELLED && !code_text[0] && !call->cancel_asked)
+        code = SL_UNAVAILABLE;
     out_err->text[0] = 0;
     out_err->code = code;
     if (code != SL_OK)
@@ -508,6 +512,7 @@ void rpc_call_cancel(rpc_call *call)
 {
     sl_loop_assert_owner(call->runtime->loop);
     sl_assert(!call->dropped);
+    call->cancel_asked = true;
     grpc_call_cancel(call->call, NULL);
 }
 

@@ -145,7 +145,8 @@ static void take_handlers(rpc_server *server, const rpc_server_options *options)
 {
     server->handlers =
         sl_alloc(options->handler_count + OWN_HANDLERS, sizeof(*server->handlers), "rpc server");
-    memcpy(server->handlers, options->handlers, options->handler_count * sizeof(*server->handlers));
+    for (size_t i = 0; i < options->handler_count; i++)
+        server->handlers[i] = options->handlers[i];
     size_t count = options->handler_count;
     rpc_health_handlers(server->health, server->handlers + count);
     count += 2;

@@ -93,7 +93,7 @@ size_t rpc_server_call_write_pending(const rpc_server_call *call);
 void rpc_server_call_finish(rpc_server_call *call, sl_code code, const char *text);
 /* Bidi: holds the client by flow control. */
 void rpc_server_call_pause(rpc_server_call *call, bool paused);
-/* Ends it at once, queue dropped: the client sees CANCELLED. on_closed follows. */
+/* Ends it at once, queue dropped: our clients see SL_UNAVAILABLE. on_closed follows. */
 void rpc_server_call_cancel(rpc_server_call *call);
 
 #ifdef __cplusplus
