@@ -25,8 +25,8 @@ typedef enum mdl_event_kind {
     MDL_EVENT_ARGUMENTS,   /* text: delta of the arguments JSON; call_index */
     MDL_EVENT_CALL_END,    /* call_index: arguments are complete */
     MDL_EVENT_CALL_BROKEN, /* call_index will not be completed; text: its raw text, which a
-                              non-streaming answer appends to content unless reason is length.
-                              Always the last event of that call; its index is not used again. */
+                              non-streaming answer appends to content (empty at the length limit).
+                              The last event of that call; its index is not used again. */
 } mdl_event_kind;
 
 typedef struct mdl_event {

@@ -262,14 +262,11 @@ TEST(calls_and_results)
                 "</｜DSML｜invoke>\n" CALLS_END
                 "\n\n<function_results>\n<result>one</result>\n<result>two</result>\n"
                 "</function_results>\n\n<think>";
-    const char *calls =
-        CALLS(
-            CALL(
-                "c1", "f",
-                "\"{\\\"s\\\":\\\" "
-                "\\\\\\\"x\\\\\\\"\\\\n\\\",\\\"o\\\":{\\\"a\\\":[1,2.0,null]}}\"") "," CALL("c2",
-                                                                                             "g",
-                                                                                             "{}"));
+    const char *calls = CALLS(
+        CALL("c1", "f",
+             "\"{\\\"s\\\":\\\" "
+             "\\\\\\\"x\\\\\\\"\\\\n\\\",\\\"o\\\":{\\\"a\\\":[1,2.0,null]}}\"") "," CALL("c2", "g",
+                                                                                          "{}"));
     char request[2048];
 
     snprintf(request, sizeof(request),
