@@ -11,6 +11,9 @@
 #include "model/config.h"
 #include "model/tokenizer.h"
 
+/* gate and up of all experts and the shared one are one call of the kernels. */
+#define ENG_EXPERTS_MAX (((int32_t)KRN_GEMMS_MAX - 2) / 2)
+
 static sl_status model_load_mask(eng_model *model, const char *dir, sl_err *err)
 {
     char *path = sl_asprintf("model path", "%s/tokenizer.json", dir);
@@ -53,7 +56,7 @@ static sl_status model_check_shape(const mdl_shape *shape, sl_err *err)
         shape->index_head_dim != KRN_INDEX_DIM)
         return sl_fail(err, SL_UNSUPPORTED,
                        "config.json: head dimensions are not those of DeepSeek-V3.2");
-    if (shape->expert_count > (int32_t)KRN_EXPERTS_MAX ||
+    if (shape->expert_count > ENG_EXPERTS_MAX ||
         shape->experts_per_token > (int32_t)KRN_EXPERTS_CHOSEN_MAX ||
         shape->group_count > (int32_t)KRN_EXPERT_GROUPS_MAX)
         return sl_fail(err, SL_TOO_LARGE, "config.json: %d experts, %d a token, %d groups",
