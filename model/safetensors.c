@@ -47,6 +47,8 @@ struct mdl_checkpoint {
     uint32_t *slots; /* open addressing: index + 1 into tensors, 0 = free */
     size_t slot_count;
     uint64_t key[2];
+    void **copies; /* data of tensors that lie unaligned in their file */
+    size_t copy_count;
 };
 
 size_t mdl_dtype_bytes(mdl_dtype dtype)
@@ -199,9 +201,6 @@ static sl_status parse_tensor(const mapped_file *file, size_t data_begin, const 
                        file->name, name, (long long)(end - begin), (unsigned long long)expected);
     t.bytes = (size_t)(end - begin);
     t.data = file->memory + data_begin + begin;
-    if ((data_begin + (size_t)begin) % mdl_dtype_bytes(t.dtype) != 0)
-        return sl_fail(err, SL_UNSUPPORTED, "%s: tensor %s: data is not aligned to %zu bytes",
-                       file->name, name, mdl_dtype_bytes(t.dtype));
     *out_tensor = t;
     return sl_ok();
 }
@@ -237,6 +236,18 @@ static sl_status check_cover(const mapped_file *file, size_t data_begin, const m
     return sl_ok();
 }
 
+/* The format promises no alignment, our callers do: what lies badly is copied. */
+static void align_data(mdl_checkpoint *c, mdl_tensor *tensor)
+{
+    if ((uintptr_t)tensor->data % mdl_dtype_bytes(tensor->dtype) == 0)
+        return;
+    void *copy = sl_alloc(tensor->bytes, 1, "unaligned tensor");
+    memcpy(copy, tensor->data, tensor->bytes);
+    c->copies = sl_realloc(c->copies, c->copy_count + 1, sizeof(*c->copies), "unaligned tensors");
+    c->copies[c->copy_count++] = copy;
+    tensor->data = copy;
+}
+
 static sl_status add_tensors(mdl_checkpoint *c, const mapped_file *file, size_t data_begin,
                              const sl_json *header, sl_err *err)
 {
@@ -260,6 +271,7 @@ static sl_status add_tensors(mdl_checkpoint *c, const mapped_file *file, size_t 
         char *name = sl_strdup(tensors[i].name, "tensor name");
 
         tensors[i].name = name;
+        align_data(c, &tensors[i]);
         status = add_tensor(c, &tensors[i], err);
         if (!sl_is_ok(status))
             sl_free(name);
@@ -477,6 +489,9 @@ void mdl_checkpoint_close(mdl_checkpoint *checkpoint)
         munmap(checkpoint->files[i].memory, checkpoint->files[i].bytes);
         sl_free(checkpoint->files[i].name);
     }
+    for (size_t i = 0; i < checkpoint->copy_count; i++)
+        sl_free(checkpoint->copies[i]);
+    sl_free(checkpoint->copies);
     sl_free(checkpoint->files);
     sl_free(checkpoint->slots);
     sl_free(checkpoint);

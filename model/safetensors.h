@@ -2,7 +2,8 @@
  *
  * Opening checks everything that can be checked without reading tensor data: header bounds, dtypes,
  * shapes against byte ranges, no gaps, no overlaps, unique names, index against files. Afterwards
- * the checkpoint is immutable and shareable; tensors point into the mapping and live until close.
+ * the checkpoint is immutable and shareable; tensors point into the mapping (unaligned ones into a
+ * copy) and live until close.
  * Errors name the file and the tensor. Thread: any. */
 #ifndef MODEL_SAFETENSORS_H
 #define MODEL_SAFETENSORS_H
