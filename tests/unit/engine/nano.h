@@ -40,7 +40,7 @@ typedef struct nano_options {
 typedef struct nano {
     char dir[64];
     mdl_tensor tensors[NANO_TENSORS_MAX];
-    char names[NANO_TENSORS_MAX][96];
+    char names[NANO_TENSORS_MAX][224];
     uint32_t count;
     uint64_t draw;
     const nano_options *options;
@@ -90,9 +90,9 @@ static inline void nano_f32(nano *n, const char *prefix, const char *name, int64
 static inline void nano_linear(nano *n, const char *prefix, const char *base, int64_t rows,
                                int64_t cols)
 {
-    char name[96];
+    char name[128];
     float size = 1.7f / sqrtf((float)cols);
-    snprintf(name, sizeof(name), "%s.weight", base);
+    snprintf(name, sizeof(name), "%.100s.weight", base);
     if (n->options->bf16) {
         nano_bf16(n, prefix, name, rows, cols, 0, size);
         return;
@@ -101,7 +101,7 @@ static inline void nano_linear(nano *n, const char *prefix, const char *base, in
     uint8_t *codes = (uint8_t *)(uintptr_t)t->data;
     for (size_t i = 0; i < t->bytes; i++)
         codes[i] = krn_f32_to_e4m3(nano_random(n, size) * 1024.0f);
-    snprintf(name, sizeof(name), "%s.weight_scale_inv", base);
+    snprintf(name, sizeof(name), "%.100s.weight_scale_inv", base);
     int64_t block_rows = (rows + 127) / 128, block_cols = (cols + 127) / 128;
     t = nano_add(n, prefix, name, n->options->e8m0 ? MDL_DTYPE_F8_E8M0 : MDL_DTYPE_F32, block_rows,
                  block_cols);
@@ -116,7 +116,7 @@ static inline void nano_linear(nano *n, const char *prefix, const char *base, in
 
 static inline void nano_mlp(nano *n, const char *prefix, const char *base, int64_t width)
 {
-    char name[96];
+    char name[128];
     snprintf(name, sizeof(name), "%s.gate_proj", base);
     nano_linear(n, prefix, name, width, NANO_HIDDEN);
     snprintf(name, sizeof(name), "%s.up_proj", base);

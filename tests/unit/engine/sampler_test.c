@@ -1,0 +1,285 @@
+/* The sampler: known answers, edges of each filter, and draws that depend on the key alone. */
+#include "tests/unit/test.h"
+
+#include <math.h>
+
+#include "base/rng.h"
+#include "engine/sampler.h"
+
+#define VOCAB 100u
+
+static void draw_all(const float *logits, const mdl_sampling *params, const uint32_t *context,
+                     uint32_t count, uint32_t prompt, uint32_t position, eng_sampled *out)
+{
+    eng_sampler sampler;
+    float copy[VOCAB];
+    memcpy(copy, logits, sizeof(copy));
+    eng_sampler_init(&sampler, VOCAB, 1, NULL);
+    eng_sampler_draw(&sampler, copy, params, context, count, prompt, position, out);
+    eng_sampler_fini(&sampler);
+}
+
+static mdl_sampling defaults(void)
+{
+    mdl_sampling params;
+    memset(&params, 0, sizeof(params));
+    params.temperature = 1;
+    params.top_p = 1;
+    params.repetition_penalty = 1;
+    params.logprob_count = -1;
+    return params;
+}
+
+/* log(p) as logits, so that probabilities are the given ones; the rest is impossible. */
+static void set_probabilities(float *logits, const float *p, uint32_t count)
+{
+    for (uint32_t i = 0; i < VOCAB; i++)
+        logits[i] = i < count && p[i] > 0 ? logf(p[i]) : -INFINITY;
+}
+
+/* Bit i: id i is drawn at some of many positions. */
+static uint32_t drawn_set(const float *logits, const mdl_sampling *params)
+{
+    uint32_t set = 0;
+    for (uint32_t position = 0; position < 3000; position++) {
+        eng_sampled sampled;
+        draw_all(logits, params, NULL, 0, 0, position, &sampled);
+        assert_true(sampled.id < 32);
+        set |= 1u << sampled.id;
+    }
+    return set;
+}
+
+TEST(greedy_takes_the_lowest_of_equals)
+{
+    float logits[VOCAB];
+    mdl_sampling params = defaults();
+    eng_sampled sampled;
+    params.temperature = 0;
+    for (uint32_t i = 0; i < VOCAB; i++)
+        logits[i] = i == 7 || i == 50 ? 3.0f : -1.0f;
+    draw_all(logits, &params, NULL, 0, 0, 0, &sampled);
+    assert_int_equal(sampled.id, 7);
+    logits[0] = -0.0f;
+    logits[1] = 0.0f;
+    logits[7] = logits[50] = -2;
+    draw_all(logits, &params, NULL, 0, 0, 0, &sampled);
+    assert_int_equal(sampled.id, 0);
+}
+
+/* The draw is the keyed number against the running sum by ascending id. */
+TEST(the_draw_is_the_keyed_number)
+{
+    static const float P[4] = {0.1f, 0.4f, 0.2f, 0.3f};
+    float logits[VOCAB];
+    mdl_sampling params = defaults();
+    set_probabilities(logits, P, 4);
+    for (uint32_t position = 0; position < 500; position++) {
+        params.seed = 42 + position % 3;
+        double u = sl_keyed_uniform(params.seed, position, 0);
+        uint32_t expected = u < 0.0999999 ? 0 : u < 0.4999999 ? 1 : u < 0.6999999 ? 2 : 3;
+        eng_sampled sampled;
+        draw_all(logits, &params, NULL, 0, 0, position, &sampled);
+        assert_int_equal(sampled.id, expected);
+    }
+}
+
+TEST(frequencies_follow_probabilities)
+{
+    static const float P[4] = {0.5f, 0.25f, 0.125f, 0.125f};
+    float logits[VOCAB];
+    uint32_t counts[4] = {0};
+    mdl_sampling params = defaults();
+    set_probabilities(logits, P, 4);
+    for (uint32_t position = 0; position < 8000; position++) {
+        eng_sampled sampled;
+        draw_all(logits, &params, NULL, 0, 0, position, &sampled);
+        counts[sampled.id]++;
+    }
+    for (uint32_t i = 0; i < 4; i++)
+        assert_true(fabsf((float)counts[i] / 8000 - P[i]) < 0.02f);
+}
+
+TEST(top_p_keeps_the_crossing_token)
+{
+    static const float P[4] = {0.125f, 0.5f, 0.25f, 0.125f};
+    float logits[VOCAB];
+    mdl_sampling params = defaults();
+    set_probabilities(logits, P, 4);
+    params.top_p = 0.49f;
+    assert_int_equal(drawn_set(logits, &params), 1u << 1);
+    params.top_p = 0.51f;
+    assert_int_equal(drawn_set(logits, &params), 1u << 1 | 1u << 2);
+    params.top_p = 0.76f; /* equal ones: the lower id is first */
+    assert_int_equal(drawn_set(logits, &params), 1u << 1 | 1u << 2 | 1u << 0);
+    params.top_p = 1.0f;
+    assert_int_equal(drawn_set(logits, &params), 0xf);
+    params.top_p = 1e-9f; /* at least one stays */
+    assert_int_equal(drawn_set(logits, &params), 1u << 1);
+}
+
+TEST(top_k_and_min_p)
+{
+    static const float P[5] = {0.1f, 0.3f, 0.3f, 0.2f, 0.1f};
+    float logits[VOCAB];
+    mdl_sampling params = defaults();
+    set_probabilities(logits, P, 5);
+    params.top_k = 1; /* of the two equal ones, the lower id */
+    assert_int_equal(drawn_set(logits, &params), 1u << 1);
+    params.top_k = 3;
+    assert_int_equal(drawn_set(logits, &params), 0xe);
+    params.top_k = 4;
+    assert_int_equal(drawn_set(logits, &params), 0xf);
+    params.top_k = 1000;
+    assert_int_equal(drawn_set(logits, &params), 0x1f);
+    params.top_k = 0;
+    params.min_p = 0.5f; /* of the best, 0.3 */
+    assert_int_equal(drawn_set(logits, &params), 0xe);
+    params.min_p = 1.0f;
+    assert_int_equal(drawn_set(logits, &params), 0x6);
+    params.min_p = 0.5f;
+    params.top_k = 2;
+    assert_int_equal(drawn_set(logits, &params), 0x6);
+}
+
+TEST(temperature_sharpens)
+{
+    static const float P[2] = {0.4f, 0.6f};
+    float logits[VOCAB];
+    mdl_sampling params = defaults();
+    set_probabilities(logits, P, 2);
+    params.temperature = 1e-30f; /* no division by (nearly) zero shows */
+    assert_int_equal(drawn_set(logits, &params), 1u << 1);
+    params.temperature = 2;
+    assert_int_equal(drawn_set(logits, &params), 3);
+}
+
+TEST(penalties_count_generated_tokens)
+{
+    static const uint32_t CONTEXT[] = {3, 3, 4, 4, 4, 5}; /* the first two are the prompt */
+    float logits[VOCAB] = {0};
+    mdl_sampling params = defaults();
+    eng_sampled sampled;
+    params.temperature = 0;
+    params.logprob_count = 2;
+    logits[3] = 2.0f;
+    logits[4] = 3.0f;
+    logits[5] = 2.5f;
+    draw_all(logits, &params, CONTEXT, 6, 2, 6, &sampled);
+    assert_int_equal(sampled.id, 4);
+    params.presence_penalty = 1; /* 4: 2, 5: 1.5, 3: 2 (prompt only): the lower id */
+    draw_all(logits, &params, CONTEXT, 6, 2, 6, &sampled);
+    assert_int_equal(sampled.id, 3);
+    params.presence_penalty = 0;
+    params.frequency_penalty = 0.5f; /* 4: 1.5, 5: 2, 3: 2 */
+    draw_all(logits, &params, CONTEXT, 6, 2, 6, &sampled);
+    assert_int_equal(sampled.id, 3);
+    logits[3] = 1.9f;
+    draw_all(logits, &params, CONTEXT, 6, 2, 6, &sampled);
+    assert_int_equal(sampled.id, 5);
+    params.frequency_penalty = 0;
+    params.repetition_penalty = 2; /* prompt too: 3: 0.95, 4: 1.5, 5: 1.25 */
+    draw_all(logits, &params, CONTEXT, 6, 2, 6, &sampled);
+    assert_int_equal(sampled.id, 4);
+    logits[6] = 1.6f;
+    draw_all(logits, &params, CONTEXT, 6, 2, 6, &sampled);
+    assert_int_equal(sampled.id, 6);
+    logits[6] = 0;
+    for (uint32_t i = 0; i < VOCAB; i++)
+        logits[i] -= 10; /* negative logits are multiplied: penalised ones fall */
+    draw_all(logits, &params, CONTEXT, 6, 2, 6, &sampled);
+    assert_int_equal(sampled.id, 0);
+}
+
+TEST(bias_and_masks)
+{
+    static const uint32_t UNDEFINED[4] = {0, 0, 0, 1u << 3}; /* id 99 */
+    float logits[VOCAB] = {0}, copy[VOCAB];
+    mdl_sampling params = defaults();
+    eng_sampled sampled;
+    params.temperature = 0;
+    params.bias_count = 2;
+    params.bias[0] = (mdl_logit_bias){10, 5.0f};
+    params.bias[1] = (mdl_logit_bias){11, 4.0f};
+    draw_all(logits, &params, NULL, 0, 0, 0, &sampled);
+    assert_int_equal(sampled.id, 10);
+    params.bias[0].bias = -100;
+    draw_all(logits, &params, NULL, 0, 0, 0, &sampled);
+    assert_int_equal(sampled.id, 11);
+    logits[99] = 50;
+    logits[1] = 40; /* EOS */
+    logits[2] = 30; /* a stop id */
+    eng_sampler sampler;
+    eng_sampler_init(&sampler, VOCAB, 1, UNDEFINED);
+    params.stop_id_count = 1;
+    params.stop_ids[0] = 2;
+    params.min_tokens = 2;
+    static const uint32_t EXPECTED[] = {11, 11, 1}; /* after 0, 1, 2 generated tokens */
+    static const uint32_t CONTEXT[] = {5, 6, 7};
+    for (uint32_t made = 0; made < 3; made++) {
+        memcpy(copy, logits, sizeof(copy));
+        eng_sampler_draw(&sampler, copy, &params, CONTEXT, 1 + made, 1, 1 + made, &sampled);
+        assert_int_equal(sampled.id, EXPECTED[made]);
+    }
+    eng_sampler_fini(&sampler);
+}
+
+TEST(logprobs_before_temperature)
+{
+    static const float P[4] = {0.1f, 0.4f, 0.4f, 0.1f};
+    static const uint32_t ORDER[4] = {1, 2, 0, 3};
+    float logits[VOCAB];
+    mdl_sampling params = defaults();
+    eng_sampled sampled;
+    set_probabilities(logits, P, 4);
+    for (uint32_t i = 0; i < VOCAB; i++)
+        logits[i] += 7; /* a shift changes nothing */
+    params.temperature = 0.5f;
+    params.logprob_count = 20;
+    draw_all(logits, &params, NULL, 0, 0, 3, &sampled);
+    assert_int_equal(sampled.top_count, 4); /* the others are impossible */
+    for (uint32_t i = 0; i < 4; i++) {
+        assert_int_equal(sampled.top[i].id, ORDER[i]);
+        assert_true(fabsf(sampled.top[i].logprob - logf(P[ORDER[i]])) < 1e-5f);
+    }
+    assert_true(fabsf(sampled.logprob - logf(P[sampled.id])) < 1e-5f);
+    params.logprob_count = 0;
+    draw_all(logits, &params, NULL, 0, 0, 3, &sampled);
+    assert_int_equal(sampled.top_count, 0);
+    assert_true(sampled.logprob < 0);
+}
+
+TEST(same_key_same_token)
+{
+    float logits[VOCAB];
+    mdl_sampling params = defaults();
+    uint32_t differ = 0;
+    for (uint32_t i = 0; i < VOCAB; i++)
+        logits[i] = (float)sl_keyed_uniform(1, i, 9) * 3;
+    params.top_p = 0.9f;
+    for (uint32_t position = 0; position < 200; position++) {
+        eng_sampled a, b, c;
+        params.seed = 5;
+        draw_all(logits, &params, NULL, 0, 0, position, &a);
+        draw_all(logits, &params, NULL, 0, 0, position, &b);
+        assert_int_equal(a.id, b.id);
+        params.seed = 6;
+        draw_all(logits, &params, NULL, 0, 0, position, &c);
+        differ += a.id != c.id;
+    }
+    assert_true(differ > 150);
+}
+
+static const struct CMUnitTest TESTS[] = {
+    cmocka_unit_test(greedy_takes_the_lowest_of_equals),
+    cmocka_unit_test(the_draw_is_the_keyed_number),
+    cmocka_unit_test(frequencies_follow_probabilities),
+    cmocka_unit_test(top_p_keeps_the_crossing_token),
+    cmocka_unit_test(top_k_and_min_p),
+    cmocka_unit_test(temperature_sharpens),
+    cmocka_unit_test(penalties_count_generated_tokens),
+    cmocka_unit_test(bias_and_masks),
+    cmocka_unit_test(logprobs_before_temperature),
+    cmocka_unit_test(same_key_same_token),
+};
+TEST_MAIN(TESTS)

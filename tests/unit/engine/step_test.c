@@ -1,0 +1,330 @@
+/* One answer: chunking, batching, threads, hand-over and drafts change no bit of a step. */
+#include "tests/unit/engine/support.h"
+
+#include "kernels/kernels.h"
+
+#define PROMPT 200u /* past index_topk and three page edges */
+
+TEST(chunk_size_changes_nothing)
+{
+    static const uint32_t CHUNKS[] = {PROMPT, 1, 7, 64, 63, 65};
+    uint32_t tokens[PROMPT];
+    float whole[NANO_VOCAB], logits[NANO_VOCAB];
+    uint8_t *whole_bytes = NULL;
+    size_t whole_size = 0;
+    rig r;
+    rig_open(&r);
+    stream_fill(1, PROMPT, tokens);
+    for (size_t i = 0; i < sizeof(CHUNKS) / sizeof(CHUNKS[0]); i++) {
+        size_t size;
+        eng_sequence *sequence = sequence_open(r.engine, PROMPT + 8);
+        sequence_feed(r.engine, sequence, tokens, PROMPT, CHUNKS[i], i ? logits : whole);
+        uint8_t *bytes = sequence_bytes(r.engine, sequence, &size);
+        if (i == 0) {
+            whole_bytes = bytes;
+            whole_size = size;
+        } else {
+            assert_memory_equal(logits, whole, sizeof(whole));
+            assert_int_equal(size, whole_size);
+            assert_memory_equal(bytes, whole_bytes, size);
+            sl_free(bytes);
+        }
+        assert_memory_equal(eng_head_logits(r.engine, sequence), whole, sizeof(whole));
+        eng_sequence_close(sequence);
+    }
+    sl_free(whole_bytes);
+    rig_close(&r);
+}
+
+/* Sixteen sequences of unlike lengths step together, prefill beside decode. */
+TEST(batch_changes_nothing)
+{
+    enum { COUNT = 16, TOTAL = 96 };
+    float alone[COUNT][NANO_VOCAB];
+    uint32_t tokens[COUNT][TOTAL];
+    eng_sequence *sequences[COUNT];
+    sl_err err;
+    rig r;
+    rig_open(&r);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        stream_fill(100 + i, TOTAL, tokens[i]);
+        sequences[i] = sequence_open(r.engine, TOTAL);
+        sequence_feed(r.engine, sequences[i], tokens[i], TOTAL - i, TOTAL, alone[i]);
+        eng_sequence_close(sequences[i]);
+    }
+    for (uint32_t batch = 1; batch <= COUNT; batch++) {
+        eng_span spans[COUNT];
+        for (uint32_t i = 0; i < batch; i++) {
+            /* even ones decode one token, odd ones prefill a chunk of their prompt */
+            uint32_t last = i % 2 ? 1 + 3 * i : 1;
+            uint32_t before = TOTAL - i - last;
+            sequences[i] = sequence_open(r.engine, TOTAL);
+            sequence_feed(r.engine, sequences[i], tokens[i], before, 40, NULL);
+            spans[i] = (eng_span){sequences[i], tokens[i] + before, last, ENG_LOGITS_LAST};
+        }
+        assert_ok(eng_step(r.engine, spans, batch, NULL, NULL, &err), &err);
+        for (uint32_t i = 0; i < batch; i++)
+            assert_memory_equal(eng_step_logits(r.engine, i), alone[i], sizeof(alone[i]));
+        for (uint32_t i = 0; i < batch; i++)
+            eng_sequence_close(sequences[i]);
+    }
+    rig_close(&r);
+}
+
+TEST(threads_change_nothing)
+{
+    uint32_t tokens[PROMPT];
+    float first[NANO_VOCAB], logits[NANO_VOCAB];
+    rig r;
+    rig_open(&r);
+    stream_fill(2, PROMPT, tokens);
+    for (int threads = 1; threads <= 3; threads++) {
+        eng_engine *engine =
+            rig_engine(&r, &(eng_options){.kv_bytes = 4 << 20, .rows_max = 64, .threads = threads});
+        eng_sequence *sequence = sequence_open(engine, PROMPT);
+        sequence_feed(engine, sequence, tokens, PROMPT, 64, threads > 1 ? logits : first);
+        if (threads > 1)
+            assert_memory_equal(logits, first, sizeof(first));
+        eng_sequence_close(sequence);
+        eng_engine_destroy(engine);
+    }
+    rig_close(&r);
+}
+
+/* Skipping the scores of short rows: a batch with a long row scores, its short rows agree. */
+TEST(rows_at_the_selection_edge)
+{
+    uint32_t tokens[PROMPT];
+    float alone[NANO_VOCAB];
+    sl_err err;
+    rig r;
+    rig_open(&r);
+    stream_fill(3, PROMPT, tokens);
+    eng_sequence *longer = sequence_open(r.engine, PROMPT);
+    sequence_feed(r.engine, longer, tokens, NANO_TOPK + 40, 64, NULL);
+    for (uint32_t n = NANO_TOPK - 1; n <= NANO_TOPK + 2; n++) {
+        eng_sequence *a = sequence_open(r.engine, PROMPT), *b = sequence_open(r.engine, PROMPT);
+        sequence_feed(r.engine, a, tokens, n, n, alone);
+        sequence_feed(r.engine, b, tokens, n - 1, n - 1, NULL);
+        const eng_span spans[] = {
+            {longer, tokens + NANO_TOPK + 40 + (n - NANO_TOPK + 1), 1, ENG_LOGITS_NONE},
+            {b, tokens + n - 1, 1, ENG_LOGITS_LAST},
+        };
+        assert_ok(eng_step(r.engine, spans, 2, NULL, NULL, &err), &err);
+        assert_memory_equal(eng_step_logits(r.engine, 0), alone, sizeof(alone));
+        eng_sequence_close(a);
+        eng_sequence_close(b);
+    }
+    eng_sequence_close(longer);
+    rig_close(&r);
+}
+
+/* A hand-over: pieces and sums copied page by page into another engine, as a transfer would. */
+static void hand_over(eng_engine *from, const eng_sequence *source, eng_engine *to,
+                      eng_sequence *target, const mdl_shape *shape)
+{
+    const eng_cache_layout *layout = eng_engine_layout(from);
+    uint32_t length = eng_sequence_length(source);
+    assert_string_equal(eng_engine_stamp(from)->cache_format, eng_engine_stamp(to)->cache_format);
+    for (uint32_t block = 0; block * ENG_PAGE_TOKENS < length; block++) {
+        for (uint32_t group = 0; group < layout->group_count; group++) {
+            uint64_t offset, bytes;
+            eng_layout_piece(layout, shape, group, &offset, &bytes);
+            uint8_t *in = eng_engine_cache_base(from) +
+                          eng_sequence_page(source, block) * layout->page_bytes + offset;
+            uint8_t *out = eng_engine_cache_base(to) +
+                           eng_sequence_page(target, block) * layout->page_bytes + offset;
+            uint64_t sum = eng_piece_sum(from, in, bytes, block, group);
+            memcpy(out, in, bytes);
+            assert_true(eng_piece_sum(to, out, bytes, block, group) == sum);
+            assert_true(eng_piece_sum(to, out, bytes, block + 1, group) != sum);
+            out[0] ^= 1;
+            assert_true(eng_piece_sum(to, out, bytes, block, group) != sum);
+            out[0] ^= 1;
+        }
+    }
+}
+
+TEST(adopted_pages_continue_alike)
+{
+    static const uint32_t LENGTHS[] = {1, 63, 64, 65, 130, 192};
+    uint32_t tokens[PROMPT];
+    sl_err err;
+    rig r;
+    rig_open_options(&r, NULL,
+                     &(eng_options){.kv_bytes = 8 << 20, .rows_max = 256, .layer_group = 2});
+    eng_engine *other =
+        rig_engine(&r, &(eng_options){.kv_bytes = 4 << 20, .rows_max = 32, .layer_group = 2});
+    stream_fill(4, PROMPT, tokens);
+    for (size_t i = 0; i < sizeof(LENGTHS) / sizeof(LENGTHS[0]); i++) {
+        uint32_t n = LENGTHS[i], draft_a, draft_b;
+        float first[NANO_VOCAB];
+        eng_sequence *a = sequence_open(r.engine, PROMPT), *b = sequence_open(other, PROMPT);
+        sequence_feed(r.engine, a, tokens, n, 50, first);
+        hand_over(r.engine, a, other, b, eng_model_shape(r.model));
+        /* with h_final given, and as it came with the pages */
+        eng_sequence_adopt(b, n, i % 2 ? eng_sequence_h_final(a) : NULL);
+        assert_int_equal(eng_sequence_length(b), n);
+        assert_memory_equal(eng_sequence_h_final(a), eng_sequence_h_final(b), 2 * NANO_HIDDEN);
+        assert_memory_equal(eng_head_logits(other, b), first, sizeof(first));
+        assert_ok(eng_draft(r.engine, &a, &tokens[n], 1, &draft_a, &err), &err);
+        assert_ok(eng_draft(other, &b, &tokens[n], 1, &draft_b, &err), &err);
+        assert_int_equal(draft_a, draft_b);
+        for (uint32_t t = n; t < n + 3; t++) {
+            eng_span span = {a, tokens + t, 1, ENG_LOGITS_LAST};
+            assert_ok(eng_step(r.engine, &span, 1, NULL, NULL, &err), &err);
+            span.sequence = b;
+            assert_ok(eng_step(other, &span, 1, NULL, NULL, &err), &err);
+            assert_memory_equal(eng_step_logits(r.engine, 0), eng_step_logits(other, 0),
+                                NANO_VOCAB * sizeof(float));
+        }
+        eng_sequence_close(a);
+        eng_sequence_close(b);
+    }
+    eng_engine_destroy(other);
+    rig_close(&r);
+}
+
+typedef struct group_log {
+    eng_engine *engine;
+    eng_sequence *sequence;
+    uint32_t groups[8];
+    uint32_t count;
+} group_log;
+
+/* Within a callback, the group's rows are in the page. */
+static void note_group(void *context, uint32_t group)
+{
+    group_log *log = context;
+    const eng_cache_layout *layout = eng_engine_layout(log->engine);
+    uint8_t *page = eng_engine_cache_base(log->engine) +
+                    eng_sequence_page(log->sequence, 0) * layout->page_bytes;
+    uint32_t last = (group + 1) * layout->group_layers;
+    last = (last < layout->layer_count ? last : layout->layer_count) - 1;
+    bool any = false;
+    for (uint32_t i = 0; i < 656; i++) /* row 1: slot 0 of MTP is void */
+        any |= page[last * layout->layer_bytes + 656 + i] != 0;
+    assert_true(any);
+    log->groups[log->count++] = group;
+}
+
+TEST(groups_are_told_in_order)
+{
+    uint32_t tokens[4];
+    sl_err err;
+    rig r;
+    stream_fill(5, 4, tokens);
+    rig_open_options(&r, NULL, &(eng_options){.kv_bytes = 2 << 20, .layer_group = 1});
+    for (int layers = 1; layers <= 5; layers++) { /* 4 layers with MTP */
+        eng_engine *engine =
+            rig_engine(&r, &(eng_options){.kv_bytes = 2 << 20, .layer_group = layers});
+        group_log log = {.engine = engine, .sequence = sequence_open(engine, 8)};
+        eng_span span = {log.sequence, tokens, 4, ENG_LOGITS_NONE};
+        assert_ok(eng_step(engine, &span, 1, note_group, &log, &err), &err);
+        assert_int_equal(log.count, eng_engine_layout(engine)->group_count);
+        for (uint32_t i = 0; i < log.count; i++)
+            assert_int_equal(log.groups[i], i);
+        eng_sequence_close(log.sequence);
+        eng_engine_destroy(engine);
+    }
+    rig_close(&r);
+}
+
+/* Drafted rows that are dropped again leave no trace. */
+TEST(truncated_rows_leave_no_trace)
+{
+    uint32_t tokens[PROMPT];
+    sl_err err;
+    rig r;
+    rig_open(&r);
+    stream_fill(6, PROMPT, tokens);
+    for (uint32_t n = 60; n <= 68; n++) {
+        float plain[NANO_VOCAB], logits[NANO_VOCAB];
+        size_t size_a, size_b;
+        eng_sequence *a = sequence_open(r.engine, PROMPT), *b = sequence_open(r.engine, PROMPT);
+        sequence_feed(r.engine, a, tokens, n, n, NULL);
+        sequence_feed(r.engine, a, tokens + n, 1, 1, plain);
+        sequence_feed(r.engine, b, tokens, n, n, NULL);
+        eng_span span = {b, tokens + n, 4, ENG_LOGITS_ALL}; /* the last three are "drafts" */
+        assert_ok(eng_step(r.engine, &span, 1, NULL, NULL, &err), &err);
+        assert_memory_equal(eng_step_logits(r.engine, 0), plain, sizeof(plain));
+        eng_sequence_truncate(b, n + 1);
+        assert_int_equal(eng_sequence_length(b), n + 1);
+        uint8_t *bytes_a = sequence_bytes(r.engine, a, &size_a);
+        uint8_t *bytes_b = sequence_bytes(r.engine, b, &size_b);
+        assert_int_equal(size_a, size_b);
+        assert_memory_equal(bytes_a, bytes_b, size_a);
+        sequence_feed(r.engine, a, tokens + n + 1, 1, 1, plain);
+        sequence_feed(r.engine, b, tokens + n + 1, 1, 1, logits);
+        assert_memory_equal(logits, plain, sizeof(plain));
+        sl_free(bytes_a);
+        sl_free(bytes_b);
+        eng_sequence_close(a);
+        eng_sequence_close(b);
+    }
+    rig_close(&r);
+}
+
+TEST(drafts_are_one_answer_too)
+{
+    enum { COUNT = 5 };
+    uint32_t tokens[PROMPT], next[COUNT], together[COUNT];
+    eng_sequence *sequences[COUNT];
+    sl_err err;
+    rig r;
+    rig_open(&r);
+    stream_fill(8, PROMPT, tokens);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        uint32_t n = 30 + 33 * i;
+        sequences[i] = sequence_open(r.engine, PROMPT);
+        sequence_feed(r.engine, sequences[i], tokens, n, 1 + 20 * i, NULL);
+        next[i] = tokens[n];
+    }
+    assert_ok(eng_draft(r.engine, sequences, next, COUNT, together, &err), &err);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        uint32_t alone;
+        assert_ok(eng_draft(r.engine, &sequences[i], &next[i], 1, &alone, &err), &err);
+        assert_int_equal(alone, together[i]);
+        eng_sequence_close(sequences[i]);
+    }
+    rig_close(&r);
+}
+
+/* bf16 checkpoints, E8M0 scales, no MTP copies, two shared experts: all load and run. */
+TEST(kinds_of_checkpoints)
+{
+    static const nano_options KINDS[] = {
+        {.bf16 = true}, {.e8m0 = true}, {.no_copies = true}, {.shared = 2}};
+    uint32_t tokens[PROMPT];
+    float expected[NANO_VOCAB], logits[NANO_VOCAB];
+    rig r;
+    stream_fill(9, PROMPT, tokens);
+    rig_open(&r);
+    eng_sequence *sequence = sequence_open(r.engine, PROMPT);
+    sequence_feed(r.engine, sequence, tokens, PROMPT, 100, expected);
+    eng_sequence_close(sequence);
+    rig_close(&r);
+    for (size_t i = 0; i < sizeof(KINDS) / sizeof(KINDS[0]); i++) {
+        float again[NANO_VOCAB];
+        rig_open_options(&r, &KINDS[i], &(eng_options){.kv_bytes = 8 << 20, .rows_max = 256});
+        sequence = sequence_open(r.engine, PROMPT);
+        sequence_feed(r.engine, sequence, tokens, PROMPT, 200, logits);
+        eng_sequence_close(sequence);
+        sequence = sequence_open(r.engine, PROMPT);
+        sequence_feed(r.engine, sequence, tokens, PROMPT, 9, again);
+        assert_memory_equal(again, logits, sizeof(logits));
+        if (KINDS[i].e8m0 || KINDS[i].no_copies) /* another spelling of the same model */
+            assert_memory_equal(logits, expected, sizeof(expected));
+        eng_sequence_close(sequence);
+        rig_close(&r);
+    }
+}
+
+static const struct CMUnitTest TESTS[] = {
+    cmocka_unit_test(chunk_size_changes_nothing),    cmocka_unit_test(batch_changes_nothing),
+    cmocka_unit_test(threads_change_nothing),        cmocka_unit_test(rows_at_the_selection_edge),
+    cmocka_unit_test(adopted_pages_continue_alike),  cmocka_unit_test(groups_are_told_in_order),
+    cmocka_unit_test(truncated_rows_leave_no_trace), cmocka_unit_test(drafts_are_one_answer_too),
+    cmocka_unit_test(kinds_of_checkpoints),
+};
+TEST_MAIN(TESTS)
