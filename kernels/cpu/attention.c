@@ -54,7 +54,7 @@ bool krn_latent_put(krn_pool *pool, const krn_cache *cache, const krn_row *rows,
     return !atomic_load_explicit(&w.fault, memory_order_relaxed);
 }
 
-/* Keys gathered as f32, queries of 16 heads, scores of 16 heads (attend.inc.h). */
+/* Keys gathered as f32, queries of 16 heads, scores of 16 heads (attend.inc). */
 size_t krn_attend_thread_bytes(uint32_t list_stride)
 {
     size_t keys = ((size_t)list_stride + 15) & ~(size_t)15;

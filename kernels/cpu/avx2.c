@@ -1,33 +1,32 @@
 /* The AVX2 variant: the templates with 8 lanes. Any thread. */
 #if defined(__x86_64__)
 
-#define KRN_VEC_TARGET __attribute__((target("avx2,fma")))
-#define V(name)        v8_##name
-#define LANES          8
-#define GEMM_ROWS      6
-#define FEW_ROWS       2
-#define SCORE_HEADS    4
-#define S(name)        v8_##name
-#define SCORE_LANES    8
-#define SCORE_TILE     8
-#define VALUE_HEADS    4
-#define ATTEND_NAME    attend
+#define V(name)     v8_##name
+#define LANES       8
+#define GEMM_ROWS   6
+#define FEW_ROWS    2
+#define SCORE_HEADS 4
+#define S(name)     v8_##name
+#define SCORE_LANES 8
+#define SCORE_TILE  8
+#define VALUE_HEADS 4
+#define ATTEND_NAME attend
 
 #include "kernels/cpu/variant.h"
-#include "kernels/cpu/vec.h"
+#include "kernels/cpu/vec8.h"
 
 #include "base/assert.h"
 
 #include <math.h>
 #include <string.h>
 
-#include "kernels/cpu/gemm.inc.h"
-#include "kernels/cpu/rows.inc.h"
-#include "kernels/cpu/score.inc.h"
+#include "kernels/cpu/gemm.inc"
+#include "kernels/cpu/rows.inc"
+#include "kernels/cpu/score.inc"
 
 static void attend(const krn_attend_args *args, uint32_t row, uint32_t head, uint32_t head_count,
                    void *scratch);
-#include "kernels/cpu/attend.inc.h"
+#include "kernels/cpu/attend.inc"
 
 const krn_variant krn_variant_avx2 = {
     .name = "avx2",

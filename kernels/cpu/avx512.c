@@ -1,8 +1,6 @@
 /* The AVX-512 variant: the templates with 16 lanes. Any thread. */
 #if defined(__x86_64__)
 
-#define KRN_VEC_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,popcnt")))
-#define KRN_VEC_WIDE
 #define V(name)     v16_##name
 #define LANES       16
 #define GEMM_ROWS   12
@@ -10,16 +8,16 @@
 #define SCORE_HEADS 8
 
 #include "kernels/cpu/variant.h"
-#include "kernels/cpu/vec.h"
+#include "kernels/cpu/vec16.h"
 
 #include "base/assert.h"
 
 #include <math.h>
 #include <string.h>
 
-#include "kernels/cpu/gemm.inc.h"
-#include "kernels/cpu/rows.inc.h"
-#include "kernels/cpu/score.inc.h"
+#include "kernels/cpu/gemm.inc"
+#include "kernels/cpu/rows.inc"
+#include "kernels/cpu/score.inc"
 
 static void attend(const krn_attend_args *args, uint32_t row, uint32_t head, uint32_t head_count,
                    void *scratch)

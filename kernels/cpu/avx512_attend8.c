@@ -2,8 +2,6 @@
  * thread. */
 #if defined(__x86_64__)
 
-#define KRN_VEC_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,popcnt")))
-#define KRN_VEC_WIDE
 #define V(name)     v16_##name
 #define LANES       16
 #define S(name)     v8_##name
@@ -13,10 +11,10 @@
 #define ATTEND_NAME krn_avx512_attend8
 
 #include "kernels/cpu/variant.h"
-#include "kernels/cpu/vec.h"
+#include "kernels/cpu/vec16.h"
 
 #include <string.h>
 
-#include "kernels/cpu/attend.inc.h"
+#include "kernels/cpu/attend.inc"
 
 #endif

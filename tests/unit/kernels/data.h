@@ -4,6 +4,7 @@
 #define TESTS_UNIT_KERNELS_DATA_H
 
 #include "kernels/kernels.h"
+#include "tests/unit/test.h"
 
 #include <stdio.h>
 #include <stdlib.h>
