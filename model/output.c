@@ -44,7 +44,7 @@ struct mdl_output {
     size_t at; /* hold is consumed up to here */
     sl_buf raw;
     bool fresh; /* the block has shown no call yet */
-    bool stray; /* inside other text in a block */
+    bool stray; /* inside text of a block or call that is no tag: white space counts */
 
     int32_t call_index;
     bool announced;
@@ -345,6 +345,7 @@ static void break_call(mdl_output *o)
     }
     sl_buf_clear(&o->raw);
     sl_buf_clear(&o->body);
+    o->stray = false;
     o->counts.broken_calls++;
     o->state = STATE_CALLS;
 }
@@ -360,6 +361,7 @@ static void complete_call(mdl_output *o)
     }
     sl_buf_clear(&o->raw);
     sl_buf_clear(&o->body);
+    o->stray = false;
     o->state = STATE_CALLS;
 }
 
@@ -517,6 +519,7 @@ static void begin_value(mdl_output *o, const mdl_tag *tag)
     sl_buf_clear(&o->key);
     sl_buf_append(&o->key, tag->name, tag->name_size);
     sl_buf_clear(&o->value);
+    o->stray = false;
     o->string = tag->string;
     if (key_seen(o)) {
         o->counts.duplicate_keys++;
@@ -614,6 +617,7 @@ static bool step_body(mdl_output *o, const char *data, size_t size, size_t lengt
         length -= unfinished_tail(o, data, size);
     if (length == 0)
         return false;
+    o->stray = true;
     if (o->parameter_count == 0)
         sl_buf_append(&o->body, data, length);
     else
@@ -626,7 +630,7 @@ static bool step_invoke(mdl_output *o)
 {
     size_t size;
     const char *data = rest(o, &size);
-    size_t spaces = o->body.size > 0 ? 0 : space_run(data, size);
+    size_t spaces = o->stray ? 0 : space_run(data, size);
     mdl_tag tag;
     mdl_match m;
 

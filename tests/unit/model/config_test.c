@@ -42,7 +42,6 @@ static sl_status parse_changed(const char *from, const char *to, mdl_shape *shap
 
 TEST(demo_model)
 {
-    skip_without(DEMO_MODEL);
     mdl_shape s;
     sl_err err;
 

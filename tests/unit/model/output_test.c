@@ -260,6 +260,8 @@ TEST(a_json_body_is_accepted)
           "|" CB IB("f") "words" IE "|g({})|tool_calls");
     check(&CHAT, STOP, CB IB("f") "words" PS("a") "x" PE "more" IE CE,
           "|wordsmore|f({\"a\": \"x\"})|tool_calls");
+    check(&CHAT, STOP, CB IB("f") PS("a") "x" PE "\n</b> \n c \n" IE CE,
+          "|</b> \n c \n|f({\"a\": \"x\"})|tool_calls");
 }
 
 TEST(self_closing)

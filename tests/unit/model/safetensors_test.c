@@ -53,7 +53,6 @@ static void write_file(const char *name, const char *text, size_t data_bytes)
 
 TEST(demo_checkpoint)
 {
-    skip_without(DEMO_MODEL);
     mdl_checkpoint *c;
     mdl_shape shape;
     const mdl_tensor *t;
@@ -85,7 +84,6 @@ TEST(demo_checkpoint)
 
 TEST(shape_that_does_not_fit)
 {
-    skip_without(DEMO_MODEL);
     mdl_checkpoint *c;
     mdl_shape shape, changed;
     sl_err err;
@@ -113,11 +111,12 @@ TEST(shape_that_does_not_fit)
 
 TEST(vector_files_open)
 {
-    skip_without(DEMO_MODEL);
+    skip_without(SHARED "/demo-model");
     mdl_checkpoint *c;
     sl_err err;
 
-    assert_ok(mdl_checkpoint_open_file(DEMO_MODEL "/vectors/hello.safetensors", &c, &err), &err);
+    assert_ok(mdl_checkpoint_open_file(SHARED "/demo-model/vectors/hello.safetensors", &c, &err),
+              &err);
     assert_non_null(mdl_checkpoint_find(c, "fp8.logits_last4"));
     assert_null(mdl_checkpoint_find(c, "fp8.logits_last5"));
     mdl_checkpoint_close(c);

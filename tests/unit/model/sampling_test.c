@@ -187,7 +187,6 @@ TEST(generation_config)
     }
     unlink(path);
     rmdir(dir);
-    skip_without(DEMO_MODEL);
     assert_ok(mdl_sampling_load(DEMO_MODEL, &s, &err), &err);
     assert_true(s.temperature == 0.7f && s.top_p == 0.95f);
 }

@@ -8,7 +8,7 @@
 #include "tests/unit/test.h"
 
 #define SHARED     "../shared"
-#define DEMO_MODEL SHARED "/demo-model"
+#define DEMO_MODEL "models/demo" /* kept in the repository, without its vectors */
 
 /* True if the path is there; else says loudly that the test is skipped. */
 static inline bool have(const char *path)

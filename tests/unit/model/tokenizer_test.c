@@ -72,8 +72,8 @@ static void check_vector_file(const char *path, const char *text_key, const char
 
 TEST(demo_vectors)
 {
-    skip_without(DEMO_MODEL);
-    DIR *dir = opendir(DEMO_MODEL "/vectors");
+    skip_without(SHARED "/demo-model");
+    DIR *dir = opendir(SHARED "/demo-model/vectors");
     struct dirent *entry;
     int count = 0;
 
@@ -84,7 +84,7 @@ TEST(demo_vectors)
 
         if (n < 5 || strcmp(entry->d_name + n - 5, ".json") != 0)
             continue;
-        snprintf(path, sizeof(path), DEMO_MODEL "/vectors/%s", entry->d_name);
+        snprintf(path, sizeof(path), SHARED "/demo-model/vectors/%s", entry->d_name);
         check_vector_file(path, "prompt", "token_ids");
         count++;
     }
@@ -95,7 +95,6 @@ TEST(demo_vectors)
 /* Made with Hugging Face tokenizers; see the file's first member. */
 TEST(committed_vectors)
 {
-    skip_without(DEMO_MODEL);
     sl_json_doc *doc;
     sl_err err;
     const sl_json *cases;
@@ -118,7 +117,6 @@ TEST(committed_vectors)
 
 TEST(round_trips)
 {
-    skip_without(DEMO_MODEL);
     static const char *const TEXTS[] = {
         "",
         " ",
@@ -143,7 +141,6 @@ TEST(round_trips)
 /* Every scalar value decodes to itself, alone and in context. */
 TEST(every_code_point)
 {
-    skip_without(DEMO_MODEL);
     sl_buf text;
 
     sl_buf_init(&text, 0);
@@ -163,7 +160,6 @@ TEST(every_code_point)
 
 TEST(added_tokens_in_content_can_be_plain)
 {
-    skip_without(DEMO_MODEL);
     const char *text = "<｜User｜>a<think>b</think><｜Assistant｜>";
     size_t user = strlen("<｜User｜>"), content = strlen("a<think>b</think>");
     mdl_range plain = {user, user + content};
@@ -196,7 +192,6 @@ TEST(added_tokens_in_content_can_be_plain)
 
 TEST(look_ups)
 {
-    skip_without(DEMO_MODEL);
     const mdl_tokenizer *t = demo_tokenizer();
     const mdl_special *s = mdl_tokenizer_special(t);
     uint32_t mask[8200 / 32 + 1];
@@ -224,7 +219,6 @@ TEST(look_ups)
 
 TEST(limits_and_invalid_text)
 {
-    skip_without(DEMO_MODEL);
     const mdl_tokenizer *t = demo_tokenizer();
     mdl_encode_options options = {.id_max = 2};
     mdl_ids ids = {0};
@@ -282,7 +276,6 @@ static int32_t byte_id(uint8_t byte)
 
 TEST(decoding_of_broken_utf8)
 {
-    skip_without(DEMO_MODEL);
     static const struct {
         const char *bytes, *expected;
     } CASES[] = {
@@ -345,7 +338,6 @@ static void merge_plainly(const mdl_tokenizer *t, const char *text, size_t size,
 /* Long pieces go through a heap, short ones through scanning. */
 TEST(pieces_of_all_sizes_merge_as_defined)
 {
-    skip_without(DEMO_MODEL);
     static const char *const ALPHABETS[] = {"etaoinshrdlu ", "ae", "a", "0 1", "\n\t ="};
     uint64_t random = 12345;
     char text[700];
@@ -371,7 +363,6 @@ TEST(pieces_of_all_sizes_merge_as_defined)
 /* No piece is so odd that encoding takes long: a megabyte of one kind each. */
 TEST(megabytes_of_one_kind)
 {
-    skip_without(DEMO_MODEL);
     static const char *const UNITS[] = {"a",      " ",    "\n",  "1",  "\t",   "!",   "<",   "毕",
                                         "\u3000", "\x01", " \n", "｜", "the ", "<｜", "ab1 "};
     sl_buf text;
@@ -427,7 +418,6 @@ static void check_refused(const char *from, const char *to, sl_code code, const 
 
 TEST(refusals)
 {
-    skip_without(DEMO_MODEL);
     mdl_tokenizer *t = NULL;
     sl_err err;
 
