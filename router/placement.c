@@ -1,0 +1,120 @@
+/* Placement: least loaded decode rank that has room and a matching prefill rank. Pure. */
+#include "router/placement.h"
+
+#include <string.h>
+
+bool rtr_stamp_equal(const clu_stamp *a, const clu_stamp *b)
+{
+    return strcmp(a->numerics_id, b->numerics_id) == 0 &&
+           strcmp(a->model_hash, b->model_hash) == 0 &&
+           strcmp(a->weights_version, b->weights_version) == 0 &&
+           strcmp(a->cache_format, b->cache_format) == 0;
+}
+
+static bool listed(const uint64_t *list, uint32_t count, uint64_t id)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        if (list[i] == id)
+            return true;
+    }
+    return false;
+}
+
+static bool model_matches(const rtr_place_query *q, const rtr_candidate *c)
+{
+    return !q->model_hash || strcmp(q->model_hash, c->stamp->model_hash) == 0;
+}
+
+static bool has_room(const rtr_place_query *q, const rtr_candidate *c)
+{
+    return c->slots_free > c->pending && c->pages_free >= c->pages_pending &&
+           c->pages_free - c->pages_pending >= q->pages;
+}
+
+/* < 0: a is the better decode rank. */
+static int compare_decode(const rtr_candidate *a, const rtr_candidate *b)
+{
+    uint64_t load_a = (uint64_t)a->running + a->pending;
+    uint64_t load_b = (uint64_t)b->running + b->pending;
+    if (load_a != load_b)
+        return load_a < load_b ? -1 : 1;
+    if (a->pages_free != b->pages_free)
+        return a->pages_free > b->pages_free ? -1 : 1;
+    return strcmp(a->name, b->name);
+}
+
+static int compare_prefill(const rtr_candidate *a, const rtr_candidate *b)
+{
+    uint64_t work_a = a->queued_tokens + a->tokens_pending;
+    uint64_t work_b = b->queued_tokens + b->tokens_pending;
+    if (work_a != work_b)
+        return work_a < work_b ? -1 : 1;
+    uint64_t load_a = (uint64_t)a->running + a->pending;
+    uint64_t load_b = (uint64_t)b->running + b->pending;
+    if (load_a != load_b)
+        return load_a < load_b ? -1 : 1;
+    return strcmp(a->name, b->name);
+}
+
+typedef struct prefill_choice {
+    const rtr_candidate *best;
+    bool any_usable; /* matching, but it refused this request a moment ago */
+} prefill_choice;
+
+static prefill_choice choose_prefill(const rtr_place_query *q, const clu_stamp *stamp)
+{
+    prefill_choice choice = {NULL, false};
+    for (size_t i = 0; i < q->prefill_count; i++) {
+        const rtr_candidate *c = &q->prefills[i];
+        if (!c->usable || !rtr_stamp_equal(c->stamp, stamp))
+            continue;
+        choice.any_usable = true;
+        if (q->request &&
+            listed(q->request->refused_prefill, q->request->refused_prefill_count, c->id))
+            continue;
+        if (!choice.best || compare_prefill(c, choice.best) < 0)
+            choice.best = c;
+    }
+    return choice;
+}
+
+void rtr_place(const rtr_place_query *q, rtr_place_result *out)
+{
+    const rtr_candidate *decode = NULL;
+    const rtr_candidate *prefill = NULL;
+    bool any_decode = false, any_room = false, any_prefill = false;
+    for (size_t i = 0; i < q->decode_count; i++) {
+        const rtr_candidate *c = &q->decodes[i];
+        bool kept = q->keep_decode && c->id == q->keep_decode;
+        if (!kept && (q->keep_decode || !c->usable || !model_matches(q, c)))
+            continue;
+        any_decode = true;
+        if (!kept && q->request &&
+            listed(q->request->refused_decode, q->request->refused_decode_count, c->id))
+            continue;
+        if (!kept && !has_room(q, c))
+            continue;
+        any_room = true;
+        prefill_choice choice = choose_prefill(q, c->stamp);
+        any_prefill = any_prefill || choice.any_usable;
+        if (!choice.best && (choice.any_usable || !q->self_prefill))
+            continue;
+        bool better = !decode || (choice.best && !prefill) ||
+                      (!!choice.best == !!prefill && compare_decode(c, decode) < 0);
+        if (better) {
+            decode = c;
+            prefill = choice.best;
+        }
+    }
+    memset(out, 0, sizeof *out);
+    if (decode) {
+        out->decode = decode->id;
+        out->prefill = prefill ? prefill->id : 0;
+    } else if (!any_decode) {
+        out->lack = RTR_LACK_DECODE;
+    } else if (!any_room || any_prefill) {
+        out->lack = RTR_LACK_ROOM;
+    } else {
+        out->lack = RTR_LACK_PREFILL;
+    }
+}

@@ -1,0 +1,567 @@
+/* The request state machine: one handler an event, one place that changes the state. Pure. */
+#include "router/request.h"
+
+#include "base/assert.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char *const STATE_NAMES[RTR_STATE_COUNT] = {
+    [RTR_STATE_QUEUED] = "queued",         [RTR_STATE_ADMITTING] = "admitting",
+    [RTR_STATE_PREFILLING] = "prefilling", [RTR_STATE_DECODING] = "decoding",
+    [RTR_STATE_DONE] = "done",             [RTR_STATE_FAILED] = "failed",
+};
+
+#define TO(state) (1u << (state))
+
+/* Which states may follow which. DECODING follows ADMITTING when a rank that was asked again turns
+ * out to run already; DONE follows QUEUED when a lost rank had sent every token but not the end. */
+static const uint32_t LEGAL[RTR_STATE_COUNT] = {
+    [RTR_STATE_QUEUED] = TO(RTR_STATE_ADMITTING) | TO(RTR_STATE_DECODING) | TO(RTR_STATE_DONE) |
+                         TO(RTR_STATE_FAILED),
+    [RTR_STATE_ADMITTING] = TO(RTR_STATE_QUEUED) | TO(RTR_STATE_PREFILLING) |
+                            TO(RTR_STATE_DECODING) | TO(RTR_STATE_FAILED),
+    [RTR_STATE_PREFILLING] = TO(RTR_STATE_QUEUED) | TO(RTR_STATE_DECODING) | TO(RTR_STATE_FAILED),
+    [RTR_STATE_DECODING] = TO(RTR_STATE_QUEUED) | TO(RTR_STATE_DONE) | TO(RTR_STATE_FAILED),
+    [RTR_STATE_DONE] = 0,
+    [RTR_STATE_FAILED] = 0,
+};
+
+const char *rtr_state_name(rtr_state state)
+{
+    return state < RTR_STATE_COUNT ? STATE_NAMES[state] : "?";
+}
+
+bool rtr_state_legal(rtr_state from, rtr_state to)
+{
+    return from < RTR_STATE_COUNT && to < RTR_STATE_COUNT && (LEGAL[from] & TO(to)) != 0;
+}
+
+static void request_set_state(rtr_request *r, rtr_state state, sl_time_ns deadline)
+{
+    sl_assert(rtr_state_legal(r->state, state));
+    r->state = state;
+    r->deadline = deadline;
+}
+
+static rtr_action *act(rtr_actions *out, rtr_action_kind kind)
+{
+    sl_assert(out->count < RTR_ACTIONS_MAX);
+    rtr_action *action = &out->at[out->count++];
+    memset(action, 0, sizeof *action);
+    action->kind = kind;
+    return action;
+}
+
+static sl_time_ns after(sl_time_ns now, sl_time_ns span)
+{
+    return span > SL_NEVER - now ? SL_NEVER : now + span;
+}
+
+/* Codes that say something about the request, so that no other node would do better. */
+static bool is_request_fault(sl_code code)
+{
+    return code == SL_INVALID || code == SL_TOO_LARGE || code == SL_UNSUPPORTED ||
+           code == SL_NOT_FOUND || code == SL_EXISTS;
+}
+
+/* ---- letting go of nodes */
+
+static void drop_prefill(rtr_request *r, rtr_actions *out)
+{
+    if (r->prefill_running)
+        act(out, RTR_ACTION_CANCEL_PREFILL)->node = r->prefill;
+    r->prefill_running = false;
+    r->prefill = 0;
+}
+
+/* tell: the node still has the request and should stop. */
+static void drop_decode(rtr_request *r, bool tell, rtr_actions *out)
+{
+    if (tell && r->decode)
+        act(out, RTR_ACTION_CANCEL_DECODE)->node = r->decode;
+    r->decode = 0;
+    r->granted_epoch = 0;
+}
+
+static void fail_with(rtr_request *r, sl_code code, const char *text, bool tell, rtr_actions *out)
+{
+    if (text != r->fail_text)
+        snprintf(r->fail_text, sizeof r->fail_text, "%s", text ? text : sl_code_name(code));
+    drop_prefill(r, out);
+    drop_decode(r, tell, out);
+    request_set_state(r, RTR_STATE_FAILED, SL_NEVER);
+    rtr_action *fail = act(out, RTR_ACTION_FAIL);
+    fail->code = code;
+    fail->text = r->fail_text;
+}
+
+/* ---- waiting for a place */
+
+/* fresh: the search begins now; else it goes on (a refusal), and its waiting time with it. */
+static void enter_queue(rtr_request *r, bool fresh, sl_time_ns now, rtr_actions *out)
+{
+    if (r->state != RTR_STATE_QUEUED)
+        request_set_state(r, RTR_STATE_QUEUED, SL_NEVER);
+    if (fresh) {
+        r->queued_at = now;
+        r->lack = RTR_LACK_NONE;
+        r->lack_since = now;
+        r->refusal_code = SL_OK;
+    }
+    act(out, RTR_ACTION_PLACE);
+}
+
+static void remember(uint64_t *list, uint32_t *count, uint64_t node)
+{
+    for (uint32_t i = 0; i < *count; i++) {
+        if (list[i] == node)
+            return;
+    }
+    if (*count == RTR_REFUSED_MAX) { /* forget the oldest */
+        memmove(list, list + 1, (RTR_REFUSED_MAX - 1) * sizeof *list);
+        (*count)--;
+    }
+    list[(*count)++] = node;
+}
+
+static void note_refusal(rtr_request *r, sl_code code, const char *text, sl_time_ns now)
+{
+    r->refusal_code = code;
+    snprintf(r->refusal_text, sizeof r->refusal_text, "%s", text ? text : sl_code_name(code));
+    r->retry_at = after(now, r->limits->refusal_pause_ns);
+}
+
+static void forget_refusals(rtr_request *r)
+{
+    r->refused_decode_count = 0;
+    r->refused_prefill_count = 0;
+    r->retry_at = SL_NEVER;
+}
+
+/* The whole search, whatever it lacked meanwhile. */
+static sl_time_ns search_deadline(const rtr_request *r)
+{
+    return after(after(r->queued_at, r->limits->queue_timeout_ns), r->limits->place_timeout_ns);
+}
+
+static sl_time_ns queue_deadline(const rtr_request *r)
+{
+    bool room = r->lack == RTR_LACK_ROOM &&
+                (r->refusal_code == SL_OK || r->refusal_code == SL_FULL);
+    sl_time_ns deadline = after(r->lack_since, room ? r->limits->queue_timeout_ns
+                                                    : r->limits->place_timeout_ns);
+    sl_time_ns latest = search_deadline(r);
+    return deadline < latest ? deadline : latest;
+}
+
+static void queue_expired(rtr_request *r, sl_time_ns now, rtr_actions *out)
+{
+    unsigned long long waited = (now - r->lack_since) / SL_MS_NS;
+    if (r->lack == RTR_LACK_DECODE || r->lack == RTR_LACK_PREFILL)
+        snprintf(r->fail_text, sizeof r->fail_text, "no %s node is usable (waited %llu ms for one)",
+                 r->lack == RTR_LACK_DECODE ? "decode" : "prefill", waited);
+    else if (r->refusal_code != SL_OK)
+        snprintf(r->fail_text, sizeof r->fail_text,
+                 "no node took the request (waited %llu ms; the last one said: %s)", waited,
+                 r->refusal_text);
+    else
+        snprintf(r->fail_text, sizeof r->fail_text,
+                 "all decode nodes are full (waited %llu ms for room)", waited);
+    fail_with(r, r->lack == RTR_LACK_ROOM ? SL_FULL : SL_UNAVAILABLE, r->fail_text, true, out);
+}
+
+/* A node said no: look further, unless the search is over. */
+static void search_on(rtr_request *r, sl_time_ns now, rtr_actions *out)
+{
+    if (now < search_deadline(r)) {
+        enter_queue(r, false, now, out);
+        return;
+    }
+    if (r->state != RTR_STATE_QUEUED)
+        request_set_state(r, RTR_STATE_QUEUED, SL_NEVER);
+    queue_expired(r, now, out);
+}
+
+/* ---- losses */
+
+static bool attempts_left(const rtr_request *r)
+{
+    return r->attempts < r->limits->attempts_max &&
+           r->admit_losses < 2 * r->limits->attempts_max;
+}
+
+/* Everything was sent but the end: nothing is left to compute. */
+static bool finish_if_complete(rtr_request *r, rtr_actions *out)
+{
+    if (r->limits->max_tokens == 0 || r->token_count < r->limits->max_tokens)
+        return false;
+    request_set_state(r, RTR_STATE_DONE, SL_NEVER);
+    act(out, RTR_ACTION_FINISH)->finish = RTR_FINISH_LENGTH;
+    return true;
+}
+
+static void count_loss(rtr_request *r, const char *reason)
+{
+    if (r->state == RTR_STATE_PREFILLING || r->state == RTR_STATE_DECODING) {
+        r->attempts++;
+        if (!r->migration)
+            r->migration = reason;
+    } else {
+        r->admit_losses++;
+    }
+}
+
+/* The decode node is gone or useless: a new place for everything. */
+static void decode_lost(rtr_request *r, const char *reason, const char *text, bool tell,
+                        sl_time_ns now, rtr_actions *out)
+{
+    bool was_queued = r->state == RTR_STATE_QUEUED;
+    if (!was_queued)
+        count_loss(r, reason);
+    drop_prefill(r, out);
+    drop_decode(r, tell, out);
+    if (!was_queued && !attempts_left(r)) {
+        snprintf(r->fail_text, sizeof r->fail_text, "given up after %u attempts: %s",
+                 r->limits->attempts_max, text);
+        fail_with(r, SL_UNAVAILABLE, r->fail_text, false, out);
+        return;
+    }
+    bool fresh = r->state == RTR_STATE_PREFILLING || r->state == RTR_STATE_DECODING;
+    if (!was_queued)
+        request_set_state(r, RTR_STATE_QUEUED, SL_NEVER);
+    if (!finish_if_complete(r, out))
+        enter_queue(r, fresh, now, out);
+}
+
+/* The prefill node is gone: the decode node keeps its slot and verified pages; a new epoch makes
+ * the old ticket void. */
+static void prefill_lost(rtr_request *r, const char *reason, const char *text, sl_time_ns now,
+                         rtr_actions *out)
+{
+    if (r->prefill)
+        remember(r->refused_prefill, &r->refused_prefill_count, r->prefill);
+    r->retry_at = after(now, r->limits->refusal_pause_ns);
+    count_loss(r, reason);
+    drop_prefill(r, out);
+    if (!attempts_left(r)) {
+        snprintf(r->fail_text, sizeof r->fail_text, "given up after %u attempts: %s",
+                 r->limits->attempts_max, text);
+        fail_with(r, SL_UNAVAILABLE, r->fail_text, true, out);
+        return;
+    }
+    enter_queue(r, r->state == RTR_STATE_PREFILLING, now, out);
+}
+
+/* ---- one handler an event */
+
+static void on_placed(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+{
+    sl_assert(r->state == RTR_STATE_QUEUED && e->decode != 0);
+    sl_assert(r->decode == 0 || r->decode == e->decode);
+    r->decode = e->decode;
+    r->prefill = e->prefill;
+    r->epoch++;
+    request_set_state(r, RTR_STATE_ADMITTING, after(now, r->limits->admit_timeout_ns));
+    rtr_action *admit = act(out, RTR_ACTION_ADMIT);
+    admit->node = r->decode;
+    admit->epoch = r->epoch;
+}
+
+static void on_unplaced(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+{
+    sl_assert(r->state == RTR_STATE_QUEUED && e->lack != RTR_LACK_NONE);
+    if ((r->lack == RTR_LACK_ROOM) != (e->lack == RTR_LACK_ROOM))
+        r->lack_since = now; /* waiting for room and for a node are different waits */
+    r->lack = e->lack;
+    r->deadline = queue_deadline(r);
+    if (now >= r->deadline)
+        queue_expired(r, now, out);
+}
+
+static void on_admitted(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+{
+    if (r->state != RTR_STATE_ADMITTING || e->decode != r->decode || e->epoch != r->epoch)
+        return;
+    if (r->granted_epoch == 0)
+        r->granted_epoch = r->epoch;
+    forget_refusals(r);
+    r->refusal_code = SL_OK;
+    r->admit_losses = 0;
+    if (r->migration)
+        act(out, RTR_ACTION_MIGRATED)->text = r->migration;
+    r->migration = NULL;
+    sl_time_ns wait =
+        r->prefill ? r->limits->progress_timeout_ns : r->limits->self_timeout_ns;
+    request_set_state(r, RTR_STATE_PREFILLING, after(now, wait));
+    if (!r->prefill)
+        return;
+    r->prefill_running = true;
+    rtr_action *run = act(out, RTR_ACTION_RUN_PREFILL);
+    run->node = r->prefill;
+    run->epoch = r->epoch;
+}
+
+static void on_refused(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+{
+    bool current = e->decode == r->decode && r->decode != 0 && e->epoch == r->epoch;
+    if (!current || (r->state != RTR_STATE_ADMITTING && r->state != RTR_STATE_QUEUED))
+        return;
+    if (is_request_fault(e->code)) {
+        fail_with(r, e->code, e->text, false, out);
+        return;
+    }
+    if (e->code == SL_CONFLICT && r->granted_epoch && r->state == RTR_STATE_ADMITTING) {
+        /* Asked again, it says that it has begun: the earlier ticket was filled after all. */
+        r->prefill = 0;
+        r->migration = NULL;
+        request_set_state(r, RTR_STATE_DECODING, after(now, r->limits->token_timeout_ns));
+        return;
+    }
+    remember(r->refused_decode, &r->refused_decode_count, r->decode);
+    note_refusal(r, e->code, e->text, now);
+    r->prefill = 0;
+    drop_decode(r, false, out);
+    search_on(r, now, out);
+}
+
+static void on_prefill_failed(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+{
+    if (!r->prefill_running || e->epoch != r->epoch)
+        return;
+    r->prefill_running = false; /* the call is over: nothing to cancel */
+    if (r->state != RTR_STATE_PREFILLING)
+        return;
+    if (is_request_fault(e->code)) {
+        fail_with(r, e->code, e->text, true, out);
+        return;
+    }
+    if (e->code == SL_FULL) { /* not a loss: it only had no room */
+        remember(r->refused_prefill, &r->refused_prefill_count, r->prefill);
+        note_refusal(r, e->code, e->text, now);
+        r->prefill = 0;
+        search_on(r, now, out);
+        return;
+    }
+    prefill_lost(r, "prefill_failed", e->text ? e->text : "the prefill node failed", now, out);
+}
+
+static void on_prefill_node_lost(rtr_request *r, const rtr_event *e, sl_time_ns now,
+                                 rtr_actions *out)
+{
+    if (r->prefill == 0 || e->prefill != r->prefill)
+        return;
+    if (r->state == RTR_STATE_ADMITTING ||
+        (r->state == RTR_STATE_PREFILLING && r->prefill_running))
+        prefill_lost(r, "prefill_lost", "the prefill node was lost", now, out);
+}
+
+static void on_decode_finish(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+{
+    if (e->finish == RTR_FINISH_STOP || e->finish == RTR_FINISH_LENGTH) {
+        drop_prefill(r, out);
+        r->decode = 0;
+        if (r->state != RTR_STATE_DECODING)
+            request_set_state(r, RTR_STATE_DECODING, SL_NEVER);
+        request_set_state(r, RTR_STATE_DONE, SL_NEVER);
+        act(out, RTR_ACTION_FINISH)->finish = e->finish;
+        return;
+    }
+    const char *text = e->text && e->text[0] ? e->text : "the decode node ended the request";
+    if (e->finish == RTR_FINISH_FAILED && is_request_fault(e->code)) {
+        fail_with(r, e->code, text, false, out);
+        return;
+    }
+    bool transfer = e->code == SL_DEADLINE || e->code == SL_CORRUPT || e->code == SL_UNAVAILABLE;
+    if (e->finish == RTR_FINISH_FAILED && transfer && r->state != RTR_STATE_DECODING) {
+        /* The cache did not arrive: this rank is as good as any, the source is in doubt. */
+        if (r->prefill)
+            remember(r->refused_prefill, &r->refused_prefill_count, r->prefill);
+        r->retry_at = after(now, r->limits->refusal_pause_ns);
+        decode_lost(r, "transfer_failed", text, false, now, out);
+        return;
+    }
+    remember(r->refused_decode, &r->refused_decode_count, r->decode);
+    r->retry_at = after(now, r->limits->refusal_pause_ns);
+    decode_lost(r, e->finish == RTR_FINISH_FAILED ? "decode_failed" : "decode_cancelled", text,
+                false, now, out);
+}
+
+static void on_tokens(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+{
+    /* Runs of an earlier epoch of the same rank count: the tokens are the same for every epoch. */
+    if (e->decode != r->decode || r->decode == 0 || r->granted_epoch == 0 ||
+        e->epoch < r->granted_epoch || e->epoch > r->epoch)
+        return;
+    if (e->first_index > r->token_count) {
+        snprintf(r->fail_text, sizeof r->fail_text,
+                 "the decode node skipped tokens (expected index %u, got %u)", r->token_count,
+                 e->first_index);
+        fail_with(r, SL_INTERNAL, r->fail_text, true, out);
+        return;
+    }
+    uint32_t skip = r->token_count - e->first_index;
+    uint32_t fresh = e->count > skip ? e->count - skip : 0;
+    if (r->limits->max_tokens && fresh > r->limits->max_tokens - r->token_count) {
+        fail_with(r, SL_INTERNAL, "the decode node sent more tokens than asked for", true, out);
+        return;
+    }
+    if (fresh) {
+        r->token_count += fresh;
+        rtr_action *deliver = act(out, RTR_ACTION_DELIVER);
+        deliver->skip = skip;
+        deliver->count = fresh;
+        if (r->state != RTR_STATE_DECODING) {
+            if (e->epoch != r->epoch) /* the later prefill is not needed */
+                drop_prefill(r, out);
+            r->migration = NULL; /* a loss that cost nothing after all */
+            request_set_state(r, RTR_STATE_DECODING, SL_NEVER);
+        }
+    }
+    if (r->state == RTR_STATE_DECODING)
+        r->deadline = after(now, r->limits->token_timeout_ns);
+    if (e->finish != RTR_FINISH_NONE)
+        on_decode_finish(r, e, now, out);
+}
+
+static void on_timer(rtr_request *r, sl_time_ns now, rtr_actions *out)
+{
+    if (now < rtr_request_deadline(r))
+        return;
+    switch (r->state) {
+    case RTR_STATE_QUEUED:
+        if (now >= r->deadline) {
+            queue_expired(r, now, out);
+        } else {
+            forget_refusals(r);
+            act(out, RTR_ACTION_PLACE);
+        }
+        break;
+    case RTR_STATE_ADMITTING:
+        remember(r->refused_decode, &r->refused_decode_count, r->decode);
+        r->retry_at = after(now, r->limits->refusal_pause_ns);
+        decode_lost(r, "decode_silent", "the decode node did not answer in time", true, now, out);
+        break;
+    case RTR_STATE_PREFILLING:
+        if (r->prefill_running)
+            prefill_lost(r, "prefill_stalled", "the prefill node made no progress", now, out);
+        else
+            decode_lost(r, "decode_stalled", "the decode node made no progress", true, now, out);
+        break;
+    case RTR_STATE_DECODING:
+        remember(r->refused_decode, &r->refused_decode_count, r->decode);
+        r->retry_at = after(now, r->limits->refusal_pause_ns);
+        decode_lost(r, "decode_stalled", "the decode node sent no token in time", true, now, out);
+        break;
+    default:
+        break;
+    }
+}
+
+static void on_prefill_done(rtr_request *r, const rtr_event *e, sl_time_ns now)
+{
+    if (!r->prefill_running || e->epoch != r->epoch)
+        return;
+    r->prefill_running = false;
+    if (r->state == RTR_STATE_PREFILLING)
+        request_set_state(r, RTR_STATE_DECODING, after(now, r->limits->token_timeout_ns));
+}
+
+static void on_decode_gone(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+{
+    if (r->decode == 0 || e->decode != r->decode)
+        return;
+    decode_lost(r, "decode_lost", "the decode node was lost", false, now, out);
+}
+
+/* Also found in tokens taken before a loss, while a new place is sought. */
+static void on_stopped(rtr_request *r, rtr_actions *out)
+{
+    drop_prefill(r, out);
+    drop_decode(r, true, out);
+    if (r->state == RTR_STATE_ADMITTING || r->state == RTR_STATE_PREFILLING)
+        request_set_state(r, RTR_STATE_QUEUED, SL_NEVER);
+    request_set_state(r, RTR_STATE_DONE, SL_NEVER);
+}
+
+void rtr_request_init(rtr_request *request, const rtr_request_limits *limits)
+{
+    sl_assert(limits->attempts_max > 0 && limits->attempts_max <= RTR_ATTEMPTS_MAX);
+    memset(request, 0, sizeof *request);
+    request->limits = limits;
+    request->deadline = SL_NEVER;
+    request->retry_at = SL_NEVER;
+}
+
+void rtr_request_step(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+{
+    out->count = 0;
+    if (rtr_request_over(r))
+        return;
+    switch (e->kind) {
+    case RTR_EVENT_SUBMIT:
+        enter_queue(r, true, now, out);
+        break;
+    case RTR_EVENT_PLACED:
+        on_placed(r, e, now, out);
+        break;
+    case RTR_EVENT_UNPLACED:
+        on_unplaced(r, e, now, out);
+        break;
+    case RTR_EVENT_NODES_CHANGED:
+        if (r->state == RTR_STATE_QUEUED)
+            act(out, RTR_ACTION_PLACE);
+        break;
+    case RTR_EVENT_ADMITTED:
+        on_admitted(r, e, now, out);
+        break;
+    case RTR_EVENT_REFUSED:
+        on_refused(r, e, now, out);
+        break;
+    case RTR_EVENT_DECODE_LOST:
+        on_decode_gone(r, e, now, out);
+        break;
+    case RTR_EVENT_PREFILL_PROGRESS:
+        if (r->state == RTR_STATE_PREFILLING && r->prefill_running && e->epoch == r->epoch)
+            r->deadline = after(now, r->limits->progress_timeout_ns);
+        break;
+    case RTR_EVENT_PREFILL_DONE:
+        on_prefill_done(r, e, now);
+        break;
+    case RTR_EVENT_PREFILL_FAILED:
+        on_prefill_failed(r, e, now, out);
+        break;
+    case RTR_EVENT_PREFILL_LOST:
+        on_prefill_node_lost(r, e, now, out);
+        break;
+    case RTR_EVENT_TOKENS:
+        on_tokens(r, e, now, out);
+        break;
+    case RTR_EVENT_STOPPED:
+        on_stopped(r, out);
+        break;
+    case RTR_EVENT_CLIENT_GONE:
+        fail_with(r, SL_CANCELLED, "the client is gone", true, out);
+        break;
+    case RTR_EVENT_ABORT:
+        fail_with(r, e->code, e->text, true, out);
+        break;
+    case RTR_EVENT_TIMER:
+        on_timer(r, now, out);
+        break;
+    case RTR_EVENT_COUNT:
+        sl_assert(!"an event kind");
+    }
+}
+
+sl_time_ns rtr_request_deadline(const rtr_request *r)
+{
+    if (r->state == RTR_STATE_QUEUED && r->retry_at < r->deadline)
+        return r->retry_at;
+    return r->deadline;
+}
+
+bool rtr_request_over(const rtr_request *r)
+{
+    return r->state == RTR_STATE_DONE || r->state == RTR_STATE_FAILED;
+}
