@@ -522,6 +522,16 @@ uint32_t rtr_http_server_connections(const rtr_http_server *server)
     return server->connection_count;
 }
 
+bool rtr_http_server_quiet(const rtr_http_server *server)
+{
+    for (const rtr_http_exchange *conn = server->connections; conn; conn = conn->next) {
+        bool written = conn->output_at == conn->output.size;
+        if (conn->state == RTR_CONN_SERVE || conn->state == RTR_CONN_CLOSING || !written)
+            return false;
+    }
+    return true;
+}
+
 const rtr_http_head *rtr_http_exchange_head(const rtr_http_exchange *conn)
 {
     return &conn->parser.head;
@@ -531,6 +541,12 @@ sl_span rtr_http_exchange_body(const rtr_http_exchange *conn)
 {
     sl_span body = {(const uint8_t *)conn->body.data, conn->body.size};
     return body;
+}
+
+char *rtr_http_exchange_take_body(rtr_http_exchange *conn, size_t *out_size)
+{
+    conn->server->body_bytes -= conn->body.size;
+    return sl_buf_take(&conn->body, out_size);
 }
 
 void rtr_http_exchange_claim(rtr_http_exchange *conn, const rtr_http_owner_ops *ops, void *owner)

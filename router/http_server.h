@@ -53,6 +53,8 @@ void rtr_http_server_stop(rtr_http_server *server);
 /* Writes what was collected. Call at the end of each loop pass. */
 void rtr_http_server_flush(rtr_http_server *server);
 uint32_t rtr_http_server_connections(const rtr_http_server *server);
+/* Nothing is being answered or written. */
+bool rtr_http_server_quiet(const rtr_http_server *server);
 
 /* ---- exchange: one request and its answer */
 
@@ -70,6 +72,8 @@ typedef struct rtr_http_pair {
 
 const rtr_http_head *rtr_http_exchange_head(const rtr_http_exchange *exchange);
 sl_span rtr_http_exchange_body(const rtr_http_exchange *exchange);
+/* The same bytes for the caller to keep: sl_free. */
+char *rtr_http_exchange_take_body(rtr_http_exchange *exchange, size_t *out_size);
 /* The body's memory is not needed any more. */
 void rtr_http_exchange_drop_body(rtr_http_exchange *exchange);
 void rtr_http_exchange_claim(rtr_http_exchange *exchange, const rtr_http_owner_ops *ops,

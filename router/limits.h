@@ -23,7 +23,7 @@ extern "C" {
 /* Requests */
 #define RTR_ID_SIZE       24u /* "r-" + 16 hex digits + NUL, rounded up */
 #define RTR_PROMPT_MAX    (1u << 20)
-#define RTR_TEXT_MAX      (4u << 20) /* one formatted chunk */
+#define RTR_ANSWER_TOKEN_TEXT_MAX 4096u /* text of one token */
 #define RTR_ATTEMPTS_MAX  16u        /* what --attempts may be at most */
 #define RTR_ACTIONS_MAX   8u         /* of one step of the request machine */
 #define RTR_JSON_DEPTH    64

@@ -61,8 +61,7 @@ static sl_time_ns after(sl_time_ns now, sl_time_ns span)
 /* Codes that say something about the request, so that no other node would do better. */
 static bool is_request_fault(sl_code code)
 {
-    return code == SL_INVALID || code == SL_TOO_LARGE || code == SL_UNSUPPORTED ||
-           code == SL_NOT_FOUND || code == SL_EXISTS;
+    return code == SL_INVALID || code == SL_TOO_LARGE || code == SL_UNSUPPORTED;
 }
 
 /* ---- letting go of nodes */
@@ -82,6 +81,7 @@ static void drop_decode(rtr_request *r, bool tell, rtr_actions *out)
         act(out, RTR_ACTION_CANCEL_DECODE)->node = r->decode;
     r->decode = 0;
     r->granted_epoch = 0;
+    r->last_granted = 0;
 }
 
 static void fail_with(rtr_request *r, sl_code code, const char *text, bool tell, rtr_actions *out)
@@ -262,7 +262,8 @@ static void on_placed(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_ac
     r->decode = e->decode;
     r->prefill = e->prefill;
     r->epoch++;
-    request_set_state(r, RTR_STATE_ADMITTING, after(now, r->limits->admit_timeout_ns));
+    sl_time_ns wait = r->prefill ? r->limits->admit_timeout_ns : r->limits->self_timeout_ns;
+    request_set_state(r, RTR_STATE_ADMITTING, after(now, wait));
     rtr_action *admit = act(out, RTR_ACTION_ADMIT);
     admit->node = r->decode;
     admit->epoch = r->epoch;
@@ -279,18 +280,26 @@ static void on_unplaced(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_
         queue_expired(r, now, out);
 }
 
-static void on_admitted(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+/* The rank has given a slot, told or shown by its first tokens (a rank that computes the prompt
+ * itself grants no ticket). */
+static void note_granted(rtr_request *r, rtr_actions *out)
 {
-    if (r->state != RTR_STATE_ADMITTING || e->decode != r->decode || e->epoch != r->epoch)
-        return;
     if (r->granted_epoch == 0)
         r->granted_epoch = r->epoch;
+    r->last_granted = r->epoch;
     forget_refusals(r);
     r->refusal_code = SL_OK;
     r->admit_losses = 0;
     if (r->migration)
         act(out, RTR_ACTION_MIGRATED)->text = r->migration;
     r->migration = NULL;
+}
+
+static void on_admitted(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+{
+    if (r->state != RTR_STATE_ADMITTING || e->decode != r->decode || e->epoch != r->epoch)
+        return;
+    note_granted(r, out);
     sl_time_ns wait =
         r->prefill ? r->limits->progress_timeout_ns : r->limits->self_timeout_ns;
     request_set_state(r, RTR_STATE_PREFILLING, after(now, wait));
@@ -302,13 +311,20 @@ static void on_admitted(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_
     run->epoch = r->epoch;
 }
 
+/* Before the grant a refusal means no; after it, that the transfer failed and the rank waits for
+ * another epoch with its slot and verified pages kept. */
 static void on_refused(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
 {
-    bool current = e->decode == r->decode && r->decode != 0 && e->epoch == r->epoch;
-    if (!current || (r->state != RTR_STATE_ADMITTING && r->state != RTR_STATE_QUEUED))
+    if (e->decode != r->decode || r->decode == 0 || e->epoch != r->epoch)
         return;
+    bool granted = r->last_granted == r->epoch;
     if (is_request_fault(e->code)) {
-        fail_with(r, e->code, e->text, false, out);
+        fail_with(r, e->code, e->text, granted, out);
+        return;
+    }
+    if (granted) {
+        if (r->state != RTR_STATE_QUEUED)
+            prefill_lost(r, "transfer_failed", e->text ? e->text : "the transfer failed", now, out);
         return;
     }
     if (e->code == SL_CONFLICT && r->granted_epoch && r->state == RTR_STATE_ADMITTING) {
@@ -343,7 +359,8 @@ static void on_prefill_failed(rtr_request *r, const rtr_event *e, sl_time_ns now
         search_on(r, now, out);
         return;
     }
-    prefill_lost(r, "prefill_failed", e->text ? e->text : "the prefill node failed", now, out);
+    prefill_lost(r, e->code == SL_UNAVAILABLE ? "prefill_lost" : "prefill_failed",
+                 e->text ? e->text : "the prefill node failed", now, out);
 }
 
 static void on_prefill_node_lost(rtr_request *r, const rtr_event *e, sl_time_ns now,
@@ -390,8 +407,11 @@ static void on_decode_finish(rtr_request *r, const rtr_event *e, sl_time_ns now,
 static void on_tokens(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
 {
     /* Runs of an earlier epoch of the same rank count: the tokens are the same for every epoch. */
-    if (e->decode != r->decode || r->decode == 0 || r->granted_epoch == 0 ||
-        e->epoch < r->granted_epoch || e->epoch > r->epoch)
+    if (e->decode != r->decode || r->decode == 0 || e->epoch > r->epoch)
+        return;
+    if (r->state == RTR_STATE_ADMITTING && e->epoch == r->epoch)
+        note_granted(r, out);
+    if (r->granted_epoch == 0 || e->epoch < r->granted_epoch)
         return;
     if (e->first_index > r->token_count) {
         snprintf(r->fail_text, sizeof r->fail_text,

@@ -1,0 +1,484 @@
+/* Building answers. One push gives at most a few events: text of one kind is joined, each call's
+ * delta has an event of its own, because clients read only the first entry of a delta's calls.
+ *
+ * Pending = what the next event will say: texts, at most one call delta, and the ids and log
+ * probabilities of the tokens behind them. Tokens whose text is still held back stay pending. */
+#include "router/answer.h"
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "router/answer_json.h"
+
+#include <string.h>
+
+typedef struct pending_delta {
+    sl_buf reasoning;
+    sl_buf content;
+    sl_buf name;
+    sl_buf arguments;
+    bool has_call;
+    bool call_begins;
+    int32_t call_index;
+    char call_id[MDL_CALL_ID_SIZE];
+    mdl_ids ids;
+    /* log probabilities: chat entries; or the four arrays of completions */
+    sl_buf logprobs;
+    sl_buf token_texts, token_tops, token_offsets;
+} pending_delta;
+
+struct rtr_answer {
+    rtr_answer_options options;
+    bool chat, stream, want_logprobs;
+    bool first_chunk;
+    sl_buf head; /* constant start of a chunk or body: {"id":..,..,"system_fingerprint":".." */
+    sl_buf out;
+    sl_buf text; /* detokenised, of one token */
+    mdl_detok detok;
+    mdl_output *output;
+    mdl_message message; /* not streamed */
+    pending_delta delta;
+    size_t text_offset;
+    rtr_answer_usage usage;
+};
+
+/* ---- pending */
+
+static void delta_clear(pending_delta *d)
+{
+    sl_buf_clear(&d->reasoning);
+    sl_buf_clear(&d->content);
+    sl_buf_clear(&d->name);
+    sl_buf_clear(&d->arguments);
+    sl_buf_clear(&d->logprobs);
+    sl_buf_clear(&d->token_texts);
+    sl_buf_clear(&d->token_tops);
+    sl_buf_clear(&d->token_offsets);
+    d->has_call = false;
+    d->call_begins = false;
+    d->ids.count = 0;
+}
+
+static void delta_init(pending_delta *d)
+{
+    sl_buf *bufs[] = {&d->reasoning, &d->content,     &d->name,       &d->arguments,
+                      &d->logprobs,  &d->token_texts, &d->token_tops, &d->token_offsets};
+    for (size_t i = 0; i < sizeof bufs / sizeof bufs[0]; i++)
+        sl_buf_init(bufs[i], 0);
+}
+
+static void delta_fini(pending_delta *d)
+{
+    sl_buf *bufs[] = {&d->reasoning, &d->content,     &d->name,       &d->arguments,
+                      &d->logprobs,  &d->token_texts, &d->token_tops, &d->token_offsets};
+    for (size_t i = 0; i < sizeof bufs / sizeof bufs[0]; i++)
+        sl_buf_fini(bufs[i]);
+    mdl_ids_fini(&d->ids);
+}
+
+static void put_buf(sl_buf *out, const sl_buf *piece)
+{
+    if (piece->size)
+        sl_buf_append(out, piece->data, piece->size);
+}
+
+static void put_logprobs(rtr_answer *a)
+{
+    pending_delta *d = &a->delta;
+    sl_buf *out = &a->out;
+    if (!a->want_logprobs) {
+        sl_buf_puts(out, ",\"logprobs\":null");
+        return;
+    }
+    sl_buf_puts(out, a->chat ? ",\"logprobs\":{\"content\":[" : ",\"logprobs\":{\"tokens\":[");
+    if (a->chat) {
+        put_buf(out, &d->logprobs);
+        sl_buf_puts(out, "],\"refusal\":null}");
+        return;
+    }
+    put_buf(out, &d->token_texts);
+    sl_buf_puts(out, "],\"token_logprobs\":[");
+    put_buf(out, &d->logprobs);
+    sl_buf_puts(out, "],\"top_logprobs\":[");
+    put_buf(out, &d->token_tops);
+    sl_buf_puts(out, "],\"text_offset\":[");
+    put_buf(out, &d->token_offsets);
+    sl_buf_puts(out, "]}");
+}
+
+static void put_token_ids(rtr_answer *a)
+{
+    if (!a->options.request->return_token_ids)
+        return;
+    sl_buf_puts(&a->out, ",\"token_ids\":");
+    rtr_json_ids(&a->out, (const uint32_t *)a->delta.ids.data, a->delta.ids.count);
+}
+
+static void put_prompt_ids(rtr_answer *a)
+{
+    const mdl_ids *prompt = &a->options.request->prompt;
+    if (!a->options.request->return_token_ids)
+        return;
+    sl_buf_puts(&a->out, ",\"prompt_token_ids\":");
+    rtr_json_ids(&a->out, (const uint32_t *)prompt->data, prompt->count);
+}
+
+/* Appends pieces of one token to a list, with a comma between entries. */
+static void comma(sl_buf *list)
+{
+    if (list->size)
+        sl_buf_putc(list, ',');
+}
+
+static void note_token(rtr_answer *a, uint32_t id, const rtr_token_logprobs *logprobs)
+{
+    pending_delta *d = &a->delta;
+    const mdl_tokenizer *tokenizer = a->options.tokenizer;
+    if (a->options.request->return_token_ids)
+        mdl_ids_push(&d->ids, (int32_t)id);
+    if (!a->want_logprobs || !logprobs)
+        return;
+    comma(&d->logprobs);
+    if (a->chat) {
+        rtr_json_chat_logprob(&d->logprobs, tokenizer, id, logprobs);
+        return;
+    }
+    rtr_json_logprob(&d->logprobs, logprobs->logprob);
+    comma(&d->token_texts);
+    rtr_json_token_text(&d->token_texts, tokenizer, id);
+    comma(&d->token_tops);
+    rtr_json_top_map(&d->token_tops, tokenizer, logprobs);
+    comma(&d->token_offsets);
+    sl_buf_printf(&d->token_offsets, "%zu", a->text_offset);
+    a->text_offset += rtr_token_characters(tokenizer, id);
+}
+
+/* ---- chunks of a stream */
+
+static void chunk_open(rtr_answer *a)
+{
+    sl_buf_puts(&a->out, "data: ");
+    put_buf(&a->out, &a->head);
+    if (a->first_chunk)
+        put_prompt_ids(a);
+    a->first_chunk = false;
+}
+
+static void chunk_close(rtr_answer *a)
+{
+    if (a->options.request->include_usage)
+        sl_buf_puts(&a->out, ",\"usage\":null");
+    sl_buf_puts(&a->out, "}\n\n");
+}
+
+static void put_call_delta(rtr_answer *a)
+{
+    pending_delta *d = &a->delta;
+    sl_buf *out = &a->out;
+    sl_buf_printf(out, "\"tool_calls\":[{\"index\":%d,", d->call_index);
+    if (d->call_begins) {
+        sl_buf_printf(out, "\"id\":\"%s\",\"type\":\"function\",", d->call_id);
+        sl_buf_puts(out, "\"function\":{\"name\":");
+        rtr_json_text(out, d->name.data, d->name.size);
+        sl_buf_puts(out, ",\"arguments\":");
+    } else {
+        sl_buf_puts(out, "\"function\":{\"arguments\":");
+    }
+    rtr_json_text(out, d->arguments.data, d->arguments.size);
+    sl_buf_puts(out, "}}]");
+}
+
+static void put_delta_text(rtr_answer *a, bool *first, const char *field, const sl_buf *text)
+{
+    if (!text->size)
+        return;
+    sl_buf_printf(&a->out, "%s\"%s\":", *first ? "" : ",", field);
+    rtr_json_text(&a->out, text->data, text->size);
+    *first = false;
+}
+
+/* One event with what is pending; finish: NULL while the stream goes on. */
+static void write_chunk(rtr_answer *a, const char *finish)
+{
+    pending_delta *d = &a->delta;
+    bool first = true;
+    chunk_open(a);
+    if (a->chat) {
+        sl_buf_puts(&a->out, ",\"choices\":[{\"index\":0,\"delta\":{");
+        put_delta_text(a, &first, "reasoning_content", &d->reasoning);
+        put_delta_text(a, &first, "content", &d->content);
+        if (d->has_call) {
+            if (!first)
+                sl_buf_putc(&a->out, ',');
+            put_call_delta(a);
+        }
+        sl_buf_putc(&a->out, '}');
+    } else {
+        sl_buf_puts(&a->out, ",\"choices\":[{\"index\":0,\"text\":");
+        rtr_json_text(&a->out, d->content.data, d->content.size);
+    }
+    put_logprobs(a);
+    sl_buf_puts(&a->out, ",\"finish_reason\":");
+    if (finish)
+        rtr_json_text(&a->out, finish, strlen(finish));
+    else
+        sl_buf_puts(&a->out, "null");
+    put_token_ids(a);
+    sl_buf_puts(&a->out, "}]");
+    chunk_close(a);
+    delta_clear(d);
+}
+
+static bool delta_has_text(const pending_delta *d)
+{
+    return d->reasoning.size || d->content.size || d->has_call;
+}
+
+/* ---- events of the output parser */
+
+static void on_stream_event(rtr_answer *a, const mdl_event *event)
+{
+    pending_delta *d = &a->delta;
+    switch (event->kind) {
+    case MDL_EVENT_REASONING:
+    case MDL_EVENT_CONTENT:
+        if (d->has_call)
+            write_chunk(a, NULL);
+        sl_buf_append(event->kind == MDL_EVENT_CONTENT ? &d->content : &d->reasoning, event->text,
+                      event->size);
+        break;
+    case MDL_EVENT_CALL_BEGIN:
+        if (d->has_call)
+            write_chunk(a, NULL);
+        d->has_call = true;
+        d->call_begins = true;
+        d->call_index = event->call_index;
+        sl_buf_append(&d->name, event->text, event->size);
+        strncpy(d->call_id, event->id, sizeof d->call_id - 1);
+        break;
+    case MDL_EVENT_ARGUMENTS:
+        if (d->has_call && d->call_index != event->call_index)
+            write_chunk(a, NULL);
+        d->has_call = true;
+        d->call_index = event->call_index;
+        sl_buf_append(&d->arguments, event->text, event->size);
+        break;
+    case MDL_EVENT_CALL_END:
+        break;
+    case MDL_EVENT_CALL_BROKEN:
+        break; /* what was announced cannot be taken back */
+    }
+}
+
+static void on_event(void *context, const mdl_event *event)
+{
+    rtr_answer *a = context;
+    if (a->stream)
+        on_stream_event(a, event);
+    else
+        mdl_message_collect(&a->message, event);
+}
+
+/* ---- whole answers */
+
+static void put_message_calls(rtr_answer *a)
+{
+    sl_buf *out = &a->out;
+    for (size_t i = 0; i < a->message.call_count; i++) {
+        const mdl_call *call = &a->message.calls[i];
+        sl_buf_puts(out, i ? "," : ",\"tool_calls\":[");
+        sl_buf_printf(out, "{\"id\":\"%s\",\"type\":\"function\",\"function\":{\"name\":",
+                      call->id);
+        rtr_json_text(out, call->name, strlen(call->name));
+        sl_buf_puts(out, ",\"arguments\":");
+        rtr_json_text(out, call->arguments.data, call->arguments.size);
+        sl_buf_puts(out, "}}");
+    }
+    if (a->message.call_count)
+        sl_buf_putc(out, ']');
+}
+
+/* content is null when there are calls or only reasoning and no text. */
+static void put_chat_message(rtr_answer *a)
+{
+    const mdl_message *m = &a->message;
+    sl_buf *out = &a->out;
+    sl_buf_puts(out, "\"message\":{\"role\":\"assistant\",\"content\":");
+    if (m->content.size || (!m->call_count && !m->reasoning.size))
+        rtr_json_text(out, m->content.data, m->content.size);
+    else
+        sl_buf_puts(out, "null");
+    if (m->reasoning.size) {
+        sl_buf_puts(out, ",\"reasoning_content\":");
+        rtr_json_text(out, m->reasoning.data, m->reasoning.size);
+    }
+    put_message_calls(a);
+    sl_buf_putc(out, '}');
+}
+
+static void write_body(rtr_answer *a, const char *finish)
+{
+    sl_buf *out = &a->out;
+    put_buf(out, &a->head);
+    put_prompt_ids(a);
+    sl_buf_puts(out, ",\"choices\":[{\"index\":0,");
+    if (a->chat) {
+        put_chat_message(a);
+    } else {
+        sl_buf_puts(out, "\"text\":");
+        rtr_json_text(out, a->message.content.data, a->message.content.size);
+    }
+    put_logprobs(a);
+    sl_buf_printf(out, ",\"finish_reason\":\"%s\"", finish);
+    put_token_ids(a);
+    sl_buf_puts(out, "}],\"usage\":");
+    rtr_json_usage(out, &a->usage);
+    sl_buf_putc(out, '}');
+}
+
+/* ---- public */
+
+sl_status rtr_answer_create(const rtr_answer_options *options, rtr_answer **out_answer, sl_err *err)
+{
+    const rtr_api_request *request = options->request;
+    rtr_answer *a = sl_alloc(1, sizeof *a, "answer");
+    a->options = *options;
+    a->chat = request->kind == RTR_API_CHAT;
+    a->stream = request->stream;
+    a->want_logprobs = request->sampling.logprob_count >= 0;
+    a->first_chunk = true;
+    a->usage.prompt_tokens = (uint32_t)request->prompt.count;
+    sl_buf_init(&a->head, 0);
+    sl_buf_init(&a->out, 0);
+    sl_buf_init(&a->text, 0);
+    delta_init(&a->delta);
+    mdl_message_init(&a->message);
+    mdl_detok_init(&a->detok, options->tokenizer);
+    mdl_output_options output = {
+        .raw = !a->chat,
+        .reasoning_open = a->chat && mdl_chat_reasoning_open(request->chat),
+        .parse_calls = a->chat && mdl_chat_calls_expected(request->chat),
+        .chat = request->chat,
+        .request_id = options->request_id,
+        .call_key = {options->call_key[0], options->call_key[1]},
+        .stops = request->stops,
+        .stop_count = request->stop_count,
+    };
+    sl_status status = mdl_output_create(&output, on_event, a, &a->output, err);
+    if (!sl_is_ok(status)) {
+        rtr_answer_destroy(a);
+        return status;
+    }
+    *out_answer = a;
+    return status;
+}
+
+void rtr_answer_destroy(rtr_answer *a)
+{
+    if (!a)
+        return;
+    mdl_output_destroy(a->output);
+    mdl_message_fini(&a->message);
+    delta_fini(&a->delta);
+    sl_buf_fini(&a->text);
+    sl_buf_fini(&a->out);
+    sl_buf_fini(&a->head);
+    sl_free(a);
+}
+
+void rtr_answer_begin(rtr_answer *a, const char *fingerprint)
+{
+    const char *object = a->chat ? (a->stream ? "chat.completion.chunk" : "chat.completion")
+                                 : "text_completion";
+    sl_assert(a->head.size == 0);
+    sl_buf_printf(&a->head, "{\"id\":\"%s-%s\",\"object\":\"%s\",\"created\":%llu,\"model\":",
+                  a->chat ? "chatcmpl" : "cmpl", a->options.request_id, object,
+                  (unsigned long long)a->options.created);
+    rtr_json_text(&a->head, a->options.model, strlen(a->options.model));
+    sl_buf_puts(&a->head, ",\"system_fingerprint\":");
+    rtr_json_text(&a->head, fingerprint, strlen(fingerprint));
+    if (!a->stream || !a->chat)
+        return;
+    chunk_open(a);
+    sl_buf_puts(&a->out, ",\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\","
+                         "\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]");
+    chunk_close(a);
+}
+
+void rtr_answer_set_cached(rtr_answer *a, uint32_t cached_tokens)
+{
+    a->usage.cached_tokens = cached_tokens;
+}
+
+bool rtr_answer_push(rtr_answer *a, const uint32_t *ids, const rtr_token_logprobs *logprobs,
+                     size_t count)
+{
+    int32_t eos = mdl_tokenizer_special(a->options.tokenizer)->eos;
+    bool go_on = true;
+    for (size_t i = 0; i < count && go_on; i++) {
+        a->usage.completion_tokens++;
+        if (mdl_output_in_reasoning(a->output))
+            a->usage.reasoning_tokens++;
+        note_token(a, ids[i], logprobs ? &logprobs[i] : NULL);
+        if ((int32_t)ids[i] == eos)
+            continue; /* it ends the text and is not part of it */
+        sl_buf_clear(&a->text);
+        mdl_detok_push(&a->detok, (int32_t)ids[i], &a->text);
+        if (a->text.size)
+            go_on = mdl_output_push(a->output, a->text.data, a->text.size);
+    }
+    if (a->stream && delta_has_text(&a->delta))
+        write_chunk(a, NULL);
+    return go_on;
+}
+
+void rtr_answer_finish(rtr_answer *a, mdl_finish cause)
+{
+    sl_buf_clear(&a->text);
+    mdl_detok_finish(&a->detok, &a->text);
+    if (a->text.size && !mdl_output_push(a->output, a->text.data, a->text.size))
+        cause = MDL_FINISH_STOP;
+    a->message.length_limited = cause == MDL_FINISH_LENGTH;
+    const char *finish = mdl_finish_name(mdl_output_finish(a->output, cause));
+    if (!a->stream) {
+        write_body(a, finish);
+        return;
+    }
+    if (delta_has_text(&a->delta))
+        write_chunk(a, NULL);
+    write_chunk(a, finish);
+    if (a->options.request->include_usage) {
+        chunk_open(a);
+        sl_buf_puts(&a->out, ",\"choices\":[],\"usage\":");
+        rtr_json_usage(&a->out, &a->usage);
+        sl_buf_puts(&a->out, "}\n\n");
+    }
+    sl_buf_puts(&a->out, "data: [DONE]\n\n");
+}
+
+void rtr_answer_fail(rtr_answer *a, const rtr_api_error *error)
+{
+    sl_buf *out = &a->out;
+    sl_buf_puts(out, "data: {\"error\":{\"message\":");
+    rtr_json_text(out, error->message, strlen(error->message));
+    sl_buf_printf(out, ",\"type\":\"%s\",\"param\":null,\"code\":", error->type);
+    if (error->code)
+        rtr_json_text(out, error->code, strlen(error->code));
+    else
+        sl_buf_puts(out, "null");
+    sl_buf_puts(out, "}}\n\n");
+}
+
+sl_buf *rtr_answer_output(rtr_answer *a)
+{
+    return &a->out;
+}
+
+const rtr_answer_usage *rtr_answer_usage_get(const rtr_answer *a)
+{
+    return &a->usage;
+}
+
+const mdl_output_counts *rtr_answer_counts(const rtr_answer *a)
+{
+    return mdl_output_counts_get(a->output);
+}

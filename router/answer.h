@@ -1,0 +1,67 @@
+/* From tokens to the client's answer: detokenising, parsing, stop strings, JSON or event stream.
+ *
+ * Tokens go in as they come; text comes out in rtr_answer_output: complete server-sent events of a
+ * stream, or the one JSON body after finish. The same tokens give the same text for every cut, so a
+ * retried or migrated request goes on where it was. No I/O, no clock. Thread: owner. */
+#ifndef ROUTER_ANSWER_H
+#define ROUTER_ANSWER_H
+
+#include "model/output.h"
+#include "router/api_request.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct rtr_logprob {
+    uint32_t id;
+    float logprob;
+} rtr_logprob;
+
+typedef struct rtr_token_logprobs {
+    float logprob;
+    uint32_t top_count;
+    rtr_logprob top[MDL_LOGPROBS_MAX];
+} rtr_token_logprobs;
+
+typedef struct rtr_answer_options {
+    const rtr_api_request *request; /* borrowed for the answer's life */
+    const mdl_tokenizer *tokenizer;
+    const char *request_id;
+    const char *model;
+    uint64_t created; /* seconds since 1970 */
+    uint64_t call_key[2];
+} rtr_answer_options;
+
+typedef struct rtr_answer_usage {
+    uint32_t prompt_tokens;
+    uint32_t cached_tokens;
+    uint32_t completion_tokens;
+    uint32_t reasoning_tokens;
+} rtr_answer_usage;
+
+typedef struct rtr_answer rtr_answer;
+
+SL_MUST_USE sl_status rtr_answer_create(const rtr_answer_options *options, rtr_answer **out_answer,
+                                        sl_err *err);
+void rtr_answer_destroy(rtr_answer *answer);
+/* Before the first push. fingerprint: the numerics id; copied. In a stream this writes the role. */
+void rtr_answer_begin(rtr_answer *answer, const char *fingerprint);
+void rtr_answer_set_cached(rtr_answer *answer, uint32_t cached_tokens);
+/* logprobs: one for each id if the request wants them, else NULL. False once a stop string was met:
+ * the rest was not taken; go on with rtr_answer_finish(MDL_FINISH_STOP). */
+SL_MUST_USE bool rtr_answer_push(rtr_answer *answer, const uint32_t *ids,
+                                 const rtr_token_logprobs *logprobs, size_t count);
+/* cause: STOP or LENGTH. Afterwards the output is complete ([DONE] included). */
+void rtr_answer_finish(rtr_answer *answer, mdl_finish cause);
+/* An error after the stream began: one event {"error":..}; no [DONE] follows it. */
+void rtr_answer_fail(rtr_answer *answer, const rtr_api_error *error);
+/* The caller takes from it (sl_buf_consume or clear). */
+sl_buf *rtr_answer_output(rtr_answer *answer);
+const rtr_answer_usage *rtr_answer_usage_get(const rtr_answer *answer);
+const mdl_output_counts *rtr_answer_counts(const rtr_answer *answer);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

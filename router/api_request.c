@@ -1,0 +1,423 @@
+/* Checking of API requests. One function a field group; the first error wins. Thread: any. */
+#include "router/api_request.h"
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/rng.h"
+#include "model/output.h"
+#include "router/limits.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char TYPE_INVALID[] = "invalid_request_error";
+static const char TYPE_SERVER[] = "server_error";
+
+/* ---- errors */
+
+static bool fail(rtr_api_error *error, int status, const char *code, const char *param,
+                 const char *format, ...) __attribute__((format(printf, 5, 6)));
+
+static bool fail(rtr_api_error *error, int status, const char *code, const char *param,
+                 const char *format, ...)
+{
+    va_list arguments;
+    memset(error, 0, sizeof *error);
+    error->status = status;
+    error->type = status >= 500 ? TYPE_SERVER : TYPE_INVALID;
+    error->code = code;
+    snprintf(error->param, sizeof error->param, "%s", param ? param : "");
+    va_start(arguments, format);
+    vsnprintf(error->message, sizeof error->message, format, arguments);
+    va_end(arguments);
+    return false;
+}
+
+/* The model's parsers say "messages[3].content: must be ..": what stands before is the field. */
+static void set_param(rtr_api_error *error, const char *text)
+{
+    static const char FIELD[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.[]";
+    size_t size = strspn(text, FIELD);
+    if (size > 0 && size < sizeof error->param && text[size] == ':' && text[size + 1] == ' ')
+        snprintf(error->param, sizeof error->param, "%.*s", (int)size, text);
+}
+
+static bool fail_status(rtr_api_error *error, const sl_err *err)
+{
+    rtr_api_error_set(error, err->code, err->text);
+    set_param(error, err->text);
+    return false;
+}
+
+void rtr_api_error_set(rtr_api_error *error, sl_code code, const char *text)
+{
+    switch (code) {
+    case SL_INVALID:
+        fail(error, 400, NULL, NULL, "%s", text);
+        break;
+    case SL_TOO_LARGE:
+        fail(error, 400, "too_large", NULL, "%s", text);
+        break;
+    case SL_UNSUPPORTED:
+        fail(error, 400, "unsupported", NULL, "%s", text);
+        break;
+    case SL_NOT_FOUND:
+        fail(error, 404, "not_found", NULL, "%s", text);
+        break;
+    case SL_FULL:
+        fail(error, 503, "overloaded", NULL, "%s", text);
+        break;
+    case SL_UNAVAILABLE:
+    case SL_INCOMPATIBLE:
+        fail(error, 503, "unavailable", NULL, "%s", text);
+        break;
+    case SL_DEADLINE:
+        fail(error, 504, "deadline", NULL, "%s", text);
+        break;
+    case SL_CANCELLED:
+        fail(error, 499, "cancelled", NULL, "%s", text);
+        break;
+    default:
+        fail(error, 500, sl_code_name(code), NULL, "%s", text);
+        break;
+    }
+}
+
+static bool wrong_type(rtr_api_error *error, const char *field, const char *expected,
+                       const sl_json *value)
+{
+    return fail(error, 400, NULL, field, "%s: must be %s, is %s", field, expected,
+                sl_json_type_name(sl_json_typeof(value)));
+}
+
+/* ---- single fields; null counts as not given */
+
+static const sl_json *given(const sl_json *root, const char *field)
+{
+    const sl_json *value = sl_json_get(root, field);
+    return value && sl_json_typeof(value) != SL_JSON_NULL ? value : NULL;
+}
+
+static bool read_bool(const sl_json *object, const char *field, const char *path, bool *value,
+                      rtr_api_error *error)
+{
+    const sl_json *json = given(object, field);
+    if (json && !sl_json_bool(json, value))
+        return wrong_type(error, path, "true or false", json);
+    return true;
+}
+
+static bool check_string(const sl_json *root, const char *field, rtr_api_error *error)
+{
+    const sl_json *json = given(root, field);
+    if (json && sl_json_typeof(json) != SL_JSON_STRING)
+        return wrong_type(error, field, "a string", json);
+    return true;
+}
+
+static bool check_model(const rtr_api_settings *settings, const sl_json *root, rtr_api_error *error)
+{
+    size_t size;
+    const sl_json *json = given(root, "model");
+    if (!json)
+        return true;
+    const char *name = sl_json_string(json, &size);
+    if (!name)
+        return wrong_type(error, "model", "a string", json);
+    if (strlen(settings->model_name) == size && memcmp(name, settings->model_name, size) == 0)
+        return true;
+    return fail(error, 404, "model_not_found", "model",
+                "the model \"%.128s\" does not exist here; \"%s\" does", name,
+                settings->model_name);
+}
+
+/* Fields with one supported value. */
+static bool check_int_is(const sl_json *root, const char *field, int64_t only, rtr_api_error *error)
+{
+    int64_t value;
+    const sl_json *json = given(root, field);
+    if (!json)
+        return true;
+    if (!sl_json_i64(json, &value))
+        return wrong_type(error, field, "an integer", json);
+    if (value < 1 || value > 128)
+        return fail(error, 400, NULL, field, "%s: must be 1 to 128, is %lld", field,
+                    (long long)value);
+    if (value != only)
+        return fail(error, 400, "unsupported", field, "%s: only %lld is supported for now", field,
+                    (long long)only);
+    return true;
+}
+
+static bool read_stream(rtr_api_request *r, const sl_json *root, rtr_api_error *error)
+{
+    if (!read_bool(root, "stream", "stream", &r->stream, error))
+        return false;
+    const sl_json *options = given(root, "stream_options");
+    if (!options)
+        return true;
+    if (sl_json_typeof(options) != SL_JSON_OBJECT)
+        return wrong_type(error, "stream_options", "an object", options);
+    return read_bool(options, "include_usage", "stream_options.include_usage", &r->include_usage,
+                     error);
+}
+
+static bool add_stop(rtr_api_request *r, const sl_json *json, const char *path,
+                     rtr_api_error *error)
+{
+    size_t size;
+    const char *text = sl_json_string(json, &size);
+    if (!text)
+        return wrong_type(error, path, "a string", json);
+    if (size == 0 || size > MDL_STOP_STRING_BYTES_MAX || strlen(text) != size)
+        return fail(error, 400, NULL, path, "%s: must have 1 to %d bytes and no NUL", path,
+                    MDL_STOP_STRING_BYTES_MAX);
+    r->stops[r->stop_count++] = text;
+    return true;
+}
+
+static bool read_stop(rtr_api_request *r, const sl_json *root, rtr_api_error *error)
+{
+    _Static_assert(sizeof r->stops / sizeof r->stops[0] == MDL_STOP_STRINGS_MAX, "stops");
+    const sl_json *json = given(root, "stop");
+    if (!json)
+        return true;
+    if (sl_json_typeof(json) == SL_JSON_STRING)
+        return add_stop(r, json, "stop", error);
+    if (sl_json_typeof(json) != SL_JSON_ARRAY)
+        return wrong_type(error, "stop", "a string or an array of strings", json);
+    if (sl_json_count(json) > MDL_STOP_STRINGS_MAX)
+        return fail(error, 400, NULL, "stop", "stop: at most %d strings", MDL_STOP_STRINGS_MAX);
+    for (size_t i = 0; i < sl_json_count(json); i++) {
+        char path[32];
+        snprintf(path, sizeof path, "stop[%zu]", i);
+        if (!add_stop(r, sl_json_at(json, i), path, error))
+            return false;
+    }
+    return true;
+}
+
+static bool check_logprobs_type(rtr_api_kind kind, const sl_json *root, rtr_api_error *error)
+{
+    const sl_json *json = given(root, "logprobs");
+    if (!json)
+        return true;
+    bool is_bool = sl_json_typeof(json) == SL_JSON_TRUE || sl_json_typeof(json) == SL_JSON_FALSE;
+    if (kind == RTR_API_CHAT && !is_bool)
+        return wrong_type(error, "logprobs", "true or false", json);
+    if (kind == RTR_API_COMPLETION && is_bool)
+        return wrong_type(error, "logprobs", "an integer", json);
+    return true;
+}
+
+/* What completions offer elsewhere and not here. */
+static bool check_completion_fields(const sl_json *root, rtr_api_error *error)
+{
+    bool echo = false;
+    if (!read_bool(root, "echo", "echo", &echo, error) ||
+        !check_int_is(root, "best_of", 1, error) || !check_string(root, "suffix", error))
+        return false;
+    if (echo)
+        return fail(error, 400, "unsupported", "echo", "echo: is not supported");
+    if (given(root, "suffix"))
+        return fail(error, 400, "unsupported", "suffix", "suffix: is not supported");
+    return true;
+}
+
+/* ---- prompts */
+
+static bool read_ids(const rtr_api_settings *settings, const sl_json *list, const char *field,
+                     mdl_ids *ids, rtr_api_error *error)
+{
+    for (size_t i = 0; i < sl_json_count(list); i++) {
+        int64_t id;
+        char path[48];
+        snprintf(path, sizeof path, "%s[%zu]", field, i);
+        if (sl_json_typeof(sl_json_at(list, i)) != SL_JSON_NUMBER ||
+            !sl_json_i64(sl_json_at(list, i), &id))
+            return wrong_type(error, path, "a token id", sl_json_at(list, i));
+        if (id < 0 || id >= settings->shape->vocab_size)
+            return fail(error, 400, NULL, path, "%s: token id %lld is not in the vocabulary", path,
+                        (long long)id);
+        mdl_ids_push(ids, (int32_t)id);
+    }
+    return true;
+}
+
+static bool encode_text(const rtr_api_settings *settings, const sl_json *json, const char *field,
+                        bool add_bos, mdl_ids *ids, rtr_api_error *error)
+{
+    size_t size;
+    sl_err err;
+    const char *text = sl_json_string(json, &size);
+    mdl_encode_options options = {.id_max = RTR_PROMPT_MAX};
+    if (add_bos)
+        mdl_ids_push(ids, mdl_tokenizer_special(settings->tokenizer)->bos);
+    if (!sl_is_ok(mdl_tokenizer_encode(settings->tokenizer, text, size, &options, ids, &err))) {
+        fail_status(error, &err);
+        snprintf(error->param, sizeof error->param, "%s", field);
+        return false;
+    }
+    return true;
+}
+
+/* A string (BOS is put before it, as sluice-run does), or an array of ids, taken as they are. */
+static bool read_prompt(const rtr_api_settings *settings, rtr_api_request *r, const sl_json *root,
+                        rtr_api_error *error)
+{
+    bool add_bos = true;
+    const sl_json *json = given(root, "prompt");
+    if (!read_bool(root, "add_special_tokens", "add_special_tokens", &add_bos, error))
+        return false;
+    if (!json)
+        return fail(error, 400, NULL, "prompt", "prompt: is missing");
+    if (sl_json_typeof(json) == SL_JSON_STRING)
+        return encode_text(settings, json, "prompt", add_bos, &r->prompt, error);
+    if (sl_json_typeof(json) != SL_JSON_ARRAY)
+        return wrong_type(error, "prompt", "a string or an array of token ids", json);
+    if (sl_json_count(json) == 1 && sl_json_typeof(sl_json_at(json, 0)) == SL_JSON_STRING)
+        return encode_text(settings, sl_json_at(json, 0), "prompt", add_bos, &r->prompt, error);
+    if (sl_json_count(json) == 0)
+        return fail(error, 400, NULL, "prompt", "prompt: is empty");
+    if (sl_json_typeof(sl_json_at(json, 0)) != SL_JSON_NUMBER)
+        return fail(error, 400, "unsupported", "prompt",
+                    "prompt: several prompts in one request are not supported");
+    return read_ids(settings, json, "prompt", &r->prompt, error);
+}
+
+static bool encode_chat(const rtr_api_settings *settings, rtr_api_request *r, const sl_json *root,
+                        rtr_api_error *error)
+{
+    sl_err err;
+    if (!sl_is_ok(mdl_chat_parse(root, &settings->chat, &r->chat, &err)))
+        return fail_status(error, &err);
+    if (mdl_chat_response_format(r->chat) == MDL_RESPONSE_JSON_OBJECT)
+        return fail(error, 400, "unsupported", "response_format",
+                    "response_format: json_object is not supported for now");
+    mdl_prompt prompt = {0};
+    mdl_chat_render(r->chat, 0, &prompt);
+    mdl_encode_options options = {.id_max = RTR_PROMPT_MAX};
+    if (settings->plain_content) {
+        options.plain = prompt.content;
+        options.plain_count = prompt.content_count;
+    }
+    sl_status status = mdl_tokenizer_encode(settings->tokenizer, prompt.text.data, prompt.text.size,
+                                            &options, &r->prompt, &err);
+    mdl_prompt_fini(&prompt);
+    if (sl_is_ok(status))
+        return true;
+    fail_status(error, &err);
+    snprintf(error->param, sizeof error->param, "messages");
+    return false;
+}
+
+/* ---- limits and defaults */
+
+static bool resolve_lengths(const rtr_api_settings *settings, rtr_api_request *r,
+                            uint32_t context_max, rtr_api_error *error)
+{
+    const char *field = r->kind == RTR_API_CHAT ? "messages" : "prompt";
+    if (r->prompt.count >= context_max)
+        return fail(error, 400, "context_length_exceeded", field,
+                    "this model's maximum context length is %u tokens; the %s have %zu, and at "
+                    "least one more is needed for the answer",
+                    context_max, field, r->prompt.count);
+    int32_t room = (int32_t)(context_max - r->prompt.count);
+    mdl_sampling *s = &r->sampling;
+    if (s->max_tokens == 0)
+        s->max_tokens = r->kind == RTR_API_CHAT ? (int32_t)settings->max_tokens_default
+                                                : RTR_COMPLETION_TOKENS_DEFAULT;
+    if (s->max_tokens > room)
+        s->max_tokens = room;
+    if (s->min_tokens > s->max_tokens)
+        s->min_tokens = s->max_tokens;
+    return true;
+}
+
+/* Below 2^53, so that clients whose numbers are doubles can send it back. */
+static void draw_seed(mdl_sampling *sampling)
+{
+    if (sampling->seed_given)
+        return;
+    sampling->seed = sl_random_u64() >> 11;
+    sampling->seed_given = true;
+}
+
+static bool prepare_generation(const rtr_api_settings *settings, rtr_api_request *r,
+                               const sl_json *root, uint32_t context_max, rtr_api_error *error)
+{
+    sl_err err;
+    if (!read_stream(r, root, error) || !check_int_is(root, "n", 1, error) ||
+        !check_string(root, "user", error) || !read_stop(r, root, error) ||
+        !check_logprobs_type(r->kind, root, error) ||
+        !read_bool(root, "return_token_ids", "return_token_ids", &r->return_token_ids, error))
+        return false;
+    if (!sl_is_ok(mdl_sampling_parse(root, &settings->sampling_defaults,
+                                     settings->shape->vocab_size, &r->sampling, &err)))
+        return fail_status(error, &err);
+    if (r->kind == RTR_API_COMPLETION && !check_completion_fields(root, error))
+        return false;
+    bool encoded = r->kind == RTR_API_CHAT ? encode_chat(settings, r, root, error)
+                                           : read_prompt(settings, r, root, error);
+    if (!encoded || !resolve_lengths(settings, r, context_max, error))
+        return false;
+    draw_seed(&r->sampling);
+    return true;
+}
+
+static bool prepare_tokens(const rtr_api_settings *settings, rtr_api_request *r,
+                           const sl_json *root, rtr_api_error *error)
+{
+    if (r->kind == RTR_API_TOKENIZE)
+        return given(root, "messages") ? encode_chat(settings, r, root, error)
+                                       : read_prompt(settings, r, root, error);
+    const sl_json *tokens = given(root, "tokens");
+    if (!tokens)
+        return fail(error, 400, NULL, "tokens", "tokens: is missing");
+    if (sl_json_typeof(tokens) != SL_JSON_ARRAY)
+        return wrong_type(error, "tokens", "an array of token ids", tokens);
+    return read_ids(settings, tokens, "tokens", &r->prompt, error);
+}
+
+bool rtr_api_prepare(const rtr_api_settings *settings, rtr_api_kind kind, const void *body,
+                     size_t size, uint32_t context_max, rtr_api_request **out_request,
+                     rtr_api_error *error)
+{
+    sl_err err;
+    sl_json_limits limits = {.bytes_max = size + 1, .depth_max = RTR_JSON_DEPTH};
+    sl_json_doc *doc = NULL;
+    if (size == 0)
+        return fail(error, 400, NULL, NULL, "the request has no body; it must be a JSON object");
+    if (!sl_is_ok(sl_json_parse(body, size, &limits, &doc, &err)))
+        return fail(error, 400, "invalid_json", NULL, "the body is not valid JSON: %s", err.text);
+    rtr_api_request *r = sl_alloc(1, sizeof *r, "api request");
+    r->kind = kind;
+    r->doc = doc;
+    const sl_json *root = sl_json_root(doc);
+    bool ok = true;
+    if (sl_json_typeof(root) != SL_JSON_OBJECT)
+        ok = fail(error, 400, NULL, NULL, "the body must be a JSON object, is %s",
+                  sl_json_type_name(sl_json_typeof(root)));
+    ok = ok && check_model(settings, root, error);
+    if (ok && (kind == RTR_API_CHAT || kind == RTR_API_COMPLETION))
+        ok = prepare_generation(settings, r, root, context_max, error);
+    else if (ok)
+        ok = prepare_tokens(settings, r, root, error);
+    if (!ok) {
+        rtr_api_request_destroy(r);
+        return false;
+    }
+    *out_request = r;
+    return true;
+}
+
+void rtr_api_request_destroy(rtr_api_request *request)
+{
+    if (!request)
+        return;
+    mdl_ids_fini(&request->prompt);
+    mdl_chat_destroy(request->chat); /* borrows from the document */
+    sl_json_doc_destroy(request->doc);
+    sl_free(request);
+}

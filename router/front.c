@@ -1,0 +1,313 @@
+/* A router loop put together: what comes from the nodes goes to the requests, the queue moves when
+ * something changed, output leaves once a pass. Thread: the loop's. */
+#include "router/front_internal.h"
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/log.h"
+#include "base/rng.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define AFTER_ROUNDS_MAX 16 /* of one pass, before the loop looks at its descriptors again */
+#define STOP_FLUSH_NS    (5 * SL_S_NS)
+
+/* ---- from the nodes */
+
+static void on_changed(void *context)
+{
+    rtr_front *front = context;
+    front->changed = true;
+}
+
+static void on_decode_lost(void *context, uint64_t decode)
+{
+    rtr_front *front = context;
+    rtr_event event = {.kind = RTR_EVENT_DECODE_LOST, .decode = decode};
+    for (rtr_live *live = front->lives, *next; live; live = next) {
+        next = live->next;
+        if (live->started && live->core.decode == decode)
+            rtr_live_step(live, &event);
+    }
+}
+
+static void on_prefill_lost(void *context, uint64_t prefill)
+{
+    rtr_front *front = context;
+    rtr_event event = {.kind = RTR_EVENT_PREFILL_LOST, .prefill = prefill};
+    for (rtr_live *live = front->lives, *next; live; live = next) {
+        next = live->next;
+        if (live->started && live->core.prefill == prefill)
+            rtr_live_step(live, &event);
+    }
+}
+
+static void on_admitted(void *context, uint64_t decode, const Sluice__V1__Admitted *admitted)
+{
+    rtr_front *front = context;
+    Sluice__V1__Ticket *ticket = admitted->ticket;
+    rtr_live *live = rtr_live_find(front, ticket->request_id);
+    if (!live || !live->started)
+        return; /* cancelled meanwhile: the rank was told */
+    uint64_t held = (uint64_t)ticket->first_block * 64;
+    uint64_t prompt = live->request->prompt.count;
+    if (live->token_count == 0)
+        live->cached_tokens = (uint32_t)(held < prompt ? held : prompt);
+    rtr_event event = {.kind = RTR_EVENT_ADMITTED, .decode = decode, .epoch = ticket->epoch};
+    live->ticket = ticket;
+    live->depth++; /* the ticket is borrowed: keep the request while it is set */
+    rtr_live_step(live, &event);
+    live->ticket = NULL;
+    live->depth--;
+    rtr_live_settle(live);
+}
+
+static void on_refused(void *context, uint64_t decode, const Sluice__V1__Refused *refused)
+{
+    rtr_front *front = context;
+    rtr_live *live = rtr_live_find(front, refused->request_id);
+    if (!live || !live->started)
+        return;
+    const char *text = refused->failure ? refused->failure->message : "refused";
+    sl_debug("request %s: refused by %s: %s", live->id, live->decode_name, text);
+    sl_metric_add(front->shared->metrics.refusals, rtr_nodes_decode_name(front->nodes, decode), 1);
+    rtr_event event = {
+        .kind = RTR_EVENT_REFUSED,
+        .decode = decode,
+        .epoch = refused->epoch,
+        .code = refused->failure ? (sl_code)refused->failure->code : SL_UNAVAILABLE,
+        .text = text,
+    };
+    rtr_live_step(live, &event);
+}
+
+static rtr_finish finish_of(Sluice__V1__Finish finish)
+{
+    switch (finish) {
+    case SLUICE__V1__FINISH__FINISH_STOP:
+        return RTR_FINISH_STOP;
+    case SLUICE__V1__FINISH__FINISH_LENGTH:
+        return RTR_FINISH_LENGTH;
+    case SLUICE__V1__FINISH__FINISH_FAILED:
+        return RTR_FINISH_FAILED;
+    case SLUICE__V1__FINISH__FINISH_CANCELLED:
+        return RTR_FINISH_CANCELLED;
+    default:
+        return RTR_FINISH_NONE;
+    }
+}
+
+static void on_run(void *context, uint64_t decode, const Sluice__V1__TokenRun *run)
+{
+    rtr_front *front = context;
+    rtr_live *live = rtr_live_find(front, run->request_id);
+    if (!live || !live->started)
+        return;
+    rtr_event event = {
+        .kind = RTR_EVENT_TOKENS,
+        .decode = decode,
+        .epoch = run->epoch,
+        .first_index = run->first_index,
+        .count = (uint32_t)run->n_ids,
+        .finish = finish_of(run->finish),
+        .code = run->failure ? (sl_code)run->failure->code : SL_OK,
+        .text = run->failure ? run->failure->message : NULL,
+    };
+    live->run = run;
+    live->depth++; /* the run is borrowed: keep the request while it is set */
+    rtr_live_step(live, &event);
+    rtr_live_deliver(live);
+    live->run = NULL;
+    live->depth--;
+    rtr_live_settle(live);
+}
+
+typedef struct broken_note {
+    rtr_front *front;
+    char name[CLU_NAME_MAX];
+    uint64_t incarnation;
+} broken_note;
+
+static void tell_broken(void *context)
+{
+    broken_note *note = context;
+    rtr_front_options *options = &note->front->options;
+    if (options->on_broken)
+        options->on_broken(options->context, note->name, note->incarnation);
+    sl_free(note);
+}
+
+/* The view may remove the node in answer, which must not happen inside its stream's callback. */
+static void on_broken(void *context, const char *name, uint64_t incarnation)
+{
+    rtr_front *front = context;
+    if (front->stopped)
+        return;
+    broken_note *note = sl_alloc(1, sizeof *note, "router note");
+    note->front = front;
+    snprintf(note->name, sizeof note->name, "%s", name);
+    note->incarnation = incarnation;
+    if (!sl_loop_post(front->loop, tell_broken, note))
+        sl_free(note); /* the next failed attempt tells again */
+}
+
+/* ---- the queue */
+
+/* Oldest first. The first that lacks room ends the round: nobody overtakes it. */
+static void queue_pump(rtr_front *front)
+{
+    rtr_event event = {.kind = RTR_EVENT_NODES_CHANGED};
+    for (rtr_live *live = front->queue_first, *next; live; live = next) {
+        next = live->wait_next;
+        if (!live->started)
+            continue;
+        bool fresh = live->core.refused_decode_count == 0 && live->core.decode == 0;
+        live->depth++; /* to look at it afterwards */
+        rtr_live_step(live, &event);
+        bool blocked = live->core.state == RTR_STATE_QUEUED && live->core.lack == RTR_LACK_ROOM;
+        live->depth--;
+        rtr_live_settle(live);
+        if (blocked && fresh)
+            break;
+    }
+}
+
+static void front_wake(void *context)
+{
+}
+
+static void check_stopped(rtr_front *front)
+{
+    bool flushed = front->live_count == 0 && rtr_http_server_quiet(front->http);
+    if (!front->stopping || front->stopped || !flushed || front->preparing_count)
+        return;
+    front->stopped = true;
+    sl_timer_set(front->stop_timer, SL_NEVER);
+    if (front->on_stopped)
+        front->on_stopped(front->stop_context);
+}
+
+static void front_after(void *context)
+{
+    rtr_front *front = context;
+    for (int i = 0; i < AFTER_ROUNDS_MAX; i++) {
+        if (front->changed) {
+            front->changed = false;
+            queue_pump(front);
+        }
+        rtr_http_server_flush(front->http);
+        if (!front->changed)
+            break;
+    }
+    if (front->changed && !sl_loop_post(front->loop, front_wake, front))
+        front->changed = true; /* the loop is awake anyway: its posts are full */
+    check_stopped(front);
+}
+
+static void on_http_error(void *context, int status)
+{
+    rtr_count_response(context, status);
+}
+
+/* ---- life */
+
+sl_status rtr_front_create(const rtr_front_options *options, rtr_front **out_front, sl_err *err)
+{
+    static const rtr_nodes_events NODE_EVENTS = {
+        .on_changed = on_changed,
+        .on_decode_lost = on_decode_lost,
+        .on_prefill_lost = on_prefill_lost,
+        .on_admitted = on_admitted,
+        .on_refused = on_refused,
+        .on_run = on_run,
+        .on_broken = on_broken,
+    };
+    rtr_front *front = sl_alloc(1, sizeof *front, "router front");
+    front->options = *options;
+    front->shared = options->shared;
+    front->loop = options->loop;
+    front->next_id = sl_random_u64();
+    rtr_http_server_options http = options->http;
+    http.on_request = rtr_route;
+    http.on_http_error = on_http_error;
+    http.context = front;
+    sl_status status = rtr_http_server_create(options->loop, &http, &front->http, err);
+    if (!sl_is_ok(status)) {
+        sl_free(front);
+        return status;
+    }
+    rtr_nodes_options nodes = {
+        .runtime = options->runtime,
+        .router_name = front->shared->router_name,
+        .incarnation = front->shared->incarnation,
+        .loop_index = options->index,
+        .model_hash = front->shared->model_hash,
+    };
+    front->nodes = rtr_nodes_create(&nodes, &NODE_EVENTS, front);
+    sl_loop_set_after(options->loop, front_after, front);
+    *out_front = front;
+    return sl_ok();
+}
+
+void rtr_front_destroy(rtr_front *front)
+{
+    if (!front)
+        return;
+    front->stopped = true;
+    sl_loop_set_after(front->loop, NULL, NULL);
+    rtr_http_server_destroy(front->http); /* their clients go: requests end */
+    while (front->lives)
+        rtr_live_destroy(front->lives);
+    rtr_nodes_destroy(front->nodes);
+    sl_timer_destroy(front->stop_timer);
+    sl_free(front);
+}
+
+rtr_nodes *rtr_front_nodes(rtr_front *front)
+{
+    return front->nodes;
+}
+
+uint32_t rtr_front_live_count(const rtr_front *front)
+{
+    return front->live_count;
+}
+
+/* First at the deadline: give up what runs. Then, if clients do not even read that, leave them. */
+static void stop_timer(void *context, sl_time_ns now)
+{
+    rtr_front *front = context;
+    if (front->aborted) {
+        front->stopped = front->preparing_count == 0;
+        if (front->stopped && front->on_stopped)
+            front->on_stopped(front->stop_context);
+        else
+            sl_timer_set(front->stop_timer, now + 100 * SL_MS_NS);
+        return;
+    }
+    front->aborted = true;
+    sl_timer_set(front->stop_timer, now + STOP_FLUSH_NS);
+    rtr_event event = {.kind = RTR_EVENT_ABORT,
+                       .code = SL_UNAVAILABLE,
+                       .text = "the router is shutting down"};
+    for (rtr_live *live = front->lives, *next; live; live = next) {
+        next = live->next;
+        if (live->started)
+            rtr_live_step(live, &event);
+    }
+}
+
+void rtr_front_stop(rtr_front *front, sl_time_ns deadline, void (*on_stopped)(void *context),
+                    void *context)
+{
+    if (front->stopping)
+        return;
+    front->stopping = true;
+    front->on_stopped = on_stopped;
+    front->stop_context = context;
+    rtr_http_server_stop(front->http);
+    front->stop_timer = sl_timer_create(front->loop, stop_timer, front);
+    sl_timer_set(front->stop_timer, deadline);
+    sl_info("stopping: %u requests to finish", front->live_count);
+}

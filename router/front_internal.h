@@ -1,0 +1,111 @@
+/* What front.c (the loop), live.c (a request's life), live_answer.c (its answer) and routes.c (HTTP
+ * paths) share. Not for other files. */
+#ifndef ROUTER_FRONT_INTERNAL_H
+#define ROUTER_FRONT_INTERNAL_H
+
+#include "router/answer.h"
+#include "router/front.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define RTR_LIVE_BUCKETS 4096u /* a power of two */
+
+typedef enum rtr_live_gauge { RTR_GAUGE_NONE, RTR_GAUGE_WAITING, RTR_GAUGE_RUNNING } rtr_live_gauge;
+
+typedef struct rtr_live rtr_live;
+
+struct rtr_live {
+    rtr_pool_job job; /* first: the pool hands it back */
+    rtr_front *front;
+    rtr_live *prev, *next;           /* all */
+    rtr_live *wait_prev, *wait_next; /* in the queue, oldest first */
+    rtr_live *hash_next;
+    bool queued;
+    rtr_live_gauge gauge;
+    char id[RTR_ID_SIZE];
+    rtr_http_exchange *exchange; /* NULL: answered, or the client is gone */
+    uint64_t created;            /* seconds since 1970 */
+    sl_time_ns arrived_at, first_token_at, last_token_at;
+
+    /* preparing */
+    rtr_api_kind kind;
+    bool preparing; /* with the pool */
+    bool prepared_ok;
+    char *body;
+    size_t body_size;
+    uint32_t context_max;
+    rtr_api_error error;
+
+    /* generating */
+    rtr_api_request *request;
+    rtr_request_limits limits;
+    rtr_request core;
+    bool started; /* core is in use */
+    rtr_answer *answer;
+    bool answer_begun;
+    bool finished; /* all tokens are here, with the cause in finish */
+    mdl_finish finish;
+    uint32_t *tokens;
+    rtr_token_logprobs *logprobs;
+    uint32_t token_count, token_capacity, delivered;
+    uint32_t cached_tokens;
+    rtr_prefill_call *prefill_call;
+    sl_timer *timer;
+    sl_code admit_error; /* an Admit that could not be sent: told as a refusal by the timer */
+    char decode_name[CLU_NAME_MAX];
+    char prefill_name[CLU_NAME_MAX];
+    char fingerprint[CLU_TEXT_MAX];
+    uint32_t depth; /* of rtr_live_step */
+
+    /* borrowed while one event is handled */
+    const Sluice__V1__TokenRun *run;
+    Sluice__V1__Ticket *ticket;
+};
+
+struct rtr_front {
+    rtr_front_options options;
+    const rtr_shared *shared;
+    sl_loop *loop;
+    rtr_http_server *http;
+    rtr_nodes *nodes;
+    rtr_live *lives;
+    rtr_live *queue_first, *queue_last;
+    uint32_t live_count, queue_count, preparing_count;
+    rtr_live *buckets[RTR_LIVE_BUCKETS];
+    uint64_t next_id;
+    bool changed; /* nodes or loads: the queue may move */
+    bool stopping, aborted, stopped;
+    sl_timer *stop_timer;
+    void (*on_stopped)(void *context);
+    void *stop_context;
+};
+
+/* live.c */
+/* Takes the exchange: answers it now or later. */
+void rtr_live_start(rtr_front *front, rtr_http_exchange *exchange, rtr_api_kind kind);
+void rtr_live_step(rtr_live *live, const rtr_event *event);
+/* Frees it if nothing is left to do. Call last. */
+void rtr_live_settle(rtr_live *live);
+void rtr_live_destroy(rtr_live *live);
+rtr_live *rtr_live_find(rtr_front *front, const char *id);
+
+/* live_answer.c */
+/* Appends tokens [skip, skip + count) of the run. */
+void rtr_live_take_tokens(rtr_live *live, uint32_t skip, uint32_t count);
+/* Gives the client what is there, as far as it reads. */
+void rtr_live_deliver(rtr_live *live);
+/* An error instead of the (rest of the) answer. */
+void rtr_live_fail(rtr_live *live, const rtr_api_error *error);
+void rtr_live_answer_tokens(rtr_live *live); /* TOKENIZE, DETOKENIZE */
+void rtr_live_claim(rtr_live *live);
+
+/* routes.c */
+void rtr_route(void *context, rtr_http_exchange *exchange);
+void rtr_count_response(const rtr_front *front, int status);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,530 @@
+/* One request on its loop: prepares it, feeds its state machine, carries the actions out.
+ *
+ * The machine (request.h) decides; here are the messages, calls and timers. A live request is freed
+ * in rtr_live_settle, once its client has its answer, its machine is over and no pool thread has
+ * it. Thread: the loop's (live_work: a pool thread). */
+#include "router/front_internal.h"
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/log.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define PAGE_TOKENS 64u /* cache pages, as the nodes count them */
+
+static sl_time_ns live_now(const rtr_live *live)
+{
+    return sl_loop_now(live->front->loop);
+}
+
+/* ---- finding by id */
+
+static uint32_t bucket_of(const char *id)
+{
+    uint32_t hash = 2166136261u; /* FNV-1a; the ids are our own */
+    for (; *id; id++)
+        hash = (hash ^ (unsigned char)*id) * 16777619u;
+    return hash & (RTR_LIVE_BUCKETS - 1);
+}
+
+rtr_live *rtr_live_find(rtr_front *front, const char *id)
+{
+    rtr_live *live = front->buckets[bucket_of(id)];
+    while (live && strcmp(live->id, id) != 0)
+        live = live->hash_next;
+    return live;
+}
+
+static void live_link(rtr_live *live)
+{
+    rtr_front *front = live->front;
+    uint32_t bucket = bucket_of(live->id);
+    live->hash_next = front->buckets[bucket];
+    front->buckets[bucket] = live;
+    live->next = front->lives;
+    if (live->next)
+        live->next->prev = live;
+    front->lives = live;
+    front->live_count++;
+}
+
+static void live_unlink(rtr_live *live)
+{
+    rtr_front *front = live->front;
+    for (rtr_live **at = &front->buckets[bucket_of(live->id)]; *at; at = &(*at)->hash_next) {
+        if (*at == live) {
+            *at = live->hash_next;
+            break;
+        }
+    }
+    if (live->prev)
+        live->prev->next = live->next;
+    else
+        front->lives = live->next;
+    if (live->next)
+        live->next->prev = live->prev;
+    front->live_count--;
+}
+
+/* ---- the queue: oldest first; a request that must look again keeps its place by age */
+
+static void queue_remove(rtr_live *live)
+{
+    rtr_front *front = live->front;
+    if (!live->queued)
+        return;
+    if (live->wait_prev)
+        live->wait_prev->wait_next = live->wait_next;
+    else
+        front->queue_first = live->wait_next;
+    if (live->wait_next)
+        live->wait_next->wait_prev = live->wait_prev;
+    else
+        front->queue_last = live->wait_prev;
+    live->wait_prev = live->wait_next = NULL;
+    live->queued = false;
+    front->queue_count--;
+}
+
+static void queue_insert(rtr_live *live)
+{
+    rtr_front *front = live->front;
+    if (live->queued)
+        return;
+    rtr_live *before = front->queue_last;
+    while (before && before->arrived_at > live->arrived_at)
+        before = before->wait_prev;
+    live->wait_prev = before;
+    live->wait_next = before ? before->wait_next : front->queue_first;
+    if (live->wait_next)
+        live->wait_next->wait_prev = live;
+    else
+        front->queue_last = live;
+    if (before)
+        before->wait_next = live;
+    else
+        front->queue_first = live;
+    live->queued = true;
+    front->queue_count++;
+}
+
+/* A younger request must not take the room that an older one waits for. */
+static bool older_waits_for_room(const rtr_live *live)
+{
+    const rtr_live *first = live->front->queue_first;
+    return first && first != live && first->started && first->core.lack == RTR_LACK_ROOM &&
+           first->core.refused_decode_count == 0 && first->arrived_at < live->arrived_at;
+}
+
+static void live_set_gauge(rtr_live *live, rtr_live_gauge gauge)
+{
+    const rtr_metrics *m = &live->front->shared->metrics;
+    if (live->gauge == gauge)
+        return;
+    if (live->gauge == RTR_GAUGE_WAITING)
+        sl_metric_add(m->waiting, NULL, -1);
+    if (live->gauge == RTR_GAUGE_RUNNING)
+        sl_metric_add(m->running, NULL, -1);
+    if (gauge == RTR_GAUGE_WAITING)
+        sl_metric_add(m->waiting, NULL, 1);
+    if (gauge == RTR_GAUGE_RUNNING)
+        sl_metric_add(m->running, NULL, 1);
+    live->gauge = gauge;
+}
+
+/* ---- actions */
+
+static uint32_t live_pages(const rtr_live *live)
+{
+    uint64_t tokens = live->request->prompt.count + live->limits.max_tokens;
+    return (uint32_t)((tokens + PAGE_TOKENS - 1) / PAGE_TOKENS);
+}
+
+static void act_place(rtr_live *live)
+{
+    rtr_front *front = live->front;
+    rtr_place_result place = {.lack = RTR_LACK_ROOM};
+    if (live->core.decode || !older_waits_for_room(live))
+        rtr_nodes_place(front->nodes, &live->core, live_pages(live), front->shared->self_prefill,
+                        &place);
+    rtr_event event = {.kind = RTR_EVENT_UNPLACED, .lack = place.lack};
+    if (place.lack == RTR_LACK_NONE) {
+        event.kind = RTR_EVENT_PLACED;
+        event.decode = place.decode;
+        event.prefill = place.prefill;
+        const clu_stamp *stamp = rtr_nodes_decode_stamp(front->nodes, place.decode);
+        const char *decode = rtr_nodes_decode_name(front->nodes, place.decode);
+        const char *prefill = rtr_nodes_prefill_name(front->nodes, place.prefill);
+        snprintf(live->decode_name, sizeof live->decode_name, "%s", decode);
+        snprintf(live->prefill_name, sizeof live->prefill_name, "%s",
+                 place.prefill ? prefill : decode);
+        snprintf(live->fingerprint, sizeof live->fingerprint, "%s", stamp->numerics_id);
+        sl_debug("request %s: placed on %s, prefill on %s", live->id, live->decode_name,
+                 live->prefill_name);
+    }
+    rtr_live_step(live, &event);
+}
+
+static void fill_sampling(const rtr_live *live, Sluice__V1__Sampling *out)
+{
+    const mdl_sampling *s = &live->request->sampling;
+    sluice__v1__sampling__init(out);
+    out->temperature = s->temperature;
+    out->top_p = s->top_p;
+    out->top_k = (uint32_t)s->top_k;
+    out->min_p = s->min_p;
+    out->presence_penalty = s->presence_penalty;
+    out->frequency_penalty = s->frequency_penalty;
+    out->repetition_penalty = s->repetition_penalty;
+    out->seed = s->seed;
+    out->max_tokens = (uint32_t)s->max_tokens;
+    out->min_tokens = (uint32_t)s->min_tokens;
+    out->n_stop_ids = (size_t)s->stop_id_count;
+    out->stop_ids = (uint32_t *)s->stop_ids;
+    out->ignore_eos = s->ignore_eos;
+    out->want_logprobs = s->logprob_count >= 0;
+    out->top_logprobs = s->logprob_count > 0 ? (uint32_t)s->logprob_count : 0;
+    out->id_limit = (uint32_t)mdl_tokenizer_id_end(live->front->shared->api.tokenizer);
+}
+
+/* Prompt, then what was generated so far. */
+static uint32_t *all_tokens(const rtr_live *live, size_t *out_count)
+{
+    size_t prompt = live->request->prompt.count;
+    uint32_t *tokens = sl_alloc(prompt + live->token_count, sizeof *tokens, "router admit");
+    memcpy(tokens, live->request->prompt.data, prompt * sizeof *tokens);
+    if (live->token_count)
+        memcpy(tokens + prompt, live->tokens, live->token_count * sizeof *tokens);
+    *out_count = prompt + live->token_count;
+    return tokens;
+}
+
+static void act_admit(rtr_live *live, const rtr_action *action)
+{
+    const mdl_sampling *s = &live->request->sampling;
+    Sluice__V1__LogitBias *biases = sl_alloc((size_t)s->bias_count, sizeof *biases, "router admit");
+    Sluice__V1__LogitBias **pointers =
+        sl_alloc((size_t)s->bias_count, sizeof *pointers, "router admit");
+    for (int32_t i = 0; i < s->bias_count; i++) {
+        sluice__v1__logit_bias__init(&biases[i]);
+        biases[i].id = (uint32_t)s->bias[i].id;
+        biases[i].bias = s->bias[i].bias;
+        pointers[i] = &biases[i];
+    }
+    Sluice__V1__Sampling sampling;
+    fill_sampling(live, &sampling);
+    sampling.n_logit_bias = (size_t)s->bias_count;
+    sampling.logit_bias = pointers;
+    Sluice__V1__Admit admit = SLUICE__V1__ADMIT__INIT;
+    admit.request_id = live->id;
+    admit.epoch = action->epoch;
+    admit.tokens = all_tokens(live, &admit.n_tokens);
+    admit.prompt_count = (uint32_t)live->request->prompt.count;
+    admit.sampling = &sampling;
+    admit.prefill_deadline_ms = live->front->shared->prefill_deadline_ms;
+    admit.self_prefill = live->core.prefill == 0;
+    sl_status status =
+        rtr_nodes_admit(live->front->nodes, action->node, &admit, live_pages(live));
+    sl_free(admit.tokens);
+    sl_free(pointers);
+    sl_free(biases);
+    if (!sl_is_ok(status)) { /* not from inside this step: the timer tells */
+        live->admit_error = status.code;
+        sl_debug("request %s: not sent to %s: %s", live->id, live->decode_name,
+                 sl_code_name(status.code));
+    }
+}
+
+static void on_prefill_progress(void *context)
+{
+    rtr_live *live = context;
+    rtr_event event = {.kind = RTR_EVENT_PREFILL_PROGRESS, .epoch = live->core.epoch};
+    rtr_live_step(live, &event);
+}
+
+static void on_prefill_done(void *context, const Sluice__V1__PrefillDone *done)
+{
+    rtr_live *live = context;
+    uint32_t prompt = (uint32_t)live->request->prompt.count;
+    live->prefill_call = NULL;
+    if (live->token_count == 0 && done->tokens_computed < prompt &&
+        prompt - done->tokens_computed > live->cached_tokens)
+        live->cached_tokens = prompt - done->tokens_computed;
+    rtr_event event = {.kind = RTR_EVENT_PREFILL_DONE, .epoch = live->core.epoch};
+    rtr_live_step(live, &event);
+}
+
+static void on_prefill_failed(void *context, sl_code code, const char *text)
+{
+    rtr_live *live = context;
+    live->prefill_call = NULL;
+    sl_info("request %s: prefill on %s failed: %s", live->id, live->prefill_name, text);
+    rtr_event event = {.kind = RTR_EVENT_PREFILL_FAILED,
+                       .epoch = live->core.epoch,
+                       .code = code,
+                       .text = text};
+    rtr_live_step(live, &event);
+}
+
+static const rtr_prefill_events PREFILL_EVENTS = {on_prefill_progress, on_prefill_done,
+                                                  on_prefill_failed};
+
+static void act_run_prefill(rtr_live *live, const rtr_action *action)
+{
+    sl_err err;
+    sl_assert(live->ticket && !live->prefill_call);
+    Sluice__V1__PrefillRequest request = SLUICE__V1__PREFILL_REQUEST__INIT;
+    request.request_id = live->id;
+    request.epoch = action->epoch;
+    request.ticket = live->ticket;
+    request.tokens = all_tokens(live, &request.n_tokens);
+    sl_status status = rtr_nodes_run_prefill(live->front->nodes, action->node, &request,
+                                             &PREFILL_EVENTS, live, &live->prefill_call, &err);
+    sl_free(request.tokens);
+    if (sl_is_ok(status))
+        return;
+    rtr_event event = {.kind = RTR_EVENT_PREFILL_FAILED,
+                       .epoch = action->epoch,
+                       .code = status.code,
+                       .text = err.text};
+    rtr_live_step(live, &event);
+}
+
+static void act_fail(rtr_live *live, const rtr_action *action)
+{
+    rtr_api_error error;
+    rtr_api_error_set(&error, action->code, action->text);
+    if (action->code != SL_CANCELLED)
+        sl_info("request %s: failed: %s", live->id, action->text);
+    rtr_live_fail(live, &error);
+}
+
+static void live_act(rtr_live *live, const rtr_action *action)
+{
+    rtr_front *front = live->front;
+    switch (action->kind) {
+    case RTR_ACTION_PLACE:
+        act_place(live);
+        break;
+    case RTR_ACTION_ADMIT:
+        act_admit(live, action);
+        break;
+    case RTR_ACTION_RUN_PREFILL:
+        act_run_prefill(live, action);
+        break;
+    case RTR_ACTION_CANCEL_DECODE:
+        rtr_nodes_cancel(front->nodes, action->node, live->id, rtr_state_name(live->core.state));
+        break;
+    case RTR_ACTION_CANCEL_PREFILL:
+        rtr_prefill_drop(live->prefill_call);
+        live->prefill_call = NULL;
+        break;
+    case RTR_ACTION_DELIVER:
+        rtr_live_take_tokens(live, action->skip, action->count);
+        break;
+    case RTR_ACTION_MIGRATED:
+        sl_metric_add(front->shared->metrics.migrations, action->text, 1);
+        sl_info("request %s: goes on at token %u on %s (%s)", live->id, live->token_count,
+                live->decode_name, action->text);
+        break;
+    case RTR_ACTION_FINISH:
+        live->finished = true;
+        live->finish =
+            action->finish == RTR_FINISH_LENGTH ? MDL_FINISH_LENGTH : MDL_FINISH_STOP;
+        break;
+    case RTR_ACTION_FAIL:
+        act_fail(live, action);
+        break;
+    }
+}
+
+/* ---- stepping */
+
+static bool live_is_over(const rtr_live *live)
+{
+    return !live->preparing && !live->exchange && (!live->started || rtr_request_over(&live->core));
+}
+
+void rtr_live_settle(rtr_live *live)
+{
+    if (live->depth > 0)
+        return;
+    if (live_is_over(live)) {
+        rtr_live_destroy(live);
+        return;
+    }
+    bool over = live->started && rtr_request_over(&live->core);
+    bool waits = !live->started || live->core.state == RTR_STATE_QUEUED;
+    if (waits)
+        queue_insert(live);
+    else
+        queue_remove(live);
+    live_set_gauge(live, over ? RTR_GAUGE_NONE : waits ? RTR_GAUGE_WAITING : RTR_GAUGE_RUNNING);
+    sl_time_ns at = live->started ? rtr_request_deadline(&live->core) : SL_NEVER;
+    sl_timer_set(live->timer, live->admit_error ? live_now(live) : at);
+}
+
+void rtr_live_step(rtr_live *live, const rtr_event *event)
+{
+    rtr_actions actions;
+    live->depth++;
+    bool was_admitting = live->core.state == RTR_STATE_ADMITTING;
+    rtr_request_step(&live->core, event, live_now(live), &actions);
+    if (was_admitting && live->core.attempts == 0 && live->core.last_granted == 1 &&
+        live->core.epoch == 1)
+        sl_metric_observe(live->front->shared->metrics.queue_seconds,
+                          (double)(live_now(live) - live->arrived_at) / 1e9);
+    for (uint32_t i = 0; i < actions.count; i++)
+        live_act(live, &actions.at[i]);
+    if (live->depth == 1)
+        rtr_live_deliver(live);
+    live->depth--;
+    rtr_live_settle(live);
+}
+
+static void live_timer(void *context, sl_time_ns now)
+{
+    rtr_live *live = context;
+    rtr_event event = {.kind = RTR_EVENT_TIMER};
+    if (live->admit_error) {
+        event = (rtr_event){.kind = RTR_EVENT_REFUSED,
+                            .decode = live->core.decode,
+                            .epoch = live->core.epoch,
+                            .code = live->admit_error,
+                            .text = "the decode node's stream takes no more messages"};
+        live->admit_error = SL_OK;
+    }
+    rtr_live_step(live, &event);
+}
+
+/* ---- preparing */
+
+static void live_prepared(rtr_live *live)
+{
+    const rtr_shared *shared = live->front->shared;
+    sl_err err;
+    if (!live->prepared_ok) {
+        rtr_live_fail(live, &live->error);
+        rtr_live_settle(live);
+        return;
+    }
+    if (live->kind == RTR_API_TOKENIZE || live->kind == RTR_API_DETOKENIZE) {
+        rtr_live_answer_tokens(live);
+        rtr_live_settle(live);
+        return;
+    }
+    rtr_answer_options options = {
+        .request = live->request,
+        .tokenizer = shared->api.tokenizer,
+        .request_id = live->id,
+        .model = shared->api.model_name,
+        .created = live->created,
+        .call_key = {shared->call_key[0], shared->call_key[1]},
+    };
+    if (!sl_is_ok(rtr_answer_create(&options, &live->answer, &err))) {
+        rtr_api_error_set(&live->error, err.code, err.text);
+        rtr_live_fail(live, &live->error);
+        rtr_live_settle(live);
+        return;
+    }
+    sl_metric_add(shared->metrics.prompt_tokens, NULL, (double)live->request->prompt.count);
+    if (live->request->chat)
+        sl_metric_add(shared->metrics.calls_without_reasoning, NULL,
+                      (double)mdl_chat_calls_without_reasoning(live->request->chat));
+    live->limits = shared->limits;
+    live->limits.max_tokens = (uint32_t)live->request->sampling.max_tokens;
+    rtr_request_init(&live->core, &live->limits);
+    live->started = true;
+    rtr_event event = {.kind = RTR_EVENT_SUBMIT};
+    rtr_live_step(live, &event);
+}
+
+static void live_work(rtr_pool_job *job)
+{
+    rtr_live *live = (rtr_live *)job;
+    live->prepared_ok =
+        rtr_api_prepare(&live->front->shared->api, live->kind, live->body, live->body_size,
+                        live->context_max, &live->request, &live->error);
+}
+
+static void live_work_done(rtr_pool_job *job)
+{
+    rtr_live *live = (rtr_live *)job;
+    live->preparing = false;
+    live->front->preparing_count--;
+    sl_free(live->body);
+    live->body = NULL;
+    if (live->exchange)
+        live_prepared(live);
+    else
+        rtr_live_settle(live); /* the client did not wait */
+}
+
+static void live_prepare(rtr_live *live, rtr_http_exchange *exchange)
+{
+    const rtr_shared *shared = live->front->shared;
+    sl_span body = rtr_http_exchange_body(exchange);
+    if (body.size <= shared->inline_bytes) {
+        live->prepared_ok =
+            rtr_api_prepare(&shared->api, live->kind, body.data, body.size, live->context_max,
+                            &live->request, &live->error);
+        rtr_http_exchange_drop_body(exchange);
+        live_prepared(live);
+        return;
+    }
+    live->body = rtr_http_exchange_take_body(exchange, &live->body_size);
+    live->job.loop = live->front->loop;
+    live->job.work = live_work;
+    live->job.done = live_work_done;
+    if (!rtr_pool_submit(shared->pool, &live->job)) {
+        rtr_api_error_set(&live->error, SL_FULL, "too many long prompts are being encoded");
+        rtr_live_fail(live, &live->error);
+        rtr_live_settle(live);
+        return;
+    }
+    live->preparing = true;
+    live->front->preparing_count++;
+    rtr_live_settle(live);
+}
+
+static uint32_t context_max(const rtr_front *front)
+{
+    uint32_t nodes = rtr_nodes_context_max(front->nodes);
+    return nodes && nodes < front->shared->context_max ? nodes : front->shared->context_max;
+}
+
+void rtr_live_start(rtr_front *front, rtr_http_exchange *exchange, rtr_api_kind kind)
+{
+    rtr_live *live = sl_alloc(1, sizeof *live, "router request");
+    live->front = front;
+    live->exchange = exchange;
+    live->kind = kind;
+    live->arrived_at = sl_loop_now(front->loop);
+    live->created = sl_wall_ns() / SL_S_NS;
+    live->context_max = context_max(front);
+    snprintf(live->id, sizeof live->id, "r-%016llx", (unsigned long long)front->next_id++);
+    live->timer = sl_timer_create(front->loop, live_timer, live);
+    live_link(live);
+    rtr_live_claim(live);
+    live_prepare(live, exchange);
+}
+
+void rtr_live_destroy(rtr_live *live)
+{
+    sl_assert(!live->preparing);
+    queue_remove(live);
+    live_set_gauge(live, RTR_GAUGE_NONE);
+    rtr_prefill_drop(live->prefill_call);
+    sl_timer_destroy(live->timer);
+    if (live->answer)
+        rtr_metrics_note_output(&live->front->shared->metrics, rtr_answer_counts(live->answer));
+    rtr_answer_destroy(live->answer); /* borrows from the request */
+    rtr_api_request_destroy(live->request);
+    sl_free(live->body);
+    sl_free(live->tokens);
+    sl_free(live->logprobs);
+    live_unlink(live);
+    sl_free(live);
+}

@@ -1,0 +1,261 @@
+/* The client's side of a live request: tokens in store, what of them was given, headers, errors.
+ *
+ * A slow client never holds a decode rank: tokens are kept as numbers here and become text only as
+ * fast as the client reads. Thread: the loop's. */
+#include "router/front_internal.h"
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/log.h"
+#include "router/answer_json.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---- tokens in */
+
+static void reserve(rtr_live *live, uint32_t count)
+{
+    if (live->token_count + count <= live->token_capacity)
+        return;
+    uint32_t capacity = live->token_capacity ? live->token_capacity * 2 : 64;
+    while (capacity < live->token_count + count)
+        capacity *= 2;
+    live->tokens = sl_realloc(live->tokens, capacity, sizeof *live->tokens, "router tokens");
+    if (live->request->sampling.logprob_count >= 0)
+        live->logprobs =
+            sl_realloc(live->logprobs, capacity, sizeof *live->logprobs, "router tokens");
+    live->token_capacity = capacity;
+}
+
+static void copy_logprobs(const Sluice__V1__TokenRun *run, uint32_t index, rtr_token_logprobs *out)
+{
+    out->logprob = NAN;
+    out->top_count = 0;
+    if (index >= run->n_logprobs)
+        return;
+    const Sluice__V1__TokenLogprobs *wire = run->logprobs[index];
+    out->logprob = wire->logprob;
+    for (size_t i = 0; i < wire->n_top && i < MDL_LOGPROBS_MAX; i++) {
+        out->top[i] = (rtr_logprob){wire->top[i]->id, wire->top[i]->logprob};
+        out->top_count++;
+    }
+}
+
+void rtr_live_take_tokens(rtr_live *live, uint32_t skip, uint32_t count)
+{
+    const Sluice__V1__TokenRun *run = live->run;
+    sl_assert(run && skip + count <= run->n_ids);
+    reserve(live, count);
+    memcpy(live->tokens + live->token_count, run->ids + skip, count * sizeof *live->tokens);
+    for (uint32_t i = 0; live->logprobs && i < count; i++)
+        copy_logprobs(run, skip + i, &live->logprobs[live->token_count + i]);
+    live->token_count += count;
+    live->last_token_at = sl_loop_now(live->front->loop);
+    if (live->first_token_at)
+        return;
+    live->first_token_at = live->last_token_at;
+    sl_metric_observe(live->front->shared->metrics.ttft_seconds,
+                      (double)(live->first_token_at - live->arrived_at) / 1e9);
+}
+
+/* ---- the answer out */
+
+static size_t fill_headers(const rtr_live *live, char seed[24], rtr_http_pair *pairs)
+{
+    size_t count = 0;
+    pairs[count++] = (rtr_http_pair){"x-request-id", live->id};
+    if (live->decode_name[0])
+        pairs[count++] = (rtr_http_pair){"x-sluice-decode-node", live->decode_name};
+    if (live->prefill_name[0])
+        pairs[count++] = (rtr_http_pair){"x-sluice-prefill-node", live->prefill_name};
+    if (live->started) {
+        snprintf(seed, 24, "%llu", (unsigned long long)live->request->sampling.seed);
+        pairs[count++] = (rtr_http_pair){"x-sluice-seed", seed};
+    }
+    return count;
+}
+
+/* The exchange is over for us. */
+static void exchange_done(rtr_live *live, int status)
+{
+    rtr_count_response(live->front, status);
+    live->exchange = NULL;
+}
+
+static void answer_begin(rtr_live *live)
+{
+    char seed[24];
+    rtr_http_pair pairs[8];
+    live->answer_begun = true;
+    rtr_answer_begin(live->answer, live->fingerprint);
+    if (!live->request->stream)
+        return;
+    size_t count = fill_headers(live, seed, pairs);
+    pairs[count++] = (rtr_http_pair){"cache-control", "no-cache"};
+    pairs[count++] = (rtr_http_pair){"x-accel-buffering", "no"};
+    rtr_http_stream_begin(live->exchange, 200, "text/event-stream", pairs, count);
+}
+
+static void stream_out(rtr_live *live)
+{
+    sl_buf *out = rtr_answer_output(live->answer);
+    rtr_http_stream_write(live->exchange, out->data, out->size);
+    sl_buf_clear(out);
+}
+
+static void note_finish(rtr_live *live)
+{
+    const rtr_metrics *m = &live->front->shared->metrics;
+    const rtr_answer_usage *usage = rtr_answer_usage_get(live->answer);
+    sl_metric_add(m->generation_tokens, NULL, usage->completion_tokens);
+    sl_metric_add(m->prefix_hit_tokens, NULL, usage->cached_tokens);
+    if (live->token_count > 1)
+        sl_metric_observe(m->tpot_seconds, (double)(live->last_token_at - live->first_token_at) /
+                                               1e9 / (live->token_count - 1));
+}
+
+static void answer_finish(rtr_live *live, mdl_finish cause)
+{
+    char seed[24];
+    rtr_http_pair pairs[8];
+    rtr_answer_set_cached(live->answer, live->cached_tokens);
+    rtr_answer_finish(live->answer, cause);
+    note_finish(live);
+    if (live->request->stream) {
+        stream_out(live);
+        rtr_http_stream_end(live->exchange);
+    } else {
+        size_t count = fill_headers(live, seed, pairs);
+        const sl_buf *body = rtr_answer_output(live->answer);
+        rtr_http_respond(live->exchange, 200, "application/json", pairs, count, body->data,
+                         body->size);
+    }
+    exchange_done(live, 200);
+}
+
+/* False: the client must read first, or the answer is complete. */
+static bool deliver_some(rtr_live *live)
+{
+    if (live->request->stream && rtr_http_backlog(live->exchange) > RTR_HTTP_BACKLOG_HIGH)
+        return false; /* the drained call goes on */
+    uint32_t count = live->token_count - live->delivered;
+    if (count > RTR_DELIVER_BATCH)
+        count = RTR_DELIVER_BATCH;
+    bool go_on = rtr_answer_push(live->answer, live->tokens + live->delivered,
+                                 live->logprobs ? live->logprobs + live->delivered : NULL, count);
+    live->delivered += count;
+    if (!go_on) {
+        answer_finish(live, MDL_FINISH_STOP);
+        return false;
+    }
+    if (live->request->stream)
+        stream_out(live);
+    return true;
+}
+
+void rtr_live_deliver(rtr_live *live)
+{
+    if (!live->exchange || !live->answer)
+        return;
+    if (live->delivered == live->token_count && !live->finished)
+        return;
+    if (!live->answer_begun)
+        answer_begin(live);
+    while (live->exchange && live->delivered < live->token_count) {
+        if (!deliver_some(live))
+            break;
+    }
+    if (live->exchange && live->finished && live->delivered == live->token_count)
+        answer_finish(live, live->finish);
+    if (!live->exchange && !rtr_request_over(&live->core)) {
+        rtr_event event = {.kind = RTR_EVENT_STOPPED}; /* a stop string ended it */
+        rtr_live_step(live, &event);
+    }
+}
+
+void rtr_live_fail(rtr_live *live, const rtr_api_error *error)
+{
+    char seed[24];
+    rtr_http_pair pairs[9];
+    if (!live->exchange)
+        return;
+    if (live->answer_begun && live->request->stream) {
+        rtr_answer_fail(live->answer, error);
+        stream_out(live);
+        rtr_http_stream_end(live->exchange);
+        exchange_done(live, error->status);
+        return;
+    }
+    size_t count = fill_headers(live, seed, pairs);
+    if (error->status == 503 || error->status == 429)
+        pairs[count++] = (rtr_http_pair){"retry-after", error->status == 503 ? "5" : "1"};
+    rtr_http_respond_error(live->exchange, error->status, error->type,
+                           error->param[0] ? error->param : NULL, error->code, error->message,
+                           pairs, count);
+    exchange_done(live, error->status);
+}
+
+void rtr_live_answer_tokens(rtr_live *live)
+{
+    sl_buf out, text;
+    sl_err err;
+    const mdl_ids *ids = &live->request->prompt;
+    sl_buf_init(&out, 0);
+    sl_buf_init(&text, 0);
+    if (live->kind == RTR_API_TOKENIZE) {
+        sl_buf_printf(&out, "{\"count\":%zu,\"max_model_len\":%u,\"tokens\":", ids->count,
+                      live->context_max);
+        rtr_json_ids(&out, (const uint32_t *)ids->data, ids->count);
+        sl_buf_putc(&out, '}');
+    } else if (sl_is_ok(mdl_tokenizer_decode(live->front->shared->api.tokenizer, ids->data,
+                                             ids->count, &text, &err))) {
+        sl_buf_puts(&out, "{\"prompt\":");
+        rtr_json_text(&out, text.data, text.size);
+        sl_buf_putc(&out, '}');
+    } else {
+        rtr_api_error_set(&live->error, err.code, err.text);
+        snprintf(live->error.param, sizeof live->error.param, "tokens");
+        rtr_live_fail(live, &live->error);
+    }
+    if (live->exchange) {
+        rtr_http_pair pair = {"x-request-id", live->id};
+        rtr_http_respond(live->exchange, 200, "application/json", &pair, 1, out.data, out.size);
+        exchange_done(live, 200);
+    }
+    sl_buf_fini(&text);
+    sl_buf_fini(&out);
+}
+
+/* ---- the exchange's own events */
+
+static void on_gone(void *owner)
+{
+    rtr_live *live = owner;
+    live->exchange = NULL;
+    rtr_count_response(live->front, 499);
+    sl_info("request %s: the client is gone", live->id);
+    if (live->started && !rtr_request_over(&live->core)) {
+        rtr_event event = {.kind = RTR_EVENT_CLIENT_GONE};
+        rtr_live_step(live, &event);
+        return;
+    }
+    rtr_live_settle(live);
+}
+
+static void on_drained(void *owner)
+{
+    rtr_live *live = owner;
+    live->depth++;
+    rtr_live_deliver(live);
+    live->depth--;
+    rtr_live_settle(live);
+}
+
+static const rtr_http_owner_ops OWNER_OPS = {on_gone, on_drained};
+
+void rtr_live_claim(rtr_live *live)
+{
+    rtr_http_exchange_claim(live->exchange, &OWNER_OPS, live);
+}

@@ -1,0 +1,50 @@
+/* See metrics.h. */
+#include "router/metrics.h"
+
+void rtr_metrics_init(rtr_metrics *m, sl_metrics *r)
+{
+    static const char *const REASONS[] = {"prefill_lost",    "prefill_failed", "prefill_stalled",
+                                          "transfer_failed", "decode_lost",    "decode_failed",
+                                          "decode_stalled"};
+    m->registry = r;
+    m->requests = sl_counter(r, "sluice_requests_total", "Requests by HTTP status", "code");
+    m->ttft_seconds = sl_histogram(r, "sluice_ttft_seconds", "Arrival to first token",
+                                   SL_SECONDS_BOUNDS, SL_SECONDS_BOUND_COUNT);
+    m->tpot_seconds = sl_histogram(r, "sluice_tpot_seconds", "Time per token after the first",
+                                   SL_SECONDS_BOUNDS, SL_SECONDS_BOUND_COUNT);
+    m->queue_seconds = sl_histogram(r, "sluice_queue_seconds", "Arrival to admission",
+                                    SL_SECONDS_BOUNDS, SL_SECONDS_BOUND_COUNT);
+    m->running = sl_gauge(r, "sluice_running_requests", "Requests that hold a decode slot", NULL);
+    m->waiting = sl_gauge(r, "sluice_waiting_requests", "Requests without a place yet", NULL);
+    m->prompt_tokens = sl_counter(r, "sluice_prompt_tokens_total", "Prompt tokens", NULL);
+    m->generation_tokens =
+        sl_counter(r, "sluice_generation_tokens_total", "Tokens given to clients", NULL);
+    m->prefix_hit_tokens =
+        sl_counter(r, "sluice_prefix_hit_tokens_total", "Prompt tokens found in caches", NULL);
+    m->migrations = sl_counter(r, "sluice_request_migrations_total",
+                               "Requests that went on elsewhere after a loss", "reason");
+    m->refusals = sl_counter(r, "sluice_decode_refusals_total", "Admissions refused", "node");
+    m->tool_calls = sl_counter(r, "sluice_tool_calls_total", "Tool calls in answers", NULL);
+    m->output_oddities =
+        sl_counter(r, "sluice_output_oddities_total", "Malformed parts of answers", "kind");
+    m->calls_without_reasoning =
+        sl_counter(r, "sluice_calls_without_reasoning_total",
+                   "Assistant messages with calls but no reasoning, in thinking mode", NULL);
+    m->etcd_connected = sl_gauge(r, "sluice_etcd_connected", "1 while etcd answers", NULL);
+    m->http_connections = sl_gauge(r, "sluice_http_connections", "Open client connections", NULL);
+    for (size_t i = 0; i < sizeof REASONS / sizeof REASONS[0]; i++)
+        sl_metric_add(m->migrations, REASONS[i], 0);
+}
+
+void rtr_metrics_note_output(const rtr_metrics *m, const mdl_output_counts *c)
+{
+    sl_metric_add(m->tool_calls, NULL, c->calls);
+    if (c->broken_calls)
+        sl_metric_add(m->output_oddities, "broken_call", c->broken_calls);
+    if (c->unknown_names)
+        sl_metric_add(m->output_oddities, "unknown_name", c->unknown_names);
+    if (c->invalid_json_values)
+        sl_metric_add(m->output_oddities, "invalid_value", c->invalid_json_values);
+    if (c->duplicate_keys)
+        sl_metric_add(m->output_oddities, "duplicate_key", c->duplicate_keys);
+}

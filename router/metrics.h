@@ -1,0 +1,38 @@
+/* The router's metrics, created once. Names: docs of the interfaces. Thread: any. */
+#ifndef ROUTER_METRICS_H
+#define ROUTER_METRICS_H
+
+#include "base/metrics.h"
+#include "model/output.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct rtr_metrics {
+    sl_metrics *registry; /* borrowed */
+    sl_metric *requests;  /* {code}: HTTP status; 499 = the client went away */
+    sl_metric *ttft_seconds;
+    sl_metric *tpot_seconds;
+    sl_metric *queue_seconds;
+    sl_metric *running;
+    sl_metric *waiting;
+    sl_metric *prompt_tokens;
+    sl_metric *generation_tokens;
+    sl_metric *prefix_hit_tokens;
+    sl_metric *migrations; /* {reason} */
+    sl_metric *refusals;   /* {node} */
+    sl_metric *tool_calls;
+    sl_metric *output_oddities; /* {kind} */
+    sl_metric *calls_without_reasoning;
+    sl_metric *etcd_connected;
+    sl_metric *http_connections;
+} rtr_metrics;
+
+void rtr_metrics_init(rtr_metrics *metrics, sl_metrics *registry);
+void rtr_metrics_note_output(const rtr_metrics *metrics, const mdl_output_counts *counts);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

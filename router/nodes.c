@@ -1,0 +1,316 @@
+/* Members of the cluster as one router loop reaches them, and placement among them. Thread: the
+ * loop's. */
+#include "router/nodes_internal.h"
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/log.h"
+
+#include <string.h>
+
+sl_time_ns rtr_nodes_now(const rtr_nodes *nodes)
+{
+    return sl_loop_now(rpc_runtime_loop(nodes->options.runtime));
+}
+
+sl_time_ns rtr_nodes_backoff(rtr_nodes *nodes, sl_time_ns *backoff)
+{
+    *backoff = *backoff == 0 ? RTR_BACKOFF_FIRST_NS : *backoff * 2;
+    if (*backoff > RTR_BACKOFF_MAX_NS)
+        *backoff = RTR_BACKOFF_MAX_NS;
+    return rtr_nodes_now(nodes) + *backoff;
+}
+
+/* Loads hold numbers only, so that a copy needs no memory of the message. */
+void rtr_node_take_load(rtr_node *node, const Sluice__V1__Load *load)
+{
+    if (!load)
+        return;
+    Sluice__V1__Load copy = SLUICE__V1__LOAD__INIT;
+    copy.slots_total = load->slots_total;
+    copy.slots_free = load->slots_free;
+    copy.pages_total = load->pages_total;
+    copy.pages_free = load->pages_free;
+    copy.running = load->running;
+    copy.waiting = load->waiting;
+    copy.queued_tokens = load->queued_tokens;
+    node->load = copy;
+    node->load_at = rtr_nodes_now(node->nodes);
+}
+
+/* ---- members */
+
+static rtr_node *node_find(const rtr_nodes *nodes, const char *name)
+{
+    for (rtr_node *node = nodes->first; node; node = node->next) {
+        if (strcmp(node->info.name, name) == 0)
+            return node;
+    }
+    return NULL;
+}
+
+static void node_destroy(rtr_node *node)
+{
+    rtr_node_serve_stop(node);
+    rtr_node_health_stop(node);
+    sl_timer_destroy(node->serve_retry);
+    sl_timer_destroy(node->health_retry);
+    rpc_channel_destroy(node->channel);
+    sl_free(node);
+}
+
+static void node_add(rtr_nodes *nodes, const clu_member_info *info, bool suspect)
+{
+    bool hybrid = strcmp(info->role, "hybrid") == 0;
+    bool is_decode = hybrid || strcmp(info->role, "decode") == 0;
+    bool is_prefill = hybrid || strcmp(info->role, "prefill") == 0;
+    if (!is_decode && !is_prefill)
+        return;
+    if (nodes->count == RTR_NODES_MAX) {
+        sl_warn("node %s is ignored: more than %u nodes", info->name, RTR_NODES_MAX);
+        return;
+    }
+    rtr_node *node = sl_alloc(1, sizeof *node, "router node");
+    sl_err err;
+    rpc_channel_options options = {.own_connection = true};
+    sl_status status = rpc_channel_create(nodes->options.runtime, info->control, &options,
+                                          &node->channel, &err);
+    if (!sl_is_ok(status)) {
+        sl_warn("node %s is ignored: %s", info->name, err.text);
+        sl_free(node);
+        return;
+    }
+    node->nodes = nodes;
+    node->id = ++nodes->next_number;
+    node->info = *info;
+    node->suspect = suspect;
+    node->is_decode = is_decode;
+    node->is_prefill = is_prefill;
+    sluice__v1__load__init(&node->load);
+    node->next = nodes->first;
+    nodes->first = node;
+    nodes->count++;
+    sl_info("node %s (%s at %s) joined", info->name, info->role, info->control);
+    if (is_decode)
+        rtr_node_serve_start(node);
+    if (is_prefill)
+        rtr_node_health_start(node);
+}
+
+void rtr_nodes_set(rtr_nodes *nodes, const clu_member_info *info, bool suspect)
+{
+    rtr_node *node = node_find(nodes, info->name);
+    bool same = node && node->info.incarnation == info->incarnation &&
+                strcmp(node->info.role, info->role) == 0 &&
+                strcmp(node->info.control, info->control) == 0;
+    if (node && !same) {
+        rtr_nodes_remove(nodes, node->info.name, node->info.incarnation);
+        node = NULL;
+    }
+    if (!node) {
+        node_add(nodes, info, suspect);
+        return;
+    }
+    if (node->suspect != suspect || node->info.state != info->state)
+        sl_info("node %s is %s%s", info->name, clu_member_state_name(info->state),
+                suspect ? ", suspect" : "");
+    node->info = *info;
+    node->suspect = suspect;
+    nodes->events.on_changed(nodes->context);
+}
+
+/* Its streams end first, while the node can still be found, so that requests learn of it. */
+void rtr_nodes_remove(rtr_nodes *nodes, const char *name, uint64_t incarnation)
+{
+    rtr_node *node = node_find(nodes, name);
+    if (!node || node->info.incarnation != incarnation)
+        return;
+    sl_info("node %s left", name);
+    uint64_t stream = node->stream_id;
+    uint64_t process = node->is_prefill ? node->id : 0;
+    rtr_node_serve_stop(node);
+    node->serving = false;
+    rtr_node_calls_fail(node, SL_UNAVAILABLE, "the prefill node left");
+    for (rtr_node **at = &nodes->first; *at; at = &(*at)->next) {
+        if (*at == node) {
+            *at = node->next;
+            break;
+        }
+    }
+    nodes->count--;
+    node_destroy(node);
+    if (stream)
+        nodes->events.on_decode_lost(nodes->context, stream);
+    if (process)
+        nodes->events.on_prefill_lost(nodes->context, process);
+    nodes->events.on_changed(nodes->context);
+}
+
+/* ---- placement */
+
+static bool decode_usable(const rtr_node *node, bool suspects_too)
+{
+    return node->is_decode && node->stream_id && !node->incompatible &&
+           node->info.state == CLU_MEMBER_STATE_READY && (suspects_too || !node->suspect);
+}
+
+static bool prefill_usable(const rtr_node *node, bool suspects_too)
+{
+    return node->is_prefill && node->serving && node->info.state == CLU_MEMBER_STATE_READY &&
+           (suspects_too || !node->suspect);
+}
+
+static rtr_candidate decode_candidate(const rtr_node *node, bool suspects_too)
+{
+    rtr_candidate c = {
+        .id = node->stream_id,
+        .name = node->info.name,
+        .stamp = &node->stamp,
+        .usable = decode_usable(node, suspects_too),
+        .slots_free = node->load.slots_free,
+        .pages_free = node->load.pages_free,
+        .running = node->load.running + node->load.waiting,
+        .pending = node->ask_count,
+        .pages_pending = node->ask_pages,
+    };
+    return c;
+}
+
+static rtr_candidate prefill_candidate(const rtr_node *node, bool suspects_too)
+{
+    rtr_candidate c = {
+        .id = node->id,
+        .name = node->info.name,
+        .stamp = &node->info.stamp,
+        .usable = prefill_usable(node, suspects_too),
+        .running = node->load.running + node->load.waiting,
+        .queued_tokens = node->load.queued_tokens,
+    };
+    for (const rtr_prefill_call *call = node->calls; call; call = call->next) {
+        if (call->heard)
+            continue;
+        c.pending++;
+        c.tokens_pending += call->tokens;
+    }
+    /* Loads of a prefill node come with our own calls only: without one, what is old says nothing. */
+    if (!node->calls && rtr_nodes_now(node->nodes) - node->load_at > RTR_LOAD_STALE_NS) {
+        c.queued_tokens = 0;
+        c.running = 0;
+    }
+    return c;
+}
+
+static void place_among(rtr_nodes *nodes, const rtr_request *request, uint32_t pages,
+                        bool self_prefill, bool suspects_too, rtr_place_result *out_result)
+{
+    rtr_place_query query = {
+        .decodes = nodes->decodes,
+        .prefills = nodes->prefills,
+        .model_hash = nodes->options.model_hash,
+        .keep_decode = request ? request->decode : 0,
+        .pages = pages,
+        .self_prefill = self_prefill,
+        .request = request,
+    };
+    for (const rtr_node *node = nodes->first; node; node = node->next) {
+        if (node->is_decode && node->stream_id)
+            nodes->decodes[query.decode_count++] = decode_candidate(node, suspects_too);
+        if (node->is_prefill)
+            nodes->prefills[query.prefill_count++] = prefill_candidate(node, suspects_too);
+    }
+    rtr_place(&query, out_result);
+}
+
+void rtr_nodes_place(rtr_nodes *nodes, const rtr_request *request, uint32_t pages,
+                     bool self_prefill, rtr_place_result *out_result)
+{
+    place_among(nodes, request, pages, self_prefill, false, out_result);
+    if (out_result->lack == RTR_LACK_DECODE || out_result->lack == RTR_LACK_PREFILL)
+        place_among(nodes, request, pages, self_prefill, true, out_result);
+}
+
+bool rtr_nodes_ready(rtr_nodes *nodes, bool self_prefill)
+{
+    rtr_place_result result;
+    place_among(nodes, NULL, 0, self_prefill, true, &result);
+    return result.lack == RTR_LACK_NONE || result.lack == RTR_LACK_ROOM;
+}
+
+/* ---- looking up */
+
+static const rtr_node *node_by_stream(const rtr_nodes *nodes, uint64_t decode)
+{
+    for (const rtr_node *node = nodes->first; node; node = node->next) {
+        if (decode && node->stream_id == decode)
+            return node;
+    }
+    return NULL;
+}
+
+uint32_t rtr_nodes_context_max(const rtr_nodes *nodes)
+{
+    uint32_t context_max = 0;
+    for (const rtr_node *node = nodes->first; node; node = node->next) {
+        if (node->stream_id && node->context_max > context_max)
+            context_max = node->context_max;
+    }
+    return context_max;
+}
+
+const char *rtr_nodes_decode_name(const rtr_nodes *nodes, uint64_t decode)
+{
+    const rtr_node *node = node_by_stream(nodes, decode);
+    return node ? node->info.name : "";
+}
+
+const char *rtr_nodes_prefill_name(const rtr_nodes *nodes, uint64_t prefill)
+{
+    for (const rtr_node *node = nodes->first; node; node = node->next) {
+        if (prefill && node->id == prefill)
+            return node->info.name;
+    }
+    return "";
+}
+
+const clu_stamp *rtr_nodes_decode_stamp(const rtr_nodes *nodes, uint64_t decode)
+{
+    const rtr_node *node = node_by_stream(nodes, decode);
+    return node ? &node->stamp : NULL;
+}
+
+void rtr_nodes_visit(rtr_nodes *nodes, rtr_node_visit_fn fn, void *context)
+{
+    for (const rtr_node *node = nodes->first; node; node = node->next) {
+        bool usable = (!node->is_decode || decode_usable(node, false)) &&
+                      (!node->is_prefill || prefill_usable(node, false));
+        rtr_node_status status = {&node->info, node->suspect, usable, node->incompatible,
+                                  &node->load};
+        fn(context, &status);
+    }
+}
+
+/* ---- life */
+
+rtr_nodes *rtr_nodes_create(const rtr_nodes_options *options, const rtr_nodes_events *events,
+                            void *context)
+{
+    sl_assert(options->runtime && events->on_changed && events->on_run);
+    rtr_nodes *nodes = sl_alloc(1, sizeof *nodes, "router nodes");
+    nodes->options = *options;
+    nodes->events = *events;
+    nodes->context = context;
+    return nodes;
+}
+
+void rtr_nodes_destroy(rtr_nodes *nodes)
+{
+    if (!nodes)
+        return;
+    while (nodes->first) {
+        rtr_node *node = nodes->first;
+        nodes->first = node->next;
+        rtr_node_calls_drop(node);
+        node_destroy(node);
+    }
+    sl_free(nodes);
+}

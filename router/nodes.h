@@ -1,0 +1,105 @@
+/* The nodes as one router loop reaches them: channels, one Decode.Serve stream to each decode rank,
+ * a Health.Watch on each prefill rank, reconnection, loads.
+ *
+ * Members come from the cluster's view (rtr_nodes_set); whether a member is usable is decided here,
+ * by its streams, because they notice a death in milliseconds where a lease takes seconds. Numbers
+ * name streams and processes, never reused, so that an answer of a dead stream cannot be taken for
+ * one of the living.
+ *
+ * Thread: the loop's. */
+#ifndef ROUTER_NODES_H
+#define ROUTER_NODES_H
+
+#include "cluster/member.h"
+#include "proto/sluice/v1/decode.pb-c.h"
+#include "proto/sluice/v1/prefill.pb-c.h"
+#include "router/placement.h"
+#include "rpc/client.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct rtr_nodes rtr_nodes;
+typedef struct rtr_prefill_call rtr_prefill_call; /* one running Prefill.Run */
+
+typedef struct rtr_nodes_events {
+    /* Something became usable, free or known: queued requests may look again. */
+    void (*on_changed)(void *context);
+    void (*on_decode_lost)(void *context, uint64_t decode);
+    void (*on_prefill_lost)(void *context, uint64_t prefill);
+    /* Borrowed messages of a rank. */
+    void (*on_admitted)(void *context, uint64_t decode, const Sluice__V1__Admitted *admitted);
+    void (*on_refused)(void *context, uint64_t decode, const Sluice__V1__Refused *refused);
+    void (*on_run)(void *context, uint64_t decode, const Sluice__V1__TokenRun *run);
+    /* The data path of a member broke: the view may forget it if its lease is gone too. */
+    void (*on_broken)(void *context, const char *name, uint64_t incarnation);
+} rtr_nodes_events;
+
+typedef struct rtr_nodes_options {
+    rpc_runtime *runtime;
+    const char *router_name;
+    uint64_t incarnation;
+    uint32_t loop_index;
+    const char *model_hash; /* NULL: not checked */
+} rtr_nodes_options;
+
+rtr_nodes *rtr_nodes_create(const rtr_nodes_options *options, const rtr_nodes_events *events,
+                            void *context);
+/* Before the runtime. Running prefill calls must have been dropped. NULL is fine. */
+void rtr_nodes_destroy(rtr_nodes *nodes);
+
+/* A member appeared or changed. Members that are neither prefill nor decode are ignored, as are
+ * more than RTR_NODES_MAX. */
+void rtr_nodes_set(rtr_nodes *nodes, const clu_member_info *info, bool suspect);
+void rtr_nodes_remove(rtr_nodes *nodes, const char *name, uint64_t incarnation);
+
+/* Fills query's tables and places. Members whose lease is gone are taken only if no other will do:
+ * when etcd lost all leases, they are still what serves. */
+void rtr_nodes_place(rtr_nodes *nodes, const rtr_request *request, uint32_t pages,
+                     bool self_prefill, rtr_place_result *out_result);
+/* At least one decode rank that can be used, and one prefill rank for it (or self_prefill). */
+bool rtr_nodes_ready(rtr_nodes *nodes, bool self_prefill);
+/* The largest window of the known decode ranks; 0 = none known. */
+uint32_t rtr_nodes_context_max(const rtr_nodes *nodes);
+/* "" when unknown. Valid until the node goes. */
+const char *rtr_nodes_decode_name(const rtr_nodes *nodes, uint64_t decode);
+const char *rtr_nodes_prefill_name(const rtr_nodes *nodes, uint64_t prefill);
+const clu_stamp *rtr_nodes_decode_stamp(const rtr_nodes *nodes, uint64_t decode);
+
+/* SL_UNAVAILABLE: the stream is gone; SL_FULL: it does not drain. */
+SL_MUST_USE sl_status rtr_nodes_admit(rtr_nodes *nodes, uint64_t decode, Sluice__V1__Admit *admit,
+                                      uint32_t pages);
+/* Always heard: a stream that cannot take it is broken off, and the rank drops what it had. */
+void rtr_nodes_cancel(rtr_nodes *nodes, uint64_t decode, const char *request_id,
+                      const char *reason);
+
+typedef struct rtr_prefill_events {
+    void (*on_progress)(void *context);
+    void (*on_done)(void *context, const Sluice__V1__PrefillDone *done);
+    /* Also when the call ended without a result. Exactly one of done and failed comes, last. */
+    void (*on_failed)(void *context, sl_code code, const char *text);
+} rtr_prefill_events;
+
+SL_MUST_USE sl_status rtr_nodes_run_prefill(rtr_nodes *nodes, uint64_t prefill,
+                                            const Sluice__V1__PrefillRequest *request,
+                                            const rtr_prefill_events *events, void *context,
+                                            rtr_prefill_call **out_call, sl_err *err);
+/* Cancels; no event comes any more. NULL is fine. The handle is invalid after on_done/on_failed. */
+void rtr_prefill_drop(rtr_prefill_call *call);
+
+/* For ListMembers and metrics: visits all nodes. */
+typedef struct rtr_node_status {
+    const clu_member_info *info;
+    bool suspect;
+    bool usable;
+    bool incompatible; /* another model than the router's */
+    const Sluice__V1__Load *load;
+} rtr_node_status;
+typedef void (*rtr_node_visit_fn)(void *context, const rtr_node_status *status);
+void rtr_nodes_visit(rtr_nodes *nodes, rtr_node_visit_fn fn, void *context);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

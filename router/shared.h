@@ -1,0 +1,35 @@
+/* What all loops of a router share: immutable after start, but for the metrics (atomic) and the
+ * pool (own lock). */
+#ifndef ROUTER_SHARED_H
+#define ROUTER_SHARED_H
+
+#include "router/api_request.h"
+#include "router/metrics.h"
+#include "router/pool.h"
+#include "router/request.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct rtr_shared {
+    rtr_api_settings api;
+    rtr_metrics metrics;
+    rtr_pool *pool;
+    rtr_request_limits limits; /* max_tokens is each request's own */
+    const char *router_name;
+    uint64_t incarnation;
+    const char *model_hash; /* NULL: not checked */
+    uint64_t started_at;    /* seconds since 1970 */
+    uint64_t call_key[2];
+    uint32_t queue_max;     /* requests without a place, of one loop */
+    uint32_t context_max;   /* the model's, or less by option */
+    uint32_t inline_bytes;  /* larger bodies are prepared by the pool */
+    uint32_t prefill_deadline_ms;
+    bool self_prefill;
+} rtr_shared;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
