@@ -286,8 +286,8 @@ static void put_message_calls(rtr_answer *a)
     for (size_t i = 0; i < a->message.call_count; i++) {
         const mdl_call *call = &a->message.calls[i];
         sl_buf_puts(out, i ? "," : ",\"tool_calls\":[");
-        sl_buf_printf(out, "{\"id\":\"%s\",\"type\":\"function\",\"function\":{\"name\":",
-                      call->id);
+        sl_buf_printf(out,
+                      "{\"id\":\"%s\",\"type\":\"function\",\"function\":{\"name\":", call->id);
         rtr_json_text(out, call->name, strlen(call->name));
         sl_buf_puts(out, ",\"arguments\":");
         rtr_json_text(out, call->arguments.data, call->arguments.size);
@@ -387,8 +387,8 @@ void rtr_answer_destroy(rtr_answer *a)
 
 void rtr_answer_begin(rtr_answer *a, const char *fingerprint)
 {
-    const char *object = a->chat ? (a->stream ? "chat.completion.chunk" : "chat.completion")
-                                 : "text_completion";
+    const char *object =
+        a->chat ? (a->stream ? "chat.completion.chunk" : "chat.completion") : "text_completion";
     sl_assert(a->head.size == 0);
     sl_buf_printf(&a->head, "{\"id\":\"%s-%s\",\"object\":\"%s\",\"created\":%llu,\"model\":",
                   a->chat ? "chatcmpl" : "cmpl", a->options.request_id, object,

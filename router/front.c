@@ -200,8 +200,9 @@ static void front_after(void *context)
         if (!front->changed)
             break;
     }
-    if (front->changed && !sl_loop_post(front->loop, front_wake, front))
-        front->changed = true; /* the loop is awake anyway: its posts are full */
+    /* Full posts: the loop will not sleep then either. */
+    bool posted = !front->changed || sl_loop_post(front->loop, front_wake, front);
+    (void)posted;
     check_stopped(front);
 }
 
@@ -288,9 +289,8 @@ static void stop_timer(void *context, sl_time_ns now)
     }
     front->aborted = true;
     sl_timer_set(front->stop_timer, now + STOP_FLUSH_NS);
-    rtr_event event = {.kind = RTR_EVENT_ABORT,
-                       .code = SL_UNAVAILABLE,
-                       .text = "the router is shutting down"};
+    rtr_event event = {
+        .kind = RTR_EVENT_ABORT, .code = SL_UNAVAILABLE, .text = "the router is shutting down"};
     for (rtr_live *live = front->lives, *next; live; live = next) {
         next = live->next;
         if (live->started)

@@ -42,7 +42,8 @@ struct rtr_live {
     rtr_api_request *request;
     rtr_request_limits limits;
     rtr_request core;
-    bool started; /* core is in use */
+    bool started;  /* core is in use */
+    bool admitted; /* for the first time: the queue time is told */
     rtr_answer *answer;
     bool answer_begun;
     bool finished; /* all tokens are here, with the cause in finish */

@@ -131,8 +131,7 @@ static void exchange_end(rtr_http_exchange *conn)
 }
 
 void rtr_http_respond(rtr_http_exchange *conn, int status, const char *content_type,
-                      const rtr_http_pair *extra, size_t extra_count, const void *body,
-                      size_t size)
+                      const rtr_http_pair *extra, size_t extra_count, const void *body, size_t size)
 {
     sl_assert(conn->state == RTR_CONN_SERVE && !conn->streaming);
     put_head(conn, status, content_type, extra, extra_count);

@@ -9,10 +9,10 @@ extern "C" {
 #endif
 
 typedef enum rtr_conn_state {
-    RTR_CONN_READ,   /* waiting for a request, or inside one */
-    RTR_CONN_SERVE,  /* the handler has it */
+    RTR_CONN_READ,    /* waiting for a request, or inside one */
+    RTR_CONN_SERVE,   /* the handler has it */
     RTR_CONN_CLOSING, /* the last answer is being written */
-    RTR_CONN_LINGER, /* written; input is discarded until the peer closes */
+    RTR_CONN_LINGER,  /* written; input is discarded until the peer closes */
 } rtr_conn_state;
 
 struct rtr_http_exchange {
@@ -30,10 +30,10 @@ struct rtr_http_exchange {
     sl_buf output;
     size_t output_at; /* written so far */
     uint64_t discarded;
-    bool dirty;        /* on the server's dirty list */
-    bool keep_alive;   /* after this answer */
-    bool read_closed;  /* the peer ended its side */
-    bool head_sent;    /* of the answer */
+    bool dirty;       /* on the server's dirty list */
+    bool keep_alive;  /* after this answer */
+    bool read_closed; /* the peer ended its side */
+    bool head_sent;   /* of the answer */
     bool streaming;
     bool chunked;
     bool event_stream; /* comments may be sent */

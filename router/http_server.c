@@ -423,8 +423,7 @@ static void conn_flush(rtr_http_exchange *conn)
         else if (conn->server->stopped && written && !rtr_http_parser_begun(&conn->parser))
             conn->broken = true;
     }
-    if (!conn->broken && conn->state == RTR_CONN_CLOSING &&
-        conn->output_at == conn->output.size)
+    if (!conn->broken && conn->state == RTR_CONN_CLOSING && conn->output_at == conn->output.size)
         conn_begin_linger(conn);
     if (conn->broken)
         conn_close_and_accept(conn);

@@ -3,9 +3,9 @@
  * One server per loop; several may share a listening descriptor. A connection carries one exchange
  * at a time: pipelined requests wait in the kernel and in a small buffer and are answered in order.
  * A handler answers at once or keeps the exchange and answers later; it must have claimed it
- * (rtr_http_exchange_claim) by the time it returns without a complete answer. Output is collected and
- * written in rtr_http_server_flush, which the loop's after-hook calls, so that all tokens of one
- * pass leave in one write.
+ * (rtr_http_exchange_claim) by the time it returns without a complete answer. Output is collected
+ * and written in rtr_http_server_flush, which the loop's after-hook calls, so that all tokens of
+ * one pass leave in one write.
  *
  * A client that closes is told apart from one that only ends its sending side (both look alike to
  * TCP) by a probe: a comment line in an event stream, or an interim "100 Continue" before the head
@@ -32,10 +32,10 @@ typedef struct rtr_http_server_options {
     uint64_t body_max;
     uint64_t body_total_max; /* request bodies held in all; 0 = 32 times body_max */
     uint32_t connections_max;
-    sl_time_ns head_timeout_ns;  /* from the first byte of a request to the end of its head */
-    sl_time_ns body_timeout_ns;  /* between two pieces of a body */
-    sl_time_ns idle_timeout_ns;  /* keep-alive */
-    sl_time_ns write_timeout_ns; /* output waits and nothing moves */
+    sl_time_ns head_timeout_ns;   /* from the first byte of a request to the end of its head */
+    sl_time_ns body_timeout_ns;   /* between two pieces of a body */
+    sl_time_ns idle_timeout_ns;   /* keep-alive */
+    sl_time_ns write_timeout_ns;  /* output waits and nothing moves */
     sl_time_ns linger_timeout_ns; /* after an answer that closes the connection */
     void (*on_request)(void *context, rtr_http_exchange *exchange);
     void (*on_http_error)(void *context, int status); /* for metrics; may be NULL */

@@ -11,23 +11,23 @@ extern "C" {
 #define RTR_HTTP_HEAD_MAX          32768u /* request line and headers: 431 */
 #define RTR_HTTP_HEADERS_MAX       100u
 #define RTR_HTTP_TRAILER_MAX       8192u
-#define RTR_HTTP_CHUNK_LINE_MAX    256u   /* chunk size and extensions */
-#define RTR_HTTP_EXTRA_HEADERS_MAX 12u    /* response headers a handler may add */
-#define RTR_HTTP_READ_BYTES        65536u /* one read */
-#define RTR_HTTP_PENDING_MAX       65536u /* pipelined bytes kept while a request is served */
+#define RTR_HTTP_CHUNK_LINE_MAX    256u         /* chunk size and extensions */
+#define RTR_HTTP_EXTRA_HEADERS_MAX 12u          /* response headers a handler may add */
+#define RTR_HTTP_READ_BYTES        65536u       /* one read */
+#define RTR_HTTP_PENDING_MAX       65536u       /* pipelined bytes kept while a request is served */
 #define RTR_HTTP_BACKLOG_HIGH      (256u << 10) /* a stream pauses its producer above this */
 #define RTR_HTTP_BACKLOG_MAX       (64u << 20)  /* hard bound of one connection's output */
 #define RTR_HTTP_ACCEPT_BATCH      64u          /* connections taken in one pass */
 #define RTR_HTTP_LINGER_BYTES      (64ull << 20) /* discarded after an early error answer */
 
 /* Requests */
-#define RTR_ID_SIZE       24u /* "r-" + 16 hex digits + NUL, rounded up */
-#define RTR_PROMPT_MAX    (1u << 20)
+#define RTR_ID_SIZE               24u /* "r-" + 16 hex digits + NUL, rounded up */
+#define RTR_PROMPT_MAX            (1u << 20)
 #define RTR_ANSWER_TOKEN_TEXT_MAX 4096u /* text of one token */
-#define RTR_ATTEMPTS_MAX  16u        /* what --attempts may be at most */
-#define RTR_ACTIONS_MAX   8u         /* of one step of the request machine */
-#define RTR_JSON_DEPTH    64
-#define RTR_DELIVER_BATCH 256u /* tokens formatted before the loop looks elsewhere */
+#define RTR_ATTEMPTS_MAX          16u   /* what --attempts may be at most */
+#define RTR_ACTIONS_MAX           8u    /* of one step of the request machine */
+#define RTR_JSON_DEPTH            64
+#define RTR_DELIVER_BATCH         256u /* tokens formatted before the loop looks elsewhere */
 
 /* Cluster */
 #define RTR_NODES_MAX     1024u

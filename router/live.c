@@ -225,8 +225,7 @@ static void act_admit(rtr_live *live, const rtr_action *action)
     admit.sampling = &sampling;
     admit.prefill_deadline_ms = live->front->shared->prefill_deadline_ms;
     admit.self_prefill = live->core.prefill == 0;
-    sl_status status =
-        rtr_nodes_admit(live->front->nodes, action->node, &admit, live_pages(live));
+    sl_status status = rtr_nodes_admit(live->front->nodes, action->node, &admit, live_pages(live));
     sl_free(admit.tokens);
     sl_free(pointers);
     sl_free(biases);
@@ -261,10 +260,8 @@ static void on_prefill_failed(void *context, sl_code code, const char *text)
     rtr_live *live = context;
     live->prefill_call = NULL;
     sl_info("request %s: prefill on %s failed: %s", live->id, live->prefill_name, text);
-    rtr_event event = {.kind = RTR_EVENT_PREFILL_FAILED,
-                       .epoch = live->core.epoch,
-                       .code = code,
-                       .text = text};
+    rtr_event event = {
+        .kind = RTR_EVENT_PREFILL_FAILED, .epoch = live->core.epoch, .code = code, .text = text};
     rtr_live_step(live, &event);
 }
 
@@ -331,8 +328,7 @@ static void live_act(rtr_live *live, const rtr_action *action)
         break;
     case RTR_ACTION_FINISH:
         live->finished = true;
-        live->finish =
-            action->finish == RTR_FINISH_LENGTH ? MDL_FINISH_LENGTH : MDL_FINISH_STOP;
+        live->finish = action->finish == RTR_FINISH_LENGTH ? MDL_FINISH_LENGTH : MDL_FINISH_STOP;
         break;
     case RTR_ACTION_FAIL:
         act_fail(live, action);
@@ -370,12 +366,12 @@ void rtr_live_step(rtr_live *live, const rtr_event *event)
 {
     rtr_actions actions;
     live->depth++;
-    bool was_admitting = live->core.state == RTR_STATE_ADMITTING;
     rtr_request_step(&live->core, event, live_now(live), &actions);
-    if (was_admitting && live->core.attempts == 0 && live->core.last_granted == 1 &&
-        live->core.epoch == 1)
+    if (!live->admitted && live->core.last_granted) {
+        live->admitted = true;
         sl_metric_observe(live->front->shared->metrics.queue_seconds,
                           (double)(live_now(live) - live->arrived_at) / 1e9);
+    }
     for (uint32_t i = 0; i < actions.count; i++)
         live_act(live, &actions.at[i]);
     if (live->depth == 1)
@@ -405,6 +401,10 @@ static void live_prepared(rtr_live *live)
 {
     const rtr_shared *shared = live->front->shared;
     sl_err err;
+    if (live->front->aborted) {
+        live->prepared_ok = false;
+        rtr_api_error_set(&live->error, SL_UNAVAILABLE, "the router is shutting down");
+    }
     if (!live->prepared_ok) {
         rtr_live_fail(live, &live->error);
         rtr_live_settle(live);
@@ -467,9 +467,8 @@ static void live_prepare(rtr_live *live, rtr_http_exchange *exchange)
     const rtr_shared *shared = live->front->shared;
     sl_span body = rtr_http_exchange_body(exchange);
     if (body.size <= shared->inline_bytes) {
-        live->prepared_ok =
-            rtr_api_prepare(&shared->api, live->kind, body.data, body.size, live->context_max,
-                            &live->request, &live->error);
+        live->prepared_ok = rtr_api_prepare(&shared->api, live->kind, body.data, body.size,
+                                            live->context_max, &live->request, &live->error);
         rtr_http_exchange_drop_body(exchange);
         live_prepared(live);
         return;

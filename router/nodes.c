@@ -73,8 +73,8 @@ static void node_add(rtr_nodes *nodes, const clu_member_info *info, bool suspect
     rtr_node *node = sl_alloc(1, sizeof *node, "router node");
     sl_err err;
     rpc_channel_options options = {.own_connection = true};
-    sl_status status = rpc_channel_create(nodes->options.runtime, info->control, &options,
-                                          &node->channel, &err);
+    sl_status status =
+        rpc_channel_create(nodes->options.runtime, info->control, &options, &node->channel, &err);
     if (!sl_is_ok(status)) {
         sl_warn("node %s is ignored: %s", info->name, err.text);
         sl_free(node);
@@ -192,7 +192,8 @@ static rtr_candidate prefill_candidate(const rtr_node *node, bool suspects_too)
         c.pending++;
         c.tokens_pending += call->tokens;
     }
-    /* Loads of a prefill node come with our own calls only: without one, what is old says nothing. */
+    /* Loads of a prefill node come with our own calls only: without one, what is old says nothing.
+     */
     if (!node->calls && rtr_nodes_now(node->nodes) - node->load_at > RTR_LOAD_STALE_NS) {
         c.queued_tokens = 0;
         c.running = 0;

@@ -7,9 +7,12 @@
 #include <string.h>
 
 static const char *const STATE_NAMES[RTR_STATE_COUNT] = {
-    [RTR_STATE_QUEUED] = "queued",         [RTR_STATE_ADMITTING] = "admitting",
-    [RTR_STATE_PREFILLING] = "prefilling", [RTR_STATE_DECODING] = "decoding",
-    [RTR_STATE_DONE] = "done",             [RTR_STATE_FAILED] = "failed",
+    [RTR_STATE_QUEUED] = "queued",
+    [RTR_STATE_ADMITTING] = "admitting",
+    [RTR_STATE_PREFILLING] = "prefilling",
+    [RTR_STATE_DECODING] = "decoding",
+    [RTR_STATE_DONE] = "done",
+    [RTR_STATE_FAILED] = "failed",
 };
 
 #define TO(state) (1u << (state))
@@ -147,10 +150,10 @@ static sl_time_ns search_deadline(const rtr_request *r)
 
 static sl_time_ns queue_deadline(const rtr_request *r)
 {
-    bool room = r->lack == RTR_LACK_ROOM &&
-                (r->refusal_code == SL_OK || r->refusal_code == SL_FULL);
-    sl_time_ns deadline = after(r->lack_since, room ? r->limits->queue_timeout_ns
-                                                    : r->limits->place_timeout_ns);
+    bool room =
+        r->lack == RTR_LACK_ROOM && (r->refusal_code == SL_OK || r->refusal_code == SL_FULL);
+    sl_time_ns deadline =
+        after(r->lack_since, room ? r->limits->queue_timeout_ns : r->limits->place_timeout_ns);
     sl_time_ns latest = search_deadline(r);
     return deadline < latest ? deadline : latest;
 }
@@ -187,8 +190,7 @@ static void search_on(rtr_request *r, sl_time_ns now, rtr_actions *out)
 
 static bool attempts_left(const rtr_request *r)
 {
-    return r->attempts < r->limits->attempts_max &&
-           r->admit_losses < 2 * r->limits->attempts_max;
+    return r->attempts < r->limits->attempts_max && r->admit_losses < 2 * r->limits->attempts_max;
 }
 
 /* Everything was sent but the end: nothing is left to compute. */
@@ -300,8 +302,7 @@ static void on_admitted(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_
     if (r->state != RTR_STATE_ADMITTING || e->decode != r->decode || e->epoch != r->epoch)
         return;
     note_granted(r, out);
-    sl_time_ns wait =
-        r->prefill ? r->limits->progress_timeout_ns : r->limits->self_timeout_ns;
+    sl_time_ns wait = r->prefill ? r->limits->progress_timeout_ns : r->limits->self_timeout_ns;
     request_set_state(r, RTR_STATE_PREFILLING, after(now, wait));
     if (!r->prefill)
         return;
@@ -368,8 +369,7 @@ static void on_prefill_node_lost(rtr_request *r, const rtr_event *e, sl_time_ns 
 {
     if (r->prefill == 0 || e->prefill != r->prefill)
         return;
-    if (r->state == RTR_STATE_ADMITTING ||
-        (r->state == RTR_STATE_PREFILLING && r->prefill_running))
+    if (r->state == RTR_STATE_ADMITTING || (r->state == RTR_STATE_PREFILLING && r->prefill_running))
         prefill_lost(r, "prefill_lost", "the prefill node was lost", now, out);
 }
 

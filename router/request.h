@@ -43,10 +43,10 @@ typedef enum rtr_finish {
 } rtr_finish;
 
 typedef enum rtr_lack { /* why there is no place */
-    RTR_LACK_NONE,
-    RTR_LACK_DECODE,  /* no usable decode node */
-    RTR_LACK_PREFILL, /* no usable prefill node that matches */
-    RTR_LACK_ROOM,    /* usable ones are full */
+                        RTR_LACK_NONE,
+                        RTR_LACK_DECODE,  /* no usable decode node */
+                        RTR_LACK_PREFILL, /* no usable prefill node that matches */
+                        RTR_LACK_ROOM,    /* usable ones are full */
 } rtr_lack;
 
 typedef struct rtr_request_limits {
@@ -73,8 +73,8 @@ typedef enum rtr_event_kind {
     RTR_EVENT_PREFILL_DONE,     /* epoch */
     RTR_EVENT_PREFILL_FAILED,   /* epoch, code, text: the call is over */
     RTR_EVENT_PREFILL_LOST,     /* prefill: the node is dead or unusable */
-    RTR_EVENT_TOKENS,           /* decode, epoch, first_index, count, finish; code, text if failed */
-    RTR_EVENT_STOPPED,          /* the answer is complete for the client (stop string) */
+    RTR_EVENT_TOKENS,  /* decode, epoch, first_index, count, finish; code, text if failed */
+    RTR_EVENT_STOPPED, /* the answer is complete for the client (stop string) */
     RTR_EVENT_CLIENT_GONE,
     RTR_EVENT_ABORT, /* code, text: the router gives it up (shutdown) */
     RTR_EVENT_TIMER, /* the deadline passed */

@@ -22,9 +22,9 @@ typedef struct rtr_shared {
     const char *model_hash; /* NULL: not checked */
     uint64_t started_at;    /* seconds since 1970 */
     uint64_t call_key[2];
-    uint32_t queue_max;     /* requests without a place, of one loop */
-    uint32_t context_max;   /* the model's, or less by option */
-    uint32_t inline_bytes;  /* larger bodies are prepared by the pool */
+    uint32_t queue_max;    /* requests without a place, of one loop */
+    uint32_t context_max;  /* the model's, or less by option */
+    uint32_t inline_bytes; /* larger bodies are prepared by the pool */
     uint32_t prefill_deadline_ms;
     bool self_prefill;
 } rtr_shared;

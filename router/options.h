@@ -1,0 +1,50 @@
+/* The router's options: one table gives flags, environment, settings file and --help. */
+#ifndef ROUTER_OPTIONS_H
+#define ROUTER_OPTIONS_H
+
+#include "base/config.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct rtr_options {
+    const char *name; /* NULL: router-<control port> */
+    int log_level;
+    uint64_t drain_timeout_ns;
+    const char *listen;
+    const char *control;
+    uint64_t body_max;
+    int64_t connections_max;
+    uint64_t head_timeout_ns;
+    uint64_t body_timeout_ns;
+    uint64_t idle_timeout_ns;
+    uint64_t write_timeout_ns;
+    int64_t threads;
+    int64_t encode_threads;
+    const char *etcd;
+    const char *cluster;
+    uint64_t etcd_timeout_ns;
+    uint64_t lease_ns;
+    const char *model;
+    const char *model_name; /* NULL: the directory's name */
+    bool plain_content;
+    int64_t context_max;
+    int64_t max_tokens_default;
+    int64_t queue_max;
+    uint64_t place_timeout_ns;
+    uint64_t queue_timeout_ns;
+    uint64_t admit_timeout_ns;
+    uint64_t progress_timeout_ns;
+    uint64_t token_timeout_ns;
+    uint64_t prefill_timeout_ns;
+    int64_t attempts;
+    bool self_prefill;
+} rtr_options;
+
+extern const sl_config_spec RTR_CONFIG_SPEC;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,419 @@
+/* The router process.
+ *
+ * The main loop carries the first front, the etcd client, the view, the registration and the
+ * control port; --threads N adds loops that carry a front each and hear of members by posts. Stop:
+ * fronts first (answers finish), then the registration, then the loops. */
+#include "router/router.h"
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/daemon.h"
+#include "base/log.h"
+#include "base/net.h"
+#include "cluster/registration.h"
+#include "cluster/view.h"
+#include "router/control.h"
+#include "router/front.h"
+#include "router/settings.h"
+#include "rpc/runtime.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define JOBS_MAX         64u /* long prompts waiting for an encoding thread */
+#define STOP_MARGIN_NS   (5 * SL_S_NS)
+#define LOOP_THREADS_MAX 64
+
+typedef struct router router;
+
+typedef struct loop_thread {
+    router *owner;
+    sl_loop *loop;
+    rpc_runtime *runtime;
+    rtr_front *front;
+    pthread_t thread; /* not of the first: that is the main one */
+    bool running;
+} loop_thread;
+
+struct router {
+    const rtr_options *options;
+    rtr_settings settings;
+    sl_metrics *metrics;
+    int listen_fd;
+    char http_address[SL_ADDRESS_TEXT_MAX];
+    char name[CLU_NAME_MAX];
+    loop_thread threads[LOOP_THREADS_MAX];
+    uint32_t thread_count;
+    sl_daemon *daemon;
+    rtr_control *control;
+    clu_etcd *etcd;
+    clu_view *view;
+    clu_registration *registration;
+    uint32_t fronts_stopping;
+    bool stopping;
+    int exit_code;
+};
+
+/* ---- members, to every loop */
+
+typedef struct member_note {
+    loop_thread *thread;
+    clu_member_info info;
+    bool suspect;
+    bool removed;
+} member_note;
+
+static void apply_member(rtr_front *front, const member_note *note)
+{
+    rtr_nodes *nodes = rtr_front_nodes(front);
+    if (note->removed)
+        rtr_nodes_remove(nodes, note->info.name, note->info.incarnation);
+    else
+        rtr_nodes_set(nodes, &note->info, note->suspect);
+}
+
+static void member_posted(void *context)
+{
+    member_note *note = context;
+    if (note->thread->front)
+        apply_member(note->thread->front, note);
+    sl_free(note);
+}
+
+static void tell_member(router *r, const clu_view_member *member, bool removed)
+{
+    member_note note = {.info = member->info, .suspect = member->suspect, .removed = removed};
+    apply_member(r->threads[0].front, &note);
+    for (uint32_t i = 1; i < r->thread_count; i++) {
+        member_note *copy = sl_alloc(1, sizeof *copy, "router note");
+        *copy = note;
+        copy->thread = &r->threads[i];
+        bool posted = sl_loop_post(r->threads[i].loop, member_posted, copy);
+        sl_assert(posted); /* a loop this far behind is stuck */
+    }
+}
+
+static void on_added(void *context, clu_view_member *member)
+{
+    tell_member(context, member, false);
+}
+
+static void on_changed(void *context, clu_view_member *member)
+{
+    tell_member(context, member, false);
+}
+
+static void on_removed(void *context, clu_view_member *member)
+{
+    tell_member(context, member, true);
+}
+
+static void on_connected(void *context, bool connected)
+{
+    router *r = context;
+    sl_metric_set(r->settings.shared.metrics.etcd_connected, NULL, connected);
+    if (connected)
+        sl_info("etcd is connected");
+    else
+        sl_warn("etcd is away: serving on with the members known");
+}
+
+/* From the main loop. */
+static void member_broken(void *context, const char *name, uint64_t incarnation)
+{
+    router *r = context;
+    if (r->view && clu_view_ready(r->view))
+        (void)clu_view_forget(r->view, name, incarnation);
+}
+
+/* ---- ends */
+
+static void stop_everything(void *context);
+
+static void fail_start(router *r, const sl_err *err)
+{
+    sl_error("%s", err->text);
+    r->exit_code = 1;
+    stop_everything(r);
+}
+
+static void on_view_ready(void *context)
+{
+    router *r = context;
+    sl_metric_set(r->settings.shared.metrics.etcd_connected, NULL, 1);
+    sl_info("etcd lists %zu members", clu_view_count(r->view));
+}
+
+static void on_failed(void *context, const sl_err *err)
+{
+    fail_start(context, err);
+}
+
+static void on_registered(void *context)
+{
+    router *r = context;
+    sl_info("registered in cluster %s as %s", r->options->cluster, r->name);
+}
+
+static void on_registration_lost(void *context)
+{
+    sl_warn("the membership lease is lost: registering again");
+}
+
+static void main_loop_done(void *context)
+{
+    router *r = context;
+    sl_loop_stop(r->threads[0].loop);
+}
+
+/* On the main loop: a front has no requests left. */
+static void front_stopped(void *context)
+{
+    router *r = context;
+    sl_assert(r->fronts_stopping > 0);
+    if (--r->fronts_stopping > 0)
+        return;
+    if (r->registration && clu_registration_registered(r->registration))
+        clu_registration_stop(r->registration, main_loop_done, r);
+    else
+        main_loop_done(r);
+}
+
+static void front_stopped_elsewhere(void *context)
+{
+    router *r = context;
+    bool posted = sl_loop_post(r->threads[0].loop, front_stopped, r);
+    sl_assert(posted);
+}
+
+static sl_time_ns drain_deadline(const router *r)
+{
+    return sl_now_ns() + r->options->drain_timeout_ns;
+}
+
+static void stop_front_here(void *context)
+{
+    loop_thread *thread = context;
+    rtr_front_stop(thread->front, drain_deadline(thread->owner), front_stopped_elsewhere,
+                   thread->owner);
+}
+
+static void stop_everything(void *context)
+{
+    router *r = context;
+    if (r->stopping)
+        return;
+    r->stopping = true;
+    r->fronts_stopping = r->thread_count;
+    rtr_front_stop(r->threads[0].front, drain_deadline(r), front_stopped, r);
+    for (uint32_t i = 1; i < r->thread_count; i++) {
+        bool posted = sl_loop_post(r->threads[i].loop, stop_front_here, &r->threads[i]);
+        sl_assert(posted);
+    }
+}
+
+/* ---- loops */
+
+static void broken_elsewhere(void *context, const char *name, uint64_t incarnation)
+{
+    /* Each loop has streams to each node: the main loop's see the same break. */
+}
+
+static void fill_http(const rtr_options *o, int listen_fd, rtr_http_server_options *http)
+{
+    rtr_http_server_options_init(http);
+    http->listen_fd = listen_fd;
+    http->body_max = o->body_max;
+    http->connections_max = (uint32_t)o->connections_max;
+    http->head_timeout_ns = o->head_timeout_ns;
+    http->body_timeout_ns = o->body_timeout_ns;
+    http->idle_timeout_ns = o->idle_timeout_ns;
+    http->write_timeout_ns = o->write_timeout_ns;
+}
+
+static sl_status thread_create(router *r, uint32_t index, sl_err *err)
+{
+    loop_thread *thread = &r->threads[index];
+    thread->owner = r;
+    r->thread_count = index + 1;
+    SL_TRY(sl_loop_create(&thread->loop, err));
+    SL_TRY(rpc_runtime_create(thread->loop, &thread->runtime, err));
+    rtr_front_options front = {
+        .loop = thread->loop,
+        .runtime = thread->runtime,
+        .shared = &r->settings.shared,
+        .index = index,
+        .on_broken = index == 0 ? member_broken : broken_elsewhere,
+        .context = r,
+    };
+    fill_http(r->options, r->listen_fd, &front.http);
+    return rtr_front_create(&front, &thread->front, err);
+}
+
+static void *thread_main(void *context)
+{
+    loop_thread *thread = context;
+    sl_loop_run(thread->loop);
+    return NULL;
+}
+
+static sl_status threads_start(router *r, sl_err *err)
+{
+    for (uint32_t i = 1; i < r->thread_count; i++) {
+        if (pthread_create(&r->threads[i].thread, NULL, thread_main, &r->threads[i]) != 0)
+            return sl_fail(err, SL_NO_MEMORY, "cannot start a thread");
+        r->threads[i].running = true;
+    }
+    return sl_ok();
+}
+
+static void threads_join(router *r)
+{
+    for (uint32_t i = 1; i < r->thread_count; i++) {
+        if (!r->threads[i].running)
+            continue;
+        sl_loop_stop(r->threads[i].loop);
+        pthread_join(r->threads[i].thread, NULL);
+        r->threads[i].running = false;
+    }
+}
+
+static void threads_destroy(router *r)
+{
+    for (uint32_t i = r->thread_count; i-- > 0;) {
+        loop_thread *thread = &r->threads[i];
+        rtr_front_destroy(thread->front);
+        if (thread->runtime)
+            rpc_runtime_destroy(thread->runtime);
+        if (thread->loop)
+            sl_loop_destroy(thread->loop);
+    }
+}
+
+/* ---- start */
+
+static sl_status set_name(router *r, sl_err *err)
+{
+    const char *colon = strrchr(rtr_control_address(r->control), ':');
+    if (r->options->name)
+        snprintf(r->name, sizeof r->name, "%s", r->options->name);
+    else
+        snprintf(r->name, sizeof r->name, "router-%s", colon ? colon + 1 : "0");
+    if (!clu_name_valid(r->options->name ? r->options->name : r->name))
+        return sl_fail(err, SL_INVALID, "--name \"%s\": want lower-case letters, digits, . _ -",
+                       r->options->name);
+    r->settings.shared.router_name = r->name;
+    sl_log_set_name(r->name);
+    return sl_ok();
+}
+
+static sl_status join_cluster(router *r, sl_err *err)
+{
+    static const clu_view_events VIEW_EVENTS = {
+        .on_ready = on_view_ready,
+        .on_failed = on_failed,
+        .on_added = on_added,
+        .on_changed = on_changed,
+        .on_removed = on_removed,
+        .on_connected = on_connected,
+    };
+    static const clu_registration_events REGISTRATION_EVENTS = {on_registered, on_registration_lost,
+                                                                on_failed};
+    clu_etcd_options etcd = {.endpoints = r->options->etcd,
+                             .timeout_ns = r->options->etcd_timeout_ns};
+    SL_TRY(clu_etcd_create(r->threads[0].runtime, &etcd, &r->etcd, err));
+    clu_view_options view = {.cluster = r->options->cluster};
+    SL_TRY(clu_view_create(r->etcd, &view, &VIEW_EVENTS, r, &r->view, err));
+    clu_member_info info = {.state = CLU_MEMBER_STATE_READY,
+                            .incarnation = r->settings.shared.incarnation};
+    snprintf(info.name, sizeof info.name, "%s", r->name);
+    snprintf(info.role, sizeof info.role, "router");
+    snprintf(info.control, sizeof info.control, "%s", rtr_control_address(r->control));
+    snprintf(info.metrics, sizeof info.metrics, "%s", r->http_address);
+    snprintf(info.version, sizeof info.version, "%s", SL_VERSION);
+    clu_registration_options registration = {
+        .cluster = r->options->cluster, .info = &info, .lease_ns = r->options->lease_ns};
+    SL_TRY(clu_registration_create(r->etcd, &registration, &REGISTRATION_EVENTS, r,
+                                   &r->registration, err));
+    rtr_control_set(r->control, r->view, rtr_front_nodes(r->threads[0].front));
+    return sl_ok();
+}
+
+static sl_status start(router *r, sl_err *err)
+{
+    SL_TRY(rtr_settings_load(r->options, &r->settings, err));
+    rtr_metrics_init(&r->settings.shared.metrics, r->metrics);
+    SL_TRY(sl_net_listen(r->options->listen, false, &r->listen_fd, r->http_address, err));
+    SL_TRY(rtr_pool_create((uint32_t)r->options->encode_threads, JOBS_MAX, &r->settings.shared.pool,
+                           err));
+    SL_TRY(thread_create(r, 0, err));
+    rtr_control_options control = {r->threads[0].runtime, r->options->control};
+    SL_TRY(rtr_control_create(&control, &r->control, err));
+    SL_TRY(set_name(r, err));
+    for (uint32_t i = 1; i < (uint32_t)r->options->threads; i++)
+        SL_TRY(thread_create(r, i, err));
+    sl_daemon_options daemon = {.metrics = r->metrics, .stop = stop_everything, .context = r};
+    SL_TRY(sl_daemon_start(r->threads[0].loop, &daemon, &r->daemon, err));
+    SL_TRY(join_cluster(r, err));
+    return threads_start(r, err);
+}
+
+static void finish(router *r)
+{
+    threads_join(r);
+    sl_daemon_destroy(r->daemon);
+    if (r->control)
+        rtr_control_set(r->control, NULL, NULL);
+    clu_registration_destroy(r->registration);
+    clu_view_destroy(r->view);
+    if (r->etcd)
+        clu_etcd_destroy(r->etcd);
+    rtr_control_destroy(r->control);
+    threads_destroy(r);
+    rtr_pool_destroy(r->settings.shared.pool);
+    if (r->listen_fd >= 0)
+        close(r->listen_fd);
+    rtr_settings_fini(&r->settings);
+    sl_metrics_destroy(r->metrics);
+    sl_log_set_name("router"); /* the name went with us */
+    sl_free(r);
+}
+
+int rtr_run(const rtr_options *options)
+{
+    sl_err err;
+    router *r = sl_alloc(1, sizeof *r, "router");
+    r->options = options;
+    r->listen_fd = -1;
+    r->metrics = sl_metrics_create();
+    if (sl_is_ok(start(r, &err))) {
+        sl_info("serving %s at http://%s, control at %s", r->settings.shared.api.model_name,
+                r->http_address, rtr_control_address(r->control));
+        sl_loop_run(r->threads[0].loop);
+        sl_info("stopped");
+    } else {
+        sl_error("%s", err.text);
+        r->exit_code = 1;
+    }
+    int exit_code = r->exit_code;
+    finish(r);
+    return exit_code;
+}
+
+int rtr_main(int argc, char **argv)
+{
+    rtr_options options;
+    sl_config *config = NULL;
+    int exit_code = 0;
+    memset(&options, 0, sizeof options);
+    sl_log_set_name("router");
+    if (sl_config_parse(&RTR_CONFIG_SPEC, argc, argv, &options, &config, &exit_code) ==
+        SL_CONFIG_RUN) {
+        sl_log_set_level((sl_log_level)options.log_level);
+        exit_code = rtr_run(&options);
+    }
+    sl_config_destroy(config);
+    return exit_code;
+}

@@ -1,0 +1,104 @@
+/* Loads the model's files that a router uses, and turns options into limits. */
+#include "router/settings.h"
+
+#include "base/alloc.h"
+#include "base/log.h"
+#include "base/rng.h"
+#include "model/config.h"
+#include "model/safetensors.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define INLINE_BYTES (32u << 10) /* about a millisecond of encoding */
+
+/* A router host may hold tokenizer and config only; then stamps are compared among nodes alone. */
+static void load_hash(const char *dir, char out_hash[65])
+{
+    mdl_checkpoint *checkpoint = NULL;
+    uint8_t hash[MDL_HASH_BYTES];
+    sl_err err;
+    out_hash[0] = 0;
+    if (!sl_is_ok(mdl_checkpoint_open(dir, &checkpoint, &err))) {
+        sl_warn("no weights to compare the nodes' model with: %s", err.text);
+        return;
+    }
+    if (sl_is_ok(mdl_checkpoint_hash(checkpoint, dir, hash, &err))) {
+        for (size_t i = 0; i < MDL_HASH_BYTES; i++)
+            snprintf(out_hash + 2 * i, 3, "%02x", hash[i]);
+    } else {
+        sl_warn("no hash to compare the nodes' model with: %s", err.text);
+    }
+    mdl_checkpoint_close(checkpoint);
+}
+
+/* "models/demo/" -> "demo" */
+static char *directory_name(const char *path)
+{
+    size_t end = strlen(path);
+    while (end > 1 && path[end - 1] == '/')
+        end--;
+    size_t begin = end;
+    while (begin > 0 && path[begin - 1] != '/')
+        begin--;
+    return sl_strndup(path + begin, end - begin, "model name");
+}
+
+/* The name may say how its requests think; docs of the encoding, section 4. */
+static mdl_chat_mode default_mode(const char *model_name)
+{
+    return strcmp(model_name, "deepseek-reasoner") == 0 ? MDL_CHAT_MODE_THINKING
+                                                        : MDL_CHAT_MODE_CHAT;
+}
+
+static void fill_limits(const rtr_options *o, rtr_request_limits *limits)
+{
+    *limits = (rtr_request_limits){
+        .place_timeout_ns = o->place_timeout_ns,
+        .queue_timeout_ns = o->queue_timeout_ns,
+        .admit_timeout_ns = o->admit_timeout_ns,
+        .progress_timeout_ns = o->progress_timeout_ns,
+        .self_timeout_ns = o->prefill_timeout_ns,
+        .token_timeout_ns = o->token_timeout_ns,
+        .refusal_pause_ns = 100 * SL_MS_NS,
+        .attempts_max = (uint32_t)o->attempts,
+    };
+}
+
+sl_status rtr_settings_load(const rtr_options *options, rtr_settings *out, sl_err *err)
+{
+    memset(out, 0, sizeof *out);
+    rtr_shared *shared = &out->shared;
+    SL_TRY(mdl_shape_load(options->model, &out->shape, err));
+    SL_TRY(mdl_sampling_load(options->model, &shared->api.sampling_defaults, err));
+    SL_TRY(mdl_tokenizer_load(options->model, &out->tokenizer, err));
+    load_hash(options->model, out->model_hash);
+    out->model_name = options->model_name ? sl_strdup(options->model_name, "model name")
+                                          : directory_name(options->model);
+    shared->api.tokenizer = out->tokenizer;
+    shared->api.shape = &out->shape;
+    shared->api.model_name = out->model_name;
+    shared->api.chat.mode_default = default_mode(out->model_name);
+    shared->api.max_tokens_default = (uint32_t)options->max_tokens_default;
+    shared->api.plain_content = options->plain_content;
+    shared->model_hash = out->model_hash[0] ? out->model_hash : NULL;
+    shared->started_at = sl_wall_ns() / SL_S_NS;
+    shared->incarnation = sl_random_u64();
+    shared->queue_max = (uint32_t)options->queue_max;
+    shared->context_max = (uint32_t)out->shape.position_max;
+    if (options->context_max && (uint32_t)options->context_max < shared->context_max)
+        shared->context_max = (uint32_t)options->context_max;
+    shared->inline_bytes = INLINE_BYTES;
+    shared->prefill_deadline_ms = (uint32_t)(options->prefill_timeout_ns / SL_MS_NS);
+    shared->self_prefill = options->self_prefill;
+    fill_limits(options, &shared->limits);
+    return sl_ok();
+}
+
+void rtr_settings_fini(rtr_settings *settings)
+{
+    mdl_tokenizer_destroy(settings->tokenizer);
+    sl_free(settings->model_name);
+    settings->tokenizer = NULL;
+    settings->model_name = NULL;
+}
