@@ -319,6 +319,8 @@ static void on_refused(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_a
     if (e->decode != r->decode || r->decode == 0 || e->epoch != r->epoch)
         return;
     bool granted = r->last_granted == r->epoch;
+    if (!granted && r->state == RTR_STATE_DECODING)
+        return; /* it was asked again while its first tokens were under way */
     if (is_request_fault(e->code)) {
         fail_with(r, e->code, e->text, granted, out);
         return;

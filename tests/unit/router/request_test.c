@@ -1,0 +1,621 @@
+/* The request machine by scripts: each line is an event and the whole of what must follow. */
+#include "tests/unit/test.h"
+
+#include "base/rng.h"
+#include "router/request.h"
+
+#define MS(n) ((sl_time_ns)(n)*SL_MS_NS)
+
+static rtr_request_limits limits_of_test(void)
+{
+    rtr_request_limits limits = {
+        .place_timeout_ns = MS(5000),
+        .queue_timeout_ns = MS(60000),
+        .admit_timeout_ns = MS(1000),
+        .progress_timeout_ns = MS(3000),
+        .self_timeout_ns = MS(20000),
+        .token_timeout_ns = MS(4000),
+        .refusal_pause_ns = MS(100),
+        .attempts_max = 3,
+        .max_tokens = 10,
+    };
+    return limits;
+}
+
+/* ---- a script: "verb arguments => actions | state"; time moves with "wait MS" */
+
+typedef struct script {
+    rtr_request_limits limits;
+    rtr_request request;
+    sl_time_ns now;
+} script;
+
+static void render(const script *s, const rtr_actions *actions, char *out, size_t size)
+{
+    size_t at = 0;
+    out[0] = 0;
+    for (uint32_t i = 0; i < actions->count; i++) {
+        const rtr_action *a = &actions->at[i];
+        const char *sep = i ? ", " : "";
+        switch (a->kind) {
+        case RTR_ACTION_PLACE:
+            at += (size_t)snprintf(out + at, size - at, "%splace", sep);
+            break;
+        case RTR_ACTION_ADMIT:
+            at += (size_t)snprintf(out + at, size - at, "%sadmit d%d e%u", sep, (int)a->node,
+                                   a->epoch);
+            break;
+        case RTR_ACTION_RUN_PREFILL:
+            at += (size_t)snprintf(out + at, size - at, "%sprefill p%d e%u", sep, (int)a->node,
+                                   a->epoch);
+            break;
+        case RTR_ACTION_CANCEL_DECODE:
+            at += (size_t)snprintf(out + at, size - at, "%scancel d%d", sep, (int)a->node);
+            break;
+        case RTR_ACTION_CANCEL_PREFILL:
+            at += (size_t)snprintf(out + at, size - at, "%scancel p%d", sep, (int)a->node);
+            break;
+        case RTR_ACTION_DELIVER:
+            at += (size_t)snprintf(out + at, size - at, "%sdeliver %u+%u", sep, a->skip, a->count);
+            break;
+        case RTR_ACTION_MIGRATED:
+            at += (size_t)snprintf(out + at, size - at, "%smigrated %s", sep, a->text);
+            break;
+        case RTR_ACTION_FINISH:
+            at += (size_t)snprintf(out + at, size - at, "%sfinish %s", sep,
+                                   a->finish == RTR_FINISH_LENGTH ? "length" : "stop");
+            break;
+        case RTR_ACTION_FAIL:
+            at += (size_t)snprintf(out + at, size - at, "%sfail %s (%s)", sep,
+                                   sl_code_name(a->code), a->text);
+            break;
+        }
+    }
+    snprintf(out + at, size - at, "%s| %s", at ? " " : "", rtr_state_name(s->request.state));
+}
+
+static sl_code code_of(const char *name)
+{
+    for (int code = 0; code < 64; code++) {
+        if (strcmp(sl_code_name((sl_code)code), name) == 0)
+            return (sl_code)code;
+    }
+    fail_msg("no code %s", name);
+    return SL_INTERNAL;
+}
+
+static rtr_finish finish_of(const char *name)
+{
+    static const char *const NAMES[] = {"none", "stop", "length", "failed", "cancelled"};
+    for (int i = 0; i < 5; i++) {
+        if (strcmp(NAMES[i], name) == 0)
+            return (rtr_finish)i;
+    }
+    fail_msg("no finish %s", name);
+    return RTR_FINISH_NONE;
+}
+
+static bool parse_event(const char *line, rtr_event *e, char words[2][32])
+{
+    int d = 0, p = 0;
+    memset(e, 0, sizeof *e);
+    words[0][0] = words[1][0] = 0;
+    if (strncmp(line, "submit", 6) == 0) {
+        e->kind = RTR_EVENT_SUBMIT;
+    } else if (sscanf(line, "placed d%d p%d", &d, &p) >= 1) {
+        e->kind = RTR_EVENT_PLACED;
+    } else if (strncmp(line, "no decode", 9) == 0) {
+        e->kind = RTR_EVENT_UNPLACED;
+        e->lack = RTR_LACK_DECODE;
+    } else if (strncmp(line, "no prefill", 10) == 0) {
+        e->kind = RTR_EVENT_UNPLACED;
+        e->lack = RTR_LACK_PREFILL;
+    } else if (strncmp(line, "no room", 7) == 0) {
+        e->kind = RTR_EVENT_UNPLACED;
+        e->lack = RTR_LACK_ROOM;
+    } else if (strncmp(line, "changed", 7) == 0) {
+        e->kind = RTR_EVENT_NODES_CHANGED;
+    } else if (sscanf(line, "admitted d%d e%u", &d, &e->epoch) == 2) {
+        e->kind = RTR_EVENT_ADMITTED;
+    } else if (sscanf(line, "refused d%d e%u %31s", &d, &e->epoch, words[0]) == 3) {
+        e->kind = RTR_EVENT_REFUSED;
+    } else if (sscanf(line, "lost d%d", &d) == 1) {
+        e->kind = RTR_EVENT_DECODE_LOST;
+    } else if (sscanf(line, "lost p%d", &p) == 1) {
+        e->kind = RTR_EVENT_PREFILL_LOST;
+    } else if (sscanf(line, "progress e%u", &e->epoch) == 1) {
+        e->kind = RTR_EVENT_PREFILL_PROGRESS;
+    } else if (sscanf(line, "prefilled e%u", &e->epoch) == 1) {
+        e->kind = RTR_EVENT_PREFILL_DONE;
+    } else if (sscanf(line, "unfilled e%u %31s", &e->epoch, words[0]) == 2) {
+        e->kind = RTR_EVENT_PREFILL_FAILED;
+    } else if (sscanf(line, "tokens d%d e%u %u+%u %31s %31s", &d, &e->epoch, &e->first_index,
+                      &e->count, words[1], words[0]) >= 4) {
+        e->kind = RTR_EVENT_TOKENS;
+    } else if (strncmp(line, "stopped", 7) == 0) {
+        e->kind = RTR_EVENT_STOPPED;
+    } else if (strncmp(line, "gone", 4) == 0) {
+        e->kind = RTR_EVENT_CLIENT_GONE;
+    } else if (strncmp(line, "abort", 5) == 0) {
+        e->kind = RTR_EVENT_ABORT;
+        e->code = SL_UNAVAILABLE;
+        e->text = "shutting down";
+    } else if (strncmp(line, "timer", 5) == 0) {
+        e->kind = RTR_EVENT_TIMER;
+    } else {
+        return false;
+    }
+    e->decode = (uint64_t)d;
+    e->prefill = (uint64_t)p;
+    return true;
+}
+
+/* Lines "event => result"; NULL ends. */
+static void run(script *s, const char *const *lines)
+{
+    for (int i = 0; lines[i]; i++) {
+        rtr_event event;
+        rtr_actions actions;
+        char words[2][32], got[1024], text[256];
+        unsigned wait;
+        const char *arrow = strstr(lines[i], " => ");
+        if (sscanf(lines[i], "wait %u", &wait) == 1) {
+            s->now += MS(wait);
+            continue;
+        }
+        assert_non_null(arrow);
+        snprintf(text, sizeof text, "%.*s", (int)(arrow - lines[i]), lines[i]);
+        if (!parse_event(text, &event, words))
+            fail_msg("line %d: %s", i, lines[i]);
+        if (words[0][0])
+            event.code = code_of(words[0]);
+        if (words[1][0])
+            event.finish = finish_of(words[1]);
+        rtr_request_step(&s->request, &event, s->now, &actions);
+        render(s, &actions, got, sizeof got);
+        if (strcmp(got, arrow + 4) != 0)
+            fail_msg("line %d: %s\n  got: %s", i, lines[i], got);
+    }
+}
+
+static void script_init(script *s)
+{
+    s->limits = limits_of_test();
+    s->now = MS(1000);
+    rtr_request_init(&s->request, &s->limits);
+}
+
+#define RUN(...)                                                \
+    do {                                                        \
+        static const char *const LINES[] = {__VA_ARGS__, NULL}; \
+        run(&s, LINES);                                         \
+    } while (0)
+
+/* From nothing to PREFILLING on d1 with p7. */
+static void begin(script *s)
+{
+    static const char *const LINES[] = {
+        "submit => place | queued",
+        "placed d1 p7 => admit d1 e1 | admitting",
+        "admitted d1 e1 => prefill p7 e1 | prefilling",
+        NULL,
+    };
+    script_init(s);
+    run(s, LINES);
+}
+
+TEST(straight_run)
+{
+    script s;
+    begin(&s);
+    RUN("progress e1 => | prefilling", "prefilled e1 => | decoding",
+        "tokens d1 e1 0+1 => deliver 0+1 | decoding", "tokens d1 e1 1+3 => deliver 0+3 | decoding",
+        "tokens d1 e1 4+1 stop => deliver 0+1, finish stop | done", "tokens d1 e1 5+1 => | done",
+        "gone => | done", "lost d1 => | done", "timer => | done");
+    assert_int_equal(s.request.token_count, 5);
+    assert_true(rtr_request_over(&s.request));
+    assert_true(rtr_request_deadline(&s.request) == SL_NEVER);
+}
+
+TEST(first_token_before_the_prefill_nodes_end)
+{
+    script s;
+    begin(&s);
+    RUN("tokens d1 e1 0+1 => deliver 0+1 | decoding", "prefilled e1 => | decoding",
+        "tokens d1 e1 1+0 length => finish length | done");
+    begin(&s);
+    RUN("tokens d1 e1 0+2 stop => deliver 0+2, cancel p7, finish stop | done");
+}
+
+TEST(duplicates_are_dropped_and_gaps_are_errors)
+{
+    script s;
+    begin(&s);
+    RUN("tokens d1 e1 0+3 => deliver 0+3 | decoding", "tokens d1 e1 0+3 => | decoding",
+        "tokens d1 e1 1+4 => deliver 2+2 | decoding", "tokens d1 e1 4+0 => | decoding",
+        "tokens d1 e1 6+1 => cancel p7, cancel d1, fail internal (the decode node skipped tokens "
+        "(expected index 5, got 6)) | failed");
+    begin(&s);
+    RUN("prefilled e1 => | decoding", "tokens d1 e1 0+9 => deliver 0+9 | decoding",
+        "tokens d1 e1 9+2 => cancel d1, fail internal (the decode node sent more tokens than asked "
+        "for) | failed");
+}
+
+TEST(prefill_node_dies)
+{
+    script s;
+    begin(&s);
+    RUN("lost p8 => | prefilling", "lost p7 => cancel p7, place | queued",
+        "unfilled e1 unavailable => | queued", "admitted d1 e1 => | queued",
+        "placed d1 p8 => admit d1 e2 | admitting", "unfilled e1 internal => | admitting",
+        "admitted d1 e1 => | admitting",
+        "admitted d1 e2 => migrated prefill_lost, prefill p8 e2 | prefilling",
+        "prefilled e1 => | prefilling", "prefilled e2 => | decoding",
+        "tokens d1 e2 0+1 stop => deliver 0+1, finish stop | done");
+    assert_int_equal(s.request.attempts, 1);
+}
+
+TEST(prefill_call_fails)
+{
+    script s;
+    begin(&s);
+    RUN("unfilled e1 internal => place | queued", "placed d1 p8 => admit d1 e2 | admitting",
+        "admitted d1 e2 => migrated prefill_failed, prefill p8 e2 | prefilling",
+        "unfilled e2 invalid => cancel d1, fail invalid (invalid) | failed");
+}
+
+TEST(prefill_node_is_full)
+{
+    script s;
+    begin(&s);
+    RUN("unfilled e1 full => place | queued", "no room => | queued", "wait 100",
+        "timer => place | queued", "placed d1 p7 => admit d1 e2 | admitting",
+        "admitted d1 e2 => prefill p7 e2 | prefilling");
+    assert_int_equal(s.request.attempts, 0);
+}
+
+/* The transfer broke; the rank keeps slot and pages and waits for another epoch. */
+TEST(transfer_fails)
+{
+    script s;
+    begin(&s);
+    RUN("refused d1 e1 corrupt => cancel p7, place | queued", "refused d1 e1 corrupt => | queued",
+        "placed d1 p8 => admit d1 e2 | admitting", "refused d1 e1 corrupt => | admitting",
+        "admitted d1 e2 => migrated transfer_failed, prefill p8 e2 | prefilling");
+    /* nobody came for it in time: the rank lets go */
+    RUN("unfilled e2 unavailable => place | queued", "no prefill => | queued",
+        "tokens d1 e2 0+0 failed deadline => place | queued",
+        "placed d2 p8 => admit d2 e3 | admitting",
+        "admitted d2 e3 => migrated prefill_lost, prefill p8 e3 | prefilling");
+    assert_int_equal(s.request.attempts, 2);
+}
+
+TEST(asked_again_a_rank_has_already_begun)
+{
+    script s;
+    begin(&s);
+    RUN("lost p7 => cancel p7, place | queued", "placed d1 p8 => admit d1 e2 | admitting",
+        "refused d1 e2 conflict => | decoding", "tokens d1 e1 0+1 => deliver 0+1 | decoding",
+        "tokens d1 e1 1+1 stop => deliver 0+1, finish stop | done");
+    begin(&s);
+    RUN("lost p7 => cancel p7, place | queued", "placed d1 p8 => admit d1 e2 | admitting",
+        "tokens d1 e1 0+1 => deliver 0+1 | decoding", "refused d1 e2 conflict => | decoding");
+}
+
+TEST(decode_node_dies_mid_stream)
+{
+    script s;
+    begin(&s);
+    RUN("prefilled e1 => | decoding", "tokens d1 e1 0+4 => deliver 0+4 | decoding",
+        "lost d2 => | decoding", "lost d1 => place | queued", "tokens d1 e1 4+1 => | queued",
+        "placed d2 p7 => admit d2 e2 | admitting", "tokens d1 e1 4+1 => | admitting",
+        "admitted d1 e2 => | admitting",
+        "admitted d2 e2 => migrated decode_lost, prefill p7 e2 | prefilling",
+        "tokens d2 e2 4+2 => deliver 0+2 | decoding",
+        "tokens d2 e2 6+1 stop => deliver 0+1, cancel p7, finish stop | done");
+    assert_int_equal(s.request.token_count, 7);
+}
+
+TEST(decode_node_dies_in_prefill)
+{
+    script s;
+    begin(&s);
+    RUN("lost d1 => cancel p7, place | queued", "placed d2 p7 => admit d2 e2 | admitting",
+        "admitted d2 e2 => migrated decode_lost, prefill p7 e2 | prefilling");
+    /* the prefill node complains first: one migration all the same */
+    begin(&s);
+    RUN("unfilled e1 unavailable => place | queued", "placed d1 p8 => admit d1 e2 | admitting",
+        "lost d1 => place | queued", "placed d2 p8 => admit d2 e3 | admitting",
+        "admitted d2 e3 => migrated prefill_lost, prefill p8 e3 | prefilling");
+    assert_int_equal(s.request.attempts, 1);
+}
+
+TEST(decode_node_dies_with_all_tokens_sent)
+{
+    script s;
+    begin(&s);
+    RUN("tokens d1 e1 0+10 => deliver 0+10 | decoding",
+        "lost d1 => cancel p7, finish length | done");
+}
+
+TEST(nobody_is_left)
+{
+    script s;
+    begin(&s);
+    RUN("tokens d1 e1 0+4 => deliver 0+4 | decoding", "lost d1 => cancel p7, place | queued",
+        "no decode => | queued", "wait 4999", "timer => | queued", "changed => place | queued",
+        "no decode => | queued", "wait 1",
+        "timer => fail unavailable (no decode node is usable (waited 5000 ms for one)) | failed");
+    script_init(&s);
+    RUN("submit => place | queued", "no prefill => | queued", "wait 5000",
+        "timer => fail unavailable (no prefill node is usable (waited 5000 ms for one)) | failed");
+}
+
+TEST(waiting_for_room_is_longer)
+{
+    script s;
+    script_init(&s);
+    RUN("submit => place | queued", "no room => | queued", "wait 59999", "timer => | queued",
+        "wait 1",
+        "timer => fail full (all decode nodes are full (waited 60000 ms for room)) | failed");
+    /* room, then no node at all: the wait for a node begins then */
+    script_init(&s);
+    RUN("submit => place | queued", "no room => | queued", "wait 30000",
+        "changed => place | queued", "no decode => | queued", "wait 4999", "timer => | queued",
+        "wait 1",
+        "timer => fail unavailable (no decode node is usable (waited 5000 ms for one)) | failed");
+    /* the whole search is bounded, however the reasons change */
+    script_init(&s);
+    RUN("submit => place | queued", "no room => | queued", "wait 59000",
+        "changed => place | queued", "no decode => | queued", "wait 3000",
+        "changed => place | queued", "no room => | queued", "wait 3000",
+        "timer => fail full (all decode nodes are full (waited 3000 ms for room)) | failed");
+}
+
+TEST(refusals)
+{
+    script s;
+    script_init(&s);
+    RUN("submit => place | queued", "placed d1 p7 => admit d1 e1 | admitting",
+        "refused d2 e1 full => | admitting", "refused d1 e0 full => | admitting",
+        "refused d1 e1 full => place | queued");
+    assert_int_equal(s.request.refused_decode[0], 1);
+    RUN("placed d2 p7 => admit d2 e2 | admitting", "refused d2 e2 unavailable => place | queued",
+        "no room => | queued");
+    assert_int_equal(s.request.refused_decode_count, 2);
+    assert_true(rtr_request_deadline(&s.request) == s.now + MS(100));
+    RUN("wait 100", "timer => place | queued");
+    assert_int_equal(s.request.refused_decode_count, 0);
+    RUN("placed d1 p7 => admit d1 e3 | admitting", "refused d1 e3 unavailable => place | queued",
+        "no room => | queued", "wait 5000",
+        "timer => fail full (no node took the request (waited 5100 ms; the last one said: "
+        "unavailable)) | failed");
+    script_init(&s);
+    RUN("submit => place | queued", "placed d1 p7 => admit d1 e1 | admitting",
+        "refused d1 e1 too_large => fail too_large (too_large) | failed");
+    script_init(&s);
+    RUN("submit => place | queued", "placed d1 p7 => admit d1 e1 | admitting",
+        "refused d1 e1 conflict => place | queued", /* it never had it: not "already begun" */
+        "placed d2 p7 => admit d2 e2 | admitting");
+}
+
+TEST(refusals_without_end_are_bounded)
+{
+    script s;
+    script_init(&s);
+    rtr_actions actions;
+    rtr_event submit = {.kind = RTR_EVENT_SUBMIT};
+    rtr_request_step(&s.request, &submit, s.now, &actions);
+    for (int i = 0; i < 10000 && !rtr_request_over(&s.request); i++) {
+        rtr_event placed = {.kind = RTR_EVENT_PLACED, .decode = 1 + (uint64_t)i, .prefill = 7};
+        rtr_request_step(&s.request, &placed, s.now, &actions);
+        rtr_event refused = {.kind = RTR_EVENT_REFUSED,
+                             .decode = 1 + (uint64_t)i,
+                             .epoch = s.request.epoch,
+                             .code = SL_FULL};
+        s.now += MS(50);
+        rtr_request_step(&s.request, &refused, s.now, &actions);
+        assert_true(s.request.refused_decode_count <= RTR_REFUSED_MAX);
+    }
+    assert_int_equal(s.request.state, RTR_STATE_FAILED);
+    assert_true(s.now <= MS(1000 + 65000 + 50));
+}
+
+TEST(attempts_are_bounded)
+{
+    script s;
+    begin(&s);
+    RUN("lost d1 => cancel p7, place | queued", "placed d2 p7 => admit d2 e2 | admitting",
+        "admitted d2 e2 => migrated decode_lost, prefill p7 e2 | prefilling",
+        "lost d2 => cancel p7, place | queued", "placed d3 p7 => admit d3 e3 | admitting",
+        "admitted d3 e3 => migrated decode_lost, prefill p7 e3 | prefilling",
+        "lost d3 => cancel p7, fail unavailable (given up after 3 attempts: the decode node was "
+        "lost) | failed");
+    script_init(&s); /* never granted */
+    RUN("submit => place | queued", "placed d1 p7 => admit d1 e1 | admitting",
+        "lost d1 => place | queued", "placed d2 p7 => admit d2 e2 | admitting",
+        "lost d2 => place | queued", "placed d3 p7 => admit d3 e3 | admitting",
+        "lost d3 => place | queued", "placed d4 p7 => admit d4 e4 | admitting",
+        "lost d4 => place | queued", "placed d5 p7 => admit d5 e5 | admitting",
+        "lost d5 => place | queued", "placed d6 p7 => admit d6 e6 | admitting",
+        "lost d6 => fail unavailable (given up after 3 attempts: the decode node was lost) | "
+        "failed");
+}
+
+TEST(silent_nodes)
+{
+    script s;
+    script_init(&s);
+    RUN("submit => place | queued", "placed d1 p7 => admit d1 e1 | admitting", "wait 999",
+        "timer => | admitting", "wait 1", "timer => cancel d1, place | queued",
+        "placed d2 p7 => admit d2 e2 | admitting", "admitted d2 e2 => prefill p7 e2 | prefilling",
+        "wait 2900", "progress e2 => | prefilling", "wait 2900", "timer => | prefilling",
+        "wait 100", "timer => cancel p7, place | queued", "placed d2 p8 => admit d2 e3 | admitting",
+        "admitted d2 e3 => migrated prefill_stalled, prefill p8 e3 | prefilling",
+        "prefilled e3 => | decoding", "wait 3999", "timer => | decoding",
+        "tokens d2 e3 0+1 => deliver 0+1 | decoding", "wait 3999", "timer => | decoding", "wait 1",
+        "timer => cancel d2, place | queued");
+    assert_int_equal(s.request.refused_decode[0], 2);
+}
+
+TEST(the_rank_prefills_itself)
+{
+    script s;
+    script_init(&s);
+    RUN("submit => place | queued", "placed d1 p0 => admit d1 e1 | admitting", "wait 19000",
+        "timer => | admitting", "tokens d1 e1 0+1 => deliver 0+1 | decoding",
+        "tokens d1 e1 1+1 stop => deliver 0+1, finish stop | done");
+    script_init(&s);
+    RUN("submit => place | queued", "placed d1 p0 => admit d1 e1 | admitting",
+        "admitted d1 e1 => | prefilling", "wait 20000", "timer => cancel d1, place | queued");
+}
+
+TEST(decode_node_gives_up)
+{
+    script s;
+    begin(&s);
+    RUN("prefilled e1 => | decoding", "tokens d1 e1 0+1 => deliver 0+1 | decoding",
+        "tokens d1 e1 1+1 failed internal => deliver 0+1, place | queued",
+        "placed d2 p7 => admit d2 e2 | admitting",
+        "admitted d2 e2 => migrated decode_failed, prefill p7 e2 | prefilling",
+        "tokens d2 e2 2+0 cancelled => cancel p7, place | queued",
+        "placed d3 p7 => admit d3 e3 | admitting",
+        "admitted d3 e3 => migrated decode_cancelled, prefill p7 e3 | prefilling",
+        "tokens d3 e3 2+0 failed invalid => cancel p7, fail invalid (the decode node ended the "
+        "request) | failed");
+}
+
+TEST(client_goes)
+{
+    script s;
+    script_init(&s);
+    RUN("submit => place | queued", "no room => | queued",
+        "gone => fail cancelled (the client is gone) | failed");
+    script_init(&s);
+    RUN("submit => place | queued", "placed d1 p7 => admit d1 e1 | admitting",
+        "gone => cancel d1, fail cancelled (the client is gone) | failed",
+        "admitted d1 e1 => | failed");
+    begin(&s);
+    RUN("gone => cancel p7, cancel d1, fail cancelled (the client is gone) | failed");
+    begin(&s);
+    RUN("prefilled e1 => | decoding",
+        "gone => cancel d1, fail cancelled (the client is gone) | failed");
+}
+
+TEST(stop_string_and_abort)
+{
+    script s;
+    begin(&s);
+    RUN("tokens d1 e1 0+1 => deliver 0+1 | decoding", "prefilled e1 => | decoding",
+        "stopped => cancel d1 | done");
+    begin(&s);
+    RUN("tokens d1 e1 0+1 => deliver 0+1 | decoding", "lost d1 => cancel p7, place | queued",
+        "stopped => | done");
+    begin(&s);
+    RUN("stopped => cancel p7, cancel d1 | done");
+    begin(&s);
+    RUN("abort => cancel p7, cancel d1, fail unavailable (shutting down) | failed");
+}
+
+TEST(transition_table)
+{
+    for (int from = 0; from < RTR_STATE_COUNT; from++) {
+        assert_false(rtr_state_legal(RTR_STATE_DONE, (rtr_state)from));
+        assert_false(rtr_state_legal(RTR_STATE_FAILED, (rtr_state)from));
+        assert_false(rtr_state_legal((rtr_state)from, (rtr_state)from));
+        assert_string_not_equal(rtr_state_name((rtr_state)from), "?");
+    }
+    assert_false(rtr_state_legal(RTR_STATE_DECODING, RTR_STATE_PREFILLING));
+    assert_false(rtr_state_legal(RTR_STATE_QUEUED, RTR_STATE_PREFILLING));
+    assert_false(rtr_state_legal((rtr_state)99, RTR_STATE_DONE));
+    assert_string_equal(rtr_state_name((rtr_state)99), "?");
+}
+
+/* Any events in any order: no assertion, tokens never skip, a finished request stays finished,
+ * what is granted or running is always let go. */
+TEST(random_events)
+{
+    for (uint64_t seed = 0; seed < 3000; seed++) {
+        script s;
+        script_init(&s);
+        uint32_t delivered = 0;
+        bool place = false;
+        for (uint64_t i = 0; i < 120; i++) {
+            rtr_event e;
+            rtr_actions actions;
+            memset(&e, 0, sizeof e);
+#define DRAW(n, stream) ((uint32_t)(sl_keyed_uniform(seed, i, stream) * (n)))
+            e.kind = i == 0 ? RTR_EVENT_SUBMIT : (rtr_event_kind)(1 + DRAW(RTR_EVENT_COUNT - 1, 0));
+            if (place)
+                e.kind = DRAW(4, 1) ? RTR_EVENT_PLACED : RTR_EVENT_UNPLACED;
+            else if (e.kind == RTR_EVENT_PLACED || e.kind == RTR_EVENT_UNPLACED)
+                e.kind = RTR_EVENT_TOKENS;
+            if ((e.kind == RTR_EVENT_ABORT || e.kind == RTR_EVENT_CLIENT_GONE ||
+                 e.kind == RTR_EVENT_STOPPED) &&
+                DRAW(8, 2))
+                e.kind = RTR_EVENT_ADMITTED;
+            e.decode = DRAW(4, 3) ? s.request.decode : 1 + DRAW(3, 4);
+            if (e.kind == RTR_EVENT_PLACED && s.request.decode)
+                e.decode = s.request.decode;
+            else if (e.kind == RTR_EVENT_PLACED)
+                e.decode = 1 + DRAW(3, 4);
+            e.prefill = DRAW(4, 5) ? 7 + DRAW(3, 6) : 0;
+            e.epoch = s.request.epoch - (DRAW(4, 7) == 0 && s.request.epoch > 0);
+            e.first_index = s.request.token_count - (s.request.token_count ? DRAW(2, 8) : 0) +
+                            (DRAW(20, 9) == 0);
+            e.count = DRAW(3, 10);
+            e.finish = DRAW(6, 11) ? RTR_FINISH_NONE : (rtr_finish)DRAW(5, 12);
+            static const sl_code CODES[] = {SL_FULL,     SL_UNAVAILABLE, SL_INTERNAL, SL_DEADLINE,
+                                            SL_CONFLICT, SL_CORRUPT,     SL_INVALID};
+            e.code = CODES[DRAW(7, 13)];
+            e.lack = (rtr_lack)(1 + DRAW(3, 14));
+            s.now += MS(DRAW(400, 15));
+            bool over = rtr_request_over(&s.request);
+            rtr_request_step(&s.request, &e, s.now, &actions);
+            if (over)
+                assert_int_equal(actions.count, 0);
+            place = false;
+            for (uint32_t k = 0; k < actions.count; k++) {
+                if (actions.at[k].kind == RTR_ACTION_DELIVER) {
+                    assert_int_equal(e.first_index + actions.at[k].skip, delivered);
+                    delivered += actions.at[k].count;
+                }
+                place = place || actions.at[k].kind == RTR_ACTION_PLACE;
+                assert_false(place && k + 1 != actions.count); /* always the last */
+            }
+            assert_int_equal(delivered, s.request.token_count);
+            assert_true(s.request.attempts <= s.limits.attempts_max);
+            if (rtr_request_over(&s.request)) {
+                assert_false(s.request.prefill_running);
+                assert_int_equal(s.request.decode, 0);
+            }
+        }
+    }
+}
+
+static const struct CMUnitTest TESTS[] = {
+    cmocka_unit_test(straight_run),
+    cmocka_unit_test(first_token_before_the_prefill_nodes_end),
+    cmocka_unit_test(duplicates_are_dropped_and_gaps_are_errors),
+    cmocka_unit_test(prefill_node_dies),
+    cmocka_unit_test(prefill_call_fails),
+    cmocka_unit_test(prefill_node_is_full),
+    cmocka_unit_test(transfer_fails),
+    cmocka_unit_test(asked_again_a_rank_has_already_begun),
+    cmocka_unit_test(decode_node_dies_mid_stream),
+    cmocka_unit_test(decode_node_dies_in_prefill),
+    cmocka_unit_test(decode_node_dies_with_all_tokens_sent),
+    cmocka_unit_test(nobody_is_left),
+    cmocka_unit_test(waiting_for_room_is_longer),
+    cmocka_unit_test(refusals),
+    cmocka_unit_test(refusals_without_end_are_bounded),
+    cmocka_unit_test(attempts_are_bounded),
+    cmocka_unit_test(silent_nodes),
+    cmocka_unit_test(the_rank_prefills_itself),
+    cmocka_unit_test(decode_node_gives_up),
+    cmocka_unit_test(client_goes),
+    cmocka_unit_test(stop_string_and_abort),
+    cmocka_unit_test(transition_table),
+    cmocka_unit_test(random_events),
+};
+TEST_MAIN(TESTS)
