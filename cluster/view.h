@@ -48,7 +48,7 @@ typedef struct clu_view_options {
 SL_MUST_USE sl_status clu_view_create(clu_etcd *etcd, const clu_view_options *options,
                                       const clu_view_events *events, void *context,
                                       clu_view **out_view, sl_err *err);
-/* No callbacks. NULL is fine. */
+/* No callbacks. Not from inside one but on_failed. NULL is fine. */
 void clu_view_destroy(clu_view *view);
 
 bool clu_view_ready(const clu_view *view);

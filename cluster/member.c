@@ -1,0 +1,264 @@
+/* Member records: checks, JSON both ways. Pure; any thread; never trusts a byte of what it parses.
+ */
+#include "cluster/member.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+
+#define KEY_ROOT "/sluice/v1/"
+
+static const char *const STATE_NAMES[CLU_MEMBER_STATE_COUNT] = {"ready", "draining", "left"};
+
+const char *clu_member_state_name(clu_member_state state)
+{
+    return (unsigned)state < CLU_MEMBER_STATE_COUNT ? STATE_NAMES[state] : "?";
+}
+
+bool clu_name_valid(const char *name)
+{
+    size_t length = 0;
+    for (; name[length]; length++) {
+        char c = name[length];
+        bool alnum = (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9');
+        bool mark = c == '.' || c == '_' || c == '-';
+        if (!alnum && !(mark && length > 0))
+            return false;
+    }
+    return length > 0 && length < CLU_NAME_MAX;
+}
+
+sl_status clu_member_key(const char *cluster, const char *name, char out_key[CLU_KEY_MAX],
+                         sl_err *err)
+{
+    if (!clu_name_valid(cluster))
+        return sl_fail(err, SL_INVALID,
+                       "cluster name \"%.80s\": want lower-case letters, digits, . _ -", cluster);
+    if (*name && !clu_name_valid(name))
+        return sl_fail(err, SL_INVALID,
+                       "node name \"%.80s\": want lower-case letters, digits, . _ -", name);
+    snprintf(out_key, CLU_KEY_MAX, KEY_ROOT "%s/members/%s", cluster, name);
+    return sl_ok();
+}
+
+sl_status clu_text_set(char *out_field, size_t field_size, const char *text, const char *what,
+                       sl_err *err)
+{
+    size_t length = strlen(text);
+    if (length >= field_size)
+        return sl_fail(err, SL_TOO_LARGE, "%s: %zu bytes, at most %zu", what, length,
+                       field_size - 1);
+    memcpy(out_field, text, length + 1);
+    return sl_ok();
+}
+
+/* "host:port": no blanks or controls, a port of 1..65535. */
+static bool address_valid(const char *text)
+{
+    const char *colon = strrchr(text, ':');
+    if (!colon || colon == text)
+        return false;
+    for (const char *c = text; c < colon; c++)
+        if (*c <= ' ' || *c > '~' || *c == '/' || *c == '"' || *c == '\\')
+            return false;
+    unsigned port = 0;
+    const char *c = colon + 1;
+    for (; *c >= '0' && *c <= '9' && port <= 65535; c++)
+        port = port * 10 + (unsigned)(*c - '0');
+    return c > colon + 1 && !*c && port >= 1 && port <= 65535;
+}
+
+static sl_status check_text(const char *text, const char *what, sl_err *err)
+{
+    for (const char *c = text; *c; c++)
+        if ((unsigned char)*c < ' ' || *c == 127)
+            return sl_fail(err, SL_INVALID, "%s: holds control characters", what);
+    if (!sl_utf8_valid(text, strlen(text)))
+        return sl_fail(err, SL_INVALID, "%s: not UTF-8", what);
+    return sl_ok();
+}
+
+sl_status clu_member_check(const clu_member_info *info, sl_err *err)
+{
+    if (!clu_name_valid(info->name))
+        return sl_fail(err, SL_INVALID, "name \"%s\": want lower-case letters, digits, . _ -",
+                       info->name);
+    if (!clu_name_valid(info->role))
+        return sl_fail(err, SL_INVALID, "role \"%s\": not a role", info->role);
+    if (!address_valid(info->control))
+        return sl_fail(err, SL_INVALID, "control \"%s\": want host:port", info->control);
+    if (info->kv[0] && !address_valid(info->kv))
+        return sl_fail(err, SL_INVALID, "kv \"%s\": want host:port", info->kv);
+    if (info->metrics[0] && !address_valid(info->metrics))
+        return sl_fail(err, SL_INVALID, "metrics \"%s\": want host:port", info->metrics);
+    if ((unsigned)info->state >= CLU_MEMBER_STATE_COUNT)
+        return sl_fail(err, SL_INVALID, "state %d: unknown", (int)info->state);
+    SL_TRY(check_text(info->version, "version", err));
+    SL_TRY(check_text(info->stamp.numerics_id, "stamp.numerics_id", err));
+    SL_TRY(check_text(info->stamp.model_hash, "stamp.model_hash", err));
+    SL_TRY(check_text(info->stamp.weights_version, "stamp.weights_version", err));
+    return check_text(info->stamp.cache_format, "stamp.cache_format", err);
+}
+
+/* ---- writing ---- */
+
+static void write_text(sl_buf *buf, const char *head, const char *text)
+{
+    sl_buf_puts(buf, head);
+    sl_json_write_string(buf, text, strlen(text));
+}
+
+void clu_member_write_json(sl_buf *buf, const clu_member_info *info)
+{
+    write_text(buf, "{\"name\":", info->name);
+    write_text(buf, ",\"role\":", info->role);
+    write_text(buf, ",\"control\":", info->control);
+    write_text(buf, ",\"kv\":", info->kv);
+    write_text(buf, ",\"metrics\":", info->metrics);
+    sl_buf_printf(buf, ",\"incarnation\":\"%016" PRIx64 "\"", info->incarnation);
+    write_text(buf, ",\"stamp\":{\"numerics_id\":", info->stamp.numerics_id);
+    write_text(buf, ",\"model_hash\":", info->stamp.model_hash);
+    write_text(buf, ",\"weights_version\":", info->stamp.weights_version);
+    write_text(buf, ",\"cache_format\":", info->stamp.cache_format);
+    sl_buf_printf(buf, "},\"capacity\":{\"slots\":%u,\"pages\":%u},\"context_max\":%u", info->slots,
+                  info->pages, info->context_max);
+    write_text(buf, ",\"state\":", clu_member_state_name(info->state));
+    write_text(buf, ",\"version\":", info->version);
+    sl_buf_putc(buf, '}');
+}
+
+/* ---- parsing ---- */
+
+static sl_status get_text(const sl_json *object, const char *scope, const char *key, bool required,
+                          char *out_field, size_t field_size, sl_err *err)
+{
+    const sl_json *value = sl_json_get(object, key);
+    if (!value && !required)
+        return sl_ok(); /* the field is zeroed */
+    if (!value)
+        return sl_fail(err, SL_INVALID, "%s%s: missing", scope, key);
+    size_t size;
+    const char *text = sl_json_string(value, &size);
+    if (!text)
+        return sl_fail(err, SL_INVALID, "%s%s: want a string, got %s", scope, key,
+                       sl_json_type_name(sl_json_typeof(value)));
+    if (memchr(text, 0, size))
+        return sl_fail(err, SL_INVALID, "%s%s: holds a NUL", scope, key);
+    if (size >= field_size)
+        return sl_fail(err, SL_INVALID, "%s%s: %zu bytes, at most %zu", scope, key, size,
+                       field_size - 1);
+    memcpy(out_field, text, size + 1);
+    return sl_ok();
+}
+
+static sl_status get_u32(const sl_json *object, const char *scope, const char *key,
+                         uint32_t *out_value, sl_err *err)
+{
+    const sl_json *value = sl_json_get(object, key);
+    if (!value)
+        return sl_ok();
+    int64_t number;
+    if (sl_json_typeof(value) != SL_JSON_NUMBER || !sl_json_number_is_integer(value) ||
+        !sl_json_i64(value, &number) || number < 0 || number > UINT32_MAX)
+        return sl_fail(err, SL_INVALID, "%s%s: want an integer of 0..%u", scope, key, UINT32_MAX);
+    *out_value = (uint32_t)number;
+    return sl_ok();
+}
+
+static sl_status get_object(const sl_json *root, const char *key, const sl_json **out_object,
+                            sl_err *err)
+{
+    *out_object = sl_json_get(root, key);
+    if (*out_object && sl_json_typeof(*out_object) != SL_JSON_OBJECT)
+        return sl_fail(err, SL_INVALID, "%s: want an object", key);
+    return sl_ok();
+}
+
+static sl_status get_incarnation(const sl_json *root, uint64_t *out_value, sl_err *err)
+{
+    char hex[17] = "";
+    SL_TRY(get_text(root, "", "incarnation", true, hex, sizeof(hex), err));
+    if (strlen(hex) != 16 || strspn(hex, "0123456789abcdef") != 16)
+        return sl_fail(err, SL_INVALID, "incarnation: want 16 lower-case hex digits");
+    *out_value = strtoull(hex, NULL, 16);
+    return sl_ok();
+}
+
+static sl_status get_state(const sl_json *root, clu_member_state *out_state, sl_err *err)
+{
+    char text[16] = "";
+    SL_TRY(get_text(root, "", "state", true, text, sizeof(text), err));
+    for (int i = 0; i < CLU_MEMBER_STATE_COUNT; i++) {
+        if (strcmp(text, STATE_NAMES[i]) == 0) {
+            *out_state = (clu_member_state)i;
+            return sl_ok();
+        }
+    }
+    return sl_fail(err, SL_INVALID, "state: want ready, draining or left");
+}
+
+#define TEXT(object, scope, key, required, field) \
+    SL_TRY(get_text(object, scope, key, required, field, sizeof(field), err))
+
+static sl_status parse_root(const sl_json *root, clu_member_info *info, sl_err *err)
+{
+    if (sl_json_typeof(root) != SL_JSON_OBJECT)
+        return sl_fail(err, SL_INVALID, "want an object");
+    TEXT(root, "", "name", true, info->name);
+    TEXT(root, "", "role", true, info->role);
+    TEXT(root, "", "control", true, info->control);
+    TEXT(root, "", "kv", false, info->kv);
+    TEXT(root, "", "metrics", false, info->metrics);
+    TEXT(root, "", "version", false, info->version);
+    SL_TRY(get_incarnation(root, &info->incarnation, err));
+    SL_TRY(get_state(root, &info->state, err));
+    SL_TRY(get_u32(root, "", "context_max", &info->context_max, err));
+    const sl_json *stamp, *capacity;
+    SL_TRY(get_object(root, "stamp", &stamp, err));
+    TEXT(stamp, "stamp.", "numerics_id", false, info->stamp.numerics_id);
+    TEXT(stamp, "stamp.", "model_hash", false, info->stamp.model_hash);
+    TEXT(stamp, "stamp.", "weights_version", false, info->stamp.weights_version);
+    TEXT(stamp, "stamp.", "cache_format", false, info->stamp.cache_format);
+    SL_TRY(get_object(root, "capacity", &capacity, err));
+    SL_TRY(get_u32(capacity, "capacity.", "slots", &info->slots, err));
+    SL_TRY(get_u32(capacity, "capacity.", "pages", &info->pages, err));
+    return clu_member_check(info, err);
+}
+
+sl_status clu_member_parse_json(const void *data, size_t size, clu_member_info *out_info,
+                                sl_err *err)
+{
+    static const sl_json_limits LIMITS = {CLU_MEMBER_JSON_MAX, 8};
+    sl_json_doc *doc;
+    if (size > CLU_MEMBER_JSON_MAX)
+        return sl_fail(err, SL_INVALID, "member record: over %d bytes", CLU_MEMBER_JSON_MAX);
+    sl_status status = sl_json_parse(data, size, &LIMITS, &doc, err);
+    if (!sl_is_ok(status)) {
+        (void)sl_wrap(err, status, "member record");
+        return (sl_status){SL_INVALID};
+    }
+    clu_member_info info;
+    memset(&info, 0, sizeof(info));
+    status = parse_root(sl_json_root(doc), &info, err);
+    sl_json_doc_destroy(doc);
+    if (!sl_is_ok(status))
+        return sl_wrap(err, status, "member record");
+    *out_info = info;
+    return sl_ok();
+}
+
+bool clu_member_equal(const clu_member_info *a, const clu_member_info *b)
+{
+    return strcmp(a->name, b->name) == 0 && strcmp(a->role, b->role) == 0 &&
+           strcmp(a->control, b->control) == 0 && strcmp(a->kv, b->kv) == 0 &&
+           strcmp(a->metrics, b->metrics) == 0 && a->incarnation == b->incarnation &&
+           strcmp(a->stamp.numerics_id, b->stamp.numerics_id) == 0 &&
+           strcmp(a->stamp.model_hash, b->stamp.model_hash) == 0 &&
+           strcmp(a->stamp.weights_version, b->stamp.weights_version) == 0 &&
+           strcmp(a->stamp.cache_format, b->stamp.cache_format) == 0 && a->slots == b->slots &&
+           a->pages == b->pages && a->context_max == b->context_max && a->state == b->state &&
+           strcmp(a->version, b->version) == 0;
+}
