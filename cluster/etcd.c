@@ -15,7 +15,6 @@
 #include "rpc/methods.h"
 
 #define KEEPALIVE_TIMEOUT_MS 2000
-#define ENDPOINTS_TEXT_MAX   1024
 
 typedef struct listener {
     clu_connected_fn fn;
@@ -117,7 +116,7 @@ sl_status clu_etcd_create(rpc_runtime *runtime, const clu_etcd_options *options,
     etcd->tell_timer = sl_timer_create(rpc_runtime_loop(runtime), tell_listeners, etcd);
     etcd->timeout_ns = options->timeout_ns ? options->timeout_ns : CLU_ETCD_TIMEOUT_NS;
     const char *text = options->endpoints ? options->endpoints : "";
-    etcd->endpoints = sl_strndup(text, ENDPOINTS_TEXT_MAX, "etcd client");
+    etcd->endpoints = sl_strdup(text, "etcd client");
     sl_status status = sl_ok();
     for (const char *at = text; sl_is_ok(status);) {
         size_t length = strcspn(at, ",");
