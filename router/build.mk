@@ -1,4 +1,4 @@
 $(eval $(call library,router,$(filter-out router/main.c,$(wildcard router/*.c)),,model rpc proto cluster base))
-ifneq ($(wildcard router/main.c),)
+ifneq ($(wildcard cluster/view.c),)
 $(eval $(call program,sluice-router,router/main.c,router))
 endif
