@@ -1,0 +1,168 @@
+/* The engine thread's frame: see worker.h.
+ *
+ * Owns the thread and the mailboxes; knows nothing of what the clients do. Runs on: control thread (create, post, poll), engine thread (main). */
+#include "engine/worker.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <time.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/clock.h"
+#include "base/ring.h"
+
+struct eng_worker_client {
+    eng_worker *worker;
+    const eng_worker_ops *ops;
+    void *context;
+    sl_ring *inbox; /* the worker's one doorbell wakes the thread, so that it can sleep on all clients */
+    sl_mailbox *outbox;
+    void *command; /* scratch of the engine thread */
+    void *event;   /* scratch of the control thread */
+};
+
+struct eng_worker {
+    eng_engine *engine;
+    eng_worker_client clients[ENG_WORKER_CLIENTS_MAX];
+    int client_count;
+    sl_mailbox *doorbell; /* carries no items: only its wake-up is used */
+    pthread_t thread;
+    bool running;
+    _Atomic bool stopping;
+    _Atomic uint32_t pages_free;
+};
+
+sl_status eng_worker_create(eng_engine *engine, eng_worker **out_worker, sl_err *err)
+{
+    eng_worker *worker = sl_alloc(1, sizeof(*worker), "engine worker");
+    worker->engine = engine;
+    sl_status status = sl_mailbox_create(1, 2, &worker->doorbell, err);
+    if (!sl_is_ok(status)) {
+        sl_free(worker);
+        return status;
+    }
+    atomic_store(&worker->pages_free, eng_engine_pages_free(engine));
+    *out_worker = worker;
+    return sl_ok();
+}
+
+sl_status eng_worker_attach(eng_worker *worker, const eng_worker_ops *ops, void *context,
+                            eng_worker_client **out_client, sl_err *err)
+{
+    sl_assert(!worker->running);
+    sl_assert(worker->client_count < ENG_WORKER_CLIENTS_MAX);
+    eng_worker_client *client = &worker->clients[worker->client_count];
+    SL_TRY(sl_mailbox_create(ops->event_bytes, ops->event_capacity, &client->outbox, err));
+    client->worker = worker;
+    client->ops = ops;
+    client->context = context;
+    client->inbox = sl_ring_create(ops->command_bytes, ops->command_capacity);
+    client->command = sl_alloc(1, ops->command_bytes, "engine worker scratch");
+    client->event = sl_alloc(1, ops->event_bytes, "engine worker scratch");
+    worker->client_count++;
+    *out_client = client;
+    return sl_ok();
+}
+
+static bool worker_take_commands(eng_worker *worker)
+{
+    bool took = false;
+    for (int i = 0; i < worker->client_count; i++) {
+        eng_worker_client *client = &worker->clients[i];
+        while (sl_ring_pop(client->inbox, client->command)) {
+            client->ops->command(client->context, client->command);
+            took = true;
+        }
+    }
+    return took;
+}
+
+static void *worker_main(void *argument)
+{
+    eng_worker *worker = argument;
+    while (!atomic_load_explicit(&worker->stopping, memory_order_acquire)) {
+        sl_mailbox_clear(worker->doorbell);
+        bool busy = worker_take_commands(worker);
+        for (int i = 0; i < worker->client_count; i++)
+            busy |= worker->clients[i].ops->run(worker->clients[i].context);
+        atomic_store_explicit(&worker->pages_free, eng_engine_pages_free(worker->engine),
+                              memory_order_relaxed);
+        if (!busy)
+            sl_mailbox_wait(worker->doorbell, SL_NEVER);
+    }
+    for (int i = 0; i < worker->client_count; i++)
+        worker->clients[i].ops->stop(worker->clients[i].context);
+    return NULL;
+}
+
+sl_status eng_worker_start(eng_worker *worker, sl_err *err)
+{
+    sl_assert(!worker->running);
+    int error = pthread_create(&worker->thread, NULL, worker_main, worker);
+    if (error != 0)
+        return sl_fail(err, SL_INTERNAL, "cannot start the engine thread (error %d)", error);
+    worker->running = true;
+    return sl_ok();
+}
+
+void eng_worker_stop(eng_worker *worker)
+{
+    if (!worker->running)
+        return;
+    atomic_store_explicit(&worker->stopping, true, memory_order_release);
+    sl_mailbox_wake(worker->doorbell);
+    pthread_join(worker->thread, NULL);
+    worker->running = false;
+}
+
+void eng_worker_destroy(eng_worker *worker)
+{
+    if (!worker)
+        return;
+    eng_worker_stop(worker);
+    for (int i = 0; i < worker->client_count; i++) {
+        sl_ring_destroy(worker->clients[i].inbox);
+        sl_mailbox_destroy(worker->clients[i].outbox);
+        sl_free(worker->clients[i].command);
+        sl_free(worker->clients[i].event);
+    }
+    sl_mailbox_destroy(worker->doorbell);
+    sl_free(worker);
+}
+
+uint32_t eng_worker_pages_free(const eng_worker *worker)
+{
+    return atomic_load_explicit(&worker->pages_free, memory_order_relaxed);
+}
+
+bool eng_worker_post(eng_worker_client *client, const void *command)
+{
+    if (!sl_ring_push(client->inbox, command))
+        return false;
+    sl_mailbox_wake(client->worker->doorbell);
+    return true;
+}
+
+int eng_worker_fd(const eng_worker_client *client)
+{
+    return sl_mailbox_fd(client->outbox);
+}
+
+void eng_worker_poll(eng_worker_client *client, void (*fn)(void *context, const void *event), void *context)
+{
+    sl_mailbox_clear(client->outbox);
+    while (sl_mailbox_pop(client->outbox, client->event))
+        fn(context, client->event);
+}
+
+void eng_worker_emit(eng_worker_client *client, const void *event)
+{
+    /* Back-pressure, not a race: the ring is full for as long as the control thread needs to take what it holds. */
+    const struct timespec pause = {0, 50 * 1000};
+    while (!sl_mailbox_push(client->outbox, event)) {
+        if (atomic_load_explicit(&client->worker->stopping, memory_order_acquire))
+            return;
+        nanosleep(&pause, NULL);
+    }
+}
