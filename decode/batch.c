@@ -1,0 +1,308 @@
+/* Continuous batching: every sequence that generates is a row of each step; prompts computed here take a bounded share of the rows.
+ *
+ * Runs on the engine thread (commands and run); create and destroy on the control thread. Allocates nothing in a step. */
+#include "decode/batch.h"
+
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/fault.h"
+
+typedef enum job_phase { PHASE_ADOPTED, PHASE_PREFILL, PHASE_DECODE } job_phase;
+
+typedef struct active {
+    dec_job *job;
+    job_phase phase;
+} active;
+
+struct dec_batch {
+    eng_engine *engine;
+    eng_worker_client *client;
+    dec_batch_options options;
+    active active[DEC_SEQUENCES_MAX];
+    uint32_t active_count;
+    eng_span spans[DEC_SEQUENCES_MAX];
+    uint32_t span_active[DEC_SEQUENCES_MAX]; /* index into active of each span */
+    eng_sampled sampled;
+};
+
+dec_job *dec_job_create(uint32_t token_count, uint32_t token_capacity, uint32_t hidden_size)
+{
+    sl_assert(token_count > 0 && token_count <= token_capacity);
+    dec_job *job = sl_alloc(1, sizeof(*job), "decode job");
+    job->tokens = sl_alloc(token_capacity, sizeof(*job->tokens), "decode job tokens");
+    job->token_count = token_count;
+    job->token_capacity = token_capacity;
+    job->h_final = sl_alloc(hidden_size, sizeof(*job->h_final), "decode job h_final");
+    job->block_count = (token_capacity + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
+    job->pages = sl_alloc(job->block_count, sizeof(*job->pages), "decode job pages");
+    return job;
+}
+
+void dec_job_destroy(dec_job *job)
+{
+    if (!job)
+        return;
+    sl_assert(!job->sequence);
+    sl_free(job->tokens);
+    sl_free(job->h_final);
+    sl_free(job->pages);
+    sl_free(job);
+}
+
+static void emit(dec_batch *batch, dec_job *job, dec_batch_event_kind kind, dec_finish finish)
+{
+    dec_batch_event event = {.kind = kind, .finish = finish, .job = job};
+    if (kind == DEC_BATCH_TOKEN)
+        event.sampled = batch->sampled;
+    eng_worker_emit(batch->client, &event);
+}
+
+static void open_job(dec_batch *batch, dec_job *job)
+{
+    sl_status status = eng_sequence_open(batch->engine, job->token_capacity, &job->sequence, &job->err);
+    if (!sl_is_ok(status)) {
+        emit(batch, job, DEC_BATCH_OPEN_FAILED, DEC_FINISH_NONE);
+        return;
+    }
+    for (uint32_t block = 0; block < job->block_count; block++)
+        job->pages[block] = eng_sequence_page(job->sequence, block);
+    emit(batch, job, DEC_BATCH_OPENED, DEC_FINISH_NONE);
+}
+
+static void activate(dec_batch *batch, dec_job *job, job_phase phase)
+{
+    sl_assert(batch->active_count < DEC_SEQUENCES_MAX);
+    batch->active[batch->active_count++] = (active){job, phase};
+}
+
+/* Keeps the order of arrival: the batch's order must not matter, but logs read better. */
+static void remove_active(dec_batch *batch, uint32_t index)
+{
+    batch->active_count--;
+    memmove(&batch->active[index], &batch->active[index + 1],
+            (batch->active_count - index) * sizeof(batch->active[0]));
+}
+
+static void release(dec_job *job)
+{
+    eng_sequence_close(job->sequence);
+    job->sequence = NULL;
+}
+
+static void close_job(dec_batch *batch, dec_job *job)
+{
+    for (uint32_t i = 0; i < batch->active_count; i++) {
+        if (batch->active[i].job == job) {
+            remove_active(batch, i);
+            break;
+        }
+    }
+    if (job->sequence)
+        release(job);
+    emit(batch, job, DEC_BATCH_CLOSED, DEC_FINISH_NONE);
+}
+
+static void on_command(void *context, const void *item)
+{
+    dec_batch *batch = context;
+    const dec_command *command = item;
+    dec_job *job = command->job;
+    switch (command->kind) {
+    case DEC_COMMAND_OPEN:
+        open_job(batch, job);
+        break;
+    case DEC_COMMAND_ADOPT:
+        eng_sequence_adopt(job->sequence, job->token_count, job->h_final);
+        activate(batch, job, PHASE_ADOPTED);
+        break;
+    case DEC_COMMAND_RUN_SELF:
+        job->prefilled = 0;
+        activate(batch, job, PHASE_PREFILL);
+        break;
+    case DEC_COMMAND_CLOSE:
+        close_job(batch, job);
+        break;
+    }
+}
+
+static bool is_stop(const dec_batch *batch, const dec_job *job, uint32_t id)
+{
+    if (id == batch->options.eos_id)
+        return !job->sampling.ignore_eos;
+    for (int32_t i = 0; i < job->sampling.stop_id_count; i++)
+        if ((uint32_t)job->sampling.stop_ids[i] == id)
+            return true;
+    return false;
+}
+
+/* Draws the next token from logits, tells the control thread; the result says whether the job goes on. */
+static dec_finish draw(dec_batch *batch, dec_job *job, float *logits)
+{
+    uint32_t position = job->token_count;
+    sl_assert(position < job->token_capacity);
+    eng_sample(batch->engine, logits, &job->sampling, job->tokens, job->token_count, job->prompt_count, position,
+               &batch->sampled);
+    uint32_t id = batch->sampled.id;
+    job->tokens[job->token_count++] = id;
+    emit(batch, job, DEC_BATCH_TOKEN, DEC_FINISH_NONE);
+    if (is_stop(batch, job, id))
+        return DEC_FINISH_STOP;
+    uint32_t generated = job->token_count - job->prompt_count;
+    if (job->token_count == job->token_capacity || generated >= (uint32_t)job->sampling.max_tokens)
+        return DEC_FINISH_LENGTH;
+    return DEC_FINISH_NONE;
+}
+
+static void finish(dec_batch *batch, uint32_t index, dec_finish why)
+{
+    dec_job *job = batch->active[index].job;
+    remove_active(batch, index);
+    release(job);
+    emit(batch, job, DEC_BATCH_FINISHED, why);
+}
+
+/* First tokens of sequences that arrived with their pages: h_final is enough. */
+static void draw_adopted(dec_batch *batch)
+{
+    for (uint32_t i = 0; i < batch->active_count;) {
+        active *entry = &batch->active[i];
+        if (entry->phase != PHASE_ADOPTED) {
+            i++;
+            continue;
+        }
+        dec_finish why = draw(batch, entry->job, eng_head_logits(batch->engine, entry->job->sequence));
+        if (why == DEC_FINISH_NONE) {
+            entry->phase = PHASE_DECODE;
+            i++;
+        } else {
+            finish(batch, i, why);
+        }
+    }
+}
+
+static void add_span(dec_batch *batch, uint32_t index, uint32_t count, uint32_t token_count, eng_logits_want logits)
+{
+    dec_job *job = batch->active[index].job;
+    uint32_t from = eng_sequence_length(job->sequence);
+    batch->spans[count] = (eng_span){job->sequence, job->tokens + from, token_count, logits};
+    batch->span_active[count] = index;
+}
+
+/* One row for each sequence that generates; what is left of the chunk budget goes to prompts in order of arrival. */
+static uint32_t build_spans(dec_batch *batch)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < batch->active_count; i++)
+        if (batch->active[i].phase == PHASE_DECODE)
+            add_span(batch, i, count++, 1, ENG_LOGITS_LAST);
+    uint32_t rows_left = batch->options.chunk_tokens > count ? batch->options.chunk_tokens - count : 0;
+    for (uint32_t i = 0; i < batch->active_count && rows_left > 0; i++) {
+        if (batch->active[i].phase != PHASE_PREFILL)
+            continue;
+        dec_job *job = batch->active[i].job;
+        uint32_t left = job->token_count - job->prefilled;
+        uint32_t rows = left < rows_left ? left : rows_left;
+        add_span(batch, i, count++, rows, rows == left ? ENG_LOGITS_LAST : ENG_LOGITS_NONE);
+        rows_left -= rows;
+    }
+    return count;
+}
+
+static void fail_spans(dec_batch *batch, uint32_t count, const sl_err *err)
+{
+    /* From the last to the first, so that indices stay right while entries go. */
+    bool in_step[DEC_SEQUENCES_MAX] = {false};
+    for (uint32_t i = 0; i < count; i++)
+        in_step[batch->span_active[i]] = true;
+    for (uint32_t i = batch->active_count; i-- > 0;) {
+        if (!in_step[i])
+            continue;
+        batch->active[i].job->err = *err;
+        finish(batch, i, DEC_FINISH_FAILED);
+    }
+}
+
+static void draw_spans(dec_batch *batch, uint32_t count)
+{
+    dec_finish why[DEC_SEQUENCES_MAX] = {DEC_FINISH_NONE};
+    uint32_t row = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        active *entry = &batch->active[batch->span_active[i]];
+        if (entry->phase == PHASE_PREFILL)
+            entry->job->prefilled += batch->spans[i].token_count;
+        if (batch->spans[i].logits == ENG_LOGITS_NONE)
+            continue;
+        entry->phase = PHASE_DECODE;
+        why[batch->span_active[i]] = draw(batch, entry->job, eng_step_logits(batch->engine, row++));
+    }
+    for (uint32_t i = batch->active_count; i-- > 0;)
+        if (why[i] != DEC_FINISH_NONE)
+            finish(batch, i, why[i]);
+}
+
+static bool on_run(void *context)
+{
+    dec_batch *batch = context;
+    if (batch->active_count == 0)
+        return false;
+    draw_adopted(batch);
+    uint32_t count = build_spans(batch);
+    if (count == 0)
+        return batch->active_count > 0;
+    if (batch->options.step_batch_size)
+        sl_metric_observe(batch->options.step_batch_size, count);
+    sl_err err;
+    sl_status status = sl_fault("decode.step") ? sl_fail(&err, SL_INTERNAL, "fault site decode.step")
+                                                : eng_step(batch->engine, batch->spans, count, NULL, NULL, &err);
+    if (sl_is_ok(status))
+        draw_spans(batch, count);
+    else
+        fail_spans(batch, count, &err);
+    return batch->active_count > 0;
+}
+
+static void on_stop(void *context)
+{
+    dec_batch *batch = context;
+    for (uint32_t i = 0; i < batch->active_count; i++)
+        release(batch->active[i].job);
+    batch->active_count = 0;
+}
+
+static const eng_worker_ops BATCH_OPS = {
+    .command_bytes = sizeof(dec_command),
+    .command_capacity = 4 * DEC_SEQUENCES_MAX,
+    .event_bytes = sizeof(dec_batch_event),
+    .event_capacity = DEC_EVENTS_MAX,
+    .command = on_command,
+    .run = on_run,
+    .stop = on_stop,
+};
+
+sl_status dec_batch_create(eng_engine *engine, eng_worker *worker, const dec_batch_options *options,
+                           dec_batch **out_batch, sl_err *err)
+{
+    sl_assert(options->sequences_max <= DEC_SEQUENCES_MAX);
+    dec_batch *batch = sl_alloc(1, sizeof(*batch), "decode batch");
+    batch->engine = engine;
+    batch->options = *options;
+    sl_status status = eng_worker_attach(worker, &BATCH_OPS, batch, &batch->client, err);
+    if (!sl_is_ok(status)) {
+        sl_free(batch);
+        return status;
+    }
+    *out_batch = batch;
+    return sl_ok();
+}
+
+void dec_batch_destroy(dec_batch *batch)
+{
+    sl_free(batch);
+}
+
+eng_worker_client *dec_batch_client(dec_batch *batch)
+{
+    return batch->client;
+}

@@ -1,0 +1,79 @@
+/* Continuous batching on the engine thread of a decode rank.
+ *
+ * A job is one admitted sequence as the engine sees it. The control thread allocates it, posts commands about it, reads events, and frees it after
+ * FINISHED (when it asked for no close) or CLOSED. In between the engine thread owns all fields but those marked control. */
+#ifndef DECODE_BATCH_H
+#define DECODE_BATCH_H
+
+#include "base/metrics.h"
+#include "engine/worker.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DEC_SEQUENCES_MAX 256u
+#define DEC_EVENTS_MAX    4096u /* outbox; a step emits at most two events a sequence */
+
+typedef enum dec_finish { DEC_FINISH_NONE, DEC_FINISH_STOP, DEC_FINISH_LENGTH, DEC_FINISH_FAILED } dec_finish;
+
+typedef struct dec_job {
+    uint32_t slot; /* control: index of the sequence */
+    mdl_sampling sampling;
+    uint32_t *tokens; /* [token_capacity]: prompt, then generated */
+    uint32_t token_count;
+    uint32_t token_capacity;
+    uint32_t prompt_count; /* of the original prompt: what lies behind was generated (maybe elsewhere) */
+    uint16_t *h_final;     /* bf16 [hidden], set by the control thread before ADOPT */
+    eng_sequence *sequence;
+    uint32_t *pages; /* [block_count], set by OPEN */
+    uint32_t block_count;
+    uint32_t prefilled; /* RUN_SELF: tokens in the cache so far */
+    sl_err err;         /* why OPEN failed or the job ended as FAILED */
+} dec_job;
+
+typedef enum dec_command_kind { DEC_COMMAND_OPEN, DEC_COMMAND_ADOPT, DEC_COMMAND_RUN_SELF, DEC_COMMAND_CLOSE } dec_command_kind;
+
+typedef struct dec_command {
+    dec_command_kind kind;
+    dec_job *job;
+} dec_command;
+
+typedef enum dec_batch_event_kind {
+    DEC_BATCH_OPENED,
+    DEC_BATCH_OPEN_FAILED,
+    DEC_BATCH_TOKEN,
+    DEC_BATCH_FINISHED, /* the sequence is closed, its pages are free */
+    DEC_BATCH_CLOSED,   /* answer to CLOSE, also for a job that had finished already */
+} dec_batch_event_kind;
+
+typedef struct dec_batch_event {
+    dec_batch_event_kind kind;
+    dec_finish finish;
+    dec_job *job;
+    eng_sampled sampled; /* TOKEN */
+} dec_batch_event;
+
+typedef struct dec_batch dec_batch;
+
+typedef struct dec_batch_options {
+    uint32_t sequences_max;
+    uint32_t chunk_tokens; /* rows a step spends on prompts computed here */
+    uint32_t eos_id;
+    sl_metric *step_batch_size; /* histogram, may be NULL */
+} dec_batch_options;
+
+/* Attaches a client to the worker (before it starts). */
+SL_MUST_USE sl_status dec_batch_create(eng_engine *engine, eng_worker *worker, const dec_batch_options *options,
+                                       dec_batch **out_batch, sl_err *err);
+/* After the worker has stopped. */
+void dec_batch_destroy(dec_batch *batch);
+eng_worker_client *dec_batch_client(dec_batch *batch);
+
+dec_job *dec_job_create(uint32_t token_count, uint32_t token_capacity, uint32_t hidden_size);
+void dec_job_destroy(dec_job *job);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
