@@ -1,6 +1,8 @@
-/* Continuous batching: every sequence that generates is a row of each step; prompts computed here take a bounded share of the rows.
+/* Continuous batching: every sequence that generates is a row of each step; prompts computed here
+ * take a bounded share of the rows.
  *
- * Runs on the engine thread (commands and run); create and destroy on the control thread. Allocates nothing in a step. */
+ * Runs on the engine thread (commands and run); create and destroy on the control thread. Allocates
+ * nothing in a step. */
 #include "decode/batch.h"
 
 #include <string.h>
@@ -61,7 +63,8 @@ static void emit(dec_batch *batch, dec_job *job, dec_batch_event_kind kind, dec_
 
 static void open_job(dec_batch *batch, dec_job *job)
 {
-    sl_status status = eng_sequence_open(batch->engine, job->token_capacity, &job->sequence, &job->err);
+    sl_status status =
+        eng_sequence_open(batch->engine, job->token_capacity, &job->sequence, &job->err);
     if (!sl_is_ok(status)) {
         emit(batch, job, DEC_BATCH_OPEN_FAILED, DEC_FINISH_NONE);
         return;
@@ -137,13 +140,14 @@ static bool is_stop(const dec_batch *batch, const dec_job *job, uint32_t id)
     return false;
 }
 
-/* Draws the next token from logits, tells the control thread; the result says whether the job goes on. */
+/* Draws the next token from logits, tells the control thread; the result says whether the job goes
+ * on. */
 static dec_finish draw(dec_batch *batch, dec_job *job, float *logits)
 {
     uint32_t position = job->token_count;
     sl_assert(position < job->token_capacity);
-    eng_sample(batch->engine, logits, &job->sampling, job->tokens, job->token_count, job->prompt_count, position,
-               &batch->sampled);
+    eng_sample(batch->engine, logits, &job->sampling, job->tokens, job->token_count,
+               job->prompt_count, position, &batch->sampled);
     uint32_t id = batch->sampled.id;
     job->tokens[job->token_count++] = id;
     emit(batch, job, DEC_BATCH_TOKEN, DEC_FINISH_NONE);
@@ -172,7 +176,8 @@ static void draw_adopted(dec_batch *batch)
             i++;
             continue;
         }
-        dec_finish why = draw(batch, entry->job, eng_head_logits(batch->engine, entry->job->sequence));
+        dec_finish why =
+            draw(batch, entry->job, eng_head_logits(batch->engine, entry->job->sequence));
         if (why == DEC_FINISH_NONE) {
             entry->phase = PHASE_DECODE;
             i++;
@@ -182,7 +187,8 @@ static void draw_adopted(dec_batch *batch)
     }
 }
 
-static void add_span(dec_batch *batch, uint32_t index, uint32_t count, uint32_t token_count, eng_logits_want logits)
+static void add_span(dec_batch *batch, uint32_t index, uint32_t count, uint32_t token_count,
+                     eng_logits_want logits)
 {
     dec_job *job = batch->active[index].job;
     uint32_t from = eng_sequence_length(job->sequence);
@@ -190,14 +196,16 @@ static void add_span(dec_batch *batch, uint32_t index, uint32_t count, uint32_t 
     batch->span_active[count] = index;
 }
 
-/* One row for each sequence that generates; what is left of the chunk budget goes to prompts in order of arrival. */
+/* One row for each sequence that generates; what is left of the chunk budget goes to prompts in
+ * order of arrival. */
 static uint32_t build_spans(dec_batch *batch)
 {
     uint32_t count = 0;
     for (uint32_t i = 0; i < batch->active_count; i++)
         if (batch->active[i].phase == PHASE_DECODE)
             add_span(batch, i, count++, 1, ENG_LOGITS_LAST);
-    uint32_t rows_left = batch->options.chunk_tokens > count ? batch->options.chunk_tokens - count : 0;
+    uint32_t rows_left =
+        batch->options.chunk_tokens > count ? batch->options.chunk_tokens - count : 0;
     for (uint32_t i = 0; i < batch->active_count && rows_left > 0; i++) {
         if (batch->active[i].phase != PHASE_PREFILL)
             continue;
@@ -254,8 +262,9 @@ static bool on_run(void *context)
     if (batch->options.step_batch_size)
         sl_metric_observe(batch->options.step_batch_size, count);
     sl_err err;
-    sl_status status = sl_fault("decode.step") ? sl_fail(&err, SL_INTERNAL, "fault site decode.step")
-                                                : eng_step(batch->engine, batch->spans, count, NULL, NULL, &err);
+    sl_status status = sl_fault("decode.step")
+                           ? sl_fail(&err, SL_INTERNAL, "fault site decode.step")
+                           : eng_step(batch->engine, batch->spans, count, NULL, NULL, &err);
     if (sl_is_ok(status))
         draw_spans(batch, count);
     else

@@ -1,7 +1,8 @@
 /* Continuous batching on the engine thread of a decode rank.
  *
- * A job is one admitted sequence as the engine sees it. The control thread allocates it, posts commands about it, reads events, and frees it after
- * FINISHED (when it asked for no close) or CLOSED. In between the engine thread owns all fields but those marked control. */
+ * A job is one admitted sequence as the engine sees it. The control thread allocates it, posts
+ * commands about it, reads events, and frees it after FINISHED (when it asked for no close) or
+ * CLOSED. In between the engine thread owns all fields but those marked control. */
 #ifndef DECODE_BATCH_H
 #define DECODE_BATCH_H
 
@@ -15,7 +16,12 @@ extern "C" {
 #define DEC_SEQUENCES_MAX 256u
 #define DEC_EVENTS_MAX    4096u /* outbox; a step emits at most two events a sequence */
 
-typedef enum dec_finish { DEC_FINISH_NONE, DEC_FINISH_STOP, DEC_FINISH_LENGTH, DEC_FINISH_FAILED } dec_finish;
+typedef enum dec_finish {
+    DEC_FINISH_NONE,
+    DEC_FINISH_STOP,
+    DEC_FINISH_LENGTH,
+    DEC_FINISH_FAILED
+} dec_finish;
 
 typedef struct dec_job {
     uint32_t slot; /* control: index of the sequence */
@@ -23,8 +29,9 @@ typedef struct dec_job {
     uint32_t *tokens; /* [token_capacity]: prompt, then generated */
     uint32_t token_count;
     uint32_t token_capacity;
-    uint32_t prompt_count; /* of the original prompt: what lies behind was generated (maybe elsewhere) */
-    uint16_t *h_final;     /* bf16 [hidden], set by the control thread before ADOPT */
+    uint32_t
+        prompt_count; /* of the original prompt: what lies behind was generated (maybe elsewhere) */
+    uint16_t *h_final; /* bf16 [hidden], set by the control thread before ADOPT */
     eng_sequence *sequence;
     uint32_t *pages; /* [block_count], set by OPEN */
     uint32_t block_count;
@@ -32,7 +39,12 @@ typedef struct dec_job {
     sl_err err;         /* why OPEN failed or the job ended as FAILED */
 } dec_job;
 
-typedef enum dec_command_kind { DEC_COMMAND_OPEN, DEC_COMMAND_ADOPT, DEC_COMMAND_RUN_SELF, DEC_COMMAND_CLOSE } dec_command_kind;
+typedef enum dec_command_kind {
+    DEC_COMMAND_OPEN,
+    DEC_COMMAND_ADOPT,
+    DEC_COMMAND_RUN_SELF,
+    DEC_COMMAND_CLOSE
+} dec_command_kind;
 
 typedef struct dec_command {
     dec_command_kind kind;
@@ -64,8 +76,9 @@ typedef struct dec_batch_options {
 } dec_batch_options;
 
 /* Attaches a client to the worker (before it starts). */
-SL_MUST_USE sl_status dec_batch_create(eng_engine *engine, eng_worker *worker, const dec_batch_options *options,
-                                       dec_batch **out_batch, sl_err *err);
+SL_MUST_USE sl_status dec_batch_create(eng_engine *engine, eng_worker *worker,
+                                       const dec_batch_options *options, dec_batch **out_batch,
+                                       sl_err *err);
 /* After the worker has stopped. */
 void dec_batch_destroy(dec_batch *batch);
 eng_worker_client *dec_batch_client(dec_batch *batch);

@@ -1,19 +1,23 @@
-/* The sequence state machine of a decode rank: see sequence.h. Pure: reads no clock, touches nothing but its struct. */
+/* The sequence state machine of a decode rank: see sequence.h. Pure: reads no clock, touches
+ * nothing but its struct. */
 #include "decode/sequence.h"
 
 #include "base/assert.h"
 
 static const char *const STATE_NAMES[DEC_STATE_COUNT] = {
-    [DEC_STATE_OPENING] = "opening", [DEC_STATE_FETCHING] = "fetching", [DEC_STATE_STALLED] = "stalled",
-    [DEC_STATE_RUNNING] = "running", [DEC_STATE_CLOSING] = "closing",   [DEC_STATE_DONE] = "done",
+    [DEC_STATE_OPENING] = "opening", [DEC_STATE_FETCHING] = "fetching",
+    [DEC_STATE_STALLED] = "stalled", [DEC_STATE_RUNNING] = "running",
+    [DEC_STATE_CLOSING] = "closing", [DEC_STATE_DONE] = "done",
 };
 
 /* LEGAL[from] = set of states that may follow. */
 static const uint32_t LEGAL[DEC_STATE_COUNT] = {
-    [DEC_STATE_OPENING] = 1u << DEC_STATE_FETCHING | 1u << DEC_STATE_RUNNING | 1u << DEC_STATE_CLOSING |
-                          1u << DEC_STATE_DONE,
-    [DEC_STATE_FETCHING] = 1u << DEC_STATE_STALLED | 1u << DEC_STATE_RUNNING | 1u << DEC_STATE_CLOSING,
-    [DEC_STATE_STALLED] = 1u << DEC_STATE_FETCHING | 1u << DEC_STATE_RUNNING | 1u << DEC_STATE_CLOSING,
+    [DEC_STATE_OPENING] = 1u << DEC_STATE_FETCHING | 1u << DEC_STATE_RUNNING |
+                          1u << DEC_STATE_CLOSING | 1u << DEC_STATE_DONE,
+    [DEC_STATE_FETCHING] =
+        1u << DEC_STATE_STALLED | 1u << DEC_STATE_RUNNING | 1u << DEC_STATE_CLOSING,
+    [DEC_STATE_STALLED] =
+        1u << DEC_STATE_FETCHING | 1u << DEC_STATE_RUNNING | 1u << DEC_STATE_CLOSING,
     [DEC_STATE_RUNNING] = 1u << DEC_STATE_CLOSING | 1u << DEC_STATE_DONE,
     [DEC_STATE_CLOSING] = 1u << DEC_STATE_DONE,
     [DEC_STATE_DONE] = 0,
@@ -32,7 +36,8 @@ static void set_state(dec_sequence *sequence, dec_state state, sl_time_ns deadli
     sequence->deadline = deadline;
 }
 
-void dec_sequence_init(dec_sequence *sequence, uint32_t epoch, bool self_prefill, uint64_t prefill_ns)
+void dec_sequence_init(dec_sequence *sequence, uint32_t epoch, bool self_prefill,
+                       uint64_t prefill_ns)
 {
     *sequence = (dec_sequence){
         .state = DEC_STATE_OPENING,
@@ -57,7 +62,8 @@ static uint32_t begin(dec_sequence *sequence, sl_time_ns now)
     return DEC_ACTION_OPEN_TRANSFER | DEC_ACTION_SEND_ADMITTED;
 }
 
-/* Lets go of the transfer first: the engine may reuse the pages only when nothing can write into them any more. */
+/* Lets go of the transfer first: the engine may reuse the pages only when nothing can write into
+ * them any more. */
 static uint32_t close_all(dec_sequence *sequence)
 {
     set_state(sequence, DEC_STATE_CLOSING, SL_NEVER);

@@ -1,6 +1,7 @@
 /* One sequence on a decode rank: pure control logic, (state, event, now) -> (state, actions).
  *
- * Knows no sockets, no engine, no transfer: the service (decode/service.c) carries the actions out, the simulator can as well. */
+ * Knows no sockets, no engine, no transfer: the service (decode/service.c) carries the actions out,
+ * the simulator can as well. */
 #ifndef DECODE_SEQUENCE_H
 #define DECODE_SEQUENCE_H
 
@@ -14,7 +15,8 @@ extern "C" {
 typedef enum dec_state {
     DEC_STATE_OPENING,  /* the engine binds pages */
     DEC_STATE_FETCHING, /* a transfer is open, the ticket is out */
-    DEC_STATE_STALLED,  /* the transfer failed, or gives way to a newer epoch; pages and verified blocks are kept */
+    DEC_STATE_STALLED,  /* the transfer failed, or gives way to a newer epoch; pages and verified
+                           blocks are kept */
     DEC_STATE_RUNNING,  /* the engine generates (or computes the prompt itself first) */
     DEC_STATE_CLOSING,  /* ends: waits for the transfer and the engine to let go of the pages */
     DEC_STATE_DONE,     /* nothing is held */
@@ -61,9 +63,9 @@ typedef struct dec_sequence {
     bool self_prefill;
     bool cancelled;
     bool transfer_open;
-    bool engine_open; /* the engine holds pages for it */
+    bool engine_open;    /* the engine holds pages for it */
     bool engine_closing; /* CLOSE_ENGINE was asked for */
-    bool reopen;      /* STALLED: a newer epoch waits for the old transfer to close */
+    bool reopen;         /* STALLED: a newer epoch waits for the old transfer to close */
     uint64_t prefill_ns;
     sl_time_ns deadline; /* FETCHING: of the transfer; STALLED: for a newer epoch; else SL_NEVER */
 } dec_sequence;
@@ -77,8 +79,10 @@ typedef struct dec_outcome {
 } dec_outcome;
 
 /* A new sequence, OPENING; the caller asks the engine to bind its pages. */
-void dec_sequence_init(dec_sequence *sequence, uint32_t epoch, bool self_prefill, uint64_t prefill_ns);
-/* SL_CONFLICT in outcome.code with actions 0: an ADMIT whose epoch is not newer, or after generation began. */
+void dec_sequence_init(dec_sequence *sequence, uint32_t epoch, bool self_prefill,
+                       uint64_t prefill_ns);
+/* SL_CONFLICT in outcome.code with actions 0: an ADMIT whose epoch is not newer, or after
+ * generation began. */
 dec_outcome dec_sequence_handle(dec_sequence *sequence, const dec_event *event, sl_time_ns now);
 const char *dec_state_name(dec_state state);
 

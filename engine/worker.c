@@ -1,6 +1,7 @@
 /* The engine thread's frame: see worker.h.
  *
- * Owns the thread and the mailboxes; knows nothing of what the clients do. Runs on: control thread (create, post, poll), engine thread (main). */
+ * Owns the thread and the mailboxes; knows nothing of what the clients do. Runs on: control thread
+ * (create, post, poll), engine thread (main). */
 #include "engine/worker.h"
 
 #include <pthread.h>
@@ -16,7 +17,8 @@ struct eng_worker_client {
     eng_worker *worker;
     const eng_worker_ops *ops;
     void *context;
-    sl_ring *inbox; /* the worker's one doorbell wakes the thread, so that it can sleep on all clients */
+    sl_ring *
+        inbox; /* the worker's one doorbell wakes the thread, so that it can sleep on all clients */
     sl_mailbox *outbox;
     void *command; /* scratch of the engine thread */
     void *event;   /* scratch of the control thread */
@@ -149,7 +151,8 @@ int eng_worker_fd(const eng_worker_client *client)
     return sl_mailbox_fd(client->outbox);
 }
 
-void eng_worker_poll(eng_worker_client *client, void (*fn)(void *context, const void *event), void *context)
+void eng_worker_poll(eng_worker_client *client, void (*fn)(void *context, const void *event),
+                     void *context)
 {
     sl_mailbox_clear(client->outbox);
     while (sl_mailbox_pop(client->outbox, client->event))
@@ -158,7 +161,8 @@ void eng_worker_poll(eng_worker_client *client, void (*fn)(void *context, const 
 
 void eng_worker_emit(eng_worker_client *client, const void *event)
 {
-    /* Back-pressure, not a race: the ring is full for as long as the control thread needs to take what it holds. */
+    /* Back-pressure, not a race: the ring is full for as long as the control thread needs to take
+     * what it holds. */
     const struct timespec pause = {0, 50 * 1000};
     while (!sl_mailbox_push(client->outbox, event)) {
         if (atomic_load_explicit(&client->worker->stopping, memory_order_acquire))

@@ -1,8 +1,11 @@
-/* The engine thread: owns the eng_engine, runs the clients attached to it (prefill, decode, or both in a hybrid node).
+/* The engine thread: owns the eng_engine, runs the clients attached to it (prefill, decode, or both
+ * in a hybrid node).
  *
- * Each client has an inbox (control thread -> engine thread) and an outbox (back), both bounded. The thread takes all commands, then gives each client
- * one unit of work in turn, and sleeps when nobody has any. Pages and slots are published after each turn for load reports.
- * Thread: create, attach, start, post, poll, stop, destroy on the control thread; the client's callbacks and eng_worker_emit on the engine thread. */
+ * Each client has an inbox (control thread -> engine thread) and an outbox (back), both bounded.
+ * The thread takes all commands, then gives each client one unit of work in turn, and sleeps when
+ * nobody has any. Pages and slots are published after each turn for load reports. Thread: create,
+ * attach, start, post, poll, stop, destroy on the control thread; the client's callbacks and
+ * eng_worker_emit on the engine thread. */
 #ifndef ENGINE_WORKER_H
 #define ENGINE_WORKER_H
 
@@ -31,23 +34,27 @@ typedef struct eng_worker_ops {
 /* Borrows the engine until destroy. */
 SL_MUST_USE sl_status eng_worker_create(eng_engine *engine, eng_worker **out_worker, sl_err *err);
 /* Before start. ops and context are borrowed until destroy. */
-SL_MUST_USE sl_status eng_worker_attach(eng_worker *worker, const eng_worker_ops *ops, void *context,
-                                        eng_worker_client **out_client, sl_err *err);
+SL_MUST_USE sl_status eng_worker_attach(eng_worker *worker, const eng_worker_ops *ops,
+                                        void *context, eng_worker_client **out_client, sl_err *err);
 SL_MUST_USE sl_status eng_worker_start(eng_worker *worker, sl_err *err);
-/* Ends the thread after its current unit of work, joins it. Events may still be polled afterwards. */
+/* Ends the thread after its current unit of work, joins it. Events may still be polled afterwards.
+ */
 void eng_worker_stop(eng_worker *worker);
 void eng_worker_destroy(eng_worker *worker);
 /* Published by the engine thread after each turn. Any thread. */
 uint32_t eng_worker_pages_free(const eng_worker *worker);
 
-/* Control thread. false = the inbox is full (capacity is sized so that this is a bug or an overload: refuse the request). */
+/* Control thread. false = the inbox is full (capacity is sized so that this is a bug or an
+ * overload: refuse the request). */
 SL_MUST_USE bool eng_worker_post(eng_worker_client *client, const void *command);
 /* Readable while events may wait. */
 int eng_worker_fd(const eng_worker_client *client);
 /* Clears the descriptor and hands out every waiting event. */
-void eng_worker_poll(eng_worker_client *client, void (*fn)(void *context, const void *event), void *context);
+void eng_worker_poll(eng_worker_client *client, void (*fn)(void *context, const void *event),
+                     void *context);
 
-/* Engine thread. Waits while the outbox is full (the control thread always drains it) unless the worker is stopping. */
+/* Engine thread. Waits while the outbox is full (the control thread always drains it) unless the
+ * worker is stopping. */
 void eng_worker_emit(eng_worker_client *client, const void *event);
 
 #ifdef __cplusplus

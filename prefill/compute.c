@@ -1,0 +1,241 @@
+/* Chunked prefill on the engine thread: see compute.h.
+ *
+ * The head of the queue takes the rows it needs, what is left of the chunk goes to the next
+ * prompts: short prompts share a step. After each layer group the finished blocks' sums are made
+ * and the control thread is told, which announces them while the next group is computed. */
+#include "prefill/compute.h"
+
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/clock.h"
+#include "base/fault.h"
+
+struct pre_compute {
+    eng_engine *engine;
+    const mdl_shape *shape;
+    const eng_cache_layout *layout;
+    eng_worker_client *client;
+    uint32_t chunk_tokens;
+    pre_task *active[PRE_JOBS_MAX];
+    uint32_t active_count;
+    eng_span spans[PRE_JOBS_MAX];
+    uint32_t span_count;
+    bool fault; /* a fault site asked this step to fail */
+};
+
+pre_task *pre_task_create(const uint32_t *tokens, uint32_t token_count, uint32_t group_count,
+                          uint32_t hidden_size)
+{
+    sl_assert(token_count > 0 && group_count > 0 && group_count <= PRE_GROUPS_MAX);
+    pre_task *task = sl_alloc(1, sizeof(*task), "prefill task");
+    task->token_count = token_count;
+    task->block_count = (token_count + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
+    task->tokens = sl_alloc(token_count, sizeof(*task->tokens), "prefill task tokens");
+    memcpy(task->tokens, tokens, token_count * sizeof(*tokens));
+    task->pages = sl_alloc(task->block_count, sizeof(*task->pages), "prefill task pages");
+    task->sums =
+        sl_alloc((size_t)task->block_count * group_count, sizeof(*task->sums), "prefill task sums");
+    task->h_final = sl_alloc(hidden_size, sizeof(*task->h_final), "prefill task h_final");
+    return task;
+}
+
+void pre_task_destroy(pre_task *task)
+{
+    if (!task)
+        return;
+    sl_assert(!task->sequence);
+    sl_free(task->tokens);
+    sl_free(task->pages);
+    sl_free(task->sums);
+    sl_free(task->h_final);
+    sl_free(task);
+}
+
+static void emit(pre_compute *compute, pre_task *task, pre_compute_event_kind kind, uint32_t group,
+                 uint32_t blocks)
+{
+    pre_compute_event event = {kind, group, blocks, task->tokens_done, task};
+    eng_worker_emit(compute->client, &event);
+}
+
+static void open_task(pre_compute *compute, pre_task *task)
+{
+    sl_status status =
+        eng_sequence_open(compute->engine, task->token_count, &task->sequence, &task->err);
+    if (!sl_is_ok(status)) {
+        task->sequence = NULL;
+        emit(compute, task, PRE_COMPUTE_OPEN_FAILED, 0, 0);
+        return;
+    }
+    for (uint32_t block = 0; block < task->block_count; block++)
+        task->pages[block] = eng_sequence_page(task->sequence, block);
+    emit(compute, task, PRE_COMPUTE_OPENED, 0, 0);
+}
+
+static void remove_active(pre_compute *compute, uint32_t index)
+{
+    compute->active_count--;
+    memmove(&compute->active[index], &compute->active[index + 1],
+            (compute->active_count - index) * sizeof(compute->active[0]));
+}
+
+static void close_task(pre_compute *compute, pre_task *task)
+{
+    for (uint32_t i = 0; i < compute->active_count; i++) {
+        if (compute->active[i] == task) {
+            remove_active(compute, i);
+            break;
+        }
+    }
+    eng_sequence_close(task->sequence);
+    task->sequence = NULL;
+    emit(compute, task, PRE_COMPUTE_CLOSED, 0, 0);
+}
+
+static void on_command(void *context, const void *item)
+{
+    pre_compute *compute = context;
+    const pre_command *command = item;
+    switch (command->kind) {
+    case PRE_COMMAND_OPEN:
+        open_task(compute, command->task);
+        break;
+    case PRE_COMMAND_COMPUTE:
+        sl_assert(compute->active_count < PRE_JOBS_MAX);
+        compute->active[compute->active_count++] = command->task;
+        break;
+    case PRE_COMMAND_CLOSE:
+        close_task(compute, command->task);
+        break;
+    }
+}
+
+/* Blocks whose rows are complete once `tokens` tokens are in the cache: the tail block counts when
+ * the prompt ends in it. */
+static uint32_t blocks_complete(const pre_task *task, uint32_t tokens)
+{
+    return tokens == task->token_count ? task->block_count : tokens / ENG_PAGE_TOKENS;
+}
+
+static void on_group(void *context, uint32_t group)
+{
+    pre_compute *compute = context;
+    if (sl_fault("prefill.group"))
+        compute->fault = true;
+    uint64_t offset, bytes;
+    eng_layout_piece(compute->layout, compute->shape, group, &offset, &bytes);
+    for (uint32_t i = 0; i < compute->span_count; i++) {
+        pre_task *task = compute->active[i];
+        uint32_t from = task->tokens_done / ENG_PAGE_TOKENS;
+        uint32_t to = blocks_complete(task, task->tokens_done + compute->spans[i].token_count);
+        for (uint32_t block = from; block < to; block++) {
+            const uint8_t *page = eng_engine_cache_base(compute->engine) +
+                                  (uint64_t)task->pages[block] * compute->layout->page_bytes;
+            task->sums[(size_t)block * compute->layout->group_count + group] =
+                eng_piece_sum(compute->engine, page + offset, bytes, block, group);
+        }
+        if (to > from)
+            emit(compute, task, PRE_COMPUTE_GROUP, group, to);
+    }
+}
+
+static void build_spans(pre_compute *compute)
+{
+    uint32_t rows_left = compute->chunk_tokens;
+    compute->span_count = 0;
+    for (uint32_t i = 0; i < compute->active_count && rows_left > 0; i++) {
+        pre_task *task = compute->active[i];
+        uint32_t left = task->token_count - task->tokens_done;
+        uint32_t rows = left < rows_left ? left : rows_left;
+        compute->spans[i] =
+            (eng_span){task->sequence, task->tokens + task->tokens_done, rows, ENG_LOGITS_NONE};
+        compute->span_count++;
+        rows_left -= rows;
+    }
+}
+
+/* The step's spans belong to the first span_count active tasks. */
+static void after_step(pre_compute *compute, sl_status status, const sl_err *err, uint64_t step_ns)
+{
+    for (uint32_t i = compute->span_count; i-- > 0;) {
+        pre_task *task = compute->active[i];
+        if (!sl_is_ok(status)) {
+            task->err = *err;
+            remove_active(compute, i);
+            emit(compute, task, PRE_COMPUTE_FAILED, 0, 0);
+            continue;
+        }
+        task->tokens_done += compute->spans[i].token_count;
+        task->compute_ns += step_ns;
+        emit(compute, task, PRE_COMPUTE_PROGRESS, 0, 0);
+        if (task->tokens_done < task->token_count)
+            continue;
+        memcpy(task->h_final, eng_sequence_h_final(task->sequence),
+               (size_t)compute->shape->hidden_size * sizeof(*task->h_final));
+        remove_active(compute, i);
+        emit(compute, task, PRE_COMPUTE_DONE, 0, 0);
+    }
+}
+
+static bool on_run(void *context)
+{
+    pre_compute *compute = context;
+    if (compute->active_count == 0)
+        return false;
+    build_spans(compute);
+    sl_err err;
+    sl_time_ns start = sl_now_ns();
+    compute->fault = false;
+    sl_status status =
+        eng_step(compute->engine, compute->spans, compute->span_count, on_group, compute, &err);
+    if (sl_is_ok(status) && compute->fault)
+        status = sl_fail(&err, SL_INTERNAL, "fault site prefill.group");
+    after_step(compute, status, &err, sl_now_ns() - start);
+    return compute->active_count > 0;
+}
+
+static void on_stop(void *context)
+{
+    pre_compute *compute = context;
+    compute->active_count = 0;
+}
+
+static const eng_worker_ops COMPUTE_OPS = {
+    .command_bytes = sizeof(pre_command),
+    .command_capacity = 4 * PRE_JOBS_MAX,
+    .event_bytes = sizeof(pre_compute_event),
+    .event_capacity = PRE_EVENTS_MAX,
+    .command = on_command,
+    .run = on_run,
+    .stop = on_stop,
+};
+
+sl_status pre_compute_create(eng_engine *engine, const eng_model *model, eng_worker *worker,
+                             uint32_t chunk_tokens, pre_compute **out_compute, sl_err *err)
+{
+    pre_compute *compute = sl_alloc(1, sizeof(*compute), "prefill compute");
+    compute->engine = engine;
+    compute->shape = eng_model_shape(model);
+    compute->layout = eng_engine_layout(engine);
+    compute->chunk_tokens = chunk_tokens;
+    sl_assert(compute->layout->group_count <= PRE_GROUPS_MAX);
+    sl_status status = eng_worker_attach(worker, &COMPUTE_OPS, compute, &compute->client, err);
+    if (!sl_is_ok(status)) {
+        sl_free(compute);
+        return status;
+    }
+    *out_compute = compute;
+    return sl_ok();
+}
+
+void pre_compute_destroy(pre_compute *compute)
+{
+    sl_free(compute);
+}
+
+eng_worker_client *pre_compute_client(pre_compute *compute)
+{
+    return compute->client;
+}

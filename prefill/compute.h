@@ -1,0 +1,82 @@
+/* The engine thread's side of a prefill rank: chunks of prompts, packed into steps in order of
+ * arrival.
+ *
+ * A task is one prompt as the engine sees it. The control thread allocates it, posts commands about
+ * it, reads events, and frees it after CLOSED (or OPEN_FAILED). In between the engine thread owns
+ * all fields but those marked control. */
+#ifndef PREFILL_COMPUTE_H
+#define PREFILL_COMPUTE_H
+
+#include "engine/worker.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define PRE_JOBS_MAX   256u
+#define PRE_EVENTS_MAX 4096u
+#define PRE_GROUPS_MAX 128u
+
+typedef struct pre_task {
+    uint32_t slot; /* control */
+    uint32_t *tokens;
+    uint32_t token_count;
+    uint32_t block_count;
+    uint32_t tokens_done;
+    eng_sequence *sequence;
+    uint32_t *pages;   /* [block_count], set by OPEN */
+    uint64_t *sums;    /* [block_count][group_count]; an entry is set before the GROUP event that
+                          covers it */
+    uint16_t *h_final; /* bf16 [hidden], set before COMPUTED */
+    uint64_t compute_ns;
+    sl_err err; /* why OPEN or a step failed */
+} pre_task;
+
+typedef enum pre_command_kind {
+    PRE_COMMAND_OPEN,
+    PRE_COMMAND_COMPUTE,
+    PRE_COMMAND_CLOSE
+} pre_command_kind;
+
+typedef struct pre_command {
+    pre_command_kind kind;
+    pre_task *task;
+} pre_command;
+
+typedef enum pre_compute_event_kind {
+    PRE_COMPUTE_OPENED,
+    PRE_COMPUTE_OPEN_FAILED, /* task->err; SL_FULL may pass */
+    PRE_COMPUTE_GROUP,       /* rows of `group` are complete in the first `blocks` blocks */
+    PRE_COMPUTE_PROGRESS,    /* a chunk is done: `tokens` in all */
+    PRE_COMPUTE_DONE,        /* the last chunk is done, h_final is set */
+    PRE_COMPUTE_FAILED,      /* task->err */
+    PRE_COMPUTE_CLOSED,      /* answer to CLOSE: pages are free */
+} pre_compute_event_kind;
+
+typedef struct pre_compute_event {
+    pre_compute_event_kind kind;
+    uint32_t group;
+    uint32_t blocks;
+    uint32_t tokens;
+    pre_task *task;
+} pre_compute_event;
+
+typedef struct pre_compute pre_compute;
+
+/* Attaches a client to the worker (before it starts). chunk_tokens: rows of one step. */
+SL_MUST_USE sl_status pre_compute_create(eng_engine *engine, const eng_model *model,
+                                         eng_worker *worker, uint32_t chunk_tokens,
+                                         pre_compute **out_compute, sl_err *err);
+/* After the worker has stopped. */
+void pre_compute_destroy(pre_compute *compute);
+eng_worker_client *pre_compute_client(pre_compute *compute);
+
+/* tokens: [token_count], copied. */
+pre_task *pre_task_create(const uint32_t *tokens, uint32_t token_count, uint32_t group_count,
+                          uint32_t hidden_size);
+void pre_task_destroy(pre_task *task);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
