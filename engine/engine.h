@@ -123,8 +123,10 @@ const uint16_t *eng_sequence_h_final(const eng_sequence *sequence);
 /* Declares that the first `token_count` tokens' rows were written into the pages from outside
  * (fetched and verified). Length must be 0 before. h_final NULL: it came with the pages. */
 void eng_sequence_adopt(eng_sequence *sequence, uint32_t token_count, const uint16_t *h_final);
-/* Keyed sum of a piece (base/sum.h), key from stamp, tweak from block and group. Cheap; engine
- * thread, or any thread while nobody writes the page. */
+/* Keyed sum of a piece: sl_sum64(key, block << 16 | group, piece, bytes), which is what kvtransfer
+ * verifies. The key mixes the stamp. Cheap; engine thread, or any thread while nobody writes the
+ * page. */
+uint64_t eng_engine_sum_key(const eng_engine *engine);
 uint64_t eng_piece_sum(const eng_engine *engine, const void *piece, uint64_t bytes, uint32_t block,
                        uint32_t group);
 

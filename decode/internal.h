@@ -1,0 +1,96 @@
+/* What the files of decode/ share: the slot table and the routers' streams. Not for other folders.
+ */
+#ifndef DECODE_INTERNAL_H
+#define DECODE_INTERNAL_H
+
+#include "decode/sequence.h"
+#include "decode/service.h"
+#include "proto/sluice/v1/decode.pb-c.h"
+
+#define DEC_STREAMS_MAX    64u
+#define DEC_REQUEST_ID_MAX 128u
+#define DEC_ROUTER_MAX     128u
+/* Messages a router has not taken yet; beyond, tokens wait in the slots and later messages carry
+ * more of them. */
+#define DEC_WINDOW_MESSAGES 64u
+
+typedef struct dec_token {
+    uint32_t id;
+    float logprob;
+    uint32_t top_count;
+    eng_logprob *top; /* into the slot's pool; NULL without logprobs */
+} dec_token;
+
+typedef struct dec_stream {
+    dec_service *service;
+    rpc_server_call *call;
+    char router[DEC_ROUTER_MAX];
+    bool greeted;
+    bool dirty; /* a slot of it has something to say */
+    uint64_t messages_sent;
+    uint64_t messages_taken;
+} dec_stream;
+
+typedef struct dec_slot {
+    bool used;
+    char request_id[DEC_REQUEST_ID_MAX];
+    dec_stream *stream; /* NULL: the router is gone */
+    dec_sequence core;
+    dec_job *job;
+    /* the transfer */
+    kvt_recv *recv;
+    kvt_nonce nonce;
+    uint16_t
+        *groups_verified;   /* [block_count]: how many groups of each block have arrived verified */
+    uint32_t prompt_blocks; /* blocks that the prefill fills */
+    uint32_t first_block;   /* of the open transfer */
+    uint32_t token_count;   /* tokens that the prefill covers */
+    sl_time_ns admitted_at;
+    /* the token log: what was generated here, kept until sent */
+    dec_token *log;
+    eng_logprob *log_top; /* [log_capacity][top_logprobs] or NULL */
+    uint32_t log_count;
+    uint32_t log_capacity;
+    uint32_t log_sent;
+    uint32_t first_index; /* of log[0] among all generated tokens of the request */
+    Sluice__V1__Finish finish;
+    bool finish_sent;
+    sl_err err; /* of finish FAILED, or of a refusal */
+} dec_slot;
+
+struct dec_service {
+    dec_service_options options;
+    const mdl_shape *shape;
+    const eng_cache_layout *layout;
+    kvt_piece_slice slices[KVT_GROUPS_MAX];
+    dec_batch *batch;
+    eng_worker_client *client;
+    sl_watch *engine_watch;
+    sl_timer *timer;
+    dec_slot slots[DEC_SEQUENCES_MAX];
+    uint32_t live_count;
+    dec_stream *streams[DEC_STREAMS_MAX];
+    bool draining;
+    sl_metric *generated, *admitted, *refused;
+    sl_metric *transfer_seconds;
+};
+
+/* Runs one event through the slot's state machine and carries its actions out. */
+void dec_slot_event(dec_service *service, dec_slot *slot, const dec_event *event);
+/* Frees a slot whose state is DONE once nothing is left to send. */
+void dec_slot_settle(dec_service *service, dec_slot *slot);
+void dec_service_arm_timer(dec_service *service);
+
+/* stream.c */
+extern const rpc_server_call_events DEC_STREAM_EVENTS;
+void dec_stream_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *request);
+void dec_stream_send_admitted(dec_slot *slot, const Sluice__V1__Ticket *ticket);
+void dec_stream_send_refused(dec_stream *stream, const char *request_id, uint32_t epoch,
+                             const sl_err *err);
+/* Sends what the slots of this stream have, as far as the router's window allows. */
+void dec_stream_flush(dec_stream *stream);
+
+/* admit.c: checks an Admit, makes the slot and its job. */
+void dec_admit(dec_service *service, dec_stream *stream, const Sluice__V1__Admit *admit);
+
+#endif

@@ -1,0 +1,423 @@
+/* The Decode service: see service.h. Carries out what the sequences' state machines ask for, and
+ * feeds them what the engine and kvtransfer report. */
+#include "decode/service.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/log.h"
+#include "base/rng.h"
+#include "decode/internal.h"
+
+/* ---- actions ---- */
+
+/* Blocks whose every group is verified, from the start. */
+static uint32_t watermark(const dec_service *service, const dec_slot *slot)
+{
+    uint32_t block = 0;
+    while (block < slot->prompt_blocks &&
+           slot->groups_verified[block] == service->layout->group_count)
+        block++;
+    /* The last block always comes again: with it comes the commit that carries h_final. */
+    return block < slot->prompt_blocks ? block : slot->prompt_blocks - 1;
+}
+
+static sl_status open_transfer(dec_service *service, dec_slot *slot, sl_err *err)
+{
+    slot->first_block = watermark(service, slot);
+    slot->nonce.high = sl_random_u64();
+    slot->nonce.low = sl_random_u64();
+    uint32_t count = slot->prompt_blocks - slot->first_block;
+    memset(slot->groups_verified + slot->first_block, 0, count * sizeof(slot->groups_verified[0]));
+    void **pages = sl_alloc(count, sizeof(*pages), "decode transfer pages");
+    for (uint32_t i = 0; i < count; i++)
+        pages[i] = eng_engine_cache_base(service->options.engine) +
+                   (uint64_t)slot->job->pages[slot->first_block + i] * service->layout->page_bytes;
+    kvt_recv_options options = {
+        .nonce = slot->nonce,
+        /* One second more than the state machine's own deadline, which acts first and says why. */
+        .deadline = slot->core.deadline + SL_S_NS,
+        .first_block = slot->first_block,
+        .block_count = count,
+        .group_count = service->layout->group_count,
+        .pages = pages,
+        .slices = service->slices,
+        .sums = KVT_SUMS_ALL,
+        .sum_key = eng_engine_sum_key(service->options.engine),
+        .piece_events = true,
+        .cookie = slot,
+    };
+    sl_status status = kvt_recv_open(service->options.kvt, &options, &slot->recv, err);
+    sl_free(pages);
+    return status;
+}
+
+static void send_ticket(dec_service *service, dec_slot *slot)
+{
+    const eng_stamp *own = eng_engine_stamp(service->options.engine);
+    Sluice__V1__Stamp stamp = SLUICE__V1__STAMP__INIT;
+    stamp.numerics_id = (char *)own->numerics_id;
+    stamp.model_hash = (char *)own->model_hash;
+    stamp.weights_version = (char *)own->weights_version;
+    stamp.cache_format = (char *)own->cache_format;
+    Sluice__V1__Ticket ticket = SLUICE__V1__TICKET__INIT;
+    ticket.request_id = slot->request_id;
+    ticket.epoch = slot->core.epoch;
+    ticket.nonce_high = slot->nonce.high;
+    ticket.nonce_low = slot->nonce.low;
+    ticket.node = (char *)service->options.name;
+    ticket.kv_address = (char *)kvt_context_address(service->options.kvt);
+    ticket.first_block = slot->first_block;
+    ticket.block_count = slot->prompt_blocks;
+    ticket.token_count = slot->token_count;
+    ticket.deadline_ms = (uint32_t)(slot->core.prefill_ns / SL_MS_NS);
+    ticket.stamp = &stamp;
+    dec_stream_send_admitted(slot, &ticket);
+}
+
+static void post(dec_service *service, dec_slot *slot, dec_command_kind kind)
+{
+    dec_command command = {kind, slot->job};
+    /* At most three commands a sequence are ever waiting, and the inbox holds four for each. */
+    bool posted = eng_worker_post(service->client, &command);
+    sl_assert(posted);
+}
+
+static void end_with(dec_slot *slot, Sluice__V1__Finish finish)
+{
+    slot->finish = finish;
+    if (slot->stream)
+        slot->stream->dirty = true;
+}
+
+static void run_actions(dec_service *service, dec_slot *slot, dec_outcome outcome)
+{
+    uint32_t actions = outcome.actions;
+    if (actions & DEC_ACTION_REVOKE_TRANSFER)
+        kvt_recv_revoke(slot->recv);
+    if (actions & DEC_ACTION_OPEN_TRANSFER) {
+        sl_status status = open_transfer(service, slot, &slot->err);
+        if (!sl_is_ok(status)) {
+            /* Nothing was opened: the machine hears of a transfer that failed and closed at once.
+             */
+            dec_event failed = {.kind = DEC_EVENT_TRANSFER_FAILED, .code = status.code};
+            dec_slot_event(service, slot, &failed);
+            dec_event closed = {.kind = DEC_EVENT_TRANSFER_CLOSED};
+            dec_slot_event(service, slot, &closed);
+            return;
+        }
+    }
+    if (actions & DEC_ACTION_SEND_ADMITTED)
+        send_ticket(service, slot);
+    if (actions & DEC_ACTION_SEND_REFUSED) {
+        if (outcome.code == SL_DEADLINE)
+            slot->err.code = sl_fail(&slot->err, SL_DEADLINE, "the prefill did not arrive in %u ms",
+                                     (uint32_t)(slot->core.prefill_ns / SL_MS_NS))
+                                 .code;
+        dec_stream_send_refused(slot->stream, slot->request_id, slot->core.epoch, &slot->err);
+    }
+    if (actions & DEC_ACTION_ADOPT)
+        post(service, slot, DEC_COMMAND_ADOPT);
+    if (actions & DEC_ACTION_RUN_SELF)
+        post(service, slot, DEC_COMMAND_RUN_SELF);
+    if (actions & DEC_ACTION_CLOSE_ENGINE)
+        post(service, slot, DEC_COMMAND_CLOSE);
+    if (actions & DEC_ACTION_SEND_FAILED) {
+        slot->err.code = sl_fail(&slot->err, outcome.code, "no prefill node took over").code;
+        end_with(slot, SLUICE__V1__FINISH__FINISH_FAILED);
+    }
+}
+
+void dec_slot_event(dec_service *service, dec_slot *slot, const dec_event *event)
+{
+    dec_state before = slot->core.state;
+    dec_outcome outcome =
+        dec_sequence_handle(&slot->core, event, sl_loop_now(service->options.loop));
+    if (slot->core.state != before)
+        sl_debug("request %s epoch %u: %s -> %s", slot->request_id, slot->core.epoch,
+                 dec_state_name(before), dec_state_name(slot->core.state));
+    run_actions(service, slot, outcome);
+    if (slot->core.state == DEC_STATE_DONE && slot->core.cancelled &&
+        slot->finish == SLUICE__V1__FINISH__FINISH_NONE)
+        end_with(slot, SLUICE__V1__FINISH__FINISH_CANCELLED);
+    dec_slot_settle(service, slot);
+    dec_service_arm_timer(service);
+}
+
+void dec_slot_settle(dec_service *service, dec_slot *slot)
+{
+    bool unsent =
+        slot->stream && slot->finish != SLUICE__V1__FINISH__FINISH_NONE && !slot->finish_sent;
+    if (!slot->used || slot->core.state != DEC_STATE_DONE || slot->recv || unsent)
+        return;
+    dec_job_destroy(slot->job);
+    sl_free(slot->groups_verified);
+    sl_free(slot->log);
+    sl_free(slot->log_top);
+    memset(slot, 0, sizeof(*slot));
+    sl_assert(service->live_count > 0);
+    service->live_count--;
+}
+
+/* ---- what kvtransfer reports ---- */
+
+static void on_commit(dec_service *service, dec_slot *slot, const kvt_event *event)
+{
+    if (!event->final)
+        return;
+    size_t expected = (size_t)service->shape->hidden_size * sizeof(uint16_t);
+    if (event->payload_bytes != expected || event->tokens != slot->token_count) {
+        /* The sender speaks the protocol but not about this prompt: as a failed transfer. */
+        slot->err.code =
+            sl_fail(&slot->err, SL_CORRUPT, "final commit of %llu tokens and %zu bytes",
+                    (unsigned long long)event->tokens, event->payload_bytes)
+                .code;
+        dec_event failed = {.kind = DEC_EVENT_TRANSFER_FAILED, .code = SL_CORRUPT};
+        dec_slot_event(service, slot, &failed);
+        return;
+    }
+    memcpy(slot->job->h_final, event->payload, expected);
+    sl_metric_observe(service->transfer_seconds,
+                      (double)(sl_loop_now(service->options.loop) - slot->admitted_at) / 1e9);
+    dec_event committed = {.kind = DEC_EVENT_COMMITTED};
+    dec_slot_event(service, slot, &committed);
+}
+
+static void on_transfer_closed(dec_service *service, dec_slot *slot, const kvt_event *event)
+{
+    if (event->code != SL_OK && slot->core.state == DEC_STATE_FETCHING) {
+        slot->err.code = sl_fail(&slot->err, event->code, "transfer: %s", event->text).code;
+        dec_event failed = {.kind = DEC_EVENT_TRANSFER_FAILED, .code = event->code};
+        dec_slot_event(service, slot, &failed);
+    }
+    kvt_recv_release(slot->recv);
+    slot->recv = NULL;
+    dec_event closed = {.kind = DEC_EVENT_TRANSFER_CLOSED};
+    dec_slot_event(service, slot, &closed);
+}
+
+void dec_service_on_transfer(dec_service *service, const kvt_event *event)
+{
+    dec_slot *slot = event->cookie;
+    sl_assert(slot->used && slot->recv == event->recv);
+    if (event->type == KVT_EVENT_RECV_PIECE) {
+        sl_assert(event->block < slot->prompt_blocks);
+        slot->groups_verified[event->block]++;
+    } else if (event->type == KVT_EVENT_RECV_COMMIT) {
+        on_commit(service, slot, event);
+    } else if (event->type == KVT_EVENT_RECV_CLOSED) {
+        on_transfer_closed(service, slot, event);
+    }
+}
+
+/* ---- what the engine reports ---- */
+
+static void on_token(dec_service *service, dec_slot *slot, const eng_sampled *sampled)
+{
+    sl_assert(slot->log_count < slot->log_capacity);
+    dec_token *token = &slot->log[slot->log_count];
+    *token = (dec_token){.id = sampled->id, .logprob = sampled->logprob};
+    if (slot->log_top) {
+        token->top_count = sampled->top_count;
+        token->top =
+            slot->log_top + (size_t)slot->log_count * (size_t)slot->job->sampling.logprob_count;
+        memcpy(token->top, sampled->top, sampled->top_count * sizeof(*token->top));
+    }
+    slot->log_count++;
+    sl_metric_add(service->generated, NULL, 1);
+    if (slot->stream)
+        slot->stream->dirty = true;
+}
+
+static void on_finished(dec_service *service, dec_slot *slot, dec_finish finish)
+{
+    static const Sluice__V1__Finish WIRE[] = {
+        [DEC_FINISH_NONE] = SLUICE__V1__FINISH__FINISH_NONE,
+        [DEC_FINISH_STOP] = SLUICE__V1__FINISH__FINISH_STOP,
+        [DEC_FINISH_LENGTH] = SLUICE__V1__FINISH__FINISH_LENGTH,
+        [DEC_FINISH_FAILED] = SLUICE__V1__FINISH__FINISH_FAILED,
+    };
+    if (finish == DEC_FINISH_FAILED)
+        slot->err = slot->job->err;
+    if (slot->core.state == DEC_STATE_RUNNING)
+        end_with(slot, WIRE[finish]);
+    dec_event event = {.kind = DEC_EVENT_FINISHED};
+    dec_slot_event(service, slot, &event);
+}
+
+static void on_engine_event(void *context, const void *item)
+{
+    dec_service *service = context;
+    const dec_batch_event *event = item;
+    dec_slot *slot = &service->slots[event->job->slot];
+    sl_assert(slot->used && slot->job == event->job);
+    dec_event out = {.kind = DEC_EVENT_TICK};
+    switch (event->kind) {
+    case DEC_BATCH_TOKEN:
+        on_token(service, slot, &event->sampled);
+        return;
+    case DEC_BATCH_FINISHED:
+        on_finished(service, slot, event->finish);
+        return;
+    case DEC_BATCH_OPENED:
+        out.kind = DEC_EVENT_OPENED;
+        break;
+    case DEC_BATCH_OPEN_FAILED:
+        slot->err = slot->job->err;
+        out.kind = DEC_EVENT_OPEN_FAILED;
+        out.code = slot->err.code;
+        break;
+    case DEC_BATCH_CLOSED:
+        out.kind = DEC_EVENT_ENGINE_CLOSED;
+        break;
+    }
+    dec_slot_event(service, slot, &out);
+}
+
+static void on_engine(void *context, uint32_t events)
+{
+    dec_service *service = context;
+    eng_worker_poll(service->client, on_engine_event, service);
+    for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)
+        if (service->streams[i])
+            dec_stream_flush(service->streams[i]);
+}
+
+/* ---- time ---- */
+
+void dec_service_arm_timer(dec_service *service)
+{
+    sl_time_ns next = SL_NEVER;
+    for (uint32_t i = 0; i < service->options.sequences_max; i++)
+        if (service->slots[i].used && service->slots[i].core.deadline < next)
+            next = service->slots[i].core.deadline;
+    sl_timer_set(service->timer, next);
+}
+
+static void on_timer(void *context, sl_time_ns now)
+{
+    dec_service *service = context;
+    for (uint32_t i = 0; i < service->options.sequences_max; i++) {
+        dec_slot *slot = &service->slots[i];
+        if (!slot->used || slot->core.deadline > now)
+            continue;
+        dec_event event = {.kind = DEC_EVENT_TICK};
+        dec_slot_event(service, slot, &event);
+    }
+    for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)
+        if (service->streams[i])
+            dec_stream_flush(service->streams[i]);
+    dec_service_arm_timer(service);
+}
+
+/* ---- life ---- */
+
+static void create_metrics(dec_service *service, sl_metric **out_batch_size)
+{
+    static const double BATCH_BOUNDS[] = {1, 2, 4, 8, 16, 32, 64, 128, 256};
+    sl_metrics *metrics = service->options.metrics;
+    service->generated = sl_counter(metrics, "sluice_generation_tokens_total",
+                                    "tokens generated by this rank", NULL);
+    service->admitted =
+        sl_counter(metrics, "sluice_decode_admitted_total", "sequences admitted", NULL);
+    service->refused = sl_counter(metrics, "sluice_decode_refused_total",
+                                  "admissions refused, by reason", "reason");
+    service->transfer_seconds = sl_histogram(metrics, "sluice_kv_transfer_seconds",
+                                             "from admission to the last verified piece",
+                                             SL_SECONDS_BOUNDS, SL_SECONDS_BOUND_COUNT);
+    *out_batch_size =
+        sl_histogram(metrics, "sluice_step_batch_size", "sequences in one decode step",
+                     BATCH_BOUNDS, sizeof(BATCH_BOUNDS) / sizeof(BATCH_BOUNDS[0]));
+}
+
+sl_status dec_service_create(const dec_service_options *options, dec_service **out_service,
+                             sl_err *err)
+{
+    sl_assert(options->sequences_max > 0 && options->sequences_max <= DEC_SEQUENCES_MAX);
+    dec_service *service = sl_alloc(1, sizeof(*service), "decode service");
+    service->options = *options;
+    service->shape = eng_model_shape(options->model);
+    service->layout = eng_engine_layout(options->engine);
+    for (uint32_t group = 0; group < service->layout->group_count; group++)
+        eng_layout_piece(service->layout, service->shape, group, &service->slices[group].offset,
+                         &service->slices[group].bytes);
+    dec_batch_options batch = {
+        .sequences_max = options->sequences_max,
+        .chunk_tokens = options->chunk_tokens,
+        .eos_id = (uint32_t)service->shape->eos_id,
+    };
+    create_metrics(service, &batch.step_batch_size);
+    sl_status status =
+        dec_batch_create(options->engine, options->worker, &batch, &service->batch, err);
+    if (!sl_is_ok(status))
+        goto err_free;
+    service->client = dec_batch_client(service->batch);
+    status = sl_watch_create(options->loop, eng_worker_fd(service->client), EPOLLIN, on_engine,
+                             service, &service->engine_watch, err);
+    if (!sl_is_ok(status))
+        goto err_batch;
+    service->timer = sl_timer_create(options->loop, on_timer, service);
+    *out_service = service;
+    return sl_ok();
+
+err_batch:
+    dec_batch_destroy(service->batch);
+err_free:
+    sl_free(service);
+    return status;
+}
+
+void dec_service_destroy(dec_service *service)
+{
+    if (!service)
+        return;
+    sl_timer_destroy(service->timer);
+    sl_watch_destroy(service->engine_watch);
+    for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)
+        sl_free(service->streams[i]);
+    for (uint32_t i = 0; i < service->options.sequences_max; i++) {
+        dec_slot *slot = &service->slots[i];
+        if (!slot->used)
+            continue;
+        /* The engine thread has ended: this thread may touch the engine. */
+        if (slot->job->sequence)
+            eng_sequence_close(slot->job->sequence);
+        slot->job->sequence = NULL;
+        dec_job_destroy(slot->job);
+        sl_free(slot->groups_verified);
+        sl_free(slot->log);
+        sl_free(slot->log_top);
+    }
+    dec_batch_destroy(service->batch);
+    sl_free(service);
+}
+
+rpc_handler dec_service_handler(dec_service *service)
+{
+    return (rpc_handler){&rpc_method_decode_serve, dec_stream_on_call, service};
+}
+
+void dec_service_drain(dec_service *service)
+{
+    service->draining = true;
+}
+
+uint32_t dec_service_live(const dec_service *service)
+{
+    return service->live_count;
+}
+
+void dec_service_load(const dec_service *service, Sluice__V1__Load *out_load)
+{
+    uint32_t running = 0;
+    for (uint32_t i = 0; i < service->options.sequences_max; i++)
+        running += service->slots[i].used && service->slots[i].core.state == DEC_STATE_RUNNING;
+    out_load->slots_total = service->options.sequences_max;
+    out_load->slots_free =
+        service->draining ? 0 : service->options.sequences_max - service->live_count;
+    out_load->running = running;
+    out_load->waiting = service->live_count - running;
+}

@@ -1,0 +1,57 @@
+/* The Decode service of a node: admits sequences for routers, has their pages filled, generates,
+ * streams tokens.
+ *
+ * Adapter around the pure state machine (decode/sequence.h): carries its actions out on the rpc
+ * server, kvtransfer and the engine thread. One per node. Thread: the control loop's, but for what
+ * decode/batch.h says of the engine thread. */
+#ifndef DECODE_SERVICE_H
+#define DECODE_SERVICE_H
+
+#include "base/loop.h"
+#include "base/metrics.h"
+#include "decode/batch.h"
+#include "kvtransfer/kvtransfer.h"
+#include "proto/sluice/v1/types.pb-c.h"
+#include "rpc/methods.h"
+#include "rpc/server.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct dec_service dec_service;
+
+typedef struct dec_service_options {
+    sl_loop *loop;
+    const eng_model *model;
+    eng_engine *engine;
+    eng_worker *worker; /* not started yet */
+    kvt_context *kvt;
+    sl_metrics *metrics;
+    const char *name; /* the node's; borrowed */
+    uint64_t incarnation;
+    uint32_t sequences_max;
+    uint32_t context_max;
+    uint32_t chunk_tokens;
+} dec_service_options;
+
+SL_MUST_USE sl_status dec_service_create(const dec_service_options *options,
+                                         dec_service **out_service, sl_err *err);
+/* After the worker has stopped, the server and the kvt context are destroyed, and before the engine
+ * is. */
+void dec_service_destroy(dec_service *service);
+/* The rpc method's handler, for rpc_server_options. */
+rpc_handler dec_service_handler(dec_service *service);
+/* A KVT_EVENT_RECV_* of the node's context. */
+void dec_service_on_transfer(dec_service *service, const kvt_event *event);
+/* Refuses new sequences from now on. */
+void dec_service_drain(dec_service *service);
+/* Sequences that hold anything. */
+uint32_t dec_service_live(const dec_service *service);
+/* Fills slots, running and waiting; pages are the node's to add. */
+void dec_service_load(const dec_service *service, Sluice__V1__Load *out_load);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,323 @@
+/* One router loop's stream: hello, admissions, cancels and credits in; tickets and tokens out.
+ *
+ * A step's tokens of all its sequences travel in one message. When the router is slow its window
+ * closes, and the next message carries more. Thread: control loop. */
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/log.h"
+#include "decode/internal.h"
+
+static void stream_write(dec_stream *stream, const Sluice__V1__DecodeMessage *message)
+{
+    sl_status status = rpc_server_call_write(stream->call, &message->base);
+    if (sl_is_ok(status)) {
+        stream->messages_sent++;
+        return;
+    }
+    /* Windows are smaller than the queue, so this is a router that breaks the protocol, or one that
+     * has gone. */
+    sl_debug("router %s: stream write failed (%s)", stream->router, sl_code_name(status.code));
+    rpc_server_call_cancel(stream->call);
+}
+
+static void fill_load(const dec_service *service, Sluice__V1__Load *out_load)
+{
+    sluice__v1__load__init(out_load);
+    dec_service_load(service, out_load);
+    out_load->pages_total = service->layout->page_count;
+    out_load->pages_free = eng_worker_pages_free(service->options.worker);
+}
+
+static void send_hello(dec_stream *stream)
+{
+    const dec_service *service = stream->service;
+    const eng_stamp *own = eng_engine_stamp(service->options.engine);
+    Sluice__V1__Stamp stamp = SLUICE__V1__STAMP__INIT;
+    stamp.numerics_id = (char *)own->numerics_id;
+    stamp.model_hash = (char *)own->model_hash;
+    stamp.weights_version = (char *)own->weights_version;
+    stamp.cache_format = (char *)own->cache_format;
+    Sluice__V1__Load load;
+    fill_load(service, &load);
+    Sluice__V1__HelloReply hello = SLUICE__V1__HELLO_REPLY__INIT;
+    hello.node = (char *)service->options.name;
+    hello.incarnation = service->options.incarnation;
+    hello.stamp = &stamp;
+    hello.window = DEC_WINDOW_MESSAGES;
+    hello.load = &load;
+    hello.context_max = service->options.context_max;
+    Sluice__V1__DecodeMessage message = SLUICE__V1__DECODE_MESSAGE__INIT;
+    message.body_case = SLUICE__V1__DECODE_MESSAGE__BODY_HELLO;
+    message.hello = &hello;
+    stream_write(stream, &message);
+}
+
+void dec_stream_send_admitted(dec_slot *slot, const Sluice__V1__Ticket *ticket)
+{
+    if (!slot->stream)
+        return;
+    Sluice__V1__Load load;
+    fill_load(slot->stream->service, &load);
+    Sluice__V1__Admitted admitted = SLUICE__V1__ADMITTED__INIT;
+    admitted.ticket = (Sluice__V1__Ticket *)ticket;
+    admitted.load = &load;
+    Sluice__V1__DecodeMessage message = SLUICE__V1__DECODE_MESSAGE__INIT;
+    message.body_case = SLUICE__V1__DECODE_MESSAGE__BODY_ADMITTED;
+    message.admitted = &admitted;
+    stream_write(slot->stream, &message);
+}
+
+void dec_stream_send_refused(dec_stream *stream, const char *request_id, uint32_t epoch,
+                             const sl_err *err)
+{
+    if (!stream)
+        return;
+    Sluice__V1__Load load;
+    fill_load(stream->service, &load);
+    Sluice__V1__Failure failure = SLUICE__V1__FAILURE__INIT;
+    failure.code = (uint32_t)err->code;
+    failure.message = (char *)err->text;
+    Sluice__V1__Refused refused = SLUICE__V1__REFUSED__INIT;
+    refused.request_id = (char *)request_id;
+    refused.epoch = epoch;
+    refused.failure = &failure;
+    refused.load = &load;
+    Sluice__V1__DecodeMessage message = SLUICE__V1__DECODE_MESSAGE__INIT;
+    message.body_case = SLUICE__V1__DECODE_MESSAGE__BODY_REFUSED;
+    message.refused = &refused;
+    stream_write(stream, &message);
+}
+
+/* ---- tokens out ---- */
+
+/* One run with its arrays, built on the heap: a flush is control plane work, once a step. */
+typedef struct run {
+    Sluice__V1__TokenRun message;
+    Sluice__V1__Failure failure;
+} run;
+
+static Sluice__V1__TokenLogprobs *make_logprobs(const dec_token *token)
+{
+    Sluice__V1__TokenLogprobs *out = sl_alloc(1, sizeof(*out), "decode flush");
+    sluice__v1__token_logprobs__init(out);
+    out->logprob = token->logprob;
+    out->n_top = token->top_count;
+    out->top = sl_alloc(token->top_count, sizeof(*out->top), "decode flush");
+    for (uint32_t i = 0; i < token->top_count; i++) {
+        out->top[i] = sl_alloc(1, sizeof(*out->top[i]), "decode flush");
+        sluice__v1__logprob__init(out->top[i]);
+        out->top[i]->id = token->top[i].id;
+        out->top[i]->logprob = token->top[i].logprob;
+    }
+    return out;
+}
+
+static void free_logprobs(Sluice__V1__TokenLogprobs *logprobs)
+{
+    for (size_t i = 0; i < logprobs->n_top; i++)
+        sl_free(logprobs->top[i]);
+    sl_free(logprobs->top);
+    sl_free(logprobs);
+}
+
+static run *make_run(dec_slot *slot)
+{
+    run *out = sl_alloc(1, sizeof(*out), "decode flush");
+    Sluice__V1__TokenRun *message = &out->message;
+    sluice__v1__token_run__init(message);
+    message->request_id = slot->request_id;
+    message->epoch = slot->core.epoch;
+    message->first_index = slot->first_index + slot->log_sent;
+    message->n_ids = slot->log_count - slot->log_sent;
+    message->ids = sl_alloc(message->n_ids, sizeof(uint32_t), "decode flush");
+    bool logprobs = slot->job->sampling.logprob_count >= 0;
+    if (logprobs) {
+        message->n_logprobs = message->n_ids;
+        message->logprobs = sl_alloc(message->n_ids, sizeof(*message->logprobs), "decode flush");
+    }
+    for (size_t i = 0; i < message->n_ids; i++) {
+        const dec_token *token = &slot->log[slot->log_sent + i];
+        message->ids[i] = token->id;
+        if (logprobs)
+            message->logprobs[i] = make_logprobs(token);
+    }
+    message->finish = slot->finish;
+    if (slot->finish == SLUICE__V1__FINISH__FINISH_FAILED) {
+        sluice__v1__failure__init(&out->failure);
+        out->failure.code = (uint32_t)slot->err.code;
+        out->failure.message = slot->err.text;
+        message->failure = &out->failure;
+    }
+    return out;
+}
+
+static void free_run(run *out)
+{
+    for (size_t i = 0; i < out->message.n_logprobs; i++)
+        free_logprobs(out->message.logprobs[i]);
+    sl_free(out->message.logprobs);
+    sl_free(out->message.ids);
+    sl_free(out);
+}
+
+static bool has_news(const dec_slot *slot, const dec_stream *stream)
+{
+    return slot->used && slot->stream == stream &&
+           (slot->log_sent < slot->log_count ||
+            (slot->finish != SLUICE__V1__FINISH__FINISH_NONE && !slot->finish_sent));
+}
+
+void dec_stream_flush(dec_stream *stream)
+{
+    dec_service *service = stream->service;
+    if (!stream->dirty || stream->messages_sent - stream->messages_taken >= DEC_WINDOW_MESSAGES)
+        return;
+    stream->dirty = false;
+    Sluice__V1__TokenRun *runs[DEC_SEQUENCES_MAX];
+    dec_slot *slots[DEC_SEQUENCES_MAX];
+    size_t count = 0;
+    for (uint32_t i = 0; i < service->options.sequences_max; i++) {
+        if (!has_news(&service->slots[i], stream))
+            continue;
+        slots[count] = &service->slots[i];
+        runs[count++] = &make_run(&service->slots[i])->message;
+    }
+    if (count == 0)
+        return;
+    Sluice__V1__Load load;
+    fill_load(service, &load);
+    Sluice__V1__Step step = SLUICE__V1__STEP__INIT;
+    step.n_runs = count;
+    step.runs = runs;
+    step.load = &load;
+    Sluice__V1__DecodeMessage message = SLUICE__V1__DECODE_MESSAGE__INIT;
+    message.body_case = SLUICE__V1__DECODE_MESSAGE__BODY_STEP;
+    message.step = &step;
+    stream_write(stream, &message);
+    for (size_t i = 0; i < count; i++) {
+        free_run((run *)runs[i]);
+        slots[i]->log_sent = slots[i]->log_count;
+        slots[i]->finish_sent = slots[i]->finish != SLUICE__V1__FINISH__FINISH_NONE;
+        dec_slot_settle(service, slots[i]);
+    }
+}
+
+/* ---- messages in ---- */
+
+static void on_hello(dec_stream *stream, const Sluice__V1__Hello *hello)
+{
+    size_t size = strlen(hello->router);
+    if (stream->greeted || size == 0 || size >= DEC_ROUTER_MAX) {
+        rpc_server_call_finish(stream->call, SL_INVALID,
+                               "hello comes first, once, with the router's name");
+        return;
+    }
+    memcpy(stream->router, hello->router, size + 1);
+    stream->greeted = true;
+    send_hello(stream);
+}
+
+static void on_cancel(dec_stream *stream, const Sluice__V1__Cancel *cancel)
+{
+    dec_service *service = stream->service;
+    for (uint32_t i = 0; i < service->options.sequences_max; i++) {
+        dec_slot *slot = &service->slots[i];
+        if (!slot->used || slot->stream != stream ||
+            strcmp(slot->request_id, cancel->request_id) != 0)
+            continue;
+        sl_debug("request %s: cancelled by %s: %s", slot->request_id, stream->router,
+                 cancel->reason);
+        dec_event event = {.kind = DEC_EVENT_CANCEL};
+        dec_slot_event(service, slot, &event);
+        return;
+    }
+}
+
+static void on_message(void *context, rpc_server_call *call, const ProtobufCMessage *base)
+{
+    dec_stream *stream = context;
+    const Sluice__V1__RouterMessage *message = (const Sluice__V1__RouterMessage *)base;
+    bool is_hello = message->body_case == SLUICE__V1__ROUTER_MESSAGE__BODY_HELLO;
+    if (!stream->greeted && !is_hello) {
+        rpc_server_call_finish(call, SL_INVALID, "the first message must be hello");
+        return;
+    }
+    switch (message->body_case) {
+    case SLUICE__V1__ROUTER_MESSAGE__BODY_HELLO:
+        on_hello(stream, message->hello);
+        break;
+    case SLUICE__V1__ROUTER_MESSAGE__BODY_ADMIT:
+        dec_admit(stream->service, stream, message->admit);
+        break;
+    case SLUICE__V1__ROUTER_MESSAGE__BODY_CANCEL:
+        on_cancel(stream, message->cancel);
+        break;
+    case SLUICE__V1__ROUTER_MESSAGE__BODY_CREDIT:
+        if (message->credit->messages_taken > stream->messages_sent) {
+            rpc_server_call_finish(call, SL_INVALID, "credit for messages that were never sent");
+            return;
+        }
+        stream->messages_taken = message->credit->messages_taken;
+        dec_stream_flush(stream);
+        break;
+    default:
+        break; /* a newer router's message: fields are only appended */
+    }
+}
+
+static void on_half_closed(void *context, rpc_server_call *call)
+{
+    (void)context;
+    rpc_server_call_finish(call, SL_OK, NULL);
+}
+
+/* The router is gone: nobody will take the tokens of its sequences. */
+static void on_closed(void *context, rpc_server_call *call, bool cancelled)
+{
+    dec_stream *stream = context;
+    dec_service *service = stream->service;
+    for (uint32_t i = 0; i < service->options.sequences_max; i++) {
+        dec_slot *slot = &service->slots[i];
+        if (!slot->used || slot->stream != stream)
+            continue;
+        slot->stream = NULL;
+        dec_event event = {.kind = DEC_EVENT_CANCEL};
+        dec_slot_event(service, slot, &event);
+        if (slot->used)
+            dec_slot_settle(service, slot);
+    }
+    for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)
+        if (service->streams[i] == stream)
+            service->streams[i] = NULL;
+    sl_free(stream);
+}
+
+static void on_writable(void *context, rpc_server_call *call)
+{
+    dec_stream_flush(context);
+}
+
+const rpc_server_call_events DEC_STREAM_EVENTS = {
+    .on_message = on_message,
+    .on_half_closed = on_half_closed,
+    .on_writable = on_writable,
+    .on_closed = on_closed,
+};
+
+void dec_stream_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *request)
+{
+    dec_service *service = context;
+    for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++) {
+        if (service->streams[i])
+            continue;
+        dec_stream *stream = sl_alloc(1, sizeof(*stream), "decode stream");
+        stream->service = service;
+        stream->call = call;
+        service->streams[i] = stream;
+        rpc_server_call_set(call, &DEC_STREAM_EVENTS, stream);
+        return;
+    }
+    rpc_server_call_finish(call, SL_FULL, "too many router streams");
+}

@@ -1,0 +1,57 @@
+/* The Prefill service of a node: computes prompts and hands their pages to the decode nodes named
+ * by the tickets.
+ *
+ * Adapter around the pure state machine (prefill/job.h): carries its actions out on the rpc server,
+ * kvtransfer and the engine thread. One per node. Thread: the control loop's, but for what
+ * prefill/compute.h says of the engine thread. */
+#ifndef PREFILL_SERVICE_H
+#define PREFILL_SERVICE_H
+
+#include "base/loop.h"
+#include "base/metrics.h"
+#include "engine/worker.h"
+#include "kvtransfer/kvtransfer.h"
+#include "prefill/compute.h"
+#include "proto/sluice/v1/types.pb-c.h"
+#include "rpc/methods.h"
+#include "rpc/server.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct pre_service pre_service;
+
+typedef struct pre_service_options {
+    sl_loop *loop;
+    const eng_model *model;
+    eng_engine *engine;
+    eng_worker *worker; /* not started yet */
+    kvt_context *kvt;
+    sl_metrics *metrics;
+    const char *name; /* the node's; borrowed */
+    uint32_t context_max;
+    uint32_t chunk_tokens;
+    uint32_t queue_max; /* jobs that hold anything, at most PRE_JOBS_MAX */
+} pre_service_options;
+
+SL_MUST_USE sl_status pre_service_create(const pre_service_options *options,
+                                         pre_service **out_service, sl_err *err);
+/* After the worker has stopped, the server and the kvt context are destroyed, and before the engine
+ * is. */
+void pre_service_destroy(pre_service *service);
+/* The rpc method's handler, for rpc_server_options. */
+rpc_handler pre_service_handler(pre_service *service);
+/* A KVT_EVENT_SEND_* of the node's context. */
+void pre_service_on_transfer(pre_service *service, const kvt_event *event);
+/* Refuses new jobs from now on. */
+void pre_service_drain(pre_service *service);
+/* Jobs that hold anything. */
+uint32_t pre_service_live(const pre_service *service);
+/* Fills slots, running, waiting and queued_tokens; pages are the node's to add. */
+void pre_service_load(const pre_service *service, Sluice__V1__Load *out_load);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
