@@ -1,0 +1,404 @@
+/* The host program of a node: see host.h. Start-up order: model, engine, cache transfer, services,
+ * gRPC, etcd; shutdown in reverse. */
+#include "node/host.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "base/rng.h"
+#include "node/internal.h"
+
+#define GAUGE_PERIOD_NS (100 * SL_MS_NS)
+#define LEAVE_NS        SL_S_NS /* for calls that are still open once nothing runs any more */
+
+static const char *const FAULT_SITES[] = {"prefill.group", "decode.step", NULL};
+
+static const char *const STATE_NAMES[NOD_STATE_COUNT] = {
+    [NOD_STATE_STARTING] = "starting",
+    [NOD_STATE_READY] = "ready",
+    [NOD_STATE_DRAINING] = "draining",
+    [NOD_STATE_LEAVING] = "leaving",
+};
+
+const char *nod_state_name(nod_state state)
+{
+    return STATE_NAMES[state];
+}
+
+void nod_host_load(const nod_host *host, Sluice__V1__Load *out_load)
+{
+    Sluice__V1__Load part = SLUICE__V1__LOAD__INIT;
+    if (host->decode)
+        dec_service_load(host->decode, out_load);
+    if (host->prefill) {
+        pre_service_load(host->prefill, &part);
+        out_load->slots_total += part.slots_total;
+        out_load->slots_free += part.slots_free;
+        out_load->running += part.running;
+        out_load->waiting += part.waiting;
+        out_load->queued_tokens += part.queued_tokens;
+    }
+    out_load->pages_total = eng_engine_layout(host->engine)->page_count;
+    out_load->pages_free = eng_worker_pages_free(host->worker);
+}
+
+/* ---- membership ---- */
+
+static sl_status member_info(const nod_host *host, clu_member_info *out_info, sl_err *err)
+{
+    const eng_stamp *own = eng_engine_stamp(host->engine);
+    clu_member_info info = {
+        .incarnation = host->incarnation,
+        .slots = (uint32_t)(host->decode ? host->options->max_sequences : host->options->queue_max),
+        .pages = eng_engine_layout(host->engine)->page_count,
+        .context_max = host->context_max,
+        .state =
+            host->state >= NOD_STATE_DRAINING ? CLU_MEMBER_STATE_DRAINING : CLU_MEMBER_STATE_READY,
+    };
+    const struct {
+        char *field;
+        size_t size;
+        const char *text;
+        const char *what;
+    } TEXTS[] = {
+        {info.name, sizeof(info.name), host->options->name, "--name"},
+        {info.role, sizeof(info.role), nod_role_name(host->options->role), "--role"},
+        {info.control, sizeof(info.control), rpc_server_address(host->server), "--control"},
+        {info.kv, sizeof(info.kv), kvt_context_address(host->kvt), "--kv-listen"},
+        {info.metrics, sizeof(info.metrics), sl_daemon_metrics_address(host->daemon), "--metrics"},
+        {info.stamp.numerics_id, sizeof(info.stamp.numerics_id), own->numerics_id, "numerics id"},
+        {info.stamp.model_hash, sizeof(info.stamp.model_hash), own->model_hash, "model hash"},
+        {info.stamp.weights_version, sizeof(info.stamp.weights_version), own->weights_version,
+         "weights version"},
+        {info.stamp.cache_format, sizeof(info.stamp.cache_format), own->cache_format,
+         "cache format"},
+        {info.version, sizeof(info.version), SL_VERSION, "version"},
+    };
+    for (size_t i = 0; i < sizeof(TEXTS) / sizeof(TEXTS[0]); i++)
+        SL_TRY(clu_text_set(TEXTS[i].field, TEXTS[i].size, TEXTS[i].text, TEXTS[i].what, err));
+    *out_info = info;
+    return sl_ok();
+}
+
+static void on_registered(void *context)
+{
+    nod_host *host = context;
+    if (host->state != NOD_STATE_STARTING) {
+        sl_info("registered again");
+        return;
+    }
+    host->state = NOD_STATE_READY;
+    sl_info("ready: %s %s, control %s, kv %s, metrics %s", nod_role_name(host->options->role),
+            host->options->name, rpc_server_address(host->server), kvt_context_address(host->kvt),
+            sl_daemon_metrics_address(host->daemon));
+}
+
+static void on_membership_lost(void *context)
+{
+    sl_warn("membership lost (etcd away or lease expired): serving goes on, registering again");
+}
+
+static void on_registration_failed(void *context, const sl_err *err)
+{
+    nod_host *host = context;
+    sl_error("cannot join the cluster: %s", err->text);
+    host->exit_code = 1;
+    sl_loop_stop(host->loop);
+}
+
+/* ---- drain ---- */
+
+static void on_server_stopped(void *context)
+{
+    nod_host *host = context;
+    sl_loop_stop(host->loop);
+}
+
+static void on_left(void *context)
+{
+    nod_host *host = context;
+    rpc_server_stop(host->server, sl_loop_now(host->loop) + LEAVE_NS, on_server_stopped, host);
+}
+
+static uint32_t live(const nod_host *host)
+{
+    return (host->decode ? dec_service_live(host->decode) : 0) +
+           (host->prefill ? pre_service_live(host->prefill) : 0);
+}
+
+static void leave(nod_host *host)
+{
+    if (host->state == NOD_STATE_LEAVING)
+        return;
+    host->state = NOD_STATE_LEAVING;
+    if (live(host) > 0)
+        sl_warn("leaving with %u requests unfinished", live(host));
+    else
+        sl_info("leaving: nothing is left");
+    clu_registration_stop(host->registration, on_left, host);
+}
+
+static void on_drain_timeout(void *context, sl_time_ns now)
+{
+    leave(context);
+}
+
+/* At the end of each pass: the last request of a draining node has gone. */
+static void after_pass(void *context)
+{
+    nod_host *host = context;
+    if (host->state == NOD_STATE_DRAINING && live(host) == 0)
+        leave(host);
+}
+
+void nod_host_drain(nod_host *host, uint64_t timeout_ns)
+{
+    if (host->state >= NOD_STATE_LEAVING)
+        return;
+    sl_info("draining: %u requests, at most %.1f s", live(host), (double)timeout_ns / 1e9);
+    bool registered = host->state == NOD_STATE_READY;
+    host->state = NOD_STATE_DRAINING;
+    if (host->decode)
+        dec_service_drain(host->decode);
+    if (host->prefill)
+        pre_service_drain(host->prefill);
+    rpc_server_set_health(host->server, "", false);
+    sl_timer_set(host->drain_timer, sl_loop_now(host->loop) + timeout_ns);
+    clu_member_info info;
+    sl_err err;
+    if (registered && (!sl_is_ok(member_info(host, &info, &err)) ||
+                       !sl_is_ok(clu_registration_update(host->registration, &info, &err))))
+        sl_warn("cannot tell the cluster: %s", err.text);
+}
+
+static void on_stop_signal(void *context)
+{
+    nod_host *host = context;
+    nod_host_drain(host, host->options->drain_timeout_ns);
+}
+
+/* ---- events ---- */
+
+static void on_kvt_event(void *context, const kvt_event *event)
+{
+    nod_host *host = context;
+    if (event->recv)
+        dec_service_on_transfer(host->decode, event);
+    else
+        pre_service_on_transfer(host->prefill, event);
+}
+
+static void on_kvt(void *context, uint32_t events)
+{
+    nod_host *host = context;
+    kvt_poll(host->kvt, on_kvt_event, host);
+}
+
+static void on_gauges(void *context, sl_time_ns now)
+{
+    nod_host *host = context;
+    nod_gauges_update(host);
+    sl_timer_set(host->gauge_timer, now + GAUGE_PERIOD_NS);
+}
+
+/* ---- start ---- */
+
+static sl_status open_engine(nod_host *host, sl_err *err)
+{
+    const nod_options *options = host->options;
+    if (options->backend != NOD_BACKEND_CPU)
+        return sl_fail(err, SL_UNSUPPORTED,
+                       "--backend cuda: this build has no CUDA engine; use --backend cpu");
+    eng_model_options model = {.dir = options->model, .threads = (int)options->threads};
+    sl_time_ns start = sl_now_ns();
+    SL_TRY(eng_model_open(&model, &host->model, err));
+    int64_t rows = options->chunk_tokens > options->max_sequences ? options->chunk_tokens
+                                                                  : options->max_sequences;
+    eng_options engine = {
+        .kv_bytes = options->kv_memory,
+        .layer_group = (int)options->layer_group,
+        .sequences_max = (int)(options->max_sequences + options->queue_max),
+        .rows_max = (int)rows,
+        .context_max = (uint32_t)options->context_max,
+        .threads = (int)options->threads,
+    };
+    SL_TRY(eng_engine_create(host->model, &engine, &host->engine, err));
+    const eng_cache_layout *layout = eng_engine_layout(host->engine);
+    host->context_max = options->context_max ? (uint32_t)options->context_max
+                                             : (uint32_t)eng_model_shape(host->model)->position_max;
+    sl_info("model %s loaded in %.2f s; %u cache pages of %llu bytes", options->model,
+            (double)(sl_now_ns() - start) / 1e9, layout->page_count,
+            (unsigned long long)layout->page_bytes);
+    return sl_ok();
+}
+
+static sl_status open_transfer(nod_host *host, sl_err *err)
+{
+    const eng_cache_layout *layout = eng_engine_layout(host->engine);
+    kvt_region region = {eng_engine_cache_base(host->engine),
+                         layout->page_bytes * layout->page_count};
+    kvt_options options = {
+        .name = host->options->name,
+        .listen = host->options->kv_listen,
+        .allow_wildcard = host->options->kv_allow_wildcard,
+        .regions = &region,
+        .region_count = 1,
+    };
+    SL_TRY(kvt_context_create(&options, &host->kvt, err));
+    return sl_watch_create(host->loop, kvt_fd(host->kvt), EPOLLIN, on_kvt, host, &host->kvt_watch,
+                           err);
+}
+
+static sl_status open_services(nod_host *host, sl_err *err)
+{
+    const nod_options *options = host->options;
+    SL_TRY(eng_worker_create(host->engine, &host->worker, err));
+    if (options->role != NOD_ROLE_PREFILL) {
+        dec_service_options decode = {
+            .loop = host->loop,
+            .model = host->model,
+            .engine = host->engine,
+            .worker = host->worker,
+            .kvt = host->kvt,
+            .metrics = host->metrics,
+            .name = options->name,
+            .incarnation = host->incarnation,
+            .sequences_max = (uint32_t)options->max_sequences,
+            .context_max = host->context_max,
+            .chunk_tokens = (uint32_t)options->chunk_tokens,
+        };
+        SL_TRY(dec_service_create(&decode, &host->decode, err));
+    }
+    if (options->role != NOD_ROLE_DECODE) {
+        pre_service_options prefill = {
+            .loop = host->loop,
+            .model = host->model,
+            .engine = host->engine,
+            .worker = host->worker,
+            .kvt = host->kvt,
+            .metrics = host->metrics,
+            .name = options->name,
+            .context_max = host->context_max,
+            .chunk_tokens = (uint32_t)options->chunk_tokens,
+            .queue_max = (uint32_t)options->queue_max,
+        };
+        SL_TRY(pre_service_create(&prefill, &host->prefill, err));
+    }
+    return eng_worker_start(host->worker, err);
+}
+
+static sl_status open_server(nod_host *host, sl_err *err)
+{
+    rpc_handler handlers[NOD_HANDLERS + 2];
+    size_t count = NOD_HANDLERS;
+    nod_service_handlers(host, handlers);
+    if (host->decode)
+        handlers[count++] = dec_service_handler(host->decode);
+    if (host->prefill)
+        handlers[count++] = pre_service_handler(host->prefill);
+    rpc_server_options options = {
+        .listen = host->options->control, .handlers = handlers, .handler_count = count};
+    SL_TRY(rpc_runtime_create(host->loop, &host->runtime, err));
+    return sl_wrap(err, rpc_server_create(host->runtime, &options, &host->server, err),
+                   "--control");
+}
+
+static sl_status join_cluster(nod_host *host, sl_err *err)
+{
+    static const clu_registration_events EVENTS = {
+        .on_registered = on_registered,
+        .on_lost = on_membership_lost,
+        .on_failed = on_registration_failed,
+    };
+    clu_etcd_options etcd = {.endpoints = host->options->etcd,
+                             .timeout_ns = host->options->etcd_timeout_ns};
+    SL_TRY(clu_etcd_create(host->runtime, &etcd, &host->etcd, err));
+    clu_member_info info;
+    SL_TRY(member_info(host, &info, err));
+    clu_registration_options options = {
+        .cluster = host->options->cluster, .info = &info, .lease_ns = host->options->lease_ns};
+    return clu_registration_create(host->etcd, &options, &EVENTS, host, &host->registration, err);
+}
+
+static sl_status start(nod_host *host, sl_err *err)
+{
+    SL_TRY(sl_fault_init(FAULT_SITES, getenv("SLUICE_FAULTS"), err));
+    SL_TRY(sl_loop_create(&host->loop, err));
+    host->metrics = sl_metrics_create();
+    host->incarnation = sl_random_u64();
+    sl_daemon_options daemon = {.metrics_listen = host->options->metrics,
+                                .metrics = host->metrics,
+                                .stop = on_stop_signal,
+                                .context = host};
+    host->drain_timer = sl_timer_create(host->loop, on_drain_timeout, host);
+    SL_TRY(open_engine(host, err));
+    SL_TRY(open_transfer(host, err));
+    SL_TRY(open_services(host, err));
+    SL_TRY(open_server(host, err));
+    SL_TRY(sl_daemon_start(host->loop, &daemon, &host->daemon, err));
+    nod_gauges_create(host);
+    host->gauge_timer = sl_timer_create(host->loop, on_gauges, host);
+    sl_timer_set(host->gauge_timer, sl_now_ns());
+    sl_loop_set_after(host->loop, after_pass, host);
+    return join_cluster(host, err);
+}
+
+/* Accepts any half-started host. */
+static void stop(nod_host *host)
+{
+    clu_registration_destroy(host->registration);
+    clu_etcd_destroy(host->etcd);
+    rpc_server_destroy(host->server);
+    if (host->runtime)
+        rpc_runtime_destroy(host->runtime);
+    if (host->worker)
+        eng_worker_stop(host->worker);
+    sl_watch_destroy(host->kvt_watch);
+    kvt_context_destroy(host->kvt);
+    pre_service_destroy(host->prefill);
+    dec_service_destroy(host->decode);
+    eng_worker_destroy(host->worker);
+    eng_engine_destroy(host->engine);
+    eng_model_close(host->model);
+    sl_timer_destroy(host->gauge_timer);
+    sl_timer_destroy(host->drain_timer);
+    sl_daemon_destroy(host->daemon);
+    if (host->loop)
+        sl_loop_destroy(host->loop);
+    if (host->metrics)
+        sl_metrics_destroy(host->metrics);
+}
+
+int nod_host_run(const nod_options *options)
+{
+    nod_host host = {.options = options};
+    sl_err err;
+    if (sl_is_ok(start(&host, &err))) {
+        sl_loop_run(host.loop);
+    } else {
+        sl_error("%s", err.text);
+        host.exit_code = 1;
+    }
+    stop(&host);
+    return host.exit_code;
+}
+
+int nod_main(nod_role role, int argc, char **argv)
+{
+    nod_options options = {0};
+    sl_config *config = NULL;
+    int code = 0;
+    if (nod_options_parse(role, argc, argv, &options, &config, &code) == SL_CONFIG_RUN) {
+        sl_log_set_name(options.name);
+        sl_log_set_level((sl_log_level)options.log_level);
+        code = nod_host_run(&options);
+    }
+    sl_config_destroy(config);
+    return code;
+}

@@ -1,0 +1,60 @@
+/* What the files of node/ share. Not for other folders. */
+#ifndef NODE_INTERNAL_H
+#define NODE_INTERNAL_H
+
+#include "base/daemon.h"
+#include "cluster/registration.h"
+#include "decode/service.h"
+#include "node/options.h"
+#include "prefill/service.h"
+
+typedef enum nod_state {
+    NOD_STATE_STARTING, /* not registered yet */
+    NOD_STATE_READY,
+    NOD_STATE_DRAINING, /* takes nothing new, finishes what it has */
+    NOD_STATE_LEAVING,  /* nothing is left: takes its record back, closes its calls */
+    NOD_STATE_COUNT
+} nod_state;
+
+typedef struct nod_host {
+    const nod_options *options;
+    nod_state state;
+    uint64_t incarnation;
+    int exit_code;
+    sl_loop *loop;
+    sl_metrics *metrics;
+    sl_daemon *daemon;
+    eng_model *model;
+    eng_engine *engine;
+    eng_worker *worker;
+    kvt_context *kvt;
+    sl_watch *kvt_watch;
+    dec_service *decode;  /* NULL: not this role */
+    pre_service *prefill; /* NULL: not this role */
+    rpc_runtime *runtime;
+    rpc_server *server;
+    clu_etcd *etcd;
+    clu_registration *registration;
+    sl_timer *drain_timer;
+    sl_timer *gauge_timer;
+    sl_metric *pages_gauge, *running_gauge, *waiting_gauge, *etcd_gauge, *kv_gauge, *kv_received,
+        *kv_mismatches;
+    uint64_t kv_received_seen, kv_mismatches_seen;
+    uint32_t context_max;
+} nod_host;
+
+const char *nod_state_name(nod_state state);
+/* Slots, pages and queue of both services together. */
+void nod_host_load(const nod_host *host, Sluice__V1__Load *out_load);
+/* Starts to drain; again: with an earlier deadline. */
+void nod_host_drain(nod_host *host, uint64_t timeout_ns);
+
+/* service.c: the Node service's handlers. */
+#define NOD_HANDLERS 2
+void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS]);
+
+/* gauges.c */
+void nod_gauges_create(nod_host *host);
+void nod_gauges_update(nod_host *host);
+
+#endif

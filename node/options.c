@@ -1,0 +1,178 @@
+/* The option table of the node programs: see options.h. */
+#include "node/options.h"
+
+#include <stddef.h>
+
+static const char *const ROLES[] = {"prefill", "decode", "hybrid", NULL};
+static const char *const BACKENDS[] = {"cpu", "cuda", NULL};
+static const char *const LOG_LEVELS[] = {"error", "warn", "info", "debug", "trace", NULL};
+
+#define AT(field) offsetof(nod_options, field)
+
+/* The default of --role is the only difference between the two programs. */
+#define OPTIONS(role_default)                                                        \
+    {                                                                                \
+        {.name = "name",                                                             \
+         .section = "Node",                                                          \
+         .type = SL_OPTION_STRING,                                                   \
+         .offset = AT(name),                                                         \
+         .required = true,                                                           \
+         .help = "name in the cluster: lower-case letters, digits, . _ -"},          \
+            {.name = "role",                                                         \
+             .section = "Node",                                                      \
+             .type = SL_OPTION_CHOICE,                                               \
+             .offset = AT(role),                                                     \
+             .default_text = role_default,                                           \
+             .choices = ROLES,                                                       \
+             .help = "what the node does"},                                          \
+            {.name = "log-level",                                                    \
+             .section = "Node",                                                      \
+             .type = SL_OPTION_CHOICE,                                               \
+             .offset = AT(log_level),                                                \
+             .default_text = "info",                                                 \
+             .choices = LOG_LEVELS,                                                  \
+             .help = "least important lines to print"},                              \
+            {.name = "drain-timeout",                                                \
+             .section = "Node",                                                      \
+             .type = SL_OPTION_DURATION,                                             \
+             .offset = AT(drain_timeout_ns),                                         \
+             .default_text = "30s",                                                  \
+             .help = "after SIGTERM, how long running requests may take to finish"}, \
+            {.name = "etcd",                                                         \
+             .section = "Cluster",                                                   \
+             .type = SL_OPTION_STRING,                                               \
+             .offset = AT(etcd),                                                     \
+             .default_text = "http://127.0.0.1:2379",                                \
+             .help = "etcd endpoints, separated by commas"},                         \
+            {.name = "cluster",                                                      \
+             .section = "Cluster",                                                   \
+             .type = SL_OPTION_STRING,                                               \
+             .offset = AT(cluster),                                                  \
+             .default_text = "default",                                              \
+             .help = "cluster name: the prefix of its keys in etcd"},                \
+            {.name = "lease",                                                        \
+             .section = "Cluster",                                                   \
+             .type = SL_OPTION_DURATION,                                             \
+             .offset = AT(lease_ns),                                                 \
+             .default_text = "10s",                                                  \
+             .help = "membership lease, renewed at a third"},                        \
+            {.name = "etcd-timeout",                                                 \
+             .section = "Cluster",                                                   \
+             .type = SL_OPTION_DURATION,                                             \
+             .offset = AT(etcd_timeout_ns),                                          \
+             .default_text = "5s",                                                   \
+             .help = "how long etcd may take to answer at start"},                   \
+            {.name = "control",                                                      \
+             .section = "Network",                                                   \
+             .type = SL_OPTION_STRING,                                               \
+             .offset = AT(control),                                                  \
+             .default_text = "127.0.0.1:0",                                          \
+             .help = "gRPC address (port 0: any free one)"},                         \
+            {.name = "metrics",                                                      \
+             .section = "Network",                                                   \
+             .type = SL_OPTION_STRING,                                               \
+             .offset = AT(metrics),                                                  \
+             .default_text = "127.0.0.1:0",                                          \
+             .help = "HTTP address of /metrics and /health"},                        \
+            {.name = "kv-listen",                                                    \
+             .section = "Network",                                                   \
+             .type = SL_OPTION_STRING,                                               \
+             .offset = AT(kv_listen),                                                \
+             .default_text = "127.0.0.1:0",                                          \
+             .help = "cache transfer address; a trusted network (see docs)"},        \
+            {.name = "kv-allow-wildcard",                                            \
+             .section = "Network",                                                   \
+             .type = SL_OPTION_BOOL,                                                 \
+             .offset = AT(kv_allow_wildcard),                                        \
+             .default_text = "false",                                                \
+             .help = "permit --kv-listen on all interfaces"},                        \
+            {.name = "model",                                                        \
+             .section = "Engine",                                                    \
+             .type = SL_OPTION_STRING,                                               \
+             .offset = AT(model),                                                    \
+             .required = true,                                                       \
+             .help = "directory of the checkpoint"},                                 \
+            {.name = "backend",                                                      \
+             .section = "Engine",                                                    \
+             .type = SL_OPTION_CHOICE,                                               \
+             .offset = AT(backend),                                                  \
+             .default_text = "cpu",                                                  \
+             .choices = BACKENDS,                                                    \
+             .help = "what computes"},                                               \
+            {.name = "threads",                                                      \
+             .section = "Engine",                                                    \
+             .type = SL_OPTION_INT,                                                  \
+             .offset = AT(threads),                                                  \
+             .default_text = "0",                                                    \
+             .min = 0,                                                               \
+             .max = 1024,                                                            \
+             .help = "CPU threads of the engine (0: all cores)"},                    \
+            {.name = "kv-memory",                                                    \
+             .section = "Engine",                                                    \
+             .type = SL_OPTION_BYTES,                                                \
+             .offset = AT(kv_memory),                                                \
+             .default_text = "1GiB",                                                 \
+             .help = "cache memory, carved at start"},                               \
+            {.name = "layer-group",                                                  \
+             .section = "Engine",                                                    \
+             .type = SL_OPTION_INT,                                                  \
+             .offset = AT(layer_group),                                              \
+             .default_text = "8",                                                    \
+             .min = 1,                                                               \
+             .max = 128,                                                             \
+             .help = "layers in one piece on the wire; equal on all nodes"},         \
+            {.name = "chunk-tokens",                                                 \
+             .section = "Engine",                                                    \
+             .type = SL_OPTION_INT,                                                  \
+             .offset = AT(chunk_tokens),                                             \
+             .default_text = "512",                                                  \
+             .min = 1,                                                               \
+             .max = 4096,                                                            \
+             .help = "prompt tokens computed in one step"},                          \
+            {.name = "context-max",                                                  \
+             .section = "Engine",                                                    \
+             .type = SL_OPTION_INT,                                                  \
+             .offset = AT(context_max),                                              \
+             .default_text = "0",                                                    \
+             .min = 0,                                                               \
+             .max = 1 << 20,                                                         \
+             .help = "tokens of one sequence (0: the model's limit)"},               \
+            {.name = "max-sequences",                                                \
+             .section = "Limits",                                                    \
+             .type = SL_OPTION_INT,                                                  \
+             .offset = AT(max_sequences),                                            \
+             .default_text = "64",                                                   \
+             .min = 1,                                                               \
+             .max = 256,                                                             \
+             .help = "decode: sequences at a time"},                                 \
+            {.name = "queue-max",                                                    \
+             .section = "Limits",                                                    \
+             .type = SL_OPTION_INT,                                                  \
+             .offset = AT(queue_max),                                                \
+             .default_text = "64",                                                   \
+             .min = 1,                                                               \
+             .max = 256,                                                             \
+             .help = "prefill: prompts queued, computed or handed over"},            \
+    }
+
+static const sl_option PREFILL_OPTIONS[] = OPTIONS("prefill");
+static const sl_option DECODE_OPTIONS[] = OPTIONS("decode");
+
+sl_config_result nod_options_parse(nod_role role, int argc, char **argv, nod_options *out_options,
+                                   sl_config **out_config, int *out_exit_code)
+{
+    bool prefill = role == NOD_ROLE_PREFILL;
+    sl_config_spec spec = {
+        .program = prefill ? "sluice-prefill" : "sluice-decode",
+        .summary = prefill ? "computes prompts and hands their cache to decode nodes"
+                           : "generates tokens in continuous batches from fetched caches",
+        .options = prefill ? PREFILL_OPTIONS : DECODE_OPTIONS,
+        .option_count = sizeof(PREFILL_OPTIONS) / sizeof(PREFILL_OPTIONS[0]),
+    };
+    return sl_config_parse(&spec, argc, argv, out_options, out_config, out_exit_code);
+}
+
+const char *nod_role_name(nod_role role)
+{
+    return ROLES[role];
+}

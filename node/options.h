@@ -1,0 +1,47 @@
+/* The options of both node programs: one table (help, environment, settings file and --print-config
+ * come from it). Thread: start-up. */
+#ifndef NODE_OPTIONS_H
+#define NODE_OPTIONS_H
+
+#include "base/config.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum nod_role { NOD_ROLE_PREFILL, NOD_ROLE_DECODE, NOD_ROLE_HYBRID } nod_role;
+typedef enum nod_backend { NOD_BACKEND_CPU, NOD_BACKEND_CUDA } nod_backend;
+
+typedef struct nod_options {
+    const char *name;
+    const char *model;
+    const char *etcd;
+    const char *cluster;
+    const char *control;
+    const char *metrics;
+    const char *kv_listen;
+    bool kv_allow_wildcard;
+    int role;    /* nod_role */
+    int backend; /* nod_backend */
+    uint64_t kv_memory;
+    int64_t layer_group;
+    int64_t max_sequences;
+    int64_t queue_max;
+    int64_t chunk_tokens;
+    int64_t context_max;
+    int64_t threads;
+    uint64_t drain_timeout_ns;
+    uint64_t lease_ns;
+    uint64_t etcd_timeout_ns;
+    int log_level;
+} nod_options;
+
+/* role decides the program's name and the default of --role. */
+sl_config_result nod_options_parse(nod_role role, int argc, char **argv, nod_options *out_options,
+                                   sl_config **out_config, int *out_exit_code);
+const char *nod_role_name(nod_role role);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

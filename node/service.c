@@ -1,0 +1,49 @@
+/* The Node service: what this node is, and the operator's hand on it. Thread: control loop. */
+#include "node/internal.h"
+#include "proto/sluice/v1/node.pb-c.h"
+
+static void on_status(void *context, rpc_server_call *call, const ProtobufCMessage *request)
+{
+    const nod_host *host = context;
+    const eng_stamp *own = eng_engine_stamp(host->engine);
+    Sluice__V1__Stamp stamp = SLUICE__V1__STAMP__INIT;
+    stamp.numerics_id = (char *)own->numerics_id;
+    stamp.model_hash = (char *)own->model_hash;
+    stamp.weights_version = (char *)own->weights_version;
+    stamp.cache_format = (char *)own->cache_format;
+    Sluice__V1__Load load = SLUICE__V1__LOAD__INIT;
+    nod_host_load(host, &load);
+    kvt_stats stats;
+    kvt_stats_get(host->kvt, &stats);
+    Sluice__V1__NodeStatus status = SLUICE__V1__NODE_STATUS__INIT;
+    status.name = (char *)host->options->name;
+    status.role = (char *)nod_role_name(host->options->role);
+    status.incarnation = host->incarnation;
+    status.state = (char *)nod_state_name(host->state);
+    status.stamp = &stamp;
+    status.load = &load;
+    status.transfers_open = stats.sends_open + stats.recvs_open;
+    status.peers_open = stats.peers_open;
+    status.version = (char *)SL_VERSION;
+    rpc_server_call_reply(call, &status.base);
+}
+
+static void on_drain(void *context, rpc_server_call *call, const ProtobufCMessage *base)
+{
+    nod_host *host = context;
+    const Sluice__V1__DrainRequest *request = (const Sluice__V1__DrainRequest *)base;
+    uint64_t timeout_ns = request->deadline_ms ? (uint64_t)request->deadline_ms * SL_MS_NS
+                                               : host->options->drain_timeout_ns;
+    Sluice__V1__Load load = SLUICE__V1__LOAD__INIT;
+    nod_host_load(host, &load);
+    Sluice__V1__DrainReply reply = SLUICE__V1__DRAIN_REPLY__INIT;
+    reply.running = load.running + load.waiting;
+    rpc_server_call_reply(call, &reply.base);
+    nod_host_drain(host, timeout_ns);
+}
+
+void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS])
+{
+    out_handlers[0] = (rpc_handler){&rpc_method_node_get_status, on_status, host};
+    out_handlers[1] = (rpc_handler){&rpc_method_node_drain, on_drain, host};
+}
