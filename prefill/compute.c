@@ -89,7 +89,8 @@ static void close_task(pre_compute *compute, pre_task *task)
             break;
         }
     }
-    eng_sequence_close(task->sequence);
+    if (task->sequence) /* its OPEN may have failed meanwhile */
+        eng_sequence_close(task->sequence);
     task->sequence = NULL;
     emit(compute, task, PRE_COMPUTE_CLOSED, 0, 0);
 }

@@ -101,6 +101,8 @@ static pre_outcome on_engine(pre_job_state *job, const pre_event *event)
         break;
     case PRE_EVENT_OPEN_FULL:
     case PRE_EVENT_OPEN_FAILED:
+        if (job->engine_closing)
+            break; /* the answer to CLOSE_ENGINE is still to come */
         job->engine_open = false;
         if (job->state == PRE_STATE_CLOSING)
             out.actions = advance_close(job);
