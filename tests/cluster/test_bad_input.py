@@ -1,0 +1,128 @@
+"""Whatever a client or an operator does wrong gets a clear error that says what to do; good requests beside it are not touched."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+
+from lib import BIN, MODEL, ROOT, Cluster, wait_for
+
+CHAT = "/v1/chat/completions"
+USER = [{"role": "user", "content": "hi"}]
+
+
+def expect(cluster, body, status, *parts, path=CHAT):
+    got, _, answer = cluster.request("POST", path, body)
+    text = answer.decode(errors="replace")
+    assert got == status, (got, text)
+    error = json.loads(text)["error"]
+    assert error["message"] and error["type"], text
+    for part in parts:
+        assert part in json.dumps(error), (part, text)
+
+
+def test_requests():
+    with Cluster("bad-requests", "--router-args", "--body-max 1MiB") as cluster:
+        expect(cluster, "{", 400, "JSON")
+        expect(cluster, '{"messages": "no"}', 400, "messages")
+        expect(cluster, {"messages": []}, 400, "messages")
+        expect(cluster, {"messages": [{"role": "pope", "content": "x"}]}, 400, "role")
+        expect(cluster, {"messages": USER, "temperature": "hot"}, 400, "temperature")
+        expect(cluster, {"messages": USER, "temperature": 9}, 400, "temperature")
+        expect(cluster, {"messages": USER, "max_tokens": -1}, 400, "max_tokens")
+        expect(cluster, {"messages": USER, "stream": "yes"}, 400, "stream")
+        expect(cluster, {"messages": USER, "model": "gpt-5"}, 404, "model")
+        expect(cluster, {"prompt": [1, 99999999]}, 400, "prompt", path="/v1/completions")
+        expect(cluster, {"prompt": list(range(3)) * 60000}, 400, "token", path="/v1/completions")
+        expect(cluster, b'{"messages": [{"role": "user", "content": "\xff\xfe"}]}', 400, "UTF-8")
+        expect(cluster, {"messages": USER, "user": "x" * (2 << 20)}, 413)
+        expect(cluster, {"messages": USER, "nonsense": {"deep": [1]}, "max_tokens": "3"}, 400, "max_tokens")
+        assert cluster.request("POST", CHAT, {"model": "demo", "messages": USER, "nonsense": {"deep": [1]}, "max_tokens": 3})[0] == 200
+        assert cluster.request("GET", "/nowhere")[0] == 404
+        assert cluster.request("GET", CHAT)[0] == 405
+        check_connections(cluster)
+        cluster.wait_at_rest()
+
+
+def check_connections(cluster):
+    """Slow and broken clients do not disturb the others."""
+    host, port = cluster.state["http"].split(":")
+    slow = socket.create_connection((host, int(port)))
+    slow.sendall(b"POST " + CHAT.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+    garbage = socket.create_connection((host, int(port)))
+    garbage.sendall(b"\x16\x03\x01 not http\r\n\r\n")
+    assert b" 400 " in garbage.recv(4096)
+    stalled = socket.create_connection((host, int(port)))
+    body = json.dumps({"model": "demo", "messages": USER, "stream": True, "max_tokens": 300, "ignore_eos": True}).encode()
+    stalled.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" %
+                    (CHAT.encode(), len(body), body))
+    # Nobody reads `stalled`; the decode node must finish all the same.
+    wait_for(lambda: cluster.metric("decode-0", "sluice_generation_tokens_total") >= 300, "the stream nobody reads")
+    assert cluster.chat("Who are you?", temperature=0).status == 200
+    for connection in (slow, garbage, stalled):
+        connection.close()
+
+
+def run(program, *arguments):
+    return subprocess.run([os.path.join(BIN, program), *arguments], capture_output=True, text=True, timeout=60)
+
+
+def model_copy(name):
+    directory = os.path.join(ROOT, "build", "test-models", name)
+    shutil.rmtree(directory, ignore_errors=True)
+    shutil.copytree(MODEL, directory)
+    return directory
+
+
+NODE = ("--name", "n", "--control", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--kv-listen", "127.0.0.1:0", "--kv-memory", "64MiB")
+
+
+def test_model_files():
+    broken = model_copy("truncated")
+    part = os.path.join(broken, "model-00002-of-00003.safetensors")
+    with open(part, "r+b") as file:
+        file.truncate(1000000)
+    result = run("sluice-decode", "--model", broken, *NODE)
+    assert result.returncode == 1 and "model-00002-of-00003.safetensors" in result.stderr, result.stderr
+    missing = model_copy("missing")
+    os.remove(os.path.join(missing, "model-00003-of-00003.safetensors"))
+    result = run("sluice-prefill", "--model", missing, *NODE)
+    assert result.returncode == 1 and "model-00003-of-00003.safetensors" in result.stderr, result.stderr
+    shaped = model_copy("shape")
+    path = os.path.join(shaped, "config.json")
+    config = json.load(open(path))
+    config["q_lora_rank"] = 384
+    json.dump(config, open(path, "w"))
+    result = run("sluice-decode", "--model", shaped, *NODE)
+    assert result.returncode == 1 and "q_a" in result.stderr and "384" in result.stderr, result.stderr
+    result = run("sluice-router", "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0", "--model", os.path.join(broken, "nowhere"))
+    assert result.returncode == 1 and "nowhere" in result.stderr, result.stderr
+
+
+def test_command_lines():
+    for program in ("sluice-decode", "sluice-prefill", "sluice-router", "sluice-run"):
+        good = run(program, "--help")
+        assert good.returncode == 0 and "--model" in good.stdout and not good.stderr, good
+        assert run(program, "--version").returncode == 0
+        bad = run(program, "--modle", "x")
+        assert bad.returncode == 2 and "--modle" in bad.stderr and not bad.stdout, bad
+    result = run("sluice-decode", "--model", MODEL, *NODE, "--kv-memory", "lots")
+    assert result.returncode == 2 and "kv-memory" in result.stderr, result.stderr
+    result = run("sluice-decode", "--model", MODEL, *NODE, "--kv-memory", "1KiB")
+    assert result.returncode == 1 and "page" in result.stderr, result.stderr
+
+
+def test_ports_and_etcd():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = "127.0.0.1:%d" % taken.getsockname()[1]
+        for option in ("--control", "--metrics", "--kv-listen"):
+            result = run("sluice-decode", "--model", MODEL, *NODE, option, address)
+            assert result.returncode == 1 and address in result.stderr, (option, result.stderr)
+        result = run("sluice-router", "--listen", address, "--control", "127.0.0.1:0", "--model", MODEL)
+        assert result.returncode == 1 and address in result.stderr, result.stderr
+    for program, more in (("sluice-decode", NODE), ("sluice-router", ("--listen", "127.0.0.1:0", "--control", "127.0.0.1:0"))):
+        result = run(program, "--model", MODEL, *more, "--etcd", "http://127.0.0.1:9", "--etcd-timeout", "500ms")
+        assert result.returncode == 1 and "127.0.0.1:9" in result.stderr, result.stderr

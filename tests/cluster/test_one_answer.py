@@ -1,0 +1,89 @@
+"""The cluster's tokens equal those of one process, exactly: chunks, batches, seeds."""
+
+import random
+import threading
+
+from lib import REFERENCE, Cluster, book_text, tokenize
+
+SEED = 20
+
+
+def prompts(count, shortest, longest):
+    """Token id prompts of mixed lengths, always the same ones."""
+    source = random.Random(SEED + longest)
+    text = [tokenize(book_text(longest, seed)) for seed in range(3)]
+    out = []
+    for index in range(count):
+        length = source.randint(shortest, longest)
+        words = text[index % 3]
+        begin = source.randrange(max(1, len(words) - length))
+        out.append([0] + words[begin:begin + length - 1])
+    return out
+
+
+def work_list(short, middle, long):
+    """(prompt ids, max_tokens, temperature, seed)"""
+    work = []
+    for index, ids in enumerate(prompts(short, 5, 800) + prompts(middle, 801, 2500) + prompts(long, 6000, 6000)):
+        work.append((ids, 24 if index % 3 else 40, float(index % 2), 1000 + index))
+    return work
+
+
+def ask(cluster, item, answers, index):
+    ids, max_tokens, temperature, seed = item
+    answers[index] = cluster.completion(ids, max_tokens=max_tokens, temperature=temperature, top_p=1.0, seed=seed, ignore_eos=True,
+                                        stream=bool(index % 2))
+
+
+def ask_all(cluster, work, together):
+    answers = [None] * len(work)
+    for begin in range(0, len(work), together):
+        threads = [threading.Thread(target=ask, args=(cluster, work[i], answers, i))
+                   for i in range(begin, min(begin + together, len(work)))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return answers
+
+
+def compare(work, answers, what):
+    for (ids, max_tokens, temperature, seed), answer in zip(work, answers):
+        assert answer is not None and answer.status == 200 and not answer.error, (what, answer and (answer.body, answer.error))
+        out = REFERENCE.run(["--ids", ",".join(map(str, ids)), "--max-tokens", str(max_tokens), "--temperature", str(temperature),
+                             "--top-p", "1", "--seed", str(seed), "--ignore-eos"])
+        assert answer.token_ids == out["ids"], f"{what}: {len(ids)} tokens, temperature {temperature}, seed {seed}: " \
+                                               f"{answer.token_ids} instead of {out['ids']}"
+
+
+def largest_batch(cluster):
+    """Upper bound of the fullest bucket that was used."""
+    values = cluster.metrics("decode-0")
+    buckets = sorted((float(key.split('le="')[1].rstrip('"}').replace("+Inf", "inf")), value)
+                     for key, value in values.items() if key.startswith("sluice_step_batch_size_bucket"))
+    total = buckets[-1][1]
+    return next(bound for bound, count in buckets if count == total)
+
+
+def run(name, chunk, work, together):
+    with Cluster(name, "--node-args", f"--chunk-tokens {chunk}") as cluster:
+        for number in together:
+            compare(work, ask_all(cluster, work, number), f"chunk {chunk}, {number} at a time")
+        batch = largest_batch(cluster)
+        cluster.wait_at_rest()
+    return batch
+
+
+def test_subset_alone_and_together():
+    work = work_list(10, 2, 0)
+    assert run("one-answer-64", 64, work, (1,)) >= 1
+    assert run("one-answer-256", 256, work, (12,)) >= 8
+
+
+def full_all():
+    """40 prompts <= 800, 8 <= 2,500, 2 of 6,000; greedy and seeded; chunks 64, 256, 1,024; alone and 16 at once."""
+    work = work_list(40, 8, 2)
+    for chunk in (64, 256, 1024):
+        batch = run(f"one-answer-full-{chunk}", chunk, work, (1, 16))
+        print(f"chunk {chunk}: {len(work)} prompts equal, alone and 16 at once; largest batch at most {batch:.0f}")
+        assert batch >= 8

@@ -1,0 +1,60 @@
+"""Streaming of the cache is real: bytes arrive while the prompt is still being computed; the right number of them; over shared memory and TCP."""
+
+import os
+import signal
+import threading
+
+from lib import Cluster, Skip, has_netns, needle_prompt, wait_for
+
+PAGE_LAYER_BYTES = 50432
+LAYERS = 7  # of the demo model, MTP layer included
+H_FINAL_BYTES = 512
+
+
+def held_transfer(cluster):
+    """The prefill node stops inside its last layer group; by then the decode node must hold the earlier groups' bytes."""
+    prompt = needle_prompt(1900)
+    tokens = cluster.request("POST", "/tokenize", {"prompt": prompt})
+    assert tokens[0] == 200
+    outcome = {}
+    thread = threading.Thread(target=lambda: outcome.update(answer=cluster.chat(prompt, temperature=0, stream=True)))
+    thread.start()
+    wait_for(lambda: "fault site prefill.group: hold" in cluster.log("prefill-0"), "the hold")
+    early = wait_for(lambda: cluster.metric("decode-0", "sluice_kv_received_bytes_total"), "bytes before the last group")
+    assert cluster.metric("prefill-0", "sluice_prompt_tokens_total") == 0, "the prompt is not computed yet"
+    pid = prefill_pid(cluster)
+    os.kill(pid, signal.SIGUSR2)
+    thread.join()
+    answer = outcome["answer"]
+    assert "48213" in answer.content, (answer.content, answer.error)
+    total = cluster.metric("decode-0", "sluice_kv_received_bytes_total")
+    pieces = cluster.metric("decode-0", "sluice_kv_received_pieces_total")
+    prompt_tokens = cluster.metric("prefill-0", "sluice_prompt_tokens_total")
+    blocks = -(-int(prompt_tokens) // 64)
+    assert total == blocks * (LAYERS * PAGE_LAYER_BYTES + H_FINAL_BYTES), (total, blocks)
+    assert pieces == blocks * 4, (pieces, blocks)
+    print(f"{early:.0f} of {total:.0f} bytes arrived before the last group was computed; {pieces:.0f} pieces; "
+          f"ratio to tokens x layers x 788: {total / (prompt_tokens * LAYERS * 788):.3f}")
+    cluster.wait_at_rest()
+
+
+def prefill_pid(cluster):
+    """The node's own pid (under --netns the recorded one is `ip netns exec`, which became the node by exec)."""
+    return cluster.node("prefill-0")["pid"]
+
+
+def arguments(chunks):
+    """Groups of 2 layers: 4 a chunk. Held at the last group of the prompt's last chunk, whose rows are many pages."""
+    return ["--node-args", "--layer-group 2 --chunk-tokens 4096", "--env", f"prefill-0:SLUICE_FAULTS=prefill.group=hold@{4 * chunks}"]
+
+
+def test_shared_memory():
+    with Cluster("transfer-shm", *arguments(1)) as cluster:
+        held_transfer(cluster)
+
+
+def test_tcp_between_namespaces():
+    if os.geteuid() != 0 or not has_netns():
+        raise Skip("needs root and network namespaces")
+    with Cluster("transfer-tcp", "--netns", "--env", "*:UCX_TLS=tcp,self", *arguments(1)) as cluster:
+        held_transfer(cluster)
