@@ -15,6 +15,8 @@ void nod_gauges_create(nod_host *host)
         sl_gauge(metrics, "sluice_kv_open", "open objects of cache transfer, by kind", "kind");
     host->kv_received =
         sl_counter(metrics, "sluice_kv_received_bytes_total", "verified cache bytes fetched", NULL);
+    host->kv_pieces =
+        sl_counter(metrics, "sluice_kv_received_pieces_total", "verified pieces fetched", NULL);
     host->kv_mismatches = sl_counter(metrics, "sluice_kv_sum_mismatches_total",
                                      "fetched pieces whose sum differed", NULL);
 }
@@ -38,6 +40,8 @@ void nod_gauges_update(nod_host *host)
     sl_metric_set(host->kv_gauge, "requests", stats.requests_open);
     sl_metric_add(host->kv_received, NULL, (double)(stats.bytes_received - host->kv_received_seen));
     host->kv_received_seen = stats.bytes_received;
+    sl_metric_add(host->kv_pieces, NULL, (double)(stats.pieces_received - host->kv_pieces_seen));
+    host->kv_pieces_seen = stats.pieces_received;
     sl_metric_add(host->kv_mismatches, NULL,
                   (double)(stats.sum_mismatches - host->kv_mismatches_seen));
     host->kv_mismatches_seen = stats.sum_mismatches;

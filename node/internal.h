@@ -38,8 +38,8 @@ typedef struct nod_host {
     sl_timer *drain_timer;
     sl_timer *gauge_timer;
     sl_metric *pages_gauge, *running_gauge, *waiting_gauge, *etcd_gauge, *kv_gauge, *kv_received,
-        *kv_mismatches;
-    uint64_t kv_received_seen, kv_mismatches_seen;
+        *kv_pieces, *kv_mismatches;
+    uint64_t kv_received_seen, kv_pieces_seen, kv_mismatches_seen;
     uint32_t context_max;
 } nod_host;
 

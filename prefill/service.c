@@ -2,6 +2,7 @@
  * then pages, until the decode node has everything. */
 #include "prefill/service.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 
@@ -34,6 +35,7 @@ typedef struct slot {
     sl_time_ns arrived_at;
     sl_time_ns computed_at;
     uint64_t bytes_announced;
+    char peer[KVT_NAME_MAX]; /* the decode node */
     sl_err err;
 } slot;
 
@@ -50,7 +52,7 @@ struct pre_service {
     uint64_t next_order;
     bool opening_full; /* the head waits for pages: nobody overtakes it until some come back */
     bool draining;
-    sl_metric *prompt_tokens, *queue_seconds, *refused;
+    sl_metric *prompt_tokens, *queue_seconds, *refused, *transfer_bytes;
 };
 
 static void handle(slot *job, const pre_event *event);
@@ -347,6 +349,8 @@ void pre_service_on_transfer(pre_service *service, const kvt_event *event)
         if (job->core.state < PRE_STATE_CLOSING)
             job->err.code = sl_fail(&job->err, event->code, "transfer: %s", event->text).code;
     }
+    if (event->code == SL_OK)
+        sl_metric_add(service->transfer_bytes, job->peer, (double)job->bytes_announced);
     kvt_send_release(job->send);
     job->send = NULL;
     handle(job, &out);
@@ -432,6 +436,7 @@ static void fill_slot(slot *job, rpc_server_call *call, const Sluice__V1__Prefil
     job->order = service->next_order++;
     job->call = call;
     job->arrived_at = sl_loop_now(service->options.loop);
+    snprintf(job->peer, sizeof(job->peer), "%s", request->ticket->node);
     job->first_block = request->ticket->first_block;
     for (uint32_t group = 0; group < service->layout->group_count; group++)
         job->announced[group] = job->first_block;
@@ -507,6 +512,8 @@ sl_status pre_service_create(const pre_service_options *options, pre_service **o
     service->queue_seconds =
         sl_histogram(options->metrics, "sluice_prefill_queue_seconds",
                      "from arrival to the first chunk", SL_SECONDS_BOUNDS, SL_SECONDS_BOUND_COUNT);
+    service->transfer_bytes = sl_counter(options->metrics, "sluice_kv_transfer_bytes_total",
+                                         "cache bytes handed over and verified", "peer");
     service->refused = sl_counter(options->metrics, "sluice_prefill_refused_total",
                                   "prefills refused, by reason", "reason");
     sl_status status = pre_compute_create(options->engine, options->model, options->worker,

@@ -27,7 +27,7 @@ def reference_chat(text, max_tokens, *more):
 
 
 def held(cluster, name):
-    return wait_for(lambda: "fault site prefill.group: hold" in cluster.log(name), f"{name} to be held")
+    return wait_for(lambda: "fault prefill.group: hold" in cluster.log(name), f"{name} to be held")
 
 
 def test_prefill_killed_inside_a_prefill():

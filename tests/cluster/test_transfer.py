@@ -19,7 +19,7 @@ def held_transfer(cluster):
     outcome = {}
     thread = threading.Thread(target=lambda: outcome.update(answer=cluster.chat(prompt, temperature=0, stream=True)))
     thread.start()
-    wait_for(lambda: "fault site prefill.group: hold" in cluster.log("prefill-0"), "the hold")
+    wait_for(lambda: "fault prefill.group: hold" in cluster.log("prefill-0"), "the hold")
     early = wait_for(lambda: cluster.metric("decode-0", "sluice_kv_received_bytes_total"), "bytes before the last group")
     assert cluster.metric("prefill-0", "sluice_prompt_tokens_total") == 0, "the prompt is not computed yet"
     pid = prefill_pid(cluster)
