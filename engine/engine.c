@@ -95,10 +95,15 @@ const eng_stamp *eng_engine_stamp(const eng_engine *engine)
     return &engine->stamp;
 }
 
+uint64_t eng_engine_sum_key(const eng_engine *engine)
+{
+    return engine->sum_key;
+}
+
 uint64_t eng_piece_sum(const eng_engine *engine, const void *piece, uint64_t bytes, uint32_t block,
                        uint32_t group)
 {
-    return sl_sum64(engine->sum_key, (uint64_t)block << 32 | group, piece, (size_t)bytes);
+    return sl_sum64(engine->sum_key, (uint64_t)block << 16 | group, piece, (size_t)bytes);
 }
 
 /* ---- create and destroy ---- */
