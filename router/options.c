@@ -205,7 +205,7 @@ static const sl_option OPTIONS[] = {
      .section = "Limits",
      .type = SL_OPTION_BOOL,
      .offset = AT(self_prefill),
-     .default_text = "false",
+     .default_text = "true",
      .help = "without a prefill node, let the decode node compute the prompt"},
 };
 

@@ -304,7 +304,6 @@ static sl_status set_name(router *r, sl_err *err)
     if (!clu_name_valid(r->options->name ? r->options->name : r->name))
         return sl_fail(err, SL_INVALID, "--name \"%s\": want lower-case letters, digits, . _ -",
                        r->options->name);
-    r->settings.shared.router_name = r->name;
     sl_log_set_name(r->name);
     return sl_ok();
 }
@@ -348,6 +347,8 @@ static sl_status start(router *r, sl_err *err)
     SL_TRY(sl_net_listen(r->options->listen, false, &r->listen_fd, r->http_address, err));
     SL_TRY(rtr_pool_create((uint32_t)r->options->encode_threads, JOBS_MAX, &r->settings.shared.pool,
                            err));
+    /* Filled by set_name, which needs the control port that needs the first thread. */
+    r->settings.shared.router_name = r->name;
     SL_TRY(thread_create(r, 0, err));
     rtr_control_options control = {r->threads[0].runtime, r->options->control};
     SL_TRY(rtr_control_create(&control, &r->control, err));
