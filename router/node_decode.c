@@ -184,10 +184,12 @@ static void serve_lost(rtr_node *node, const char *why)
     node->stream_id = 0;
     asks_clear(node);
     sl_timer_set(node->serve_retry, rtr_nodes_backoff(nodes, &node->serve_backoff));
-    if (stream) {
-        sl_warn("node %s: stream lost: %s", node->info.name, why);
-        nodes->events.on_decode_lost(nodes->context, stream);
+    if (!stream) {
+        sl_debug("node %s: no stream: %s", node->info.name, why);
+        return;
     }
+    sl_warn("node %s: stream lost: %s", node->info.name, why);
+    nodes->events.on_decode_lost(nodes->context, stream);
 }
 
 static void on_end(void *context, const sl_err *err)
