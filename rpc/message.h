@@ -16,9 +16,10 @@
 extern "C" {
 #endif
 
-#define RPC_MESSAGE_BYTES_MAX  ((size_t)16 << 20)  /* one message on the wire (gRPC's own: 4 MB) */
-#define RPC_UNPACKED_BYTES_MAX ((size_t)256 << 20) /* its arena: small submessages grow ~30-fold \
-                                                    */
+#define RPC_MESSAGE_BYTES_MAX ((size_t)16 << 20) /* one message on the wire (gRPC's own: 4 MB) */
+#define RPC_UNPACKED_BYTES_MAX                                        \
+    ((size_t)256 << 20) /* its arena: small submessages grow ~30-fold \
+                         */
 
 /* Unpacks and checks that strings are UTF-8 without NUL. SL_INVALID names the field. The result is
  * the caller's: rpc_message_free. */

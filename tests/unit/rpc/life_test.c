@@ -232,6 +232,9 @@ TEST(health)
 
 /* ---- reflection ---- */
 
+#define REQUEST(x) GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_##x
+#define REPLY(x)   GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_##x
+
 typedef struct reflection_view {
     int messages, ends, error_code;
     char services[512];
@@ -246,7 +249,7 @@ static void on_reflection(void *context, const ProtobufCMessage *message)
     const Grpc__Reflection__V1alpha__ServerReflectionResponse *reply = (const void *)message;
     v->messages++;
     switch (reply->message_response_case) {
-    case GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_LIST_SERVICES_RESPONSE:
+    case REPLY(LIST_SERVICES_RESPONSE):
         v->services[0] = 0;
         for (size_t i = 0; i < reply->list_services_response->n_service; i++) {
             size_t used = strlen(v->services);
@@ -254,7 +257,7 @@ static void on_reflection(void *context, const ProtobufCMessage *message)
                      reply->list_services_response->service[i]->name);
         }
         break;
-    case GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_FILE_DESCRIPTOR_RESPONSE:
+    case REPLY(FILE_DESCRIPTOR_RESPONSE):
         v->files = reply->file_descriptor_response->n_file_descriptor_proto;
         for (unsigned i = 0; i < proto_file_count; i++) {
             const ProtobufCBinaryData *got = reply->file_descriptor_response->file_descriptor_proto;
@@ -263,7 +266,7 @@ static void on_reflection(void *context, const ProtobufCMessage *message)
                                 memcmp(got->data, proto_files[i].bytes, got->len) == 0;
         }
         break;
-    case GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_ERROR_RESPONSE:
+    case REPLY(ERROR_RESPONSE):
         v->error_code = reply->error_response->error_code;
         break;
     default:
@@ -295,15 +298,13 @@ TEST(reflection)
               &err);
     Grpc__Reflection__V1alpha__ServerReflectionRequest request =
         GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_REQUEST__INIT;
-    request.message_request_case =
-        GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_LIST_SERVICES;
+    request.message_request_case = REQUEST(LIST_SERVICES);
     request.list_services = (char *)(uintptr_t) "*";
     assert_code(rpc_stream_write(call, &request.base), SL_OK);
     wait_for(v.messages == 1);
     assert_string_equal(v.services, "sluice.v1.Decode sluice.v1.Node grpc.health.v1.Health "
                                     "grpc.reflection.v1alpha.ServerReflection ");
-    request.message_request_case =
-        GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_CONTAINING_SYMBOL;
+    request.message_request_case = REQUEST(FILE_CONTAINING_SYMBOL);
     request.file_containing_symbol = (char *)(uintptr_t) "sluice.v1.Decode.Serve";
     assert_code(rpc_stream_write(call, &request.base), SL_OK);
     wait_for(v.messages == 2);
@@ -313,8 +314,7 @@ TEST(reflection)
     assert_code(rpc_stream_write(call, &request.base), SL_OK);
     wait_for(v.messages == 3);
     assert_int_equal(v.error_code, 5);
-    request.message_request_case =
-        GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_BY_FILENAME;
+    request.message_request_case = REQUEST(FILE_BY_FILENAME);
     request.file_by_filename = (char *)(uintptr_t) "sluice/v1/types.proto";
     assert_code(rpc_stream_write(call, &request.base), SL_OK);
     wait_for(v.messages == 4);
