@@ -6,7 +6,7 @@ from lib import REFERENCE, Cluster, metric_names, needle_prompt, tokenize
 
 WEATHER = {"type": "function", "function": {
     "name": "get_weather", "description": "Get the current weather in a city",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
+    "parameters": {"type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"]}}}
 
 
 def test_answers_needle_thinking_tools():
@@ -31,7 +31,7 @@ def check_tools(cluster):
     call = cluster.chat(question, temperature=0, tools=[WEATHER])
     assert call.finish_reason == "tool_calls", call.body
     function = call.tool_calls[0]["function"]
-    assert function["name"] == "get_weather" and json.loads(function["arguments"]) == {"city": "Paris"}, function
+    assert function["name"] == "get_weather" and json.loads(function["arguments"]) == {"location": "Paris"}, function
     streamed = cluster.chat(question, temperature=0, tools=[WEATHER], stream=True)
     assert streamed.tool_calls[0]["function"] == function and streamed.finish_reason == "tool_calls"
     history = question + [
