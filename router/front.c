@@ -173,6 +173,28 @@ static void queue_pump(rtr_front *front)
     }
 }
 
+typedef struct node_count {
+    uint32_t prefill, decode;
+} node_count;
+
+static void count_node(void *context, const rtr_node_status *status)
+{
+    node_count *count = context;
+    bool hybrid = strcmp(status->info->role, "hybrid") == 0;
+    if (!status->usable)
+        return;
+    count->prefill += hybrid || strcmp(status->info->role, "prefill") == 0;
+    count->decode += hybrid || strcmp(status->info->role, "decode") == 0;
+}
+
+static void show_nodes(rtr_front *front)
+{
+    node_count count = {0};
+    rtr_nodes_visit(front->nodes, count_node, &count);
+    sl_metric_set(front->shared->metrics.usable_nodes, "prefill", count.prefill);
+    sl_metric_set(front->shared->metrics.usable_nodes, "decode", count.decode);
+}
+
 static void front_wake(void *context)
 {
 }
@@ -194,6 +216,7 @@ static void front_after(void *context)
     for (int i = 0; i < AFTER_ROUNDS_MAX; i++) {
         if (front->changed) {
             front->changed = false;
+            show_nodes(front);
             queue_pump(front);
         }
         rtr_http_server_flush(front->http);

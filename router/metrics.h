@@ -25,6 +25,7 @@ typedef struct rtr_metrics {
     sl_metric *tool_calls;
     sl_metric *output_oddities; /* {kind} */
     sl_metric *calls_without_reasoning;
+    sl_metric *usable_nodes; /* {role}: a hybrid node counts in both */
     sl_metric *etcd_connected;
     sl_metric *http_connections;
 } rtr_metrics;
