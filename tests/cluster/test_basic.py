@@ -47,7 +47,7 @@ def check_plain_endpoints(cluster):
     for path in ("/health", "/ready"):
         assert cluster.request("GET", path)[0] == 200
     names = metric_names(cluster.request("GET", "/metrics")[2].decode())
-    assert {"sluice_requests_total", "sluice_ttft_seconds", "sluice_etcd_connected"} <= names, names
+    assert {"sluice_requests_total", "sluice_ttft_seconds_count", "sluice_etcd_connected"} <= names, names
     ids = tokenize("Once upon a time")
     raw = cluster.completion("Once upon a time", temperature=0, max_tokens=12)
     assert raw.token_ids == REFERENCE.ids([0] + ids, 12), raw.body
