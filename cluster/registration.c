@@ -55,6 +55,8 @@ struct clu_registration {
 
 static void claim(clu_registration *r);
 static void put(clu_registration *r);
+static void verify(clu_registration *r);
+static void verify_later(clu_registration *r);
 static void revoke(clu_registration *r);
 
 static void again_later(clu_registration *r)
@@ -91,12 +93,17 @@ static sl_status send_request(clu_registration *r, const rpc_method *method,
     return clu_etcd_request(r->etcd, method, request, &options, fn, r, &r->request, &err);
 }
 
+static void verify_later(clu_registration *r)
+{
+    sl_timer_set(r->timer, sl_now_ns() + r->lease_ns);
+}
+
 static void registered(clu_registration *r)
 {
     r->state = STATE_REGISTERED;
     r->ever_registered = true;
     clu_backoff_reset(&r->backoff);
-    sl_timer_set(r->timer, SL_NEVER);
+    verify_later(r);
     if (r->dirty)
         put(r);
     if (r->events.on_registered)
@@ -252,12 +259,14 @@ static void on_put(void *context, const ProtobufCMessage *message, const sl_err 
         revoke(r); /* in any case: it deletes the record */
         return;
     }
-    if (err->code != SL_OK)
+    if (err->code != SL_OK) {
         r->dirty = true;
-    if (err->code != SL_OK)
         again_later(r); /* "lease not found" included: the lease will tell, then it is claimed */
-    else if (r->dirty)
+    } else if (r->dirty) {
         put(r);
+    } else {
+        verify_later(r);
+    }
 }
 
 static void put(clu_registration *r)
@@ -275,6 +284,38 @@ static void put(clu_registration *r)
         r->dirty = true;
         again_later(r);
     }
+}
+
+/* ---- verify: somebody may delete or replace the record while the lease lives ---- */
+
+static void on_verified(void *context, const ProtobufCMessage *message, const sl_err *err)
+{
+    clu_registration *r = context;
+    r->request = NULL;
+    const Etcdserverpb__TxnResponse *reply = (const void *)message;
+    if (err->code == SL_OK && !reply->succeeded) {
+        r->expected_revision = 0;
+        claim(r); /* finds out what is there instead */
+    } else if (r->dirty) {
+        put(r);
+    } else {
+        verify_later(r);
+    }
+}
+
+static void verify(clu_registration *r)
+{
+    Etcdserverpb__Compare compare = ETCDSERVERPB__COMPARE__INIT;
+    compare.key = clu_bytes(r->key);
+    compare.result = ETCDSERVERPB__COMPARE__COMPARE_RESULT__EQUAL;
+    compare.target = ETCDSERVERPB__COMPARE__COMPARE_TARGET__LEASE;
+    compare.target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_LEASE;
+    compare.lease = clu_lease_id(r->lease);
+    Etcdserverpb__TxnRequest txn = ETCDSERVERPB__TXN_REQUEST__INIT;
+    txn.n_compare = 1;
+    txn.compare = &(Etcdserverpb__Compare *){&compare};
+    if (!sl_is_ok(send_request(r, &rpc_method_etcd_kv_txn, &txn.base, on_verified)))
+        verify_later(r);
 }
 
 sl_status clu_registration_update(clu_registration *r, const clu_member_info *info, sl_err *err)
@@ -411,6 +452,8 @@ static void on_timer(void *context, sl_time_ns now)
     case STATE_REGISTERED:
         if (r->dirty)
             put(r);
+        else
+            verify(r);
         return;
     case STATE_REVOKE:
         if (now < r->stop_deadline && r->lease && clu_lease_id(r->lease))

@@ -22,7 +22,8 @@ typedef struct clu_registration_options {
 } clu_registration_options;
 
 typedef struct clu_registration_events {
-    /* The record stands: the first time, and again after each loss. */
+    /* The record stands: the first time, and again after each loss (of the lease, or of the record
+     * alone, which is looked at once in a lease time). */
     void (*on_registered)(void *context);
     /* The lease was lost or etcd is away; re-registration goes on by itself. May be NULL. */
     void (*on_lost)(void *context);

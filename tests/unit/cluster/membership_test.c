@@ -131,6 +131,21 @@ static bool suspect(const watcher *w, const char *name)
     return m && m->suspect;
 }
 
+/* A record without a lease: nobody renews it, nobody puts it back. */
+static void put_record(clu_etcd *client, const char *name, uint32_t pages)
+{
+    node n;
+    char key[CLU_KEY_MAX];
+    describe(&n, name, 7, 9000);
+    n.info.pages = pages;
+    assert_ok(clu_member_key("demo", name, key, &err), &err);
+    sl_buf buf;
+    sl_buf_init(&buf, 0);
+    clu_member_write_json(&buf, &n.info);
+    put(client, key, buf.data);
+    sl_buf_fini(&buf);
+}
+
 /* ---- tests ---- */
 
 TEST(life_of_a_member)
@@ -309,20 +324,6 @@ TEST(etcd_restarts)
     clu_etcd_destroy(client);
 }
 
-static void put_record(clu_etcd *client, const char *name, uint32_t pages)
-{
-    node n;
-    char key[CLU_KEY_MAX];
-    describe(&n, name, 7, 9000);
-    n.info.pages = pages;
-    assert_ok(clu_member_key("demo", name, key, &err), &err);
-    sl_buf buf;
-    sl_buf_init(&buf, 0);
-    clu_member_write_json(&buf, &n.info);
-    put(client, key, buf.data);
-    sl_buf_fini(&buf);
-}
-
 /* The watcher stands still while etcd restarts, changes and forgets its past: it lists again. */
 TEST(compaction_while_away)
 {
@@ -370,14 +371,12 @@ TEST(mass_loss_freezes)
     NEED_ETCD();
     clu_etcd *client = make_client();
     enum { COUNT = 4 };
-    node nodes[COUNT];
     watcher w;
     look(&w, client, 200 * SL_MS_NS);
     for (int i = 0; i < COUNT; i++) {
         char name[16];
         snprintf(name, sizeof(name), "decode-%d", i);
-        describe(&nodes[i], name, 100 + (uint64_t)i, 9000 + i);
-        start(&nodes[i], client);
+        put_record(client, name, 1);
     }
     wait_for(w.added == COUNT);
     delete_key(client, "/sluice/v1/demo/members/decode-0");
@@ -392,12 +391,10 @@ TEST(mass_loss_freezes)
         assert_true(suspect(&w, "decode-0") && suspect(&w, "decode-1"));
         assert_int_equal(w.removed, 0);
         /* The data path knows better about one; then the other is alone, and goes in its time. */
-        assert_true(clu_view_forget(w.view, "decode-0", 100));
+        assert_true(clu_view_forget(w.view, "decode-0", 7));
         assert_false(clu_view_frozen(w.view));
         wait_for(w.removed == 2);
     }
-    for (int i = 0; i < COUNT; i++)
-        clu_registration_destroy(nodes[i].registration);
     clu_view_destroy(w.view);
     clu_etcd_destroy(client);
 }
@@ -406,17 +403,36 @@ TEST(forget_inside_a_callback)
 {
     NEED_ETCD();
     clu_etcd *client = make_client();
-    node n;
     watcher w;
-    describe(&n, "decode-0", 7, 9000);
-    start(&n, client);
+    put_record(client, "decode-0", 1);
     look(&w, client, 3600 * SL_S_NS);
     wait_for(w.added);
     w.forget_at_once = true;
     delete_key(client, "/sluice/v1/demo/members/decode-0");
     wait_for(w.removed == 1);
     assert_int_equal(clu_view_count(w.view), 0);
-    clu_registration_destroy(n.registration);
+    clu_view_destroy(w.view);
+    clu_etcd_destroy(client);
+}
+
+/* A record deleted by hand while its node lives is put back. */
+TEST(record_deleted)
+{
+    NEED_ETCD();
+    clu_etcd *client = make_client();
+    node n;
+    watcher w;
+    describe(&n, "decode-0", 7, 9000);
+    start(&n, client);
+    look(&w, client, 3600 * SL_S_NS);
+    wait_for(w.added && n.registered);
+    delete_key(client, "/sluice/v1/demo/members/decode-0");
+    wait_for(suspect(&w, "decode-0"));
+    wait_for(n.registered == 2);
+    wait_for(!suspect(&w, "decode-0"));
+    assert_int_equal(w.removed, 0);
+    assert_int_equal(n.lost, 0);
+    stop(&n);
     clu_view_destroy(w.view);
     clu_etcd_destroy(client);
 }
@@ -483,11 +499,11 @@ TEST(stop_without_etcd)
 }
 
 static const struct CMUnitTest TESTS[] = {
-    ETCD_TEST(life_of_a_member),  ETCD_TEST(lost_lease_is_suspect),
-    ETCD_TEST(duplicate_name),    ETCD_TEST(old_record),
-    ETCD_TEST(etcd_restarts),     ETCD_TEST(compaction_while_away),
-    ETCD_TEST(mass_loss_freezes), ETCD_TEST(forget_inside_a_callback),
-    ETCD_TEST(bad_records),       ETCD_TEST(unreachable_at_start),
-    ETCD_TEST(stop_without_etcd),
+    ETCD_TEST(life_of_a_member),     ETCD_TEST(lost_lease_is_suspect),
+    ETCD_TEST(duplicate_name),       ETCD_TEST(old_record),
+    ETCD_TEST(etcd_restarts),        ETCD_TEST(compaction_while_away),
+    ETCD_TEST(mass_loss_freezes),    ETCD_TEST(forget_inside_a_callback),
+    ETCD_TEST(record_deleted),       ETCD_TEST(bad_records),
+    ETCD_TEST(unreachable_at_start), ETCD_TEST(stop_without_etcd),
 };
 TEST_MAIN(TESTS)
