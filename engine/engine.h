@@ -24,9 +24,7 @@ extern "C" {
 #define ENG_SPANS_MAX      256u
 #define ENG_NO_PAGE        UINT32_MAX
 
-/* ---- model
- * ------------------------------------------------------------------------------------------------------------------------
- */
+/* --- model --- */
 
 typedef struct eng_model eng_model;
 
@@ -61,9 +59,7 @@ typedef struct eng_stamp {
                             */
 } eng_stamp;
 
-/* ---- engine and cache
- * ----------------------------------------------------------------------------------------------------------------
- */
+/* --- engine and cache --- */
 
 typedef struct eng_engine eng_engine;
 
@@ -103,9 +99,7 @@ void eng_layout_piece(const eng_cache_layout *layout, const mdl_shape *shape, ui
                       uint64_t *out_offset, uint64_t *out_bytes);
 uint32_t eng_engine_pages_free(const eng_engine *engine);
 
-/* ---- sequences (engine thread only)
- * -------------------------------------------------------------------------------------------------
- */
+/* --- sequences (engine thread only) --- */
 
 typedef struct eng_sequence eng_sequence;
 
@@ -130,9 +124,7 @@ uint64_t eng_engine_sum_key(const eng_engine *engine);
 uint64_t eng_piece_sum(const eng_engine *engine, const void *piece, uint64_t bytes, uint32_t block,
                        uint32_t group);
 
-/* ---- step
- * ----------------------------------------------------------------------------------------------------------------------------
- */
+/* --- step --- */
 
 typedef enum eng_logits_want {
     ENG_LOGITS_NONE,
@@ -164,9 +156,7 @@ float *eng_step_logits(eng_engine *engine, uint32_t row);
  * bit-equal to the step's. Valid until the next call. */
 float *eng_head_logits(eng_engine *engine, const eng_sequence *sequence);
 
-/* ---- drafts (multi-token prediction; nothing here changes what a step computes)
- * --------------------------------------------------------------------------------------------------
- */
+/* --- drafts (multi-token prediction; nothing here changes what a step computes) --- */
 
 /* Draft of the token after next_tokens[i], which was sampled for sequences[i] but not stepped yet:
  * arg-max of the MTP layer's row (h_final, next token). Each sequence at most once, not empty,
@@ -179,9 +169,7 @@ SL_MUST_USE sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequenc
  * step, and before another step: at least one of them stays. */
 void eng_sequence_truncate(eng_sequence *sequence, uint32_t token_count);
 
-/* ---- sampler
- * -------------------------------------------------------------------------------------------------------------------------
- */
+/* --- sampler --- */
 
 typedef struct eng_logprob {
     uint32_t id;

@@ -17,7 +17,7 @@
 #define KVT_PIECES_MAX       131072u /* block_count * group_count */
 #define KVT_PIECE_BYTES_MAX  ((uint64_t)8 << 20)
 #define KVT_COMMITS_OPEN_MAX 16u    /* not yet acknowledged; one place is kept for the final one */
-#define KVT_PAYLOAD_MAX      65536u /* bytes of payload not yet acknowledged, all commits together */
+#define KVT_PAYLOAD_MAX      65536u /* payload bytes not yet acknowledged, all commits together */
 #define KVT_FETCHES_MAX      2u     /* of one piece: a sum mismatch is fetched again once */
 
 /* ---- one connection */

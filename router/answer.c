@@ -9,6 +9,7 @@
 #include "base/assert.h"
 #include "router/answer_json.h"
 
+#include <stdio.h>
 #include <string.h>
 
 typedef struct pending_delta {
@@ -253,7 +254,7 @@ static void on_stream_event(rtr_answer *a, const mdl_event *event)
         d->call_begins = true;
         d->call_index = event->call_index;
         sl_buf_append(&d->name, event->text, event->size);
-        strncpy(d->call_id, event->id, sizeof d->call_id - 1);
+        snprintf(d->call_id, sizeof d->call_id, "%s", event->id);
         break;
     case MDL_EVENT_ARGUMENTS:
         if (d->has_call && d->call_index != event->call_index)

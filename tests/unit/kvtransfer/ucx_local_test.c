@@ -36,8 +36,8 @@ TEST(thousand_pieces_arrive_exactly)
 {
     sides_start(256, 262144, (kvt_options){.name = NULL});
     kit_fill(&p, 1);
-    kit_shape shape = {.first_block = 7, .blocks = 256, .deadline = in_seconds(60),
-                       .piece_events = true};
+    kit_shape shape = {
+        .first_block = 7, .blocks = 256, .deadline = in_seconds(60), .piece_events = true};
     kvt_nonce nonce = kit_nonce();
     kit_end pe = {0}, de = {0};
     kvt_recv *recv = kit_recv(&d, shape, nonce, &de);

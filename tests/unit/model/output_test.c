@@ -480,13 +480,31 @@ TEST(strict_grammar)
                  false, NULL);
 }
 
+/* The request of messages 0 to `index` of a vector, with its tools. */
+static void request_up_to(const sl_json *root, size_t index, sl_buf *out)
+{
+    const sl_json *messages = sl_json_get(root, "messages");
+    const sl_json *tools = sl_json_get(root, "tools");
+
+    sl_buf_puts(out, "{\"messages\":[");
+    for (size_t i = 0; i <= index; i++) {
+        sl_buf_puts(out, i ? "," : "");
+        sl_json_write(out, sl_json_at(messages, i));
+    }
+    sl_buf_putc(out, ']');
+    if (tools) {
+        sl_buf_puts(out, ",\"tools\":");
+        sl_json_write(out, tools);
+    }
+    sl_buf_putc(out, '}');
+}
+
 /* Renders assistant message i after its context and reads it back, strictly and tolerantly. */
 static void check_round_trip(const sl_json *root, size_t index)
 {
     const sl_json *messages = sl_json_get(root, "messages");
     const sl_json *original = sl_json_at(messages, index);
     const sl_json *calls = sl_json_get(original, "tool_calls");
-    const sl_json *tools = sl_json_get(root, "tools");
     mdl_chat_options options = {.mode_default = MDL_CHAT_MODE_THINKING,
                                 .developer_allowed = true,
                                 .final_assistant_allowed = true};
@@ -501,17 +519,7 @@ static void check_round_trip(const sl_json *root, size_t index)
 
     sl_buf_init(&text, 0);
     sl_buf_init(&strict, 0);
-    sl_buf_puts(&text, "{\"messages\":[");
-    for (size_t i = 0; i <= index; i++) {
-        sl_buf_puts(&text, i ? "," : "");
-        sl_json_write(&text, sl_json_at(messages, i));
-    }
-    sl_buf_putc(&text, ']');
-    if (tools) {
-        sl_buf_puts(&text, ",\"tools\":");
-        sl_json_write(&text, tools);
-    }
-    sl_buf_putc(&text, '}');
+    request_up_to(root, index, &text);
     assert_ok(sl_json_parse(text.data, text.size, NULL, &doc, &err), &err);
     assert_ok(mdl_chat_parse(sl_json_root(doc), &options, &chat, &err), &err);
     mdl_chat_render(chat, index, &prompt);
