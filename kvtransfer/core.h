@@ -96,7 +96,7 @@ typedef struct kvt_commit_slot { /* P */
     size_t size;
     uint32_t payload_bytes;
     uint64_t tokens;
-    bool final, finished, acked;
+    bool final, finished;
 } kvt_commit_slot;
 
 struct kvt_send {
@@ -132,7 +132,8 @@ struct kvt_send {
     uint32_t posted;                 /* pieces below it were offered at least once */
     uint32_t retry_head, retry_tail; /* lists through pieces[].next */
     uint32_t report_head, report_tail;
-    uint32_t commits_sent, commits_acked, commits_reported;
+    uint32_t commits_sent, commits_acked, commits_done,
+        commits_reported; /* each <= the one before */
     sl_time_ns close_due;
     sl_code code; /* CLOSING on; the owner reads after the CLOSED event */
     char text[KVT_TEXT_MAX];

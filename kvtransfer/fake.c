@@ -72,6 +72,7 @@ struct kvt_fake {
     struct fake_open {
         kvt_request *request;
         kvt_link *link;
+        bool taken; /* an offer that the receiver is fetching: its second copy says nothing */
     } open[FAKE_MESSAGES_MAX]; /* requests handed to us and not answered */
     uint32_t open_count;
 };
@@ -182,8 +183,7 @@ static void fake_post(kvt_fake *fake, const kvt_transport *from, kvt_link *to,
 static void open_add(kvt_fake *fake, kvt_request *request, kvt_link *link)
 {
     sl_assert(fake->open_count < FAKE_MESSAGES_MAX);
-    fake->open[fake->open_count].request = request;
-    fake->open[fake->open_count++].link = link;
+    fake->open[fake->open_count++] = (struct fake_open){.request = request, .link = link};
 }
 
 static void open_finish(kvt_fake *fake, kvt_request *request, sl_code code)
@@ -197,13 +197,13 @@ static void open_finish(kvt_fake *fake, kvt_request *request, sl_code code)
     }
 }
 
-static bool open_is(const kvt_fake *fake, const kvt_request *request, const kvt_link *link)
+static struct fake_open *open_find(kvt_fake *fake, const kvt_request *request, const kvt_link *link)
 {
     for (uint32_t i = 0; i < fake->open_count; i++) {
         if (fake->open[i].request == request && fake->open[i].link == link)
-            return true;
+            return &fake->open[i];
     }
-    return false;
+    return NULL;
 }
 
 static void open_fail_link(kvt_fake *fake, const kvt_link *link)
@@ -386,16 +386,19 @@ static void deliver_offer(kvt_fake *fake, const fake_message *message)
     kvt_link *link = message->to, *from = link->other;
     /* The second copy of an offer whose sender was answered already names memory that may be gone.
      */
-    if (!from || !open_is(fake, message->request, from))
+    struct fake_open *open = from ? open_find(fake, message->request, from) : NULL;
+    if (!open)
         return;
     void *into = NULL;
     kvt_request *fetch =
         kvt_core_offer(link->peer, message->copy, message->copy_size, message->bytes, &into);
     if (!fetch) {
         fake_message sent = {.kind = FAKE_SENT, .request = message->request};
-        fake_post(fake, link->node, from, &sent);
+        if (!open->taken)
+            fake_post(fake, link->node, from, &sent);
         return;
     }
+    open->taken = true;
     open_add(fake, fetch, link);
     fake_message payload = {.kind = FAKE_PAYLOAD,
                             .request = fetch,
@@ -409,7 +412,8 @@ static void deliver_offer(kvt_fake *fake, const fake_message *message)
 static void deliver_payload(kvt_fake *fake, const fake_message *message)
 {
     kvt_link *link = message->to, *from = link->other;
-    if (!from || !open_is(fake, message->request, link) || !open_is(fake, message->answer, from))
+    if (!from || !open_find(fake, message->request, link) ||
+        !open_find(fake, message->answer, from))
         return;
     memcpy(message->into, message->data, message->bytes);
     if (fake_chance(fake, fake->faults.corrupt_ppm))
@@ -424,11 +428,16 @@ static void deliver(kvt_fake *fake, fake_message *message)
     kvt_link *link = message->to;
     if (link->generation != message->generation || link->closing)
         return;
+    /* Whatever comes first opens the far end: a connection exists before its bytes. */
+    if (!link->peer && message->kind != FAKE_RESET) {
+        link->peer = kvt_core_accepted(link->node->core, link);
+        if (!link->peer) {
+            link_drop(link, true);
+            return;
+        }
+    }
     switch (message->kind) {
     case FAKE_ACCEPT:
-        link->peer = kvt_core_accepted(link->node->core, link);
-        if (!link->peer)
-            link_drop(link, true);
         break;
     case FAKE_REFUSED:
         kvt_core_broken(link->peer, SL_UNAVAILABLE, "connection refused");
@@ -440,12 +449,10 @@ static void deliver(kvt_fake *fake, fake_message *message)
             link_drop(link, false);
         break;
     case FAKE_MESSAGE:
-        if (link->peer)
-            kvt_core_message(link->peer, message->copy, message->copy_size);
+        kvt_core_message(link->peer, message->copy, message->copy_size);
         break;
     case FAKE_OFFER:
-        if (link->peer)
-            deliver_offer(fake, message);
+        deliver_offer(fake, message);
         break;
     case FAKE_PAYLOAD:
         deliver_payload(fake, message);

@@ -305,19 +305,19 @@ void kvt_send_acks(kvt_send *send, const kvt_ack_list *list)
     }
 }
 
-/* Slots go back to the producer in order, once reported and let go of by the transport. */
-static void send_reap_commits(kvt_send *send)
+/* Acknowledged and let go of by the transport: the payload's place is the producer's again, before
+ * the event says so. */
+static void send_free_payloads(kvt_send *send)
 {
-    uint32_t freed = atomic_load_explicit(&send->commits_freed, memory_order_relaxed);
-    while (freed < send->commits_reported) {
-        kvt_commit_slot *slot = &send->commits[freed % KVT_COMMITS_OPEN_MAX];
+    while (send->commits_done < send->commits_acked) {
+        kvt_commit_slot *slot = &send->commits[send->commits_done % KVT_COMMITS_OPEN_MAX];
         if (!slot->finished)
             return;
-        uint64_t payload = slot->payload_bytes;
         sl_free(slot->bytes);
-        memset(slot, 0, sizeof *slot);
-        atomic_fetch_add_explicit(&send->payload_freed, payload, memory_order_release);
-        atomic_store_explicit(&send->commits_freed, ++freed, memory_order_release);
+        slot->bytes = NULL;
+        atomic_fetch_add_explicit(&send->payload_freed, slot->payload_bytes, memory_order_release);
+        send->commits_done++;
+        send_report_later(send);
     }
 }
 
@@ -332,7 +332,7 @@ void kvt_send_commit_finished(kvt_request *request)
         kvt_send_dirty(send);
     else if (code != SL_OK)
         kvt_send_end(send, code, "a commit could not be sent");
-    send_reap_commits(send);
+    send_free_payloads(send);
 }
 
 void kvt_send_commit_acked(kvt_send *send, uint32_t sequence)
@@ -347,7 +347,7 @@ void kvt_send_commit_acked(kvt_send *send, uint32_t sequence)
         return; /* said twice */
     send->commits_acked = sequence + 1;
     send->peer->progress_at = send->core->now;
-    send_report_later(send);
+    send_free_payloads(send);
 }
 
 bool kvt_send_report(kvt_send *send)
@@ -365,7 +365,7 @@ bool kvt_send_report(kvt_send *send)
         if (send->report_head == KVT_NO_INDEX)
             send->report_tail = KVT_NO_INDEX;
     }
-    while (send->commits_reported < send->commits_acked) {
+    while (send->commits_reported < send->commits_done) {
         kvt_commit_slot *slot = &send->commits[send->commits_reported % KVT_COMMITS_OPEN_MAX];
         kvt_event_item item = {.type = KVT_EVENT_SEND_COMMIT,
                                .send = send,
@@ -374,10 +374,12 @@ bool kvt_send_report(kvt_send *send)
                                .final = slot->final};
         if (!kvt_core_emit(core, &item))
             return false;
+        memset(slot, 0, sizeof *slot);
         send->commits_reported++;
+        /* Release: the slot is the producer's again. */
+        atomic_store_explicit(&send->commits_freed, send->commits_reported, memory_order_release);
         if (item.final)
             kvt_send_end(send, SL_OK, "");
-        send_reap_commits(send);
     }
     if (send->state == KVT_TRANSFER_CLOSED) {
         kvt_event_item item = {.type = KVT_EVENT_SEND_CLOSED, .send = send};

@@ -1,4 +1,5 @@
 /* The library over real UCX, two contexts in one process. Process faults: ucx_process_test.c. */
+#include <pthread.h>
 #include <unistd.h>
 
 #include "tests/unit/kvtransfer/kit.h"
@@ -65,14 +66,449 @@ TEST(thousand_pieces_arrive_exactly)
     sides_stop();
 }
 
+typedef struct pair {
+    kvt_send *send;
+    kvt_recv *recv;
+    kit_end pe, de;
+    kvt_nonce nonce;
+} pair;
+
+static void pair_open(pair *t, kit_shape shape)
+{
+    memset(t, 0, sizeof *t);
+    t->nonce = kit_nonce();
+    t->recv = kit_recv(&d, shape, t->nonce, &t->de);
+    t->send = kit_send(&p, shape, kvt_context_address(d.context), t->nonce, &t->pe);
+}
+
+static void pair_wait(pair *t)
+{
+    kit_wait(both, 2, &t->de.closed, 1);
+    kit_wait(both, 2, &t->pe.closed, 1);
+}
+
+static void pair_release(pair *t)
+{
+    kvt_send_release(t->send);
+    kvt_recv_release(t->recv);
+}
+
+static void assert_rest(void)
+{
+    kit_assert_rest(&p);
+    kit_assert_rest(&d);
+}
+
+/* Every size class: eager, one fragment, many, larger than the window; odd sizes. */
+TEST(piece_sizes)
+{
+    static const uint64_t sizes[] = {8,     64,    4096,   8192,    8200,
+                                     42000, 65536, 403456, 3145728, 5242880};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        pair t;
+        sides_start(2, 4 * sizes[i], (kvt_options){.name = NULL});
+        for (uint32_t g = 0; g < KIT_GROUPS; g++)
+            p.slices[g] = d.slices[g] = (kvt_piece_slice){g * sizes[i], sizes[i]};
+        kit_fill(&p, i);
+        kit_shape shape = {.blocks = 2, .deadline = in_seconds(60)};
+        pair_open(&t, shape);
+        kit_announce_all(&p, t.send, shape);
+        kit_commit_final(t.send, 1);
+        pair_wait(&t);
+        assert_string_equal(t.de.text, "");
+        assert_string_equal(t.pe.text, "");
+        assert_true(kit_equal(&p, &d));
+        pair_release(&t);
+        assert_rest();
+        sides_stop();
+    }
+}
+
+TEST(many_transfers_at_once)
+{
+    enum { COUNT = 200 };
+    static pair t[COUNT];
+    sides_start(COUNT, 32768, (kvt_options){.name = NULL});
+    kit_fill(&p, 3);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        kit_shape shape = {.blocks = 1, .page = i, .deadline = in_seconds(60)};
+        pair_open(&t[i], shape);
+        kit_announce_all(&p, t[i].send, shape);
+        kit_commit_final(t[i].send, i);
+    }
+    for (uint32_t i = 0; i < COUNT; i++) {
+        pair_wait(&t[i]);
+        assert_int_equal(t[i].de.code, SL_OK);
+        assert_int_equal(t[i].pe.code, SL_OK);
+        assert_int_equal(t[i].de.tokens, i);
+        pair_release(&t[i]);
+    }
+    assert_true(kit_equal(&p, &d));
+    assert_rest();
+    sides_stop();
+}
+
+TEST(largest_payload)
+{
+    static uint8_t payload[KVT_PAYLOAD_MAX];
+    pair t;
+    sl_err err;
+    sides_start(1, 4096, (kvt_options){.name = NULL});
+    memset(payload, 0x5a, sizeof payload);
+    pair_open(&t, (kit_shape){.deadline = in_seconds(60)});
+    kvt_commit commit = {.payload = payload, .payload_bytes = sizeof payload};
+    assert_ok(kvt_send_commit(t.send, &commit, &err), &err);
+    kit_wait(both, 2, &t.pe.commits, 1);
+    assert_int_equal(t.de.payload_bytes, sizeof payload);
+    assert_memory_equal(t.de.payload, payload, sizeof t.de.payload);
+    kit_commit_final(t.send, 1);
+    pair_wait(&t);
+    assert_int_equal(t.de.code, SL_OK);
+    pair_release(&t);
+    sides_stop();
+}
+
+/* The sender's own sum is wrong: fetched again, then both sides say corrupt. */
+TEST(wrong_sum_is_fetched_twice_then_corrupt)
+{
+    pair t;
+    sl_err err;
+    kvt_stats stats;
+    sides_start(4, 262144, (kvt_options){.name = NULL});
+    kit_shape shape = {.blocks = 4, .deadline = in_seconds(60)};
+    pair_open(&t, shape);
+    assert_ok(kit_announce(&p, t.send, shape, 0, 0, &err), &err);
+    assert_ok(kvt_send_announce(t.send, 1, 1, p.memory + p.slices[1].offset, p.slices[1].bytes,
+                                12345, &err),
+              &err);
+    pair_wait(&t);
+    assert_int_equal(t.de.code, SL_CORRUPT);
+    assert_int_equal(t.pe.code, SL_CORRUPT);
+    assert_text_contains(t.de.text, "block 1 group 1");
+    kvt_stats_get(d.context, &stats);
+    assert_int_equal(stats.sum_mismatches, 2);
+    pair_release(&t);
+    assert_rest();
+    sides_stop();
+}
+
+TEST(stale_nonce_is_refused_without_payload)
+{
+    pair t;
+    sides_start(4, 262144, (kvt_options){.name = NULL});
+    kit_shape shape = {.blocks = 4, .deadline = in_seconds(60)};
+    kit_fill(&p, 4);
+    pair_open(&t, shape);
+    kvt_recv_revoke(t.recv);
+    kit_wait(both, 2, &t.de.closed, 1);
+    kit_announce_all(&p, t.send, shape);
+    kit_wait(both, 2, &t.pe.closed, 1);
+    assert_int_equal(t.pe.code, SL_CONFLICT);
+    for (uint64_t i = 0; i < 4 * 262144; i++)
+        assert_int_equal(d.memory[i], 0);
+    pair_release(&t);
+    assert_rest();
+    sides_stop();
+}
+
+/* 4,096 blocks over 64 pages: long enough to be in the middle of it. */
+static void open_long(pair *t, kit_shape *out_shape, uint32_t wanted_pieces)
+{
+    enum { BLOCKS = 2048 };
+    static void *pages[BLOCKS];
+    sl_err err;
+    kvt_stats stats;
+    memset(t, 0, sizeof *t);
+    t->nonce = kit_nonce();
+    kvt_stats_get(d.context, &stats);
+    wanted_pieces += (uint32_t)stats.pieces_received;
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        pages[i] = kit_page(&d, i % d.page_count);
+    kvt_recv_options options = {.nonce = t->nonce,
+                                .deadline = in_seconds(60),
+                                .block_count = BLOCKS,
+                                .group_count = KIT_GROUPS,
+                                .pages = pages,
+                                .slices = d.slices,
+                                .sums = KVT_SUMS_OFF,
+                                .cookie = &t->de};
+    assert_ok(kvt_recv_open(d.context, &options, &t->recv, &err), &err);
+    kit_shape shape = {.blocks = BLOCKS, .deadline = in_seconds(60)};
+    t->send = kit_send(&p, shape, kvt_context_address(d.context), t->nonce, &t->pe);
+    for (uint32_t i = 0; i < BLOCKS * KIT_GROUPS; i++) {
+        const kvt_piece_slice *slice = &p.slices[i % KIT_GROUPS];
+        const uint8_t *data = kit_page(&p, i / KIT_GROUPS % p.page_count) + slice->offset;
+        assert_ok(
+            kvt_send_announce(t->send, i / KIT_GROUPS, i % KIT_GROUPS, data, slice->bytes, 0, &err),
+            &err);
+    }
+    do {
+        kvt_stats_get(d.context, &stats);
+    } while (stats.pieces_received < wanted_pieces);
+    *out_shape = shape;
+}
+
+static void assert_pages_stay(void)
+{
+    kit_fill(&d, 999);
+    size_t bytes = d.page_count * d.page_bytes;
+    uint8_t *copy = sl_alloc(1, bytes, "copy");
+    memcpy(copy, d.memory, bytes);
+    /* Another transfer over the same connection: whatever was under way has passed by then. */
+    pair t;
+    kit_shape shape = {.deadline = in_seconds(60)};
+    pair_open(&t, shape);
+    kit_commit_final(t.send, 1);
+    pair_wait(&t);
+    assert_int_equal(t.de.code, SL_OK);
+    pair_release(&t);
+    assert_memory_equal(copy, d.memory, bytes);
+    sl_free(copy);
+}
+
+TEST(revoke_amid_fetches_then_pages_are_ours)
+{
+    pair t;
+    kit_shape shape;
+    sides_start(64, 262144, (kvt_options){.name = NULL});
+    for (int i = 0; i < 5; i++) {
+        open_long(&t, &shape, 100);
+        kvt_recv_revoke(t.recv);
+        kit_wait(both, 2, &t.de.closed, 1);
+        assert_int_equal(t.de.code, SL_CANCELLED);
+        assert_pages_stay();
+        kit_wait(both, 2, &t.pe.closed, 1);
+        assert_text_contains(t.pe.text, "revoked by the receiver");
+        assert_int_equal(t.pe.code, SL_CANCELLED);
+        pair_release(&t);
+        assert_rest();
+    }
+    sides_stop();
+}
+
+TEST(cancel_amid_fetches)
+{
+    pair t;
+    kit_shape shape;
+    sides_start(64, 262144, (kvt_options){.name = NULL});
+    open_long(&t, &shape, 100);
+    kvt_send_cancel(t.send);
+    pair_wait(&t);
+    assert_int_equal(t.pe.code, SL_CANCELLED);
+    assert_int_equal(t.de.code, SL_CANCELLED);
+    assert_pages_stay();
+    pair_release(&t);
+    assert_rest();
+    sides_stop();
+}
+
+/* Destroyed with everything open: the other side hears of it, nothing hangs. */
+TEST(destroy_amid_fetches)
+{
+    pair t;
+    kit_shape shape;
+    sides_start(64, 262144, (kvt_options){.name = NULL});
+    open_long(&t, &shape, 50);
+    kvt_context_destroy(p.context);
+    p.context = NULL;
+    kit_wait((kit_side *const[]){&d}, 1, &t.de.closed, 1);
+    assert_int_equal(t.de.code, SL_UNAVAILABLE);
+    kvt_recv_release(t.recv);
+    kit_assert_rest(&d);
+    sides_stop();
+}
+
+TEST(window_option_bounds_what_is_in_flight)
+{
+    pair t;
+    kvt_stats stats;
+    sides_start(64, 262144, (kvt_options){.window_bytes = 300000});
+    kit_fill(&p, 9);
+    kit_shape shape = {.blocks = 64, .deadline = in_seconds(60)};
+    pair_open(&t, shape);
+    kit_announce_all(&p, t.send, shape);
+    kit_commit_final(t.send, 1);
+    pair_wait(&t);
+    assert_int_equal(t.de.code, SL_OK);
+    assert_true(kit_equal(&p, &d));
+    kvt_stats_get(p.context, &stats);
+    assert_true(stats.window_bytes_peak > 0 && stats.window_bytes_peak <= 300000);
+    pair_release(&t);
+    sides_stop();
+}
+
+TEST(idle_connection_closes)
+{
+    pair t;
+    kvt_stats stats;
+    sides_start(1, 4096, (kvt_options){.idle_ns = 50 * SL_MS_NS});
+    pair_open(&t, (kit_shape){.deadline = in_seconds(60)});
+    kit_commit_final(t.send, 1);
+    pair_wait(&t);
+    pair_release(&t);
+    sl_time_ns give_up = sl_now_ns() + KIT_WAIT_NS;
+    uint32_t open = 2;
+    while (open > 0) {
+        assert_true(sl_now_ns() < give_up);
+        poll(NULL, 0, 1);
+        kvt_stats_get(p.context, &stats);
+        open = stats.peers_open;
+        kvt_stats_get(d.context, &stats);
+        open += stats.peers_open;
+    }
+    pair_open(&t, (kit_shape){.deadline = in_seconds(60)}); /* and connects again */
+    kit_commit_final(t.send, 1);
+    pair_wait(&t);
+    assert_int_equal(t.pe.code, SL_OK);
+    pair_release(&t);
+    sides_stop();
+}
+
+TEST(nobody_listens)
+{
+    kit_end pe = {0};
+    sides_start(1, 4096, (kvt_options){.name = NULL});
+    kit_shape shape = {.deadline = in_seconds(60)};
+    kvt_send *send = kit_send(&p, shape, "127.0.0.1:1", kit_nonce(), &pe);
+    kit_wait(both, 2, &pe.closed, 1);
+    assert_int_equal(pe.code, SL_UNAVAILABLE);
+    kvt_send_release(send);
+    memset(&pe, 0, sizeof pe);
+    send = kit_send(&p, shape, "not an address", kit_nonce(), &pe);
+    kit_wait(both, 2, &pe.closed, 1);
+    assert_int_not_equal(pe.code, SL_OK);
+    assert_text_contains(pe.text, "not an address");
+    kvt_send_release(send);
+    kit_assert_rest(&p);
+    sides_stop();
+}
+
+TEST(listen_addresses_are_checked)
+{
+    sl_err err;
+    kvt_context *context = NULL;
+    kvt_options options = {.name = "x", .listen = "0.0.0.0:0"};
+    assert_code(kvt_context_create(&options, &context, &err), SL_INVALID);
+    assert_text_contains(err.text, "authenticates nobody");
+    options.listen = ":0";
+    assert_code(kvt_context_create(&options, &context, &err), SL_INVALID);
+    options.listen = "nonsense";
+    assert_false(sl_is_ok(kvt_context_create(&options, &context, &err)));
+    options.name = "";
+    assert_code(kvt_context_create(&options, &context, &err), SL_INVALID);
+    sides_start(1, 4096, (kvt_options){.name = NULL});
+    options = (kvt_options){.name = "x", .listen = kvt_context_address(d.context)};
+    assert_false(sl_is_ok(kvt_context_create(&options, &context, &err)));
+    assert_text_contains(err.text, kvt_context_address(d.context));
+    assert_null(context);
+    sides_stop();
+    options = (kvt_options){.name = "x", .listen = "0.0.0.0:0", .allow_wildcard = true};
+    assert_ok(kvt_context_create(&options, &context, &err), &err);
+    kvt_context_destroy(context);
+    kvt_context_destroy(NULL);
+}
+
+/* One sender, 40 receivers: connections are made lazily and counted. */
+TEST(many_peers)
+{
+    enum { COUNT = 40 };
+    static kit_side ds[COUNT];
+    static kit_end pe[COUNT], de[COUNT];
+    static kvt_send *send[COUNT];
+    static kvt_recv *recv[COUNT];
+    kvt_stats stats;
+    memset(pe, 0, sizeof pe);
+    memset(de, 0, sizeof de);
+    sides_start(4, 65536, (kvt_options){.name = NULL});
+    kit_fill(&p, 5);
+    kit_shape shape = {.blocks = 4, .deadline = in_seconds(60)};
+    for (uint32_t i = 0; i < COUNT; i++) {
+        kit_memory(&ds[i], 4, 65536);
+        kit_create(&ds[i], (kvt_options){.name = "many", .listen = "127.0.0.1:0"});
+        kvt_nonce nonce = kit_nonce();
+        recv[i] = kit_recv(&ds[i], shape, nonce, &de[i]);
+        send[i] = kit_send(&p, shape, kvt_context_address(ds[i].context), nonce, &pe[i]);
+        kit_announce_all(&p, send[i], shape);
+        kit_commit_final(send[i], 1);
+    }
+    for (uint32_t i = 0; i < COUNT; i++) {
+        kit_side *const sides[] = {&p, &ds[i]};
+        kit_wait(sides, 2, &de[i].closed, 1);
+        kit_wait(sides, 2, &pe[i].closed, 1);
+        assert_int_equal(de[i].code, SL_OK);
+        assert_true(kit_equal(&p, &ds[i]));
+        kvt_send_release(send[i]);
+        kvt_recv_release(recv[i]);
+    }
+    kvt_stats_get(p.context, &stats);
+    assert_int_equal(stats.peers_open, COUNT);
+    for (uint32_t i = 0; i < COUNT; i++)
+        kit_fini(&ds[i]);
+    sides_stop();
+}
+
+/* Announced from a thread of its own, as an engine does. */
+typedef struct producer {
+    kvt_send *send;
+    kit_shape shape;
+} producer;
+
+static void *producer_main(void *argument)
+{
+    producer *one = argument;
+    kit_announce_all(&p, one->send, one->shape);
+    kit_commit_final(one->send, 1);
+    return NULL;
+}
+
+TEST(producer_thread_announces)
+{
+    pair t;
+    pthread_t thread;
+    sides_start(64, 65536, (kvt_options){.name = NULL});
+    kit_fill(&p, 6);
+    producer one = {.shape = {.blocks = 64, .deadline = in_seconds(60), .piece_events = true}};
+    pair_open(&t, one.shape);
+    one.send = t.send;
+    assert_int_equal(pthread_create(&thread, NULL, producer_main, &one), 0);
+    pair_wait(&t);
+    pthread_join(thread, NULL);
+    assert_int_equal(t.de.code, SL_OK);
+    assert_int_equal(t.de.pieces, 256);
+    assert_true(kit_equal(&p, &d));
+    pair_release(&t);
+    sides_stop();
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(thousand_pieces_arrive_exactly),
+    cmocka_unit_test(piece_sizes),
+    cmocka_unit_test(many_transfers_at_once),
+    cmocka_unit_test(largest_payload),
+    cmocka_unit_test(wrong_sum_is_fetched_twice_then_corrupt),
+    cmocka_unit_test(stale_nonce_is_refused_without_payload),
+    cmocka_unit_test(revoke_amid_fetches_then_pages_are_ours),
+    cmocka_unit_test(cancel_amid_fetches),
+    cmocka_unit_test(destroy_amid_fetches),
+    cmocka_unit_test(window_option_bounds_what_is_in_flight),
+    cmocka_unit_test(idle_connection_closes),
+    cmocka_unit_test(nobody_listens),
+    cmocka_unit_test(listen_addresses_are_checked),
+    cmocka_unit_test(many_peers),
+    cmocka_unit_test(producer_thread_announces),
+};
+
+/* Once by shared memory, once by tcp alone. */
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(thousand_pieces_arrive_exactly),
-    };
+    static const char *const transports[] = {"tcp,shm,self", "tcp,self"};
+    int failed = 0;
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
-    int failed = cmocka_run_group_tests_name("ucx_local", tests, NULL, NULL);
+    for (int i = 0; i < 2; i++) {
+        setenv("UCX_TLS", transports[i], 1);
+        failed |= cmocka_run_group_tests_name(transports[i], tests, NULL, NULL);
+    }
     if (failed == 0 && sl_alloc_live() != 0) {
         fprintf(stderr, "%llu allocations are left\n", (unsigned long long)sl_alloc_live());
         failed = 1;

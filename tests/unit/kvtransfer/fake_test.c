@@ -1,0 +1,1141 @@
+/* The protocol over the in-process network, in virtual time: every refusal, every fault, exactly.
+ */
+#include "tests/unit/kvtransfer/kit.h"
+
+#define PAGE_BYTES 4096u
+#define D_ADDRESS  "d0:1"
+
+typedef struct net {
+    kvt_fake *fake;
+    kit_side p, d;
+    sl_time_ns now;
+} net;
+
+static void net_start(net *n, uint64_t seed, uint32_t pages)
+{
+    memset(n, 0, sizeof *n);
+    n->fake = kvt_fake_create(seed);
+    kit_memory(&n->p, pages, PAGE_BYTES);
+    kit_memory(&n->d, pages, PAGE_BYTES);
+    kit_create(&n->p, (kvt_options){.name = "p0", .fake = n->fake});
+    kit_create(&n->d, (kvt_options){.name = "d0", .listen = D_ADDRESS, .fake = n->fake});
+    kit_fill(&n->p, seed + 1);
+    n->now = SL_S_NS;
+}
+
+static void net_stop(net *n)
+{
+    kit_fini(&n->p);
+    kit_fini(&n->d);
+    kvt_fake_destroy(n->fake);
+}
+
+/* One step at `now`, events delivered; returns when something is next due. */
+static sl_time_ns net_step(net *n)
+{
+    sl_time_ns due = SL_NEVER;
+    size_t events;
+    do {
+        due = kvt_fake_step(n->fake, n->now);
+        events = kvt_poll(n->p.context, kit_on_event, NULL);
+        events += kvt_poll(n->d.context, kit_on_event, NULL);
+    } while (events > 0);
+    return due;
+}
+
+/* Lets time pass until `until` or *flag. */
+static void net_run(net *n, sl_time_ns until, const uint32_t *flag)
+{
+    for (;;) {
+        sl_time_ns due = net_step(n);
+        if (flag && *flag)
+            return;
+        if (due > until) {
+            n->now = until;
+            net_step(n);
+            return;
+        }
+        n->now = due > n->now ? due : n->now + 1;
+    }
+}
+
+static kit_shape shape_of(const net *n, uint32_t blocks)
+{
+    return (kit_shape){.first_block = 3, .blocks = blocks, .deadline = n->now + 10 * SL_S_NS};
+}
+
+static void assert_rest(const net *n)
+{
+    kit_assert_rest(&n->p);
+    kit_assert_rest(&n->d);
+}
+
+/* A whole transfer; the ends' outcomes are the caller's to judge. */
+typedef struct pair {
+    kvt_send *send;
+    kvt_recv *recv;
+    kit_end pe, de;
+    kvt_nonce nonce;
+} pair;
+
+static void pair_open(net *n, pair *t, kit_shape shape)
+{
+    memset(t, 0, sizeof *t);
+    t->nonce = kit_nonce();
+    t->recv = kit_recv(&n->d, shape, t->nonce, &t->de);
+    t->send = kit_send(&n->p, shape, D_ADDRESS, t->nonce, &t->pe);
+}
+
+static void pair_release(pair *t)
+{
+    kvt_send_release(t->send);
+    kvt_recv_release(t->recv);
+}
+
+static void pair_run(net *n, pair *t, kit_shape shape)
+{
+    pair_open(n, t, shape);
+    kit_announce_all(&n->p, t->send, shape);
+    kit_commit_final(t->send, shape.blocks * 64);
+    net_run(n, n->now + 20 * SL_S_NS, NULL);
+    assert_int_equal(t->pe.closed, 1);
+    assert_int_equal(t->de.closed, 1);
+    pair_release(t);
+}
+
+TEST(transfer_is_exact)
+{
+    net n;
+    pair t;
+    net_start(&n, 1, 50);
+    kit_shape shape = shape_of(&n, 50);
+    shape.piece_events = true;
+    pair_run(&n, &t, shape);
+    assert_int_equal(t.pe.code, SL_OK);
+    assert_int_equal(t.de.code, SL_OK);
+    assert_int_equal(t.de.pieces, 200);
+    assert_int_equal(t.pe.pieces, 200);
+    assert_int_equal(t.de.tokens, 50 * 64);
+    assert_int_equal(t.pe.commits, 1);
+    assert_int_equal(t.de.payload_bytes, 8);
+    assert_true(kit_equal(&n.p, &n.d));
+    kvt_stats stats;
+    kvt_stats_get(n.d.context, &stats);
+    assert_int_equal(stats.pieces_received, 200);
+    assert_int_equal(stats.bytes_received, 50 * PAGE_BYTES);
+    kvt_peer_stats peer[2];
+    assert_int_equal(kvt_peers_get(n.p.context, peer, 2), 1);
+    assert_string_equal(peer[0].name, "d0");
+    assert_int_equal(peer[0].bytes, 50 * PAGE_BYTES);
+    assert_true(peer[0].outgoing);
+    assert_rest(&n);
+    net_stop(&n);
+}
+
+TEST(same_seed_same_run)
+{
+    uint64_t messages[2];
+    sl_time_ns end[2];
+    for (int i = 0; i < 2; i++) {
+        net n;
+        pair t;
+        net_start(&n, 42, 20);
+        kvt_fake_faults faults = {.delay_min_ns = 1000,
+                                  .delay_max_ns = 900000,
+                                  .duplicate_ppm = 100000,
+                                  .reorder_ppm = 100000,
+                                  .corrupt_ppm = 20000};
+        kvt_fake_faults_set(n.fake, &faults);
+        kit_shape shape = shape_of(&n, 20);
+        pair_open(&n, &t, shape);
+        kit_announce_all(&n.p, t.send, shape);
+        kit_commit_final(t.send, 1);
+        net_run(&n, n.now + 20 * SL_S_NS, &t.pe.closed);
+        end[i] = n.now;
+        messages[i] = kvt_fake_messages(n.fake);
+        net_run(&n, n.now + 20 * SL_S_NS, NULL);
+        pair_release(&t);
+        net_stop(&n);
+    }
+    assert_int_equal(messages[0], messages[1]);
+    assert_int_equal(end[0], end[1]);
+}
+
+TEST(chunks_commit_in_order_and_cumulatively)
+{
+    net n;
+    pair t;
+    sl_err err;
+    net_start(&n, 2, 8);
+    kit_shape shape = shape_of(&n, 8);
+    pair_open(&n, &t, shape);
+    for (uint32_t row = 0; row < 8; row++) {
+        for (uint32_t g = 0; g < KIT_GROUPS; g++)
+            assert_ok(kit_announce(&n.p, t.send, shape, row, g, &err), &err);
+        kvt_commit commit = {.tokens = (row + 1) * 64, .final = row == 7};
+        assert_ok(kvt_send_commit(t.send, &commit, &err), &err);
+        net_run(&n, n.now + SL_S_NS / 10, NULL);
+        assert_int_equal(t.de.commits, row + 1);
+        assert_int_equal(t.pe.commits, row + 1);
+        assert_int_equal(t.de.tokens, (row + 1) * 64);
+        assert_int_equal(memcmp(n.p.memory, n.d.memory, (row + 1) * PAGE_BYTES), 0);
+    }
+    assert_int_equal(t.de.closed, 1);
+    assert_int_equal(t.de.code, SL_OK);
+    pair_release(&t);
+    net_stop(&n);
+}
+
+/* A commit is not verified before its pieces, however late they are. */
+TEST(commit_waits_for_its_pieces)
+{
+    net n;
+    pair t;
+    net_start(&n, 3, 4);
+    kit_shape shape = shape_of(&n, 4);
+    pair_open(&n, &t, shape);
+    net_run(&n, n.now + SL_S_NS / 10, NULL); /* hello done */
+    kvt_fake_faults slow = {.delay_min_ns = SL_MS_NS, .delay_max_ns = 500 * SL_MS_NS};
+    kvt_fake_faults_set(n.fake, &slow);
+    kit_announce_all(&n.p, t.send, shape);
+    kit_commit_final(t.send, 9);
+    net_run(&n, n.now + 20 * SL_S_NS, &t.de.commits);
+    kvt_stats stats;
+    kvt_stats_get(n.d.context, &stats);
+    assert_int_equal(stats.pieces_received, 16);
+    assert_true(kit_equal(&n.p, &n.d));
+    net_run(&n, n.now + 20 * SL_S_NS, NULL);
+    assert_int_equal(t.pe.code, SL_OK);
+    pair_release(&t);
+    net_stop(&n);
+}
+
+TEST(nothing_to_move_but_the_payload)
+{
+    net n;
+    pair t;
+    net_start(&n, 4, 1);
+    kit_shape shape = shape_of(&n, 0);
+    pair_run(&n, &t, shape);
+    assert_int_equal(t.pe.code, SL_OK);
+    assert_int_equal(t.de.code, SL_OK);
+    assert_string_equal((char *)t.de.payload, "h_final");
+    net_stop(&n);
+}
+
+/* ---- refusals */
+
+static void assert_untouched(const net *n)
+{
+    for (uint64_t i = 0; i < n->d.page_count * n->d.page_bytes; i++)
+        assert_int_equal(n->d.memory[i], 0);
+}
+
+TEST(unknown_nonce_is_refused_without_payload)
+{
+    net n;
+    kit_end pe = {0};
+    net_start(&n, 5, 4);
+    kit_shape shape = shape_of(&n, 4);
+    kvt_send *send = kit_send(&n.p, shape, D_ADDRESS, kit_nonce(), &pe);
+    kit_announce_all(&n.p, send, shape);
+    net_run(&n, n.now + SL_S_NS, &pe.closed);
+    assert_int_equal(pe.code, SL_CONFLICT);
+    assert_text_contains(pe.text, "does not know this nonce");
+    kvt_stats stats;
+    kvt_stats_get(n.d.context, &stats);
+    assert_true(stats.pieces_refused >= 1);
+    assert_int_equal(stats.pieces_received, 0);
+    assert_untouched(&n);
+    kvt_send_release(send);
+    net_stop(&n);
+}
+
+TEST(stale_nonce_after_revoke_is_refused)
+{
+    net n;
+    pair t;
+    net_start(&n, 6, 4);
+    kit_shape shape = shape_of(&n, 4);
+    memset(&t, 0, sizeof t);
+    t.nonce = kit_nonce();
+    t.recv = kit_recv(&n.d, shape, t.nonce, &t.de);
+    kvt_recv_revoke(t.recv);
+    net_run(&n, n.now + SL_S_NS, &t.de.closed);
+    assert_int_equal(t.de.code, SL_CANCELLED);
+    t.send = kit_send(&n.p, shape, D_ADDRESS, t.nonce, &t.pe);
+    kit_announce_all(&n.p, t.send, shape);
+    net_run(&n, n.now + SL_S_NS, &t.pe.closed);
+    assert_int_equal(t.pe.code, SL_CONFLICT);
+    assert_untouched(&n);
+    pair_release(&t);
+    net_stop(&n);
+}
+
+TEST(piece_outside_the_transfer_is_refused)
+{
+    net n;
+    pair t;
+    sl_err err;
+    net_start(&n, 7, 4);
+    memset(&t, 0, sizeof t);
+    kit_shape narrow = shape_of(&n, 2), wide = shape_of(&n, 4);
+    t.nonce = kit_nonce();
+    t.recv = kit_recv(&n.d, narrow, t.nonce, &t.de);
+    t.send = kit_send(&n.p, wide, D_ADDRESS, t.nonce, &t.pe);
+    assert_ok(kit_announce(&n.p, t.send, wide, 3, 0, &err), &err);
+    net_run(&n, n.now + SL_S_NS, &t.de.closed);
+    net_run(&n, n.now + SL_S_NS, &t.pe.closed);
+    assert_int_equal(t.pe.code, SL_INVALID);
+    assert_text_contains(t.pe.text, "outside");
+    assert_int_equal(t.de.code, SL_CANCELLED);
+    assert_untouched(&n);
+    pair_release(&t);
+    net_stop(&n);
+}
+
+TEST(piece_before_the_first_block_is_refused)
+{
+    net n;
+    pair t;
+    sl_err err;
+    net_start(&n, 7, 4);
+    memset(&t, 0, sizeof t);
+    kit_shape late = shape_of(&n, 2), early = shape_of(&n, 2);
+    early.first_block = 0;
+    t.nonce = kit_nonce();
+    t.recv = kit_recv(&n.d, late, t.nonce, &t.de);
+    t.send = kit_send(&n.p, early, D_ADDRESS, t.nonce, &t.pe);
+    assert_ok(kit_announce(&n.p, t.send, early, 0, 0, &err), &err);
+    net_run(&n, n.now + SL_S_NS, &t.de.closed);
+    assert_int_equal(t.pe.code, SL_INVALID);
+    assert_untouched(&n);
+    pair_release(&t);
+    net_stop(&n);
+}
+
+TEST(piece_of_another_size_is_refused)
+{
+    net n;
+    pair t;
+    sl_err err;
+    net_start(&n, 8, 4);
+    kit_shape shape = shape_of(&n, 4);
+    pair_open(&n, &t, shape);
+    assert_ok(kvt_send_announce(t.send, 3, 0, n.p.memory, n.p.slices[0].bytes - 1, 0, &err), &err);
+    net_run(&n, n.now + SL_S_NS, &t.de.closed);
+    assert_int_equal(t.pe.code, SL_INVALID);
+    assert_text_contains(t.pe.text, "size");
+    assert_untouched(&n);
+    pair_release(&t);
+    net_stop(&n);
+}
+
+/* Two senders with one ticket: the first connection has it. */
+TEST(second_sender_of_a_nonce_is_refused)
+{
+    net n;
+    pair t;
+    sl_err err;
+    kit_side other;
+    kit_end oe = {0};
+    net_start(&n, 9, 4);
+    kit_memory(&other, 4, PAGE_BYTES);
+    kit_create(&other, (kvt_options){.name = "p1", .fake = n.fake});
+    kit_shape shape = shape_of(&n, 4);
+    pair_open(&n, &t, shape);
+    assert_ok(kit_announce(&n.p, t.send, shape, 0, 0, &err), &err);
+    net_run(&n, n.now + SL_S_NS / 10, NULL);
+    kvt_send *second = kit_send(&other, shape, D_ADDRESS, t.nonce, &oe);
+    kit_announce_all(&other, second, shape);
+    net_run(&n, n.now + SL_S_NS / 10, NULL);
+    kvt_poll(other.context, kit_on_event, NULL);
+    assert_int_equal(oe.closed, 1);
+    assert_int_equal(oe.code, SL_CONFLICT);
+    for (uint32_t row = 0; row < 4; row++) {
+        for (uint32_t g = row == 0; g < KIT_GROUPS; g++)
+            assert_ok(kit_announce(&n.p, t.send, shape, row, g, &err), &err);
+    }
+    kit_commit_final(t.send, 1);
+    net_run(&n, n.now + SL_S_NS, &t.de.closed);
+    net_run(&n, n.now + SL_S_NS, &t.pe.closed);
+    assert_int_equal(t.de.code, SL_OK);
+    assert_true(kit_equal(&n.p, &n.d));
+    kvt_send_release(second);
+    pair_release(&t);
+    kit_fini(&other);
+    net_stop(&n);
+}
+
+TEST(final_commit_must_name_every_piece_of_the_receiver)
+{
+    net n;
+    pair t;
+    net_start(&n, 10, 4);
+    memset(&t, 0, sizeof t);
+    kit_shape wide = shape_of(&n, 4), narrow = shape_of(&n, 2);
+    t.nonce = kit_nonce();
+    t.recv = kit_recv(&n.d, wide, t.nonce, &t.de);
+    t.send = kit_send(&n.p, narrow, D_ADDRESS, t.nonce, &t.pe);
+    kit_announce_all(&n.p, t.send, narrow);
+    kit_commit_final(t.send, 1);
+    net_run(&n, n.now + SL_S_NS, &t.de.closed);
+    net_run(&n, n.now + SL_S_NS, &t.pe.closed);
+    assert_int_equal(t.de.code, SL_INVALID);
+    assert_text_contains(t.de.text, "8 of 16");
+    assert_int_equal(t.pe.code, SL_INVALID);
+    assert_int_equal(t.de.commits, 0);
+    pair_release(&t);
+    net_stop(&n);
+}
+
+/* ---- faults */
+
+TEST(duplicates_delays_and_reordering_change_nothing)
+{
+    for (uint64_t seed = 0; seed < 30; seed++) {
+        net n;
+        pair t;
+        net_start(&n, seed, 20);
+        kvt_fake_faults faults = {.delay_min_ns = 1000,
+                                  .delay_max_ns = 5 * SL_MS_NS,
+                                  .duplicate_ppm = 300000,
+                                  .reorder_ppm = 300000};
+        kvt_fake_faults_set(n.fake, &faults);
+        pair_run(&n, &t, shape_of(&n, 20));
+        assert_int_equal(t.de.code, SL_OK);
+        assert_true(kit_equal(&n.p, &n.d));
+        /* P may hear that D forgot the nonce when a doubled commit meets a finished transfer. */
+        assert_true(t.pe.code == SL_OK || t.pe.code == SL_CONFLICT);
+        assert_rest(&n);
+        net_stop(&n);
+    }
+}
+
+TEST(wrong_sum_is_fetched_again_once)
+{
+    uint64_t mismatches = 0;
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        net n;
+        pair t;
+        net_start(&n, seed, 20);
+        kvt_fake_faults faults = {.delay_min_ns = 1000, .delay_max_ns = 1000, .corrupt_ppm = 20000};
+        kvt_fake_faults_set(n.fake, &faults);
+        pair_run(&n, &t, shape_of(&n, 20));
+        kvt_stats stats;
+        kvt_stats_get(n.d.context, &stats);
+        mismatches += stats.sum_mismatches;
+        assert_int_equal(t.pe.code, t.de.code);
+        if (t.de.code == SL_OK)
+            assert_true(kit_equal(&n.p, &n.d));
+        else
+            assert_int_equal(t.de.code, SL_CORRUPT);
+        net_stop(&n);
+    }
+    assert_true(mismatches > 0);
+}
+
+TEST(sum_wrong_twice_is_corrupt)
+{
+    net n;
+    pair t;
+    net_start(&n, 11, 4);
+    kvt_fake_faults faults = {.delay_min_ns = 1000, .delay_max_ns = 1000, .corrupt_ppm = 1000000};
+    kvt_fake_faults_set(n.fake, &faults);
+    pair_run(&n, &t, shape_of(&n, 4));
+    assert_int_equal(t.de.code, SL_CORRUPT);
+    assert_int_equal(t.pe.code, SL_CORRUPT);
+    assert_text_contains(t.de.text, "differed twice");
+    assert_int_equal(t.de.commits, 0);
+    net_stop(&n);
+}
+
+TEST(sums_off_takes_what_comes)
+{
+    net n;
+    pair t;
+    net_start(&n, 12, 4);
+    kvt_fake_faults faults = {.delay_min_ns = 1000, .delay_max_ns = 1000, .corrupt_ppm = 1000000};
+    kvt_fake_faults_set(n.fake, &faults);
+    kit_shape shape = shape_of(&n, 4);
+    shape.sums = KVT_SUMS_OFF;
+    pair_run(&n, &t, shape);
+    assert_int_equal(t.de.code, SL_OK);
+    assert_false(kit_equal(&n.p, &n.d));
+    net_stop(&n);
+}
+
+/* A message that never comes: both ends end at their deadline, to the nanosecond. */
+TEST(lost_piece_ends_at_the_deadline)
+{
+    net n;
+    pair t;
+    net_start(&n, 13, 4);
+    kit_shape shape = shape_of(&n, 4);
+    shape.deadline = n.now + 3 * SL_S_NS;
+    pair_open(&n, &t, shape);
+    net_run(&n, n.now + SL_S_NS / 10, NULL);
+    kvt_fake_faults faults = {.delay_min_ns = 1000, .delay_max_ns = 1000, .drop_ppm = 1000000};
+    kvt_fake_faults_set(n.fake, &faults);
+    kit_announce_all(&n.p, t.send, shape);
+    kit_commit_final(t.send, 1);
+    net_run(&n, n.now + 20 * SL_S_NS, &t.de.closed);
+    assert_int_equal(t.de.code, SL_DEADLINE);
+    assert_int_equal(n.now, shape.deadline);
+    net_run(&n, n.now + 20 * SL_S_NS, &t.pe.closed);
+    assert_int_equal(t.pe.code, SL_DEADLINE);
+    assert_true(n.now <= shape.deadline + KVT_CLOSE_GRACE_MS * SL_MS_NS);
+    assert_text_contains(t.pe.text, "0 of 16");
+    pair_release(&t);
+    assert_rest(&n);
+    net_stop(&n);
+}
+
+TEST(receiver_that_nobody_calls_ends_at_its_deadline)
+{
+    net n;
+    kit_end de = {0};
+    net_start(&n, 14, 4);
+    kit_shape shape = shape_of(&n, 4);
+    kvt_recv *recv = kit_recv(&n.d, shape, kit_nonce(), &de);
+    net_run(&n, n.now + 60 * SL_S_NS, &de.closed);
+    assert_int_equal(de.code, SL_DEADLINE);
+    assert_int_equal(n.now, shape.deadline);
+    kvt_recv_release(recv);
+    net_stop(&n);
+}
+
+TEST(nobody_listens)
+{
+    net n;
+    kit_end pe = {0};
+    net_start(&n, 15, 4);
+    kvt_send *send = kit_send(&n.p, shape_of(&n, 4), "elsewhere:1", kit_nonce(), &pe);
+    net_run(&n, n.now + SL_S_NS, &pe.closed);
+    assert_int_equal(pe.code, SL_UNAVAILABLE);
+    assert_text_contains(pe.text, "refused");
+    kvt_send_release(send);
+    net_stop(&n);
+}
+
+TEST(unanswered_hello_ends_at_the_connect_deadline)
+{
+    net n;
+    kit_end pe = {0};
+    net_start(&n, 16, 4);
+    sl_time_ns began = n.now;
+    kvt_fake_pause(n.fake, "d0", true);
+    kvt_send *send = kit_send(&n.p, shape_of(&n, 4), D_ADDRESS, kit_nonce(), &pe);
+    net_run(&n, n.now + 20 * SL_S_NS, &pe.closed);
+    assert_int_equal(pe.code, SL_UNAVAILABLE);
+    assert_int_equal(n.now, began + KVT_CONNECT_MS * SL_MS_NS);
+    kvt_send_release(send);
+    kvt_fake_pause(n.fake, "d0", false);
+    net_run(&n, n.now + SL_S_NS, NULL);
+    assert_rest(&n);
+    net_stop(&n);
+}
+
+/* Runs until D has verified some pieces and more are under way. */
+static void run_to_middle(net *n, pair *t, kit_shape shape)
+{
+    kvt_fake_faults slow = {.delay_min_ns = 20000, .delay_max_ns = 900000};
+    pair_open(n, t, shape);
+    net_run(n, n->now + SL_S_NS / 10, NULL);
+    kvt_fake_faults_set(n->fake, &slow);
+    kit_announce_all(&n->p, t->send, shape);
+    kit_commit_final(t->send, 5);
+    kvt_stats stats;
+    do {
+        n->now += 50000;
+        net_step(n);
+        kvt_stats_get(n->d.context, &stats);
+    } while (stats.pieces_received < 20);
+    assert_int_equal(t->de.closed, 0);
+    assert_true(stats.requests_open > 0);
+}
+
+/* D reuses its pages: from here on any late byte shows. */
+static void reuse_pages(net *n, sl_time_ns ns)
+{
+    kit_fill(&n->d, 999);
+    size_t bytes = n->d.page_count * n->d.page_bytes;
+    uint8_t *copy = sl_alloc(1, bytes, "copy");
+    memcpy(copy, n->d.memory, bytes);
+    net_run(n, n->now + ns, NULL);
+    assert_int_equal(memcmp(copy, n->d.memory, bytes), 0);
+    sl_free(copy);
+}
+
+TEST(revoke_amid_fetches_then_pages_are_ours)
+{
+    net n;
+    pair t;
+    net_start(&n, 17, 100);
+    run_to_middle(&n, &t, shape_of(&n, 100));
+    kvt_recv_revoke(t.recv);
+    net_run(&n, n.now + SL_S_NS, &t.de.closed);
+    assert_int_equal(t.de.code, SL_CANCELLED);
+    reuse_pages(&n, 20 * SL_S_NS);
+    assert_int_equal(t.pe.closed, 1);
+    assert_int_equal(t.pe.code, SL_CANCELLED);
+    assert_text_contains(t.pe.text, "revoked by the receiver");
+    pair_release(&t);
+    assert_rest(&n);
+    net_stop(&n);
+}
+
+TEST(cancel_by_the_sender_frees_both_sides)
+{
+    net n;
+    pair t;
+    net_start(&n, 18, 100);
+    run_to_middle(&n, &t, shape_of(&n, 100));
+    kvt_send_cancel(t.send);
+    kvt_send_cancel(t.send);
+    net_run(&n, n.now + SL_S_NS, &t.pe.closed);
+    assert_int_equal(t.pe.code, SL_CANCELLED);
+    net_run(&n, n.now + SL_S_NS, &t.de.closed);
+    assert_int_equal(t.de.code, SL_CANCELLED);
+    assert_text_contains(t.de.text, "by the sender");
+    reuse_pages(&n, 20 * SL_S_NS);
+    pair_release(&t);
+    assert_rest(&n);
+    net_stop(&n);
+}
+
+TEST(killed_sender_is_unavailable_at_once)
+{
+    net n;
+    pair t;
+    net_start(&n, 19, 100);
+    run_to_middle(&n, &t, shape_of(&n, 100));
+    sl_time_ns began = n.now;
+    kvt_fake_kill(n.fake, "p0");
+    net_run(&n, n.now + 20 * SL_S_NS, &t.de.closed);
+    assert_int_equal(t.de.code, SL_UNAVAILABLE);
+    assert_true(n.now - began < 2 * SL_MS_NS);
+    reuse_pages(&n, SL_S_NS);
+    kit_fini(&n.p);
+    kvt_recv_release(t.recv);
+    kit_assert_rest(&n.d);
+    kvt_stats stats;
+    kvt_stats_get(n.d.context, &stats);
+    assert_int_equal(stats.peers_open, 0);
+    kit_fini(&n.d);
+    kvt_fake_destroy(n.fake);
+}
+
+TEST(killed_receiver_is_unavailable_at_once)
+{
+    net n;
+    pair t;
+    net_start(&n, 20, 100);
+    run_to_middle(&n, &t, shape_of(&n, 100));
+    sl_time_ns began = n.now;
+    kvt_fake_kill(n.fake, "d0");
+    net_run(&n, n.now + 20 * SL_S_NS, &t.pe.closed);
+    assert_int_equal(t.pe.code, SL_UNAVAILABLE);
+    assert_true(n.now - began < 2 * SL_MS_NS);
+    kvt_send_release(t.send);
+    kit_assert_rest(&n.p);
+    net_stop(&n);
+}
+
+/* SIGSTOP of P with fetches open: D's deadline, forced close, pages reused, SIGCONT. */
+TEST(stopped_sender_cannot_write_late)
+{
+    net n;
+    pair t;
+    net_start(&n, 21, 100);
+    kit_shape shape = shape_of(&n, 100);
+    shape.deadline = n.now + 2 * SL_S_NS;
+    run_to_middle(&n, &t, shape);
+    kvt_fake_pause(n.fake, "p0", true);
+    net_run(&n, n.now + 20 * SL_S_NS, &t.de.closed);
+    assert_int_equal(t.de.code, SL_DEADLINE);
+    assert_true(n.now <= shape.deadline + KVT_CLOSE_GRACE_MS * SL_MS_NS);
+    kvt_stats stats;
+    kvt_stats_get(n.d.context, &stats);
+    assert_int_equal(stats.closes_forced, 1);
+    kvt_fake_pause(n.fake, "p0", false);
+    reuse_pages(&n, 20 * SL_S_NS);
+    assert_int_equal(t.pe.closed, 1);
+    pair_release(&t);
+    assert_rest(&n);
+    net_stop(&n);
+}
+
+/* Fetches that do not move end at the stall deadline, long before the transfer's own. */
+TEST(stalled_fetches_close_the_connection)
+{
+    net n;
+    pair t;
+    net_start(&n, 22, 100);
+    kit_shape shape = shape_of(&n, 100);
+    shape.deadline = n.now + 100 * SL_S_NS;
+    run_to_middle(&n, &t, shape);
+    sl_time_ns began = n.now;
+    kvt_fake_pause(n.fake, "p0", true);
+    net_run(&n, n.now + 200 * SL_S_NS, &t.de.closed);
+    assert_int_equal(t.de.code, SL_UNAVAILABLE);
+    assert_text_contains(t.de.text, "stalled");
+    assert_true(n.now <= began + KVT_STALL_MS * SL_MS_NS);
+    kvt_fake_pause(n.fake, "p0", false);
+    net_run(&n, n.now + 200 * SL_S_NS, &t.pe.closed);
+    assert_int_equal(t.pe.code, SL_UNAVAILABLE);
+    pair_release(&t);
+    assert_rest(&n);
+    net_stop(&n);
+}
+
+TEST(partition_ends_both_sides)
+{
+    net n;
+    pair t;
+    net_start(&n, 23, 100);
+    kit_shape shape = shape_of(&n, 100);
+    shape.deadline = n.now + 100 * SL_S_NS;
+    run_to_middle(&n, &t, shape);
+    kvt_fake_cut(n.fake, "p0", "d0", true);
+    net_run(&n, n.now + 20 * SL_S_NS, NULL);
+    assert_int_equal(t.de.code, SL_UNAVAILABLE);
+    assert_int_equal(t.pe.code, SL_UNAVAILABLE);
+    pair_release(&t);
+    assert_rest(&n);
+    kvt_fake_cut(n.fake, "p0", "d0", false);
+    pair_run(&n, &t, shape_of(&n, 100)); /* healed: a new connection */
+    assert_int_equal(t.de.code, SL_OK);
+    assert_true(kit_equal(&n.p, &n.d));
+    net_stop(&n);
+}
+
+/* ---- sharing, limits */
+
+/* A large transfer does not starve a small one that comes later. */
+TEST(turns_are_shared)
+{
+    net n;
+    pair big, small;
+    net_start(&n, 24, 400);
+    kit_shape bs = shape_of(&n, 392), ss = shape_of(&n, 4);
+    ss.page = 392;
+    pair_open(&n, &big, bs);
+    kit_announce_all(&n.p, big.send, bs);
+    kit_commit_final(big.send, 1);
+    net_run(&n, n.now + 5000, NULL);
+    pair_open(&n, &small, ss);
+    kit_announce_all(&n.p, small.send, ss);
+    kit_commit_final(small.send, 1);
+    net_run(&n, n.now + SL_S_NS, &small.de.closed);
+    assert_int_equal(small.de.code, SL_OK);
+    assert_int_equal(big.de.closed, 0);
+    net_run(&n, n.now + SL_S_NS, NULL);
+    assert_int_equal(big.de.code, SL_OK);
+    pair_release(&big);
+    pair_release(&small);
+    net_stop(&n);
+}
+
+TEST(idle_connection_closes_after_a_minute)
+{
+    net n;
+    pair t;
+    kvt_stats stats;
+    net_start(&n, 25, 4);
+    pair_open(&n, &t, shape_of(&n, 4));
+    kit_announce_all(&n.p, t.send, shape_of(&n, 4));
+    kit_commit_final(t.send, 1);
+    net_run(&n, n.now + SL_S_NS, &t.pe.closed);
+    sl_time_ns ended = n.now;
+    net_run(&n, ended + KVT_IDLE_MS * SL_MS_NS - SL_MS_NS, NULL);
+    kvt_stats_get(n.p.context, &stats);
+    assert_int_equal(stats.peers_open, 1);
+    net_run(&n, ended + KVT_IDLE_MS * SL_MS_NS + SL_MS_NS, NULL);
+    kvt_stats_get(n.p.context, &stats);
+    assert_int_equal(stats.peers_open, 0);
+    kvt_stats_get(n.d.context, &stats);
+    assert_int_equal(stats.peers_open, 0);
+    assert_int_equal(stats.closes_forced, 0);
+    pair_release(&t);
+    net_stop(&n);
+}
+
+TEST(warm_connects_ahead)
+{
+    net n;
+    kvt_stats stats;
+    net_start(&n, 26, 4);
+    kvt_warm(n.p.context, D_ADDRESS);
+    kvt_warm(n.p.context, "nowhere:9");
+    net_run(&n, n.now + SL_S_NS, NULL);
+    kvt_stats_get(n.p.context, &stats);
+    assert_int_equal(stats.peers_open, 1);
+    kvt_stats_get(n.d.context, &stats);
+    assert_int_equal(stats.peers_open, 1);
+    net_stop(&n);
+}
+
+/* More events than the ring holds: they wait, none is lost. */
+TEST(events_wait_for_a_slow_owner)
+{
+    net n;
+    pair t;
+    uint32_t blocks = KVT_EVENTS_MAX / KIT_GROUPS + 100;
+    net_start(&n, 27, blocks);
+    kit_shape shape = shape_of(&n, blocks);
+    shape.piece_events = true;
+    pair_open(&n, &t, shape);
+    kit_announce_all(&n.p, t.send, shape);
+    kit_commit_final(t.send, 1);
+    for (int i = 0; i < 3000; i++) { /* nobody polls */
+        kvt_fake_step(n.fake, n.now);
+        n.now += 10000;
+    }
+    kvt_stats stats;
+    kvt_stats_get(n.d.context, &stats);
+    assert_int_equal(stats.pieces_received, blocks * KIT_GROUPS);
+    assert_true(stats.events_full > 0);
+    assert_int_equal(t.de.pieces, 0);
+    net_run(&n, n.now + SL_S_NS, NULL);
+    assert_int_equal(t.de.pieces, blocks * KIT_GROUPS);
+    assert_int_equal(t.pe.pieces, blocks * KIT_GROUPS);
+    assert_int_equal(t.de.closed, 1);
+    assert_int_equal(t.pe.closed, 1);
+    pair_release(&t);
+    net_stop(&n);
+}
+
+TEST(calls_are_checked)
+{
+    net n;
+    pair t;
+    sl_err err;
+    net_start(&n, 28, 4);
+    kit_shape shape = shape_of(&n, 4);
+    pair_open(&n, &t, shape);
+    const uint8_t *data = n.p.memory;
+    uint64_t bytes = n.p.slices[0].bytes;
+    assert_code(kvt_send_announce(t.send, 2, 0, data, bytes, 0, &err), SL_INVALID);
+    assert_code(kvt_send_announce(t.send, 7, 0, data, bytes, 0, &err), SL_INVALID);
+    assert_code(kvt_send_announce(t.send, 3, KIT_GROUPS, data, bytes, 0, &err), SL_INVALID);
+    assert_code(kvt_send_announce(t.send, 3, 0, &err, bytes, 0, &err), SL_INVALID);
+    assert_code(kvt_send_announce(t.send, 3, 0, data + 3 * PAGE_BYTES + 1, PAGE_BYTES, 0, &err),
+                SL_INVALID);
+    assert_code(kvt_send_announce(t.send, 3, 0, data, 0, 0, &err), SL_TOO_LARGE);
+    assert_ok(kit_announce(&n.p, t.send, shape, 0, 0, &err), &err);
+    assert_code(kit_announce(&n.p, t.send, shape, 0, 0, &err), SL_EXISTS);
+
+    static uint8_t payload[KVT_PAYLOAD_MAX + 1];
+    kvt_commit commit = {.tokens = 5, .payload = payload, .payload_bytes = KVT_PAYLOAD_MAX + 1};
+    assert_code(kvt_send_commit(t.send, &commit, &err), SL_TOO_LARGE);
+    commit = (kvt_commit){.tokens = 5, .final = true};
+    assert_code(kvt_send_commit(t.send, &commit, &err), SL_INVALID);
+    commit.final = false;
+    for (uint32_t i = 0; i + 1 < KVT_COMMITS_OPEN_MAX; i++)
+        assert_ok(kvt_send_commit(t.send, &commit, &err), &err);
+    assert_code(kvt_send_commit(t.send, &commit, &err), SL_FULL);
+    net_run(&n, n.now + SL_S_NS / 10, NULL);
+    assert_int_equal(t.de.commits, KVT_COMMITS_OPEN_MAX - 1);
+    commit.tokens = 4;
+    assert_code(kvt_send_commit(t.send, &commit, &err), SL_INVALID);
+
+    kvt_send_options so = {.address = D_ADDRESS, .nonce = t.nonce, .group_count = 1};
+    kvt_send *send = NULL;
+    assert_code(kvt_send_open(n.p.context, &so, &send, &err), SL_EXISTS);
+    so.nonce.low++;
+    so.group_count = 0;
+    assert_code(kvt_send_open(n.p.context, &so, &send, &err), SL_INVALID);
+    so.group_count = KVT_GROUPS_MAX;
+    so.block_count = KVT_BLOCKS_MAX;
+    assert_code(kvt_send_open(n.p.context, &so, &send, &err), SL_TOO_LARGE);
+    so.block_count = 1;
+    so.address = "";
+    assert_code(kvt_send_open(n.p.context, &so, &send, &err), SL_INVALID);
+    assert_null(send);
+
+    void *page = n.d.memory;
+    kvt_recv_options ro = {
+        .nonce = t.nonce, .block_count = 1, .group_count = 1, .pages = &page, .slices = n.d.slices};
+    kvt_recv *recv = NULL;
+    assert_code(kvt_recv_open(n.d.context, &ro, &recv, &err), SL_EXISTS);
+    ro.nonce.low++;
+    assert_code(kvt_recv_open(n.p.context, &ro, &recv, &err), SL_UNSUPPORTED);
+    page = &n;
+    assert_code(kvt_recv_open(n.d.context, &ro, &recv, &err), SL_INVALID);
+    assert_null(recv);
+
+    kvt_send_cancel(t.send);
+    net_run(&n, n.now + SL_S_NS, NULL);
+    assert_code(kit_announce(&n.p, t.send, shape, 1, 0, &err), SL_CONFLICT);
+    assert_code(kvt_send_commit(t.send, &commit, &err), SL_CONFLICT);
+    kvt_send_cancel(t.send);
+    kvt_recv_revoke(t.recv);
+    pair_release(&t);
+    net_stop(&n);
+}
+
+TEST(transfers_are_bounded)
+{
+    static kit_end pe[KVT_SENDS_MAX], de[KVT_RECVS_MAX];
+    static kvt_send *send[KVT_SENDS_MAX];
+    static kvt_recv *recv[KVT_RECVS_MAX];
+    net n;
+    sl_err err;
+    net_start(&n, 29, 4);
+    memset(pe, 0, sizeof pe);
+    memset(de, 0, sizeof de);
+    kit_shape shape = shape_of(&n, 1);
+    for (uint32_t i = 0; i < KVT_SENDS_MAX; i++) {
+        kvt_nonce nonce = kit_nonce();
+        recv[i] = kit_recv(&n.d, shape, nonce, &de[i]);
+        send[i] = kit_send(&n.p, shape, D_ADDRESS, nonce, &pe[i]);
+    }
+    kvt_send_options so = {.address = D_ADDRESS, .nonce = kit_nonce(), .group_count = 1};
+    kvt_send *more = NULL;
+    assert_code(kvt_send_open(n.p.context, &so, &more, &err), SL_FULL);
+    void *page = n.d.memory;
+    kvt_recv_options ro = {.nonce = kit_nonce(),
+                           .block_count = 1,
+                           .group_count = 1,
+                           .pages = &page,
+                           .slices = n.d.slices};
+    kvt_recv *more_recv = NULL;
+    assert_code(kvt_recv_open(n.d.context, &ro, &more_recv, &err), SL_FULL);
+    for (uint32_t i = 0; i < KVT_SENDS_MAX; i++) {
+        kit_announce_all(&n.p, send[i], shape);
+        kit_commit_final(send[i], i);
+    }
+    net_run(&n, n.now + SL_S_NS, NULL);
+    for (uint32_t i = 0; i < KVT_SENDS_MAX; i++) {
+        assert_int_equal(pe[i].code, SL_OK);
+        assert_int_equal(de[i].code, SL_OK);
+        assert_int_equal(de[i].tokens, i);
+        assert_int_equal(pe[i].closed, 1);
+        assert_int_equal(de[i].closed, 1);
+        kvt_send_release(send[i]);
+        kvt_recv_release(recv[i]);
+    }
+    assert_rest(&n);
+    net_stop(&n);
+}
+
+/* 16 x 16 nodes, all to all, small memory. */
+TEST(mesh)
+{
+    enum { SIDE = 16 };
+    static kit_side ps[SIDE], ds[SIDE];
+    static kit_end pe[SIDE][SIDE], de[SIDE][SIDE];
+    static kvt_send *send[SIDE][SIDE];
+    static kvt_recv *recv[SIDE][SIDE];
+    memset(pe, 0, sizeof pe);
+    memset(de, 0, sizeof de);
+    kvt_fake *fake = kvt_fake_create(30);
+    for (uint32_t i = 0; i < SIDE; i++) {
+        char name[16], listen[16];
+        snprintf(name, sizeof name, "p%u", i);
+        kit_memory(&ps[i], 1, PAGE_BYTES);
+        kit_fill(&ps[i], i);
+        kit_create(&ps[i], (kvt_options){.name = name, .fake = fake});
+        snprintf(name, sizeof name, "d%u", i);
+        snprintf(listen, sizeof listen, "d%u:1", i);
+        kit_memory(&ds[i], SIDE, PAGE_BYTES);
+        kit_create(&ds[i], (kvt_options){.name = name, .listen = listen, .fake = fake});
+    }
+    for (uint32_t i = 0; i < SIDE * SIDE; i++) {
+        uint32_t a = i / SIDE, b = i % SIDE;
+        kit_shape shape = {.blocks = 1, .deadline = 60 * SL_S_NS}, to = shape;
+        to.page = a;
+        kvt_nonce nonce = kit_nonce();
+        recv[a][b] = kit_recv(&ds[b], to, nonce, &de[a][b]);
+        send[a][b] = kit_send(&ps[a], shape, kvt_context_address(ds[b].context), nonce, &pe[a][b]);
+        kit_announce_all(&ps[a], send[a][b], shape);
+        kit_commit_final(send[a][b], i);
+    }
+    for (sl_time_ns now = SL_S_NS; now < 2 * SL_S_NS; now += SL_MS_NS)
+        kvt_fake_step(fake, now);
+    for (uint32_t i = 0; i < SIDE; i++) {
+        kvt_poll(ps[i].context, kit_on_event, NULL);
+        kvt_poll(ds[i].context, kit_on_event, NULL);
+    }
+    for (uint32_t i = 0; i < SIDE * SIDE; i++) {
+        uint32_t a = i / SIDE, b = i % SIDE;
+        assert_int_equal(pe[a][b].closed, 1);
+        assert_int_equal(de[a][b].closed, 1);
+        assert_int_equal(de[a][b].code, SL_OK);
+        assert_int_equal(memcmp(kit_page(&ds[b], a), kit_page(&ps[a], 0), PAGE_BYTES), 0);
+        kvt_send_release(send[a][b]);
+        kvt_recv_release(recv[a][b]);
+    }
+    for (uint32_t i = 0; i < SIDE; i++) {
+        kit_fini(&ps[i]);
+        kit_fini(&ds[i]);
+    }
+    kvt_fake_destroy(fake);
+}
+
+/* ---- many seeds of everything at once */
+
+static uint64_t draw(uint64_t *state, uint64_t below)
+{
+    *state = *state * 6364136223846793005ull + 1442695040888963407ull;
+    return (*state >> 33) % below;
+}
+
+typedef struct storm {
+    net n;
+    pair t[6];
+    kit_shape shape[6];
+    uint64_t *reused[6]; /* copy of the pages, taken at CLOSED */
+    uint64_t dice;
+} storm;
+
+enum { STORM_PAIRS = 6, STORM_BLOCKS = 6 };
+
+/* D's pages of a closed transfer get new contents, which must stay. */
+static void storm_look(storm *s)
+{
+    for (uint32_t i = 0; i < STORM_PAIRS; i++) {
+        size_t bytes = STORM_BLOCKS * PAGE_BYTES;
+        uint8_t *pages = kit_page(&s->n.d, s->shape[i].page);
+        if (s->t[i].de.closed && !s->reused[i]) {
+            sl_time_ns limit = s->shape[i].deadline + KVT_CLOSE_GRACE_MS * SL_MS_NS;
+            assert_true(s->n.now <= limit);
+            if (s->t[i].de.code == SL_OK)
+                assert_memory_equal(pages, kit_page(&s->n.p, s->shape[i].page), bytes);
+            for (uint32_t b = 0; b < STORM_BLOCKS; b++)
+                kit_fill_page(&s->n.d, s->shape[i].page + b, 777);
+            s->reused[i] = sl_alloc(1, bytes, "copy");
+            memcpy(s->reused[i], pages, bytes);
+        } else if (s->reused[i]) {
+            assert_memory_equal(pages, s->reused[i], bytes);
+        }
+    }
+}
+
+static void storm_act(storm *s)
+{
+    sl_err err;
+    uint32_t i = (uint32_t)draw(&s->dice, STORM_PAIRS);
+    pair *t = &s->t[i];
+    switch (draw(&s->dice, 400)) {
+    case 0:
+        kvt_recv_revoke(t->recv);
+        break;
+    case 1:
+        kvt_send_cancel(t->send);
+        break;
+    case 2:
+    case 3:
+        kvt_fake_pause(s->n.fake, "p0", draw(&s->dice, 3) == 0);
+        break;
+    case 4:
+        kvt_fake_cut(s->n.fake, "p0", "d0", true);
+        kvt_fake_cut(s->n.fake, "p0", "d0", draw(&s->dice, 3) == 0);
+        break;
+    default:
+        for (uint32_t k = 0; k < STORM_BLOCKS * KIT_GROUPS; k++) {
+            sl_status status =
+                kit_announce(&s->n.p, t->send, s->shape[i], k / KIT_GROUPS, k % KIT_GROUPS, &err);
+            if (sl_is_ok(status) && draw(&s->dice, 4) == 0)
+                return;
+        }
+        kvt_commit commit = {.tokens = STORM_BLOCKS * 64, .final = true};
+        sl_status ignored = kvt_send_commit(t->send, &commit, &err);
+        (void)ignored;
+    }
+}
+
+static void storm_run(uint64_t seed, uint32_t *out_ok)
+{
+    storm s = {.dice = seed * 77 + 5};
+    net_start(&s.n, seed, STORM_PAIRS * STORM_BLOCKS);
+    kvt_fake_faults faults = {.delay_min_ns = 1000,
+                              .delay_max_ns = 1000 + draw(&s.dice, 20 * SL_MS_NS),
+                              .drop_ppm = (uint32_t)(draw(&s.dice, 2) * draw(&s.dice, 3000)),
+                              .duplicate_ppm = (uint32_t)draw(&s.dice, 50000),
+                              .reorder_ppm = (uint32_t)draw(&s.dice, 200000),
+                              .corrupt_ppm = (uint32_t)(draw(&s.dice, 2) * draw(&s.dice, 50000))};
+    kvt_fake_faults_set(s.n.fake, &faults);
+    for (uint32_t i = 0; i < STORM_PAIRS; i++) {
+        s.shape[i] = shape_of(&s.n, STORM_BLOCKS);
+        s.shape[i].page = i * STORM_BLOCKS;
+        s.shape[i].deadline = s.n.now + SL_S_NS + draw(&s.dice, 9 * SL_S_NS);
+        pair_open(&s.n, &s.t[i], s.shape[i]);
+    }
+    for (int i = 0; i < 300; i++) {
+        if (draw(&s.dice, 4) == 0)
+            storm_act(&s);
+        sl_time_ns until = s.n.now + draw(&s.dice, 50 * SL_MS_NS);
+        while (s.n.now < until) {
+            sl_time_ns due = net_step(&s.n);
+            storm_look(&s);
+            s.n.now = due < until && due > s.n.now ? due : until;
+        }
+    }
+    kvt_fake_pause(s.n.fake, "p0", false);
+    kvt_fake_cut(s.n.fake, "p0", "d0", true);
+    kvt_fake_cut(s.n.fake, "p0", "d0", false);
+    net_run(&s.n, s.n.now + 30 * SL_S_NS, NULL);
+    storm_look(&s);
+    for (uint32_t i = 0; i < STORM_PAIRS; i++) {
+        assert_int_equal(s.t[i].pe.closed, 1);
+        assert_int_equal(s.t[i].de.closed, 1);
+        if (s.t[i].pe.code == SL_OK) /* P says so only because D did */
+            assert_int_equal(s.t[i].de.code, SL_OK);
+        *out_ok += s.t[i].de.code == SL_OK;
+        sl_free(s.reused[i]);
+        pair_release(&s.t[i]);
+    }
+    assert_rest(&s.n);
+    net_stop(&s.n);
+}
+
+TEST(storm_of_faults_over_many_seeds)
+{
+    uint32_t ok = 0;
+    for (uint64_t seed = 0; seed < 300; seed++)
+        storm_run(seed, &ok);
+    print_message("%u of %u transfers ended well\n", ok, 300 * STORM_PAIRS);
+    assert_true(ok > 100);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(transfer_is_exact),
+    cmocka_unit_test(same_seed_same_run),
+    cmocka_unit_test(chunks_commit_in_order_and_cumulatively),
+    cmocka_unit_test(commit_waits_for_its_pieces),
+    cmocka_unit_test(nothing_to_move_but_the_payload),
+    cmocka_unit_test(unknown_nonce_is_refused_without_payload),
+    cmocka_unit_test(stale_nonce_after_revoke_is_refused),
+    cmocka_unit_test(piece_outside_the_transfer_is_refused),
+    cmocka_unit_test(piece_before_the_first_block_is_refused),
+    cmocka_unit_test(piece_of_another_size_is_refused),
+    cmocka_unit_test(second_sender_of_a_nonce_is_refused),
+    cmocka_unit_test(final_commit_must_name_every_piece_of_the_receiver),
+    cmocka_unit_test(duplicates_delays_and_reordering_change_nothing),
+    cmocka_unit_test(wrong_sum_is_fetched_again_once),
+    cmocka_unit_test(sum_wrong_twice_is_corrupt),
+    cmocka_unit_test(sums_off_takes_what_comes),
+    cmocka_unit_test(lost_piece_ends_at_the_deadline),
+    cmocka_unit_test(receiver_that_nobody_calls_ends_at_its_deadline),
+    cmocka_unit_test(nobody_listens),
+    cmocka_unit_test(unanswered_hello_ends_at_the_connect_deadline),
+    cmocka_unit_test(revoke_amid_fetches_then_pages_are_ours),
+    cmocka_unit_test(cancel_by_the_sender_frees_both_sides),
+    cmocka_unit_test(killed_sender_is_unavailable_at_once),
+    cmocka_unit_test(killed_receiver_is_unavailable_at_once),
+    cmocka_unit_test(stopped_sender_cannot_write_late),
+    cmocka_unit_test(stalled_fetches_close_the_connection),
+    cmocka_unit_test(partition_ends_both_sides),
+    cmocka_unit_test(turns_are_shared),
+    cmocka_unit_test(idle_connection_closes_after_a_minute),
+    cmocka_unit_test(warm_connects_ahead),
+    cmocka_unit_test(events_wait_for_a_slow_owner),
+    cmocka_unit_test(calls_are_checked),
+    cmocka_unit_test(transfers_are_bounded),
+    cmocka_unit_test(mesh),
+    cmocka_unit_test(storm_of_faults_over_many_seeds),
+};
+
+TEST_MAIN(tests)
