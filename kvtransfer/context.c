@@ -23,7 +23,6 @@
 typedef enum command_type {
     COMMAND_SEND_OPEN,
     COMMAND_SEND_CANCEL,
-    COMMAND_RECV_OPEN,
     COMMAND_RECV_REVOKE,
     COMMAND_WARM,
 } command_type;
@@ -31,13 +30,14 @@ typedef enum command_type {
 typedef struct context_command {
     command_type type;
     kvt_send *send;
-    kvt_recv *recv;
-    uint32_t slot; /* CANCEL, REVOKE: the handle may be closed and released before we look */
-    char *address; /* WARM; freed by the progress thread */
+    uint32_t slot;   /* CANCEL, REVOKE: the handle may be closed and released before we look, */
+    kvt_nonce nonce; /* and its slot taken again */
+    char *address;   /* WARM; freed by the progress thread */
 } context_command;
 
 struct kvt_context {
     sl_mailbox *commands, *events;
+    sl_ring *opens; /* kvt_recv * to start: drained before any nonce is called unknown */
     kvt_region regions[KVT_REGIONS_MAX];
     size_t region_count;
     char address[KVT_ADDRESS_MAX];
@@ -57,23 +57,29 @@ _Static_assert(COMMANDS_MAX >= 2 * (KVT_SENDS_MAX + KVT_RECVS_MAX) + COMMANDS_TO
 
 /* ---- progress thread */
 
+void kvt_context_open_recvs(kvt_context *context)
+{
+    kvt_recv *recv;
+    while (sl_ring_pop(context->opens, &recv))
+        kvt_recv_start(&context->core, recv);
+}
+
 static void command_run(kvt_context *context, const context_command *command)
 {
     kvt_core *core = &context->core;
+    kvt_send *send = core->sends[command->slot];
+    kvt_recv *recv = core->recvs[command->slot];
     switch (command->type) {
     case COMMAND_SEND_OPEN:
         kvt_send_start(core, command->send);
         break;
     case COMMAND_SEND_CANCEL:
-        if (core->sends[command->slot])
-            kvt_send_end(core->sends[command->slot], SL_CANCELLED, "cancelled");
-        break;
-    case COMMAND_RECV_OPEN:
-        kvt_recv_start(core, command->recv);
+        if (send && kvt_nonce_equal(send->options.nonce, command->nonce))
+            kvt_send_end(send, SL_CANCELLED, "cancelled");
         break;
     case COMMAND_RECV_REVOKE:
-        if (core->recvs[command->slot])
-            kvt_recv_end(core->recvs[command->slot], SL_CANCELLED, "revoked");
+        if (recv && kvt_nonce_equal(recv->options.nonce, command->nonce))
+            kvt_recv_end(recv, SL_CANCELLED, "revoked");
         break;
     case COMMAND_WARM: {
         kvt_peer *peer;
@@ -90,7 +96,10 @@ bool kvt_context_step(kvt_context *context, sl_time_ns now)
     context_command command;
     bool did = false;
     context->core.now = now;
+    kvt_context_open_recvs(context);
     while (sl_mailbox_pop(context->commands, &command)) {
+        /* The opening of what it names was pushed before it. */
+        kvt_context_open_recvs(context);
         command_run(context, &command);
         did = true;
     }
@@ -191,6 +200,7 @@ sl_status kvt_context_create(const kvt_options *options, kvt_context **out_conte
     kvt_core *core = &context->core;
     context->epoll_fd = -1;
     context->region_count = options->region_count;
+    context->opens = sl_ring_create(sizeof(kvt_recv *), KVT_RECVS_MAX);
     if (options->region_count > 0)
         memcpy(context->regions, options->regions, options->region_count * sizeof(kvt_region));
     sl_status status =
@@ -226,6 +236,7 @@ err_core:
 err_mailboxes:
     sl_mailbox_destroy(context->commands);
     sl_mailbox_destroy(context->events);
+    sl_ring_destroy(context->opens);
     sl_free(context);
     return status;
 }
@@ -286,6 +297,7 @@ void kvt_context_destroy(kvt_context *context)
     }
     sl_mailbox_destroy(context->commands);
     sl_mailbox_destroy(context->events);
+    sl_ring_destroy(context->opens);
     sl_free(context);
 }
 
@@ -530,8 +542,9 @@ void kvt_send_cancel(kvt_send *send)
     if (send->cancel_asked || send->closed_delivered)
         return;
     send->cancel_asked = true;
-    command_push(send->context,
-                 &(context_command){.type = COMMAND_SEND_CANCEL, .slot = send->slot});
+    command_push(send->context, &(context_command){.type = COMMAND_SEND_CANCEL,
+                                                   .slot = send->slot,
+                                                   .nonce = send->options.nonce});
 }
 
 void kvt_send_release(kvt_send *send)
@@ -605,7 +618,9 @@ sl_status kvt_recv_open(kvt_context *context, const kvt_recv_options *options, k
     recv->report_head = recv->report_tail = KVT_NO_INDEX;
     context->recvs[slot] = recv;
     context->pieces_open += pieces;
-    command_push(context, &(context_command){.type = COMMAND_RECV_OPEN, .recv = recv});
+    bool pushed = sl_ring_push(context->opens, &recv);
+    sl_assert(pushed);
+    sl_mailbox_wake(context->commands);
     *out_recv = recv;
     return sl_ok();
 }
@@ -615,8 +630,9 @@ void kvt_recv_revoke(kvt_recv *recv)
     if (recv->revoke_asked || recv->closed_delivered)
         return;
     recv->revoke_asked = true;
-    command_push(recv->context,
-                 &(context_command){.type = COMMAND_RECV_REVOKE, .slot = recv->slot});
+    command_push(recv->context, &(context_command){.type = COMMAND_RECV_REVOKE,
+                                                   .slot = recv->slot,
+                                                   .nonce = recv->options.nonce});
 }
 
 void kvt_recv_release(kvt_recv *recv)

@@ -67,6 +67,16 @@ bool kvt_core_emit(kvt_core *core, const kvt_event_item *item)
     return sl_mailbox_push(core->events, item);
 }
 
+kvt_recv *kvt_core_recv(kvt_core *core, kvt_nonce nonce)
+{
+    kvt_recv *recv = kvt_map_get(&core->recvs_by_nonce, nonce);
+    if (recv)
+        return recv;
+    /* A ticket may be used before the progress thread has looked at its opening. */
+    kvt_context_open_recvs(core->context);
+    return kvt_map_get(&core->recvs_by_nonce, nonce);
+}
+
 /* ---- from the transport */
 
 void kvt_core_finished(kvt_request *request, sl_code code)
@@ -90,7 +100,7 @@ static void core_invalid(kvt_peer *peer, const char *text)
 /* Messages of P, at D. */
 static void message_at_receiver(kvt_peer *peer, const kvt_message *message)
 {
-    kvt_recv *recv = kvt_map_get(&peer->core->recvs_by_nonce, message->nonce);
+    kvt_recv *recv = kvt_core_recv(peer->core, message->nonce);
     if (message->type == KVT_MESSAGE_COMMIT) {
         if (recv)
             kvt_recv_commit_arrived(recv, peer, &message->commit);

@@ -244,6 +244,11 @@ bool kvt_core_run(kvt_core *core, sl_time_ns now);
 /* Force-closes every peer; progress and run until kvt_core_idle. */
 void kvt_core_stop(kvt_core *core);
 bool kvt_core_idle(const kvt_core *core);
+/* By nonce; NULL only if the owner has not opened it. */
+kvt_recv *kvt_core_recv(kvt_core *core, kvt_nonce nonce);
+/* context.c: registers what the owner opened since; touches no transport, so callbacks may call it.
+ */
+void kvt_context_open_recvs(kvt_context *context);
 void kvt_core_due(kvt_core *core, sl_time_ns at); /* a timer may now be as early as this */
 /* Into the ring to the owner; false: full, report again later. */
 bool kvt_core_emit(kvt_core *core, const kvt_event_item *item);

@@ -266,7 +266,7 @@ kvt_request *kvt_recv_judge(kvt_peer *peer, const kvt_message *message, uint64_t
 {
     kvt_core *core = peer->core;
     const kvt_piece_head *head = &message->piece;
-    kvt_recv *recv = kvt_map_get(&core->recvs_by_nonce, message->nonce);
+    kvt_recv *recv = kvt_core_recv(core, message->nonce);
     if (!recv) {
         kvt_peer_refuse(peer, message->nonce, SL_CONFLICT);
         return judge_ignore(core);
