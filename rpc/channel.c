@@ -34,6 +34,8 @@ static grpc_channel_credentials *channel_credentials(const rpc_tls *tls)
 {
     if (!tls)
         return grpc_insecure_credentials_create();
+    if (!tls->cert != !tls->key)
+        return NULL;
     grpc_ssl_pem_key_cert_pair pair = {tls->key, tls->cert};
     return grpc_ssl_credentials_create_ex(tls->ca, tls->cert ? &pair : NULL, NULL, NULL);
 }

@@ -16,7 +16,9 @@ extern "C" {
 
 typedef struct rpc_runtime rpc_runtime;
 
-/* PEM texts (not file names), borrowed until the call that takes the struct returns. */
+/* PEM texts (not file names), borrowed until the call that takes the struct returns. A server needs
+ * cert and key; with ca it demands a client certificate of that ca. A client needs cert and key
+ * only for such servers. */
 typedef struct rpc_tls {
     const char *ca;
     const char *cert;

@@ -117,6 +117,8 @@ static sl_status bind_port(rpc_server *server, const rpc_server_options *options
         return sl_fail(err, SL_INVALID, "rpc server: listen \"%s\": want host:port",
                        options->listen);
     grpc_server_credentials *credentials;
+    if (options->tls && (!options->tls->cert || !options->tls->key))
+        return sl_fail(err, SL_INVALID, "rpc server: TLS needs a certificate and a key");
     if (options->tls) {
         grpc_ssl_pem_key_cert_pair pair = {options->tls->key, options->tls->cert};
         credentials = grpc_ssl_server_credentials_create_ex(
