@@ -1,0 +1,470 @@
+/* A router loop with false nodes around it: the nodes' gRPC servers, the router's front and the
+ * HTTP clients share one loop, which the test turns by hand. The nodes do what the test says. */
+#ifndef TESTS_UNIT_ROUTER_FRONT_KIT_H
+#define TESTS_UNIT_ROUTER_FRONT_KIT_H
+
+#include "tests/unit/router/api_kit.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/net.h"
+#include "router/front.h"
+#include "rpc/rpc.h"
+
+#define KIT_NODES   4
+#define KIT_WAIT_NS (20 * SL_S_NS)
+#define KIT_ADMITS  64
+
+typedef struct kit kit;
+
+typedef struct kit_admit {
+    char request_id[64];
+    uint32_t epoch;
+    uint32_t token_count;
+    uint32_t prompt_count;
+    uint32_t first_token, last_token;
+    uint64_t seed;
+    uint32_t max_tokens;
+    bool self_prefill;
+    bool cancelled;
+} kit_admit;
+
+typedef struct kit_node {
+    kit *owner;
+    char name[32];
+    bool decode;
+    rpc_server *server;
+    clu_member_info info;
+    /* decode */
+    rpc_server_call *serve;
+    kit_admit admits[KIT_ADMITS];
+    size_t admit_count;
+    size_t cancels;
+    bool grant; /* answer admissions at once */
+    uint64_t sent, taken;
+    uint32_t slots_free;
+    /* prefill */
+    rpc_server_call *run;
+    char run_id[64];
+    uint32_t run_epoch;
+    size_t runs, runs_cancelled;
+    bool finish_runs; /* answer at once that all is done */
+} kit_node;
+
+struct kit {
+    sl_loop *loop;
+    rpc_runtime *runtime;
+    sl_metrics *metrics;
+    rtr_shared shared;
+    rtr_front *front;
+    int listen_fd;
+    uint16_t port;
+    kit_node nodes[KIT_NODES];
+    size_t node_count;
+    bool stopped;
+};
+
+static inline void kit_turn(kit *k)
+{
+    sl_loop_run_once(k->loop, 5);
+}
+
+#define KIT_UNTIL(k, condition)                             \
+    do {                                                    \
+        sl_time_ns kit_limit_ = sl_now_ns() + KIT_WAIT_NS;  \
+        while (!(condition)) {                              \
+            if (sl_now_ns() > kit_limit_)                   \
+                fail_msg("never became true: " #condition); \
+            kit_turn(k);                                    \
+        }                                                   \
+    } while (0)
+
+/* ---- decode node */
+
+static inline void kit_write(kit_node *n, const Sluice__V1__DecodeMessage *message)
+{
+    assert_non_null(n->serve);
+    sl_status status = rpc_server_call_write(n->serve, &message->base);
+    assert_true(sl_is_ok(status));
+    n->sent++;
+}
+
+static inline Sluice__V1__Load kit_load_of(const kit_node *n)
+{
+    Sluice__V1__Load load = SLUICE__V1__LOAD__INIT;
+    load.slots_total = 64;
+    load.slots_free = n->slots_free;
+    load.pages_total = 10000;
+    load.pages_free = 10000;
+    return load;
+}
+
+static inline void kit_admitted(kit_node *n, const char *request_id, uint32_t epoch)
+{
+    Sluice__V1__Load load = kit_load_of(n);
+    Sluice__V1__Ticket ticket = SLUICE__V1__TICKET__INIT;
+    Sluice__V1__Admitted admitted = SLUICE__V1__ADMITTED__INIT;
+    Sluice__V1__DecodeMessage message = SLUICE__V1__DECODE_MESSAGE__INIT;
+    ticket.request_id = (char *)request_id;
+    ticket.epoch = epoch;
+    ticket.node = n->name;
+    admitted.ticket = &ticket;
+    admitted.load = &load;
+    message.body_case = SLUICE__V1__DECODE_MESSAGE__BODY_ADMITTED;
+    message.admitted = &admitted;
+    kit_write(n, &message);
+}
+
+static inline void kit_refuse(kit_node *n, const char *request_id, uint32_t epoch, sl_code code)
+{
+    Sluice__V1__Load load = kit_load_of(n);
+    Sluice__V1__Failure failure = SLUICE__V1__FAILURE__INIT;
+    Sluice__V1__Refused refused = SLUICE__V1__REFUSED__INIT;
+    Sluice__V1__DecodeMessage message = SLUICE__V1__DECODE_MESSAGE__INIT;
+    failure.code = (uint32_t)code;
+    failure.message = (char *)"said no";
+    refused.request_id = (char *)request_id;
+    refused.epoch = epoch;
+    refused.failure = &failure;
+    refused.load = &load;
+    message.body_case = SLUICE__V1__DECODE_MESSAGE__BODY_REFUSED;
+    message.refused = &refused;
+    kit_write(n, &message);
+}
+
+/* Tokens `first`.. of the last admission: token i is always id 100 + i % 1000, whoever sends it. */
+static inline void kit_tokens_of(kit_node *n, size_t admit, uint32_t first, uint32_t count,
+                                 Sluice__V1__Finish finish)
+{
+    uint32_t *ids = sl_alloc(count, sizeof *ids, "kit ids");
+    for (uint32_t i = 0; i < count; i++)
+        ids[i] = 100 + (first + i) % 1000;
+    Sluice__V1__Load load = kit_load_of(n);
+    Sluice__V1__TokenRun run = SLUICE__V1__TOKEN_RUN__INIT;
+    Sluice__V1__TokenRun *runs[] = {&run};
+    Sluice__V1__Step step = SLUICE__V1__STEP__INIT;
+    Sluice__V1__DecodeMessage message = SLUICE__V1__DECODE_MESSAGE__INIT;
+    run.request_id = n->admits[admit].request_id;
+    run.epoch = n->admits[admit].epoch;
+    run.first_index = first;
+    run.n_ids = count;
+    run.ids = ids;
+    run.finish = finish;
+    step.n_runs = 1;
+    step.runs = runs;
+    step.load = &load;
+    message.body_case = SLUICE__V1__DECODE_MESSAGE__BODY_STEP;
+    message.step = &step;
+    kit_write(n, &message);
+    sl_free(ids);
+}
+
+static inline void kit_tokens(kit_node *n, uint32_t first, uint32_t count,
+                              Sluice__V1__Finish finish)
+{
+    assert_true(n->admit_count > 0);
+    kit_tokens_of(n, n->admit_count - 1, first, count, finish);
+}
+
+static inline void kit_hello(kit_node *n)
+{
+    Sluice__V1__Load load = kit_load_of(n);
+    Sluice__V1__Stamp stamp = SLUICE__V1__STAMP__INIT;
+    Sluice__V1__HelloReply hello = SLUICE__V1__HELLO_REPLY__INIT;
+    Sluice__V1__DecodeMessage message = SLUICE__V1__DECODE_MESSAGE__INIT;
+    stamp.numerics_id = n->info.stamp.numerics_id;
+    stamp.model_hash = n->info.stamp.model_hash;
+    stamp.weights_version = n->info.stamp.weights_version;
+    stamp.cache_format = n->info.stamp.cache_format;
+    hello.node = n->name;
+    hello.incarnation = n->info.incarnation;
+    hello.stamp = &stamp;
+    hello.window = 4;
+    hello.load = &load;
+    hello.context_max = 100000;
+    message.body_case = SLUICE__V1__DECODE_MESSAGE__BODY_HELLO;
+    message.hello = &hello;
+    kit_write(n, &message);
+}
+
+static inline void kit_on_admit(kit_node *n, const Sluice__V1__Admit *admit)
+{
+    assert_true(n->admit_count < KIT_ADMITS);
+    kit_admit *a = &n->admits[n->admit_count++];
+    snprintf(a->request_id, sizeof a->request_id, "%s", admit->request_id);
+    a->epoch = admit->epoch;
+    a->token_count = (uint32_t)admit->n_tokens;
+    a->prompt_count = admit->prompt_count;
+    a->first_token = admit->tokens[0];
+    a->last_token = admit->tokens[admit->n_tokens - 1];
+    a->seed = admit->sampling->seed;
+    a->max_tokens = admit->sampling->max_tokens;
+    a->self_prefill = admit->self_prefill;
+    a->cancelled = false;
+    n->slots_free -= n->slots_free > 0;
+    if (n->grant && !admit->self_prefill)
+        kit_admitted(n, admit->request_id, admit->epoch);
+}
+
+static inline void kit_on_serve_message(void *context, rpc_server_call *call,
+                                        const ProtobufCMessage *base)
+{
+    kit_node *n = context;
+    const Sluice__V1__RouterMessage *m = (const Sluice__V1__RouterMessage *)base;
+    switch (m->body_case) {
+    case SLUICE__V1__ROUTER_MESSAGE__BODY_HELLO:
+        assert_string_equal(m->hello->router, "router-test");
+        kit_hello(n);
+        break;
+    case SLUICE__V1__ROUTER_MESSAGE__BODY_ADMIT:
+        kit_on_admit(n, m->admit);
+        break;
+    case SLUICE__V1__ROUTER_MESSAGE__BODY_CANCEL:
+        n->cancels++;
+        for (size_t i = 0; i < n->admit_count; i++)
+            if (strcmp(n->admits[i].request_id, m->cancel->request_id) == 0)
+                n->admits[i].cancelled = true;
+        break;
+    case SLUICE__V1__ROUTER_MESSAGE__BODY_CREDIT:
+        assert_true(m->credit->messages_taken <= n->sent);
+        n->taken = m->credit->messages_taken;
+        break;
+    default:
+        fail_msg("empty message");
+    }
+}
+
+static inline void kit_on_serve_closed(void *context, rpc_server_call *call, bool cancelled)
+{
+    kit_node *n = context;
+    n->serve = NULL;
+}
+
+static inline void kit_on_serve(void *context, rpc_server_call *call,
+                                const ProtobufCMessage *request)
+{
+    static const rpc_server_call_events EVENTS = {.on_message = kit_on_serve_message,
+                                                  .on_closed = kit_on_serve_closed};
+    kit_node *n = context;
+    n->serve = call;
+    n->sent = n->taken = 0;
+    rpc_server_call_set(call, &EVENTS, n);
+}
+
+/* ---- prefill node */
+
+static inline void kit_prefill_event(kit_node *n, bool done)
+{
+    Sluice__V1__PrefillQueued queued = SLUICE__V1__PREFILL_QUEUED__INIT;
+    Sluice__V1__PrefillDone end = SLUICE__V1__PREFILL_DONE__INIT;
+    Sluice__V1__PrefillEvent event = SLUICE__V1__PREFILL_EVENT__INIT;
+    event.body_case =
+        done ? SLUICE__V1__PREFILL_EVENT__BODY_DONE : SLUICE__V1__PREFILL_EVENT__BODY_QUEUED;
+    if (done)
+        event.done = &end;
+    else
+        event.queued = &queued;
+    sl_status status = rpc_server_call_write(n->run, &event.base);
+    assert_true(sl_is_ok(status));
+    if (done)
+        rpc_server_call_finish(n->run, SL_OK, NULL);
+}
+
+static inline void kit_on_run_closed(void *context, rpc_server_call *call, bool cancelled)
+{
+    kit_node *n = context;
+    n->runs_cancelled += cancelled;
+    if (n->run == call)
+        n->run = NULL;
+}
+
+static inline void kit_on_run(void *context, rpc_server_call *call, const ProtobufCMessage *base)
+{
+    static const rpc_server_call_events EVENTS = {.on_closed = kit_on_run_closed};
+    kit_node *n = context;
+    const Sluice__V1__PrefillRequest *request = (const Sluice__V1__PrefillRequest *)base;
+    assert_non_null(request->ticket);
+    assert_string_equal(request->ticket->request_id, request->request_id);
+    assert_int_equal(request->ticket->epoch, request->epoch);
+    snprintf(n->run_id, sizeof n->run_id, "%s", request->request_id);
+    n->run_epoch = request->epoch;
+    n->runs++;
+    n->run = call;
+    rpc_server_call_set(call, &EVENTS, n);
+    kit_prefill_event(n, false);
+    if (n->finish_runs)
+        kit_prefill_event(n, true);
+}
+
+/* ---- the whole */
+
+static inline void kit_announce(kit *k, kit_node *n, bool suspect)
+{
+    rtr_nodes_set(rtr_front_nodes(k->front), &n->info, suspect);
+}
+
+static inline kit_node *kit_add(kit *k, const char *name, bool decode)
+{
+    sl_err err;
+    assert_true(k->node_count < KIT_NODES);
+    kit_node *n = &k->nodes[k->node_count++];
+    memset(n, 0, sizeof *n);
+    n->owner = k;
+    n->decode = decode;
+    n->grant = true;
+    n->finish_runs = true;
+    n->slots_free = 64;
+    snprintf(n->name, sizeof n->name, "%s", name);
+    rpc_handler handlers[] = {{&rpc_method_decode_serve, kit_on_serve, n},
+                              {&rpc_method_prefill_run, kit_on_run, n}};
+    rpc_server_options options = {
+        .listen = "127.0.0.1:0", .handlers = handlers, .handler_count = 2};
+    assert_ok(rpc_server_create(k->runtime, &options, &n->server, &err), &err);
+    snprintf(n->info.name, sizeof n->info.name, "%s", name);
+    snprintf(n->info.role, sizeof n->info.role, "%s", decode ? "decode" : "prefill");
+    snprintf(n->info.control, sizeof n->info.control, "%s", rpc_server_address(n->server));
+    n->info.incarnation = 7000 + k->node_count;
+    snprintf(n->info.stamp.numerics_id, CLU_TEXT_MAX, "cpu-test");
+    snprintf(n->info.stamp.model_hash, CLU_TEXT_MAX, "hash");
+    kit_announce(k, n, false);
+    return n;
+}
+
+/* As kill -9 does it to its streams. */
+static inline void kit_kill(kit_node *n)
+{
+    rpc_server_destroy(n->server);
+    n->server = NULL;
+    n->serve = NULL;
+    n->run = NULL;
+}
+
+static inline void kit_open(kit *k, void (*change)(rtr_shared *shared))
+{
+    sl_err err;
+    char bound[SL_ADDRESS_TEXT_MAX];
+    memset(k, 0, sizeof *k);
+    sl_log_set_level(SL_LOG_ERROR);
+    assert_ok(sl_loop_create(&k->loop, &err), &err);
+    assert_ok(rpc_runtime_create(k->loop, &k->runtime, &err), &err);
+    assert_ok(sl_net_listen("127.0.0.1:0", false, &k->listen_fd, bound, &err), &err);
+    k->port = (uint16_t)atoi(strrchr(bound, ':') + 1);
+    k->metrics = sl_metrics_create();
+    k->shared.api = kit_settings;
+    k->shared.api.max_tokens_default = 50;
+    rtr_metrics_init(&k->shared.metrics, k->metrics);
+    assert_ok(rtr_pool_create(2, 8, &k->shared.pool, &err), &err);
+    k->shared.limits = (rtr_request_limits){
+        .place_timeout_ns = 500 * SL_MS_NS,
+        .queue_timeout_ns = 10 * SL_S_NS,
+        .admit_timeout_ns = 10 * SL_S_NS,
+        .progress_timeout_ns = 10 * SL_S_NS,
+        .self_timeout_ns = 10 * SL_S_NS,
+        .token_timeout_ns = 10 * SL_S_NS,
+        .refusal_pause_ns = 20 * SL_MS_NS,
+        .attempts_max = 3,
+    };
+    k->shared.router_name = "router-test";
+    k->shared.incarnation = 5;
+    k->shared.model_hash = "hash";
+    k->shared.queue_max = 4;
+    k->shared.context_max = 100000;
+    k->shared.inline_bytes = 32768;
+    if (change)
+        change(&k->shared);
+    rtr_front_options options = {
+        .loop = k->loop, .runtime = k->runtime, .shared = &k->shared, .index = 0};
+    rtr_http_server_options_init(&options.http);
+    options.http.listen_fd = k->listen_fd;
+    assert_ok(rtr_front_create(&options, &k->front, &err), &err);
+}
+
+static inline void kit_close(kit *k)
+{
+    rtr_front_destroy(k->front);
+    for (size_t i = 0; i < k->node_count; i++)
+        rpc_server_destroy(k->nodes[i].server);
+    rpc_runtime_destroy(k->runtime);
+    rtr_pool_destroy(k->shared.pool);
+    sl_loop_destroy(k->loop);
+    sl_metrics_destroy(k->metrics);
+    close(k->listen_fd);
+}
+
+static inline bool kit_ready(kit *k)
+{
+    return rtr_nodes_ready(rtr_front_nodes(k->front), false);
+}
+
+/* ---- clients */
+
+typedef struct kit_client {
+    int fd;
+    sl_buf text;
+    bool eof;
+} kit_client;
+
+static inline void kit_send(kit *k, int fd, const char *data, size_t size)
+{
+    sl_time_ns limit = sl_now_ns() + KIT_WAIT_NS;
+    while (size > 0) {
+        ssize_t n = send(fd, data, size, MSG_NOSIGNAL);
+        if (n > 0) {
+            data += n;
+            size -= (size_t)n;
+            continue;
+        }
+        assert_true(errno == EAGAIN || errno == ENOTCONN);
+        assert_true(sl_now_ns() < limit);
+        kit_turn(k);
+    }
+}
+
+static inline kit_client kit_post(kit *k, const char *path, const char *body)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(k->port)};
+    char head[256];
+    kit_client c = {0};
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    c.fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    assert_true(c.fd >= 0);
+    int rc = connect(c.fd, (struct sockaddr *)&address, sizeof address);
+    assert_true(rc == 0 || errno == EINPROGRESS);
+    snprintf(head, sizeof head, "POST %s HTTP/1.1\r\nHost: h\r\nContent-Length: %zu\r\n\r\n", path,
+             strlen(body));
+    kit_send(k, c.fd, head, strlen(head));
+    kit_send(k, c.fd, body, strlen(body));
+    return c;
+}
+
+static inline void kit_take(kit_client *c)
+{
+    char buffer[65536];
+    ssize_t n;
+    while ((n = recv(c->fd, buffer, sizeof buffer, 0)) > 0)
+        sl_buf_append(&c->text, buffer, (size_t)n);
+    c->eof = c->eof || n == 0;
+}
+
+static inline void kit_expect(kit *k, kit_client *c, const char *text)
+{
+    sl_time_ns limit = sl_now_ns() + KIT_WAIT_NS;
+    while (kit_take(c), !(c->text.data && strstr(c->text.data, text))) {
+        if (sl_now_ns() > limit)
+            fail_msg("did not come: %s; came: %s", text, c->text.data ? c->text.data : "nothing");
+        kit_turn(k);
+    }
+}
+
+static inline void kit_client_close(kit_client *c)
+{
+    close(c->fd);
+    sl_buf_fini(&c->text);
+}
+
+#endif

@@ -1,0 +1,597 @@
+/* The router's loop with false nodes: placement, streams, losses, cancels, queue, long prompts. */
+#include "tests/unit/router/front_kit.h"
+
+#define NONE   SLUICE__V1__FINISH__FINISH_NONE
+#define STOP   SLUICE__V1__FINISH__FINISH_STOP
+#define LENGTH SLUICE__V1__FINISH__FINISH_LENGTH
+
+#define CHAT       "/v1/chat/completions"
+#define BODY(more) "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]" more "}"
+#define STREAM     BODY(",\"stream\":true,\"return_token_ids\":true,\"max_tokens\":30")
+
+static double migrations(kit *k, const char *reason)
+{
+    return sl_metric_get(k->shared.metrics.migrations, reason);
+}
+
+/* All ids of "token_ids" lists in order. */
+static size_t token_ids(const kit_client *c, uint32_t *ids, size_t max)
+{
+    static const char KEY[] = "\"token_ids\":[";
+    size_t count = 0;
+    const char *at = c->text.data;
+    while (at && (at = strstr(at, KEY)) != NULL) {
+        at += sizeof KEY - 1;
+        while (*at && *at != ']') {
+            assert_true(count < max);
+            ids[count++] = (uint32_t)strtoul(at, (char **)&at, 10);
+            at += *at == ',';
+        }
+    }
+    return count;
+}
+
+static void check_tokens(const kit_client *c, uint32_t expected)
+{
+    uint32_t *ids = sl_alloc(expected + 1, sizeof *ids, "test ids");
+    size_t count = token_ids(c, ids, expected + 1);
+    assert_int_equal(count, expected);
+    for (uint32_t i = 0; i < expected; i++)
+        assert_int_equal(ids[i], 100 + i % 1000);
+    sl_free(ids);
+}
+
+TEST(whole_and_streamed_answer)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT, BODY(",\"seed\":77,\"max_tokens\":5"));
+    KIT_UNTIL(&k, p->runs == 1);
+    assert_int_equal(d->admits[0].seed, 77);
+    assert_int_equal(d->admits[0].max_tokens, 5);
+    assert_int_equal(d->admits[0].token_count, d->admits[0].prompt_count);
+    assert_false(d->admits[0].self_prefill);
+    kit_tokens(d, 0, 2, NONE);
+    kit_tokens(d, 2, 3, LENGTH);
+    kit_expect(&k, &c, "\"usage\":{");
+    assert_text_contains(c.text.data, "HTTP/1.1 200 OK");
+    assert_text_contains(c.text.data, "x-sluice-decode-node: d-a\r\n");
+    assert_text_contains(c.text.data, "x-sluice-prefill-node: p-a\r\n");
+    assert_text_contains(c.text.data, "x-sluice-seed: 77\r\n");
+    assert_text_contains(c.text.data, "x-request-id: r-");
+    assert_text_contains(c.text.data, "\"finish_reason\":\"length\"");
+    assert_text_contains(c.text.data, "\"completion_tokens\":5");
+    assert_text_contains(c.text.data, "\"system_fingerprint\":\"cpu-test\"");
+    kit_client_close(&c);
+
+    c = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, p->runs == 2);
+    kit_tokens(d, 0, 1, NONE);
+    kit_expect(&k, &c, "\"role\":\"assistant\"");
+    kit_tokens(d, 1, 4, STOP);
+    kit_expect(&k, &c, "data: [DONE]");
+    check_tokens(&c, 5);
+    KIT_UNTIL(&k, rtr_front_live_count(k.front) == 0);
+    assert_int_equal(d->cancels, 0);
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
+TEST(decode_node_dies_mid_stream)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *e = kit_add(&k, "d-b", true);
+    kit_node *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k) && d->serve && e->serve && d->sent && e->sent);
+    for (int i = 0; i < 20; i++)
+        kit_turn(&k);
+    kit_client c = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, p->runs == 1);
+    kit_node *first = d->admit_count ? d : e, *second = d->admit_count ? e : d;
+    kit_tokens(first, 0, 7, NONE);
+    kit_expect(&k, &c, "106]");
+    kit_kill(first);
+    KIT_UNTIL(&k, second->admit_count == 1 && p->runs == 2);
+    const kit_admit *a = &first->admits[0], *b = &second->admits[0];
+    assert_string_equal(a->request_id, b->request_id);
+    assert_int_equal(b->epoch, 2);
+    assert_int_equal(b->prompt_count, a->prompt_count);
+    assert_int_equal(b->token_count, a->prompt_count + 7);
+    assert_int_equal(b->last_token, 106);
+    assert_true(a->seed == b->seed);
+    kit_tokens(second, 7, 3, STOP);
+    kit_expect(&k, &c, "data: [DONE]");
+    check_tokens(&c, 10);
+    assert_true(migrations(&k, "decode_lost") == 1);
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
+TEST(prefill_node_dies)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true);
+    kit_node *p = kit_add(&k, "p-a", false), *q = kit_add(&k, "p-b", false);
+    p->finish_runs = q->finish_runs = false;
+    KIT_UNTIL(&k, kit_ready(&k));
+    for (int i = 0; i < 50; i++)
+        kit_turn(&k);
+    kit_client c = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, p->runs + q->runs == 1);
+    kit_node *first = p->runs ? p : q, *second = p->runs ? q : p;
+    kit_kill(first);
+    KIT_UNTIL(&k, second->runs == 1);
+    assert_int_equal(d->admit_count, 2);
+    assert_int_equal(d->admits[1].epoch, 2);
+    assert_int_equal(second->run_epoch, 2);
+    kit_tokens(d, 0, 2, STOP);
+    kit_expect(&k, &c, "data: [DONE]");
+    check_tokens(&c, 2);
+    assert_true(migrations(&k, "prefill_lost") == 1);
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
+TEST(nobody_left_mid_stream)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, p->runs == 1);
+    kit_tokens(d, 0, 1, NONE);
+    kit_expect(&k, &c, "[100]");
+    kit_kill(d);
+    kit_expect(&k, &c, "data: {\"error\":{\"message\":\"no decode node is usable (waited ");
+    kit_expect(&k, &c, "\r\n0\r\n\r\n");
+    assert_null(strstr(c.text.data, "[DONE]"));
+    kit_client_close(&c);
+    c = kit_post(&k, CHAT, BODY(""));
+    kit_expect(&k, &c, "no decode node is usable");
+    assert_text_contains(c.text.data, "HTTP/1.1 503 ");
+    assert_text_contains(c.text.data, "retry-after: 5\r\n");
+    assert_int_equal(rtr_front_live_count(k.front), 0);
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
+TEST(client_gone_stops_the_work)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    p->finish_runs = false;
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT, BODY(""));
+    KIT_UNTIL(&k, p->runs == 1);
+    kit_client_close(&c); /* in the prefill, before any answer */
+    KIT_UNTIL(&k, d->cancels == 1 && p->runs_cancelled == 1);
+    p->finish_runs = true;
+    c = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, p->runs == 2);
+    kit_tokens(d, 0, 1, NONE);
+    kit_expect(&k, &c, "[100]");
+    kit_client_close(&c); /* mid-stream */
+    KIT_UNTIL(&k, d->cancels == 2);
+    assert_true(d->admits[1].cancelled);
+    kit_tokens(d, 1, 1, NONE); /* still under way: dropped */
+    for (int i = 0; i < 10; i++)
+        kit_turn(&k);
+    assert_int_equal(rtr_front_live_count(k.front), 0);
+    assert_true(sl_metric_get(k.shared.metrics.requests, "499") == 2);
+    assert_true(sl_metric_get(k.shared.metrics.running, NULL) == 0);
+    kit_close(&k);
+}
+
+TEST(stop_string_cancels_the_rest)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    sl_buf text;
+    sl_buf_init(&text, 0);
+    mdl_detok detok;
+    mdl_detok_init(&detok, kit_tokenizer);
+    for (uint32_t i = 0; i < 3; i++)
+        mdl_detok_push(&detok, (int32_t)(100 + i), &text);
+    mdl_detok_finish(&detok, &text);
+    sl_buf body;
+    sl_buf_init(&body, 0);
+    sl_buf_puts(&body, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"stop\":");
+    sl_json_write_string(&body, text.data, text.size);
+    sl_buf_puts(&body, "}");
+    kit_client c = kit_post(&k, CHAT, body.data);
+    KIT_UNTIL(&k, p->runs == 1);
+    kit_tokens(d, 0, 10, NONE);
+    kit_expect(&k, &c, "\"finish_reason\":\"stop\"");
+    assert_text_contains(c.text.data, "\"content\":\"\"");
+    KIT_UNTIL(&k, d->cancels == 1);
+    KIT_UNTIL(&k, rtr_front_live_count(k.front) == 0);
+    kit_client_close(&c);
+    sl_buf_fini(&body);
+    sl_buf_fini(&text);
+    kit_close(&k);
+}
+
+TEST(gaps_are_errors)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, p->runs == 1);
+    kit_tokens(d, 0, 2, NONE);
+    kit_tokens(d, 1, 2, NONE); /* one of them twice: dropped */
+    kit_tokens(d, 4, 1, NONE);
+    kit_expect(&k, &c, "skipped tokens (expected index 3, got 4)");
+    check_tokens(&c, 3);
+    KIT_UNTIL(&k, d->cancels == 1);
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
+TEST(refusals_go_elsewhere)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *e = kit_add(&k, "d-b", true);
+    kit_node *p = kit_add(&k, "p-a", false);
+    d->grant = e->grant = false;
+    KIT_UNTIL(&k, kit_ready(&k) && d->sent && e->sent);
+    for (int i = 0; i < 20; i++)
+        kit_turn(&k);
+    kit_client c = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, d->admit_count + e->admit_count == 1);
+    kit_node *first = d->admit_count ? d : e, *second = d->admit_count ? e : d;
+    kit_refuse(first, first->admits[0].request_id, 1, SL_FULL);
+    KIT_UNTIL(&k, second->admit_count == 1);
+    kit_refuse(second, second->admits[0].request_id, 2, SL_UNAVAILABLE);
+    KIT_UNTIL(&k, first->admit_count + second->admit_count == 3); /* asked again after a pause */
+    kit_node *third = first->admit_count == 2 ? first : second;
+    kit_admitted(third, third->admits[1].request_id, 3);
+    KIT_UNTIL(&k, p->runs == 1);
+    kit_tokens(third, 0, 1, STOP);
+    kit_expect(&k, &c, "data: [DONE]");
+    kit_client_close(&c);
+    c = kit_post(&k, CHAT, BODY(""));
+    KIT_UNTIL(&k, first->admit_count + second->admit_count == 4);
+    kit_node *fourth = first->admit_count + 0 > (third == first ? 2u : 1u) ? first : second;
+    kit_refuse(fourth, fourth->admits[fourth->admit_count - 1].request_id, 1, SL_TOO_LARGE);
+    kit_expect(&k, &c, "HTTP/1.1 400 ");
+    assert_text_contains(c.text.data, "said no");
+    kit_client_close(&c);
+    assert_true(migrations(&k, "decode_failed") == 0);
+    kit_close(&k);
+}
+
+static void long_place(rtr_shared *shared)
+{
+    shared->limits.place_timeout_ns = 15 * SL_S_NS;
+}
+
+TEST(queue_is_bounded_and_moves_when_room_comes)
+{
+    kit k;
+    kit_open(&k, long_place);
+    kit_client c[6];
+    for (int i = 0; i < 5; i++)
+        c[i] = kit_post(&k, CHAT, STREAM);
+    kit_expect(&k, &c[4], "HTTP/1.1 429 Too Many Requests");
+    assert_text_contains(c[4].text.data, "retry-after: 1\r\n");
+    assert_text_contains(c[4].text.data, "\"code\":\"queue_full\"");
+    assert_true(sl_metric_get(k.shared.metrics.waiting, NULL) == 4);
+    kit_node *p = kit_add(&k, "p-a", false);
+    kit_node *d = kit_add(&k, "d-a", true);
+    d->slots_free = 2;
+    KIT_UNTIL(&k, d->admit_count == 2); /* two places: the two oldest */
+    KIT_UNTIL(&k, p->runs == 2);
+    for (int i = 0; i < 20; i++)
+        kit_turn(&k);
+    d->slots_free = 0;
+    kit_tokens_of(d, 0, 0, 1, NONE);
+    c[5] = kit_post(&k, CHAT, STREAM);
+    for (int i = 0; i < 20; i++)
+        kit_turn(&k);
+    assert_int_equal(d->admit_count, 2);
+    d->slots_free = 1;
+    kit_tokens_of(d, 0, 1, 1, STOP);
+    KIT_UNTIL(&k, d->admit_count == 3);
+    d->slots_free = 8;
+    kit_tokens_of(d, 1, 0, 1, STOP);
+    KIT_UNTIL(&k, d->admit_count == 5);
+    for (size_t i = 2; i < 5; i++)
+        kit_tokens_of(d, i, 0, 1, STOP);
+    for (int i = 0; i < 6; i++) {
+        if (i != 4)
+            kit_expect(&k, &c[i], "data: [DONE]");
+        kit_client_close(&c[i]);
+    }
+    assert_true(sl_metric_get(k.shared.metrics.waiting, NULL) == 0);
+    kit_close(&k);
+}
+
+static void wide(rtr_shared *shared)
+{
+    shared->limits.token_timeout_ns = 60 * SL_S_NS;
+}
+
+/* The rank is never held: it gets its credits while the client sleeps. Then all arrives. */
+TEST(slow_client_does_not_hold_the_rank)
+{
+    enum { TOKENS = 90000, STEP = 500 };
+    kit k;
+    kit_open(&k, wide);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT,
+                            BODY(",\"stream\":true,\"return_token_ids\":true,\"max_tokens\":90000,"
+                                 "\"logprobs\":true"));
+    int small = 32768;
+    setsockopt(c.fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+    KIT_UNTIL(&k, p->runs == 1);
+    for (uint32_t at = 0; at < TOKENS; at += STEP) {
+        kit_tokens(d, at, STEP, at + STEP == TOKENS ? LENGTH : NONE);
+        KIT_UNTIL(&k, d->sent - d->taken < 4);
+    }
+    KIT_UNTIL(&k, sl_metric_get(k.shared.metrics.running, NULL) == 0);
+    assert_int_equal(rtr_front_live_count(k.front), 1); /* only the client is behind */
+    kit_expect(&k, &c, "data: [DONE]");
+    check_tokens(&c, TOKENS);
+    KIT_UNTIL(&k, rtr_front_live_count(k.front) == 0);
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
+TEST(long_prompts_go_to_the_pool)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    sl_buf body;
+    sl_buf_init(&body, 0);
+    sl_buf_puts(&body, "{\"messages\":[{\"role\":\"user\",\"content\":\"");
+    for (int i = 0; i < 20000; i++)
+        sl_buf_puts(&body, "word ");
+    sl_buf_puts(&body, "\"}],\"max_tokens\":1}");
+    kit_client c = kit_post(&k, CHAT, body.data);
+    KIT_UNTIL(&k, p->runs == 1);
+    assert_true(d->admits[0].prompt_count > 10000);
+    kit_tokens(d, 0, 1, LENGTH);
+    kit_expect(&k, &c, "\"finish_reason\":\"length\"");
+    kit_client_close(&c);
+    for (int i = 0; i < 3; i++) { /* clients that do not wait for their encoding */
+        c = kit_post(&k, CHAT, body.data);
+        kit_client_close(&c);
+    }
+    KIT_UNTIL(&k, sl_metric_get(k.shared.metrics.requests, "499") == 3);
+    KIT_UNTIL(&k, rtr_front_live_count(k.front) == 0);
+    body.data[body.size - 1] = 'x';
+    c = kit_post(&k, CHAT, body.data);
+    kit_expect(&k, &c, "HTTP/1.1 400 ");
+    kit_client_close(&c);
+    sl_buf_fini(&body);
+    kit_close(&k);
+}
+
+TEST(nodes_that_must_not_be_used)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    rtr_nodes *nodes = rtr_front_nodes(k.front);
+    d->info.state = CLU_MEMBER_STATE_DRAINING;
+    kit_announce(&k, d, false);
+    assert_false(kit_ready(&k));
+    d->info.state = CLU_MEMBER_STATE_READY;
+    kit_announce(&k, d, false);
+    assert_true(kit_ready(&k));
+    rpc_server_set_health(p->server, "", false);
+    KIT_UNTIL(&k, !kit_ready(&k));
+    rpc_server_set_health(p->server, "", true);
+    KIT_UNTIL(&k, kit_ready(&k));
+    snprintf(p->info.stamp.weights_version, CLU_TEXT_MAX, "2");
+    kit_announce(&k, p, false);
+    assert_false(kit_ready(&k));
+    snprintf(p->info.stamp.weights_version, CLU_TEXT_MAX, "%s", "");
+    kit_announce(&k, p, false);
+    assert_true(kit_ready(&k));
+    /* suspects are the last resort: all leases lost at once must not stop the service */
+    rtr_place_result place;
+    kit_node *e = kit_add(&k, "d-0", true);
+    KIT_UNTIL(&k, e->sent && e->serve);
+    for (int i = 0; i < 20; i++)
+        kit_turn(&k);
+    kit_announce(&k, e, true);
+    rtr_nodes_place(nodes, NULL, 1, false, &place);
+    assert_string_equal(rtr_nodes_decode_name(nodes, place.decode), "d-a");
+    kit_announce(&k, d, true);
+    kit_announce(&k, p, true);
+    rtr_nodes_place(nodes, NULL, 1, false, &place);
+    assert_int_equal(place.lack, RTR_LACK_NONE);
+    assert_string_equal(rtr_nodes_decode_name(nodes, place.decode), "d-0");
+    rtr_nodes_remove(nodes, "d-0", e->info.incarnation);
+    rtr_nodes_remove(nodes, "d-a", d->info.incarnation + 1); /* another process: not this one */
+    assert_true(kit_ready(&k));
+    rtr_nodes_remove(nodes, "d-a", d->info.incarnation);
+    assert_false(kit_ready(&k));
+    kit_close(&k);
+}
+
+TEST(another_model_or_process_is_not_used)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_add(&k, "p-a", false);
+    kit_node *d = kit_add(&k, "d-a", true);
+    snprintf(d->info.stamp.model_hash, CLU_TEXT_MAX, "other");
+    KIT_UNTIL(&k, d->sent);
+    for (int i = 0; i < 30; i++)
+        kit_turn(&k);
+    assert_false(kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT, BODY(""));
+    kit_expect(&k, &c, "no decode node is usable");
+    kit_client_close(&c);
+    kit_node *e = kit_add(&k, "d-b", true);
+    e->info.incarnation++; /* its hello will name another process than its record */
+    KIT_UNTIL(&k, e->sent);
+    for (int i = 0; i < 30; i++)
+        kit_turn(&k);
+    assert_false(kit_ready(&k));
+    kit_close(&k);
+}
+
+/* A node that left takes its requests along: they go elsewhere at once. */
+TEST(node_removed_while_in_use)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    p->finish_runs = false;
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, p->runs == 1);
+    rtr_nodes_remove(rtr_front_nodes(k.front), "p-a", p->info.incarnation);
+    kit_node *q = kit_add(&k, "p-b", false);
+    KIT_UNTIL(&k, q->runs == 1);
+    kit_tokens(d, 0, 1, NONE);
+    kit_expect(&k, &c, "[100]");
+    rtr_nodes_remove(rtr_front_nodes(k.front), "d-a", d->info.incarnation);
+    kit_node *e = kit_add(&k, "d-b", true);
+    KIT_UNTIL(&k, e->admit_count == 1);
+    kit_tokens(e, 1, 1, STOP);
+    kit_expect(&k, &c, "data: [DONE]");
+    check_tokens(&c, 2);
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
+static void self_prefill(rtr_shared *shared)
+{
+    shared->self_prefill = true;
+}
+
+TEST(without_a_prefill_node_the_rank_prefills)
+{
+    kit k;
+    kit_open(&k, self_prefill);
+    kit_node *d = kit_add(&k, "d-a", true);
+    KIT_UNTIL(&k, rtr_nodes_ready(rtr_front_nodes(k.front), true));
+    kit_client c = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, d->admit_count == 1);
+    assert_true(d->admits[0].self_prefill);
+    kit_tokens(d, 0, 2, STOP); /* no ticket was granted */
+    kit_expect(&k, &c, "data: [DONE]");
+    check_tokens(&c, 2);
+    assert_text_contains(c.text.data, "x-sluice-prefill-node: d-a\r\n");
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
+static void on_stopped(void *context)
+{
+    kit *k = context;
+    k->stopped = true;
+}
+
+TEST(stop_finishes_what_runs)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, p->runs == 1);
+    rtr_front_stop(k.front, sl_now_ns() + 60 * SL_S_NS, on_stopped, &k);
+    for (int i = 0; i < 20; i++)
+        kit_turn(&k);
+    assert_false(k.stopped);
+    kit_tokens(d, 0, 2, STOP);
+    kit_expect(&k, &c, "data: [DONE]");
+    KIT_UNTIL(&k, k.stopped);
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
+TEST(stop_gives_up_at_its_deadline)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, p->runs == 1);
+    rtr_front_stop(k.front, sl_now_ns() + 100 * SL_MS_NS, on_stopped, &k);
+    kit_expect(&k, &c, "the router is shutting down");
+    KIT_UNTIL(&k, k.stopped && d->cancels == 1);
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
+TEST(paths_and_methods)
+{
+    static const struct {
+        const char *request, *answer, *part;
+    } TABLE[] = {
+        {"GET /health", "200", "\"ok\""},
+        {"HEAD /health", "200", "content-length: 16"},
+        {"GET /ready", "503", "not_ready"},
+        {"GET /v1/models", "200", "\"id\":\"demo\""},
+        {"GET /v1/models/demo", "200", "\"id\":\"demo\""},
+        {"GET /v1/models/x", "404", "model_not_found"},
+        {"GET /metrics", "200", "sluice_requests_total"},
+        {"GET /", "404", "not_found"},
+        {"GET /v1/chat/completions", "405", "allow: POST"},
+        {"POST /health", "405", "allow: GET, HEAD"},
+        {"POST /v1/chat/completions", "400", "no body"},
+        {"DELETE /v1/models", "405", "method_not_allowed"},
+    };
+    kit k;
+    kit_open(&k, NULL);
+    for (size_t i = 0; i < sizeof TABLE / sizeof TABLE[0]; i++) {
+        kit_client c = kit_post(&k, "/tokenize", "{\"prompt\":\"hello world\"}");
+        kit_expect(&k, &c, "\"tokens\":[0,");
+        sl_buf_clear(&c.text);
+        char head[256], status[64];
+        snprintf(head, sizeof head, "%s HTTP/1.1\r\nHost: h\r\n\r\n", TABLE[i].request);
+        snprintf(status, sizeof status, "HTTP/1.1 %s ", TABLE[i].answer);
+        kit_send(&k, c.fd, head, strlen(head));
+        kit_expect(&k, &c, status);
+        kit_expect(&k, &c, TABLE[i].part);
+        kit_client_close(&c);
+    }
+    kit_client c = kit_post(&k, "/detokenize", "{\"tokens\":[43,562]}");
+    kit_expect(&k, &c, "{\"prompt\":\"I am\"}");
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
+static const struct CMUnitTest TESTS[] = {
+    cmocka_unit_test(whole_and_streamed_answer),
+    cmocka_unit_test(decode_node_dies_mid_stream),
+    cmocka_unit_test(prefill_node_dies),
+    cmocka_unit_test(nobody_left_mid_stream),
+    cmocka_unit_test(client_gone_stops_the_work),
+    cmocka_unit_test(stop_string_cancels_the_rest),
+    cmocka_unit_test(gaps_are_errors),
+    cmocka_unit_test(refusals_go_elsewhere),
+    cmocka_unit_test(queue_is_bounded_and_moves_when_room_comes),
+    cmocka_unit_test(slow_client_does_not_hold_the_rank),
+    cmocka_unit_test(long_prompts_go_to_the_pool),
+    cmocka_unit_test(nodes_that_must_not_be_used),
+    cmocka_unit_test(another_model_or_process_is_not_used),
+    cmocka_unit_test(node_removed_while_in_use),
+    cmocka_unit_test(without_a_prefill_node_the_rank_prefills),
+    cmocka_unit_test(stop_finishes_what_runs),
+    cmocka_unit_test(stop_gives_up_at_its_deadline),
+    cmocka_unit_test(paths_and_methods),
+};
+API_TEST_MAIN(TESTS)
