@@ -3,7 +3,6 @@
  * Thread: main. Streams text to stdout, or prints one JSON object (--json). Exit 0, 1 on failure, 2
  * on misuse. */
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,9 +14,7 @@
 #include "engine/run/input.h"
 #include "engine/run/options.h"
 
-#define EXIT_MISUSE 2
-
-static int fail(const sl_err *err, int exit_code)
+static int tell(const sl_err *err, int exit_code)
 {
     fprintf(stderr, "sluice-run: %s\n", err->text);
     return exit_code;
@@ -137,9 +134,9 @@ static int run_prompt(const eng_run_options *options, const sl_config *config,
     };
     if (!sl_is_ok(load_sampling(options, config, MDL_VOCAB_MAX, &sampling, &err)) ||
         !sl_is_ok(eng_run_input(options, tokenizer, &prompt, &err)))
-        code = fail(&err, EXIT_MISUSE);
+        code = tell(&err, ENG_RUN_EXIT_MISUSE);
     else if (!sl_is_ok(eng_run_generate(&args, &result, &err)))
-        code = fail(&err, EXIT_FAILURE);
+        code = tell(&err, EXIT_FAILURE);
     else if (options->json)
         print_json(&result, &sampling);
     else
@@ -155,16 +152,16 @@ static int run(const eng_run_options *options, const sl_config *config)
 {
     sl_err err;
     if (options->tokenize)
-        return sl_is_ok(eng_run_tokenize(options, &err)) ? 0 : fail(&err, EXIT_FAILURE);
+        return sl_is_ok(eng_run_tokenize(options, &err)) ? 0 : tell(&err, EXIT_FAILURE);
     if (!options->model) {
         fprintf(stderr, "sluice-run: --model is missing (see --help)\n");
-        return EXIT_MISUSE;
+        return ENG_RUN_EXIT_MISUSE;
     }
     if (options->layers)
-        return sl_is_ok(eng_run_layers(options, &err)) ? 0 : fail(&err, EXIT_FAILURE);
+        return sl_is_ok(eng_run_layers(options, &err)) ? 0 : tell(&err, EXIT_FAILURE);
     mdl_tokenizer *tokenizer = NULL;
     if (!sl_is_ok(mdl_tokenizer_load(options->model, &tokenizer, &err)))
-        return fail(&err, EXIT_FAILURE);
+        return tell(&err, EXIT_FAILURE);
     int code = run_prompt(options, config, tokenizer);
     mdl_tokenizer_destroy(tokenizer);
     return code;

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/alloc.h"
@@ -92,6 +93,7 @@ static const sl_option OPTIONS[] = {
      .type = SL_OPTION_INT,
      .offset = AT(max_tokens),
      .default_text = "256",
+     .min = 1,
      .max = 1 << 20,
      .help = "most tokens to generate"},
     {.name = "temperature",
@@ -186,10 +188,15 @@ sl_config_result eng_run_options_parse(int argc, char **argv, eng_run_options *o
 {
     sl_config_result result =
         sl_config_parse(&SPEC, argc, argv, out_options, out_config, out_exit_code);
-    if (result == SL_CONFIG_RUN)
-        out_options->prompt = sl_config_positional_count(*out_config) > 0
-                                  ? sl_config_positional(*out_config, 0)
-                                  : NULL;
+    if (result != SL_CONFIG_RUN)
+        return result;
+    size_t count = sl_config_positional_count(*out_config);
+    if (count > 1) {
+        fprintf(stderr, "sluice-run: %zu prompts: quote a prompt of several words\n", count);
+        *out_exit_code = ENG_RUN_EXIT_MISUSE;
+        return SL_CONFIG_EXIT;
+    }
+    out_options->prompt = count > 0 ? sl_config_positional(*out_config, 0) : NULL;
     return result;
 }
 

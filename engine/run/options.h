@@ -9,6 +9,8 @@
 extern "C" {
 #endif
 
+#define ENG_RUN_EXIT_MISUSE 2
+
 typedef struct eng_run_options {
     const char *model;
     /* prompt */
