@@ -20,7 +20,8 @@ except ImportError:  # started with the system's python: go on with the pinned e
 import judge
 from engine import Engine, EngineError
 from judge import Tally, same
-from vectors import Models, Vector, find_shared, lower_bias, names, zero_index_weights
+from vectors import (Models, Vector, equal_router, find_shared, lower_bias, names,
+                     zero_index_weights)
 
 OWN_QUICK = ("own-raw-3", "own-chat", "own-raw-66", "own-needle", "rnd1-5", "rnd1-80", "rnd2-65")
 SHARED_QUICK = ("abs-raw-3", "abs-chat-12", "abs-raw-65")
@@ -240,6 +241,20 @@ class Checker:
             self.tally.check(f"{v.name} {numerics}: equal scores keep positions 0..{topk - 1}",
                              v.count > topk and bool(np.all(sets == want)))
 
+    def router_property(self, v):
+        """With equal router scores the lowest experts of the lowest groups are chosen."""
+        path, c = self.models.changed(v.model, "equal-router", equal_router), \
+            self.models.config(v.model)
+        want = np.arange(c["num_experts_per_tok"])
+        for numerics in ("plain", "fp8"):
+            experts = self.engine.whole(path, v.ids, numerics, 1)[2]["experts"]
+            self.tally.check(f"{v.name} {numerics}: equal router scores choose the lowest experts",
+                             bool(np.all(experts == want)))
+
+    def properties(self, v):
+        for name in ("bias", "zero", "router"):
+            attempt(self.tally, f"{v.name} {name} property", getattr(self, name + "_property"), v)
+
 
 def attempt(tally, name, function, *args):
     """A crash or a missing tensor is a failure of the check, not of the run."""
@@ -279,8 +294,7 @@ def check_own(checker, quick):
         if quick and model == "random-2":
             left.append(f"properties on {model}")
             continue
-        attempt(checker.tally, f"{name} bias property", checker.bias_property, v)
-        attempt(checker.tally, f"{name} zero property", checker.zero_property, v)
+        checker.properties(v)
     return left
 
 
@@ -306,6 +320,7 @@ def main():
     parser.add_argument("--own", action="store_true", help="only the project's own vectors")
     parser.add_argument("--quick", action="store_true", help="the subset of `make test`")
     parser.add_argument("--only", help="only the vectors with this name in theirs")
+    parser.add_argument("--properties", action="store_true", help="with --only: the properties too")
     parser.add_argument("--not-exact", action="store_true",
                         help="the engine sums in another order: limits only, no bit equality")
     parser.add_argument("--verbose", action="store_true", help="list passed checks too")
@@ -345,6 +360,8 @@ def check_only(checker, args):
     found = [p for p in places if args.only in p[1]]
     for place in found:
         check_vector(checker, Vector(*place), True, False)
+        if args.properties:
+            checker.properties(Vector(*place))
     tally = checker.tally
     print(f"{tally.passed} passed, {tally.failed} failed, {tally.skipped} skipped")
     return 1 if tally.failed or not found else 0

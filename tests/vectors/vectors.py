@@ -106,3 +106,8 @@ def zero_index_weights(name, value):
     return value[0], np.zeros_like(value[1])
 
 
+def equal_router(name, value):
+    """Every expert scores the same."""
+    if name.endswith((".mlp.gate.weight", "e_score_correction_bias")):
+        return value[0], np.zeros_like(value[1])
+    return value

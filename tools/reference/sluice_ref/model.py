@@ -148,7 +148,7 @@ class Model:
         x = np.concatenate([self.bf(rope.half_split(x[..., :r], cos, sin)), x[..., r:]], axis=-1)
         if not self.fp8:
             return x, np.ones(x.shape[:-1], np.float32)
-        values, scales = q128(bf(hadamard(x) * F32(d ** -0.5)), True, d)
+        values, scales = q128(bf(hadamard(x) * F32(d ** -0.5)), self.config.pow2_scales, d)
         return values, scales[..., 0]
 
     def index_scores(self, n, qr, w, cache, cos, sin):
