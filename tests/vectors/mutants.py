@@ -106,23 +106,28 @@ MUTANTS = {
 NEEDED = ("hadamard", "index-rope", "main-rope", "ties", "gate-mask", "scale", "latent")
 
 
-def copy_tree():
-    """The C sources as they lie in the working tree; unchanged files keep their times."""
-    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-co", "--exclude-standard", "-z"],
-                            check=True, stdout=subprocess.PIPE).stdout.decode().split("\0")
-    wanted = {name for name in listed if name.startswith(FOLDERS)}
-    for folder, _, files in os.walk(TREE):
-        for file in files:
-            name = os.path.relpath(os.path.join(folder, file), TREE)
-            if not name.startswith("build" + os.sep) and name not in wanted:
-                os.remove(os.path.join(TREE, name))
+def sources(root):
+    """C sources below root, by their names in the tree."""
+    out = set()
+    for top in FOLDERS:
+        path = os.path.join(root, top)
+        if os.path.isfile(path):
+            out.add(top)
+        for folder, _, files in os.walk(path):
+            out.update(os.path.relpath(os.path.join(folder, f), root) for f in files)
+    return out
+
+
+def copy_tree(source):
+    """The sources as they lie in the working tree; unchanged files keep their times."""
+    wanted = sources(source)
+    for name in sources(TREE) - wanted:
+        os.remove(os.path.join(TREE, name))
     for name in wanted:
-        source, target = os.path.join(ROOT, name), os.path.join(TREE, name)
-        if not os.path.exists(source):
-            continue
+        target = os.path.join(TREE, name)
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        if not os.path.exists(target) or read(source) != read(target):
-            shutil.copyfile(source, target)
+        if not os.path.exists(target) or read(os.path.join(source, name)) != read(target):
+            shutil.copyfile(os.path.join(source, name), target)
 
 
 def read(path):
@@ -223,6 +228,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="mutants to try (default: all)")
     parser.add_argument("--needed", action="store_true", help=f"only {', '.join(NEEDED)}")
+    parser.add_argument("--source", default=ROOT, help="tree to copy (default: this one)")
     parser.add_argument("--list", action="store_true", help="list them and stop")
     args = parser.parse_args()
     if args.list:
@@ -232,7 +238,7 @@ def main():
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}")
     begin, passed, failed = time.monotonic(), 0, 0
-    copy_tree()
+    copy_tree(os.path.abspath(args.source))
     if not control():
         print("0 passed, 1 failed, 0 skipped")
         return 1

@@ -11,8 +11,8 @@ from sluice_ref.random_model import make_checkpoint
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 SHA256 = {
-    1: "9e46dd500cfdbb801a404252ee65356abbde0e3b4d9b050889fe5530495ef962",
-    2: "f836b03d92d09484f0bba2f3f38bd2e62a970bf7f0de5b3d5e6f8e95b743bc34",
+    1: "6b8d55f5274487949ef769394f4c874328b9d062d6ae9890a1d69599559baf25",
+    2: "76f8f42b813643639f662e355a02f5bdba253748df9126bc24c39959acff19ea",
 }
 
 

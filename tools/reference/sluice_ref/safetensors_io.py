@@ -60,9 +60,17 @@ def read_file(path, names=None):
 
 
 def write_file(path, tensors):
-    """tensors: {name: array} (uint16 means BF16) or {name: (dtype name, array)}; names are sorted."""
+    """tensors: {name: array} (uint16 means BF16) or {name: (dtype name, array)}.
+
+    Wide types first, then by name, as the usual writer does: every tensor is aligned to its type.
+    """
+    def place(name):
+        value = tensors[name]
+        dtype = value[0] if isinstance(value, tuple) else NAMES[value.dtype]
+        return -TYPES[dtype].itemsize, name
+
     header, blobs, at = {}, [], 0
-    for name in sorted(tensors):
+    for name in sorted(tensors, key=place):
         value = tensors[name]
         dtype, array = value if isinstance(value, tuple) else (NAMES[value.dtype], value)
         blob = np.ascontiguousarray(array, TYPES[dtype]).tobytes()
