@@ -1,7 +1,8 @@
 /* Safetensors reader and writer.
  *
  * Owns the mappings and the tensor table. A file is believed only after its header fits it exactly:
- * every byte of data belongs to one tensor. Never reads tensor data while opening. */
+ * every byte of data belongs to one tensor. Opening reads tensor data only to copy what is
+ * unaligned. */
 #include "model/safetensors.h"
 
 #include <errno.h>

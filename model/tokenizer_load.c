@@ -383,34 +383,63 @@ static sl_status find_special(mdl_tokenizer *t, sl_err *err)
     "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}" \
     "\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
 
-/* Copies the pattern with \s and \S replaced. Inside [...] \S has no simple form: refused. */
-static bool spell_out_spaces(const char *pattern, size_t size, sl_buf *out)
+/* Length of "\p{X}" with one letter at the start of text, and its class; else 0. */
+static size_t property_at(const char *text, size_t size, char *out_category)
+{
+    if (size < 5 || memcmp(text, "\\p{", 3) != 0 || text[4] != '}')
+        return 0;
+    *out_category = text[3];
+    return 5;
+}
+
+/* Copies one escape with what pcre2 understands differently spelled out. Returns its length in the
+ * pattern; 0 = not supported (\S inside [...]). */
+static size_t spell_out_escape(const char *text, size_t size, bool in_class, sl_buf *out)
+{
+    char category = 0;
+    size_t length = property_at(text, size, &category);
+    const char *added = length > 0 ? mdl_unicode_new(category) : NULL;
+
+    if (text[1] == 'S' && in_class)
+        return 0;
+    if (text[1] == 's') {
+        sl_buf_puts(out, in_class ? SPACE : "[" SPACE "]");
+        return 2;
+    }
+    if (text[1] == 'S') {
+        sl_buf_puts(out, "[^" SPACE "]");
+        return 2;
+    }
+    if (!added) {
+        sl_buf_append(out, text, 2);
+        return 2;
+    }
+    sl_buf_puts(out, in_class ? "" : "[");
+    sl_buf_append(out, text, length);
+    sl_buf_puts(out, added);
+    sl_buf_puts(out, in_class ? "" : "]");
+    return length;
+}
+
+/* The pattern, independent of pcre2's Unicode version. */
+static bool spell_out(const char *pattern, size_t size, sl_buf *out)
 {
     bool in_class = false;
 
-    for (size_t i = 0; i < size; i++) {
-        char c = pattern[i];
+    for (size_t i = 0; i < size;) {
+        if (pattern[i] == '\\' && i + 1 < size) {
+            size_t length = spell_out_escape(pattern + i, size - i, in_class, out);
 
-        if (c == '\\' && i + 1 < size) {
-            char next = pattern[++i];
-
-            if (next == 's') {
-                sl_buf_puts(out, in_class ? SPACE : "[" SPACE "]");
-            } else if (next == 'S') {
-                if (in_class)
-                    return false;
-                sl_buf_puts(out, "[^" SPACE "]");
-            } else {
-                sl_buf_putc(out, c);
-                sl_buf_putc(out, next);
-            }
+            if (length == 0)
+                return false;
+            i += length;
             continue;
         }
-        if (c == '[')
+        if (pattern[i] == '[')
             in_class = true;
-        else if (c == ']')
+        else if (pattern[i] == ']')
             in_class = false;
-        sl_buf_putc(out, c);
+        sl_buf_putc(out, pattern[i++]);
     }
     return !out->overflow;
 }
@@ -426,7 +455,7 @@ static sl_status compile_split(mdl_tokenizer *t, const char *pattern, size_t siz
     sl_status status = sl_ok();
 
     sl_buf_init(&text, PATTERN_BYTES_MAX);
-    if (!spell_out_spaces(pattern, size, &text)) {
+    if (!spell_out(pattern, size, &text)) {
         status = sl_fail(err, SL_UNSUPPORTED,
                          "pre_tokenizer %d: \\S inside [] or an overlong pattern", index);
     } else {

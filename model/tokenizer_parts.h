@@ -54,5 +54,7 @@ void mdl_bpe_encode(const mdl_tokenizer *tokenizer, const uint8_t *piece, size_t
 /* Byte-level alphabet: the code point that stands for a byte, and back (-1). */
 uint32_t mdl_byte_char(uint8_t byte);
 int mdl_char_byte(uint32_t code_point);
+/* Ranges of new characters of a major category (L, M, N, P, S), for a pcre2 class; else NULL. */
+const char *mdl_unicode_new(char category);
 
 #endif
