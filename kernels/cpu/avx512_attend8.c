@@ -13,6 +13,7 @@
 #include "kernels/cpu/variant.h"
 #include "kernels/cpu/vec16.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "kernels/cpu/attend.inc"

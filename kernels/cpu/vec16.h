@@ -47,6 +47,14 @@ VEC_INLINE v16_f v16_div(v16_f a, v16_f b)
 {
     return _mm512_div_ps(a, b);
 }
+VEC_INLINE v16_f v16_add_scaled(v16_f acc, const float *p, v16_f a)
+{
+    v16_f product;
+    /* The embedded broadcast needs no vector pipe; the compiler would broadcast into a register,
+     * which on Zen 4 costs a third of the rate (77 against 113 GFLOP/s). */
+    __asm__("vmulps %2%{1to16%}, %1, %0" : "=v"(product) : "v"(a), "m"(*p));
+    return _mm512_add_ps(acc, product);
+}
 VEC_INLINE v16_f v16_max(v16_f a, v16_f b)
 {
     return _mm512_max_ps(a, b);
@@ -55,17 +63,20 @@ VEC_INLINE v16_f v16_negate(v16_f a)
 {
     return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f));
 }
-VEC_INLINE v16_f v16_from_e4m3(const uint8_t *p)
+VEC_INLINE v16_f v16_tiny_e4m3(const uint8_t *p)
 {
     v16_i x = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
     x = _mm512_and_si512(_mm512_slli_epi32(x, 20), _mm512_set1_epi32((int)0x87F00000));
-    return _mm512_mul_ps(_mm512_castsi512_ps(x), _mm512_set1_ps(0x1p120f));
+    return _mm512_castsi512_ps(x);
 }
-VEC_INLINE v16_f v16_e4m3_of_byte(v16_i x, const int byte)
+VEC_INLINE v16_f v16_from_e4m3(const uint8_t *p)
+{
+    return _mm512_mul_ps(v16_tiny_e4m3(p), _mm512_set1_ps(0x1p120f));
+}
+VEC_INLINE v16_f v16_tiny_of_byte(v16_i x, const int byte)
 {
     x = _mm512_srai_epi32(_mm512_slli_epi32(x, 24 - 8 * byte), 4);
-    x = _mm512_and_si512(x, _mm512_set1_epi32((int)0x87F00000));
-    return _mm512_mul_ps(_mm512_castsi512_ps(x), _mm512_set1_ps(0x1p120f));
+    return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32((int)0x87F00000)));
 }
 VEC_INLINE v16_f v16_from_bf16(const uint16_t *p)
 {

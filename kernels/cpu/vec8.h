@@ -56,6 +56,11 @@ VEC_INLINE v8_f v8_div(v8_f a, v8_f b)
 {
     return _mm256_div_ps(a, b);
 }
+/* acc + (*p * a), both rounded. */
+VEC_INLINE v8_f v8_add_scaled(v8_f acc, const float *p, v8_f a)
+{
+    return _mm256_add_ps(acc, _mm256_mul_ps(_mm256_broadcast_ss(p), a));
+}
 /* The second operand where they are unordered or equal. */
 VEC_INLINE v8_f v8_max(v8_f a, v8_f b)
 {
@@ -65,19 +70,22 @@ VEC_INLINE v8_f v8_negate(v8_f a)
 {
     return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f));
 }
-/* 8 e4m3 codes, no NaN codes. */
-VEC_INLINE v8_f v8_from_e4m3(const uint8_t *p)
+/* 8 e4m3 codes (no NaN codes) times 2^-120: the moved bits as they are, see krn_e4m3_to_f32. */
+VEC_INLINE v8_f v8_tiny_e4m3(const uint8_t *p)
 {
     v8_i x = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
     x = _mm256_and_si256(_mm256_slli_epi32(x, 20), _mm256_set1_epi32((int)0x87F00000));
-    return _mm256_mul_ps(_mm256_castsi256_ps(x), _mm256_set1_ps(0x1p120f));
+    return _mm256_castsi256_ps(x);
 }
-/* The code in byte `byte` (a constant) of each lane. */
-VEC_INLINE v8_f v8_e4m3_of_byte(v8_i x, const int byte)
+VEC_INLINE v8_f v8_from_e4m3(const uint8_t *p)
+{
+    return _mm256_mul_ps(v8_tiny_e4m3(p), _mm256_set1_ps(0x1p120f));
+}
+/* The code in byte `byte` (a constant) of each lane, times 2^-120. */
+VEC_INLINE v8_f v8_tiny_of_byte(v8_i x, const int byte)
 {
     x = _mm256_srai_epi32(_mm256_slli_epi32(x, 24 - 8 * byte), 4);
-    x = _mm256_and_si256(x, _mm256_set1_epi32((int)0x87F00000));
-    return _mm256_mul_ps(_mm256_castsi256_ps(x), _mm256_set1_ps(0x1p120f));
+    return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32((int)0x87F00000)));
 }
 VEC_INLINE v8_f v8_from_bf16(const uint16_t *p)
 {
