@@ -4,6 +4,8 @@
  * pool's caller. */
 #include "kernels/cpu/variant.h"
 
+#include "base/assert.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -70,16 +72,41 @@ void krn_plain_latent_put(krn_pool *pool, const krn_cache *cache, const krn_row 
     }
 }
 
-/* Dot products of one query with up to 16 keys at once: one chain each. */
+/* 16 keys with their dimensions side by side, so that the compiler vectorises over keys: one chain
+ * each. Lanes without a key repeat the first. */
 #define KEYS_AT_ONCE 16
 
-static void dots(const float *query, const float *const *keys, uint32_t n, float *out_dots)
+typedef struct key_tile {
+    float values[KRN_PLAIN_ROW_DIM][KEYS_AT_ONCE];
+} key_tile;
+
+static void key_tile_fill(key_tile *tile, const float *const *keys, uint32_t n)
 {
-    float acc[KEYS_AT_ONCE] = {0};
-    for (uint32_t d = 0; d < n; d++)
-        for (uint32_t i = 0; i < KEYS_AT_ONCE; i++)
-            acc[i] = acc[i] + query[d] * keys[i][d];
-    memcpy(out_dots, acc, sizeof acc);
+    for (uint32_t i = 0; i < KEYS_AT_ONCE; i++)
+        for (uint32_t d = 0; d < n; d++)
+            tile->values[d][i] = keys[i][d];
+}
+
+/* Four floats: what every x86-64 and arm64 has, without a variant. */
+typedef float four __attribute__((vector_size(16), aligned(4)));
+
+/* Dot products with dimensions [from, to). */
+static void dots(const float *query, const key_tile *tile, uint32_t from, uint32_t to,
+                 float *out_dots)
+{
+    four acc0 = {0}, acc1 = {0}, acc2 = {0}, acc3 = {0};
+    for (uint32_t d = from; d < to; d++) {
+        const four *key = (const four *)tile->values[d];
+        float q = query[d - from];
+        acc0 = acc0 + q * key[0];
+        acc1 = acc1 + q * key[1];
+        acc2 = acc2 + q * key[2];
+        acc3 = acc3 + q * key[3];
+    }
+    memcpy(out_dots, &acc0, sizeof acc0);
+    memcpy(out_dots + 4, &acc1, sizeof acc1);
+    memcpy(out_dots + 8, &acc2, sizeof acc2);
+    memcpy(out_dots + 12, &acc3, sizeof acc3);
 }
 
 typedef struct attend_work {
@@ -87,55 +114,69 @@ typedef struct attend_work {
     size_t thread_bytes;
 } attend_work;
 
-static void attend_head(const krn_attend_args *args, uint32_t row, uint32_t h, float *p)
+/* Scores of 16 keys for every head: p [heads][count]. */
+static void attend_scores(const krn_attend_args *args, uint32_t row, const key_tile *tile,
+                          uint32_t first, uint32_t keys, float *p)
 {
-    size_t index = (size_t)row * args->heads + h;
-    const float *q_latent = (const float *)args->q_latent + index * KRN_LATENT_DIM;
-    const float *q_rope = (const float *)args->q + index * KRN_HEAD_DIM + KRN_NOPE_DIM;
-    const uint32_t *blocks = args->rows[row].blocks;
+    uint32_t count = args->list_counts[row];
+    for (uint32_t h = 0; h < args->heads; h++) {
+        size_t index = (size_t)row * args->heads + h;
+        float latent[KEYS_AT_ONCE], rope[KEYS_AT_ONCE];
+        dots((const float *)args->q_latent + index * KRN_LATENT_DIM, tile, 0, KRN_LATENT_DIM,
+             latent);
+        dots((const float *)args->q + index * KRN_HEAD_DIM + KRN_NOPE_DIM, tile, KRN_LATENT_DIM,
+             KRN_PLAIN_ROW_DIM, rope);
+        for (uint32_t j = 0; j < keys; j++)
+            p[(size_t)h * count + first + j] = (latent[j] + rope[j]) * args->scale;
+    }
+}
+
+/* Softmax and P.V of one head. */
+static void attend_values(const krn_attend_args *args, uint32_t row, uint32_t h, float *p)
+{
     const uint32_t *list = args->lists + (size_t)row * args->list_stride;
     uint32_t count = args->list_counts[row];
-    float largest = -INFINITY, sum = 0.0f;
-    for (uint32_t i = 0; i < count; i += KEYS_AT_ONCE) {
-        const float *latents[KEYS_AT_ONCE], *ropes[KEYS_AT_ONCE];
-        float latent[KEYS_AT_ONCE], rope[KEYS_AT_ONCE];
-        for (uint32_t j = 0; j < KEYS_AT_ONCE; j++) {
-            uint32_t s = i + j < count ? list[i + j] : list[i];
-            latents[j] = plain_latent(args->cache, blocks, s);
-            ropes[j] = latents[j] + KRN_LATENT_DIM;
-        }
-        dots(q_latent, latents, KRN_LATENT_DIM, latent);
-        dots(q_rope, ropes, KRN_ROPE_DIM, rope);
-        for (uint32_t j = 0; j < KEYS_AT_ONCE && i + j < count; j++) {
-            p[i + j] = (latent[j] + rope[j]) * args->scale;
-            largest = p[i + j] > largest ? p[i + j] : largest;
-        }
-    }
+    float largest = p[0], sum = 0.0f;
+    for (uint32_t i = 1; i < count; i++)
+        largest = p[i] > largest ? p[i] : largest;
     for (uint32_t i = 0; i < count; i++) {
         p[i] = krn_exp(p[i] - largest);
         sum = sum + p[i];
     }
-    float *o = (float *)args->output + index * KRN_LATENT_DIM;
+    float *o = (float *)args->output + ((size_t)row * args->heads + h) * KRN_LATENT_DIM;
     memset(o, 0, KRN_LATENT_DIM * sizeof(float));
     for (uint32_t i = 0; i < count; i++) {
-        const float *key = plain_latent(args->cache, blocks, list[i]);
+        const float *key = plain_latent(args->cache, args->rows[row].blocks, list[i]);
         float weight = p[i] / sum;
-        for (uint32_t d = 0; d < KRN_LATENT_DIM; d++)
-            o[d] = o[d] + weight * key[d];
+        for (uint32_t d = 0; d < KRN_LATENT_DIM; d += 4)
+            *(four *)(o + d) = *(const four *)(o + d) + weight * *(const four *)(key + d);
     }
 }
 
 static void attend_task(void *context, uint32_t task, uint32_t thread)
 {
     const attend_work *w = context;
-    for (uint32_t h = 0; h < w->args->heads; h++)
-        attend_head(w->args, task, h,
-                    (float *)((uint8_t *)w->args->scratch + thread * w->thread_bytes));
+    const krn_attend_args *args = w->args;
+    float *p = (float *)((uint8_t *)args->scratch + thread * w->thread_bytes);
+    const uint32_t *list = args->lists + (size_t)task * args->list_stride;
+    uint32_t count = args->list_counts[task];
+    key_tile tile;
+    for (uint32_t i = 0; i < count; i += KEYS_AT_ONCE) {
+        const float *keys[KEYS_AT_ONCE];
+        for (uint32_t j = 0; j < KEYS_AT_ONCE; j++)
+            keys[j] =
+                plain_latent(args->cache, args->rows[task].blocks, list[i + j < count ? i + j : i]);
+        key_tile_fill(&tile, keys, KRN_PLAIN_ROW_DIM);
+        attend_scores(args, task, &tile, i, count - i < KEYS_AT_ONCE ? count - i : KEYS_AT_ONCE, p);
+    }
+    for (uint32_t h = 0; h < args->heads; h++)
+        attend_values(args, task, h, p + (size_t)h * count);
 }
 
 void krn_plain_attend(krn_pool *pool, const krn_attend_args *args)
 {
     attend_work w = {.args = args, .thread_bytes = krn_attend_thread_bytes(args->list_stride)};
+    sl_assert(args->heads <= KRN_PLAIN_ROW_DIM); /* the scratch holds that many rows of scores */
     krn_pool_run(pool, args->count, attend_task, &w);
 }
 
@@ -170,15 +211,18 @@ void krn_plain_index_query(krn_pool *pool, float *q, const float *wt, uint32_t r
 void krn_plain_score(const krn_score_tile *tile)
 {
     const float *page = (const float *)(tile->page + KRN_PLAIN_INDEX_AT);
+    key_tile keys;
     for (uint32_t s = tile->from; s < tile->to; s += KEYS_AT_ONCE) {
-        const float *keys[KEYS_AT_ONCE];
+        const float *rows[KEYS_AT_ONCE];
         for (uint32_t i = 0; i < KEYS_AT_ONCE; i++)
-            keys[i] = page + (size_t)(s + i < tile->to ? s + i : s) * KRN_INDEX_DIM;
+            rows[i] = page + (size_t)(s + i < tile->to ? s + i : s) * KRN_INDEX_DIM;
+        key_tile_fill(&keys, rows, KRN_INDEX_DIM);
         for (uint32_t r = 0; r < tile->row_count; r++) {
             float acc[KEYS_AT_ONCE] = {0}, dot[KEYS_AT_ONCE];
             for (uint32_t h = 0; h < tile->heads; h++) {
                 size_t at = (size_t)r * tile->heads + h;
-                dots((const float *)tile->queries + at * KRN_INDEX_DIM, keys, KRN_INDEX_DIM, dot);
+                dots((const float *)tile->queries + at * KRN_INDEX_DIM, &keys, 0, KRN_INDEX_DIM,
+                     dot);
                 for (uint32_t i = 0; i < KEYS_AT_ONCE; i++)
                     acc[i] = acc[i] + (dot[i] > 0.0f ? dot[i] : 0.0f) * tile->factors[at];
             }
