@@ -1,5 +1,6 @@
 /* The tokenizer: demo vectors, committed vectors, splits, added tokens, decoding, refusals. */
 #include <dirent.h>
+#include <pthread.h>
 #include <time.h>
 
 #include "base/json.h"
@@ -360,6 +361,39 @@ TEST(pieces_of_all_sizes_merge_as_defined)
     }
 }
 
+static void *encode_often(void *context)
+{
+    const char *text = context;
+
+    for (int i = 0; i < 20; i++) {
+        mdl_ids ids = {0};
+        sl_err err;
+        sl_status status = mdl_tokenizer_encode(demo, text, strlen(text), NULL, &ids, &err);
+        bool good = sl_is_ok(status) && ids.count > 0;
+
+        mdl_ids_fini(&ids);
+        if (!good)
+            return context;
+    }
+    return NULL;
+}
+
+TEST(threads_share_one_tokenizer)
+{
+    static char texts[4][32] = {"Hello, world 123", "<think>x</think>", "毕老师！", "a  b\n\nc"};
+    pthread_t threads[4];
+
+    demo_tokenizer();
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, encode_often, texts[i]), 0);
+    for (int i = 0; i < 4; i++) {
+        void *failed;
+
+        assert_int_equal(pthread_join(threads[i], &failed), 0);
+        assert_null(failed);
+    }
+}
+
 /* No piece is so odd that encoding takes long: a megabyte of one kind each. */
 TEST(megabytes_of_one_kind)
 {
@@ -464,6 +498,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(limits_and_invalid_text),
         cmocka_unit_test(decoding_of_broken_utf8),
         cmocka_unit_test(pieces_of_all_sizes_merge_as_defined),
+        cmocka_unit_test(threads_share_one_tokenizer),
         cmocka_unit_test(megabytes_of_one_kind),
         cmocka_unit_test(refusals),
     };
