@@ -209,7 +209,17 @@ uint8_t *eng_engine_cache_base(const eng_engine *engine)
 
 uint32_t eng_engine_pages_free(const eng_engine *engine)
 {
-    return engine->pages.free_count;
+    return eng_pages_available(&engine->pages);
+}
+
+uint32_t eng_engine_pages_kept(const eng_engine *engine)
+{
+    return engine->pages.kept_count;
+}
+
+void eng_engine_drop_kept(eng_engine *engine)
+{
+    eng_pages_drop_kept(&engine->pages);
 }
 
 void eng_engine_set_tap(eng_engine *engine, const eng_tap *tap)

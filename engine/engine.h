@@ -97,7 +97,12 @@ uint8_t *eng_engine_cache_base(const eng_engine *engine);
 /* Slice of one piece inside a page. */
 void eng_layout_piece(const eng_cache_layout *layout, const mdl_shape *shape, uint32_t group,
                       uint64_t *out_offset, uint64_t *out_bytes);
+/* Pages that a new sequence could bind: free ones and those that are only kept for their tokens. */
 uint32_t eng_engine_pages_free(const eng_engine *engine);
+/* Of those, the kept ones. */
+uint32_t eng_engine_pages_kept(const eng_engine *engine);
+/* Forgets all kept pages (operator's wish, new weights). */
+void eng_engine_drop_kept(eng_engine *engine);
 
 /* --- sequences (engine thread only) --- */
 
@@ -108,14 +113,33 @@ typedef struct eng_sequence eng_sequence;
  * ever hold. Pages come zeroed. */
 SL_MUST_USE sl_status eng_sequence_open(eng_engine *engine, uint32_t token_capacity,
                                         eng_sequence **out_sequence, sl_err *err);
-void eng_sequence_close(eng_sequence *sequence);            /* pages return to the free list */
+/* A token stream whose whole blocks may be, or may be made, known to the cache. space keeps
+ * namespaces (tenant, salt) apart: nothing is shared across them. */
+typedef struct eng_prefix {
+    const uint32_t *tokens;
+    uint32_t token_count;
+    uint64_t space;
+} eng_prefix;
+
+/* As eng_sequence_open, but starts with the pages of the longest known prefix: whole blocks of
+ * prefix->tokens, compared token by token. Its length tells how many tokens are there already (up
+ * to token_count; h_final came along); these pages are shared and never written. */
+SL_MUST_USE sl_status eng_sequence_open_prefix(eng_engine *engine, uint32_t token_capacity,
+                                               const eng_prefix *prefix,
+                                               eng_sequence **out_sequence, sl_err *err);
+/* Makes the sequence's complete blocks known: prefix->tokens are the tokens it holds, all accepted
+ * (no drafts). May be called again as it grows. Known pages live on after close until their memory
+ * is needed, the oldest first. */
+void eng_sequence_publish(eng_sequence *sequence, const eng_prefix *prefix);
+void eng_sequence_close(eng_sequence *sequence);            /* unbinds its pages */
 uint32_t eng_sequence_length(const eng_sequence *sequence); /* tokens in the cache */
 uint32_t eng_sequence_page(const eng_sequence *sequence,
                            uint32_t block); /* page index of block = position / 64 */
 /* bf16 [hidden] of the last token in the cache (spec 3.1 h_final); NULL while empty. */
 const uint16_t *eng_sequence_h_final(const eng_sequence *sequence);
-/* Declares that the first `token_count` tokens' rows were written into the pages from outside
- * (fetched and verified). Length must be 0 before. h_final NULL: it came with the pages. */
+/* Declares that the rows of tokens up to `token_count` were written into the pages from outside
+ * (fetched and verified), after what the sequence held when it opened. h_final NULL: it came with
+ * the pages. */
 void eng_sequence_adopt(eng_sequence *sequence, uint32_t token_count, const uint16_t *h_final);
 /* Keyed sum of a piece: sl_sum64(key, block << 16 | group, piece, bytes), which is what kvtransfer
  * verifies. The key mixes the stamp. Cheap; engine thread, or any thread while nobody writes the

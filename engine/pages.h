@@ -1,11 +1,13 @@
-/* The page pool: which pages are free, and whose the others are. Internal to engine/.
+/* The page pool: which pages are free, which are bound by sequences, and which are kept for their
+ * tokens. Internal to engine/.
  *
- * Owns no memory but its tables. Thread: the engine thread. A page's life: free -> private (one
- * sequence writes it) -> sealed (64 tokens, never written again) -> free. */
+ * Owns the cache's memory. Thread: the engine thread. A page's life: free -> private (one sequence
+ * writes it) -> sealed (64 accepted tokens, never written again, may be shared) -> kept (nobody has
+ * it bound, the prefix index knows it; the oldest goes first when pages run out) -> free. */
 #ifndef ENGINE_PAGES_H
 #define ENGINE_PAGES_H
 
-#include "engine/engine.h"
+#include "engine/prefix.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -15,8 +17,16 @@ typedef enum eng_page_state {
     ENG_PAGE_STATE_FREE,
     ENG_PAGE_STATE_PRIVATE,
     ENG_PAGE_STATE_SEALED,
+    ENG_PAGE_STATE_KEPT,
     ENG_PAGE_STATE_COUNT,
 } eng_page_state;
+
+/* Of one page. */
+typedef struct eng_page {
+    uint8_t state;           /* eng_page_state */
+    uint32_t ref_count;      /* sequences that have it bound */
+    uint32_t older, younger; /* neighbours among the kept ones */
+} eng_page;
 
 typedef struct eng_pages {
     uint8_t *memory; /* page p at memory + p * page_bytes */
@@ -24,17 +34,30 @@ typedef struct eng_pages {
     uint32_t page_count;
     uint32_t free_count;
     uint32_t *free_list; /* [page_count], used as a stack */
-    uint8_t *state;      /* [page_count] eng_page_state */
+    eng_page *table;     /* [page_count] */
+    uint32_t kept_count;
+    uint32_t oldest, youngest; /* of the kept ones */
+    eng_prefix_index prefix;
 } eng_pages;
 
 SL_MUST_USE sl_status eng_pages_init(eng_pages *pages, uint64_t page_bytes, uint32_t page_count,
                                      sl_err *err);
 void eng_pages_fini(eng_pages *pages);
-/* Takes a page, zeroed and private. ENG_NO_PAGE when none is free. */
+/* Takes a page, zeroed and private: a free one, else the oldest kept one. ENG_NO_PAGE when there
+ * is neither. */
 uint32_t eng_pages_take(eng_pages *pages);
+/* One more sequence binds a sealed or kept page. */
+void eng_pages_share(eng_pages *pages, uint32_t page);
+/* A sequence lets go: the last one's page is kept when the index knows it, else free. */
 void eng_pages_give(eng_pages *pages, uint32_t page);
-/* private <-> sealed; asserts the transition. */
-void eng_pages_set_state(eng_pages *pages, uint32_t page, eng_page_state state);
+void eng_pages_seal(eng_pages *pages, uint32_t page);
+/* A sealed page's last tokens were dropped again: only where nobody else can know it. */
+void eng_pages_unseal(eng_pages *pages, uint32_t page);
+/* Frees all kept pages. */
+void eng_pages_drop_kept(eng_pages *pages);
+/* Pages that a new sequence could bind. */
+uint32_t eng_pages_available(const eng_pages *pages);
+
 static inline uint8_t *eng_pages_at(const eng_pages *pages, uint32_t page)
 {
     return pages->memory + (uint64_t)page * pages->page_bytes;

@@ -7,8 +7,8 @@
 #include "base/assert.h"
 #include "engine/state.h"
 
-sl_status eng_sequence_open(eng_engine *engine, uint32_t token_capacity,
-                            eng_sequence **out_sequence, sl_err *err)
+static sl_status sequence_check_capacity(const eng_engine *engine, uint32_t token_capacity,
+                                         sl_err *err)
 {
     if (token_capacity == 0)
         return sl_fail(err, SL_INVALID, "a sequence of no tokens");
@@ -19,9 +19,39 @@ sl_status eng_sequence_open(eng_engine *engine, uint32_t token_capacity,
     if (page_count > engine->layout.page_count)
         return sl_fail(err, SL_TOO_LARGE, "%u tokens need %u pages: the cache has %u",
                        token_capacity, page_count, engine->layout.page_count);
-    if (page_count > engine->pages.free_count)
-        return sl_fail(err, SL_FULL, "%u tokens need %u pages: %u are free", token_capacity,
-                       page_count, engine->pages.free_count);
+    return sl_ok();
+}
+
+/* Binds the pages of known blocks, in order; returns how many. */
+static uint32_t sequence_share_known(eng_sequence *sequence, const eng_prefix *prefix)
+{
+    eng_pages *pages = &sequence->engine->pages;
+    uint32_t count = 0, parent = ENG_NO_PAGE;
+    uint32_t limit =
+        prefix->token_count < sequence->capacity ? prefix->token_count : sequence->capacity;
+    while ((count + 1) * ENG_PAGE_TOKENS <= limit) {
+        const uint32_t *tokens = prefix->tokens + (size_t)count * ENG_PAGE_TOKENS;
+        uint32_t page = eng_prefix_index_find(&pages->prefix, prefix->space, parent, tokens);
+        if (page == ENG_NO_PAGE)
+            break;
+        eng_pages_share(pages, page);
+        sequence->pages[count++] = parent = page;
+    }
+    return count;
+}
+
+/* The deepest block first, so that of kept pages the ends of prefixes are the older ones. */
+static void sequence_give_pages(eng_sequence *sequence, uint32_t page_count)
+{
+    for (uint32_t i = page_count; i-- > 0;)
+        eng_pages_give(&sequence->engine->pages, sequence->pages[i]);
+}
+
+sl_status eng_sequence_open_prefix(eng_engine *engine, uint32_t token_capacity,
+                                   const eng_prefix *prefix, eng_sequence **out_sequence,
+                                   sl_err *err)
+{
+    SL_TRY(sequence_check_capacity(engine, token_capacity, err));
     eng_sequence *sequence = NULL;
     for (uint32_t i = 0; i < engine->sequences_max && !sequence; i++) {
         if (!engine->sequences[i].open)
@@ -29,17 +59,54 @@ sl_status eng_sequence_open(eng_engine *engine, uint32_t token_capacity,
     }
     if (!sequence)
         return sl_fail(err, SL_FULL, "all %u sequences are open", engine->sequences_max);
-    sequence->open = true;
-    sequence->length = 0;
     sequence->capacity = token_capacity;
-    sequence->page_count = page_count;
-    sequence->step_id = 0;
-    for (uint32_t i = 0; i < page_count; i++) {
+    sequence->page_count = (token_capacity + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
+    uint32_t shared = sequence_share_known(sequence, prefix);
+    uint32_t available = eng_pages_available(&engine->pages);
+    if (sequence->page_count - shared > available) {
+        sl_status status = sl_fail(err, SL_FULL, "%u tokens need %u pages: %u are free",
+                                   token_capacity, sequence->page_count - shared, available);
+        sequence_give_pages(sequence, shared);
+        sequence->page_count = 0;
+        return status;
+    }
+    for (uint32_t i = shared; i < sequence->page_count; i++) {
         sequence->pages[i] = eng_pages_take(&engine->pages);
         sl_assert(sequence->pages[i] != ENG_NO_PAGE);
     }
+    sequence->open = true;
+    sequence->length = shared * ENG_PAGE_TOKENS;
+    sequence->step_id = 0;
     *out_sequence = sequence;
     return sl_ok();
+}
+
+sl_status eng_sequence_open(eng_engine *engine, uint32_t token_capacity,
+                            eng_sequence **out_sequence, sl_err *err)
+{
+    const eng_prefix none = {0};
+    return eng_sequence_open_prefix(engine, token_capacity, &none, out_sequence, err);
+}
+
+void eng_sequence_publish(eng_sequence *sequence, const eng_prefix *prefix)
+{
+    sl_assert(sequence->open && !sequence->in_step);
+    eng_prefix_index *index = &sequence->engine->pages.prefix;
+    uint32_t limit =
+        prefix->token_count < sequence->length ? prefix->token_count : sequence->length;
+    uint32_t parent = ENG_NO_PAGE;
+    for (uint32_t block = 0; (block + 1) * ENG_PAGE_TOKENS <= limit; block++) {
+        const uint32_t *tokens = prefix->tokens + (size_t)block * ENG_PAGE_TOKENS;
+        uint32_t page = sequence->pages[block];
+        uint32_t known = eng_prefix_index_find(index, prefix->space, parent, tokens);
+        if (known == ENG_NO_PAGE && eng_prefix_index_has(index, page))
+            return; /* its chain broke when a parent's page was taken: leave it to age */
+        if (known == ENG_NO_PAGE) {
+            eng_prefix_index_add(index, page, prefix->space, parent, tokens);
+            known = page;
+        }
+        parent = known; /* maybe another page with the same tokens: ours is then not kept */
+    }
 }
 
 void eng_sequence_close(eng_sequence *sequence)
@@ -47,8 +114,7 @@ void eng_sequence_close(eng_sequence *sequence)
     if (!sequence)
         return;
     sl_assert(sequence->open && !sequence->in_step);
-    for (uint32_t i = 0; i < sequence->page_count; i++)
-        eng_pages_give(&sequence->engine->pages, sequence->pages[i]);
+    sequence_give_pages(sequence, sequence->page_count);
     sequence->open = false;
     sequence->page_count = 0;
     sequence->length = 0;
@@ -80,31 +146,24 @@ const uint16_t *eng_sequence_h_final(const eng_sequence *sequence)
     return sequence->length ? eng_sequence_h_at(sequence, sequence->length) : NULL;
 }
 
-/* Pages before `length` are sealed, the others private. */
-static void sequence_seal(eng_sequence *sequence, uint32_t length)
-{
-    eng_pages *pages = &sequence->engine->pages;
-    for (uint32_t i = 0; i < sequence->page_count; i++) {
-        bool full = (i + 1) * ENG_PAGE_TOKENS <= length;
-        eng_page_state wanted = full ? ENG_PAGE_STATE_SEALED : ENG_PAGE_STATE_PRIVATE;
-        if (pages->state[sequence->pages[i]] != wanted)
-            eng_pages_set_state(pages, sequence->pages[i], wanted);
-    }
-}
-
 void eng_sequence_set_length(eng_sequence *sequence, uint32_t length)
 {
     sl_assert(length <= sequence->capacity);
+    eng_pages *pages = &sequence->engine->pages;
+    uint32_t full = length / ENG_PAGE_TOKENS, was_full = sequence->length / ENG_PAGE_TOKENS;
+    for (uint32_t i = was_full; i < full; i++)
+        eng_pages_seal(pages, sequence->pages[i]);
+    for (uint32_t i = full; i < was_full; i++)
+        eng_pages_unseal(pages, sequence->pages[i]);
     sequence->length = length;
-    sequence_seal(sequence, length);
 }
 
 void eng_sequence_adopt(eng_sequence *sequence, uint32_t token_count, const uint16_t *h_final)
 {
-    sl_assert(sequence->open && sequence->length == 0);
+    sl_assert(sequence->open && token_count >= sequence->length);
     sl_assert(token_count > 0 && token_count <= sequence->capacity);
     sl_assert(!sequence->engine->plain);
-    if (h_final)
+    if (h_final && token_count > sequence->length)
         memcpy(eng_sequence_h_at(sequence, token_count), h_final,
                (size_t)sequence->engine->model->shape.hidden_size * sizeof(uint16_t));
     eng_sequence_set_length(sequence, token_count);

@@ -284,8 +284,9 @@ TEST(layout_covers_the_page)
     rig_close(&r);
 }
 
-TEST(pages_change_state_legally)
+TEST(pages_take_share_and_give)
 {
+    static const uint32_t TOKENS[ENG_PAGE_TOKENS] = {1, 2, 3};
     eng_pages pages;
     sl_err err;
     assert_ok(eng_pages_init(&pages, 128, 2, &err), &err);
@@ -293,7 +294,18 @@ TEST(pages_change_state_legally)
     assert_int_equal(a, 0);
     assert_int_equal(b, 1);
     assert_int_equal(eng_pages_take(&pages), ENG_NO_PAGE);
-    eng_pages_set_state(&pages, a, ENG_PAGE_STATE_SEALED);
+    eng_pages_seal(&pages, a);
+    eng_prefix_index_add(&pages.prefix, a, 0, ENG_NO_PAGE, TOKENS);
+    eng_pages_share(&pages, a);
+    eng_pages_give(&pages, a);
+    eng_pages_give(&pages, b);
+    assert_int_equal(pages.free_count, 1);
+    eng_pages_give(&pages, a);
+    assert_int_equal(pages.kept_count, 1);
+    assert_int_equal(eng_prefix_index_find(&pages.prefix, 0, ENG_NO_PAGE, TOKENS), a);
+    assert_int_equal(eng_pages_take(&pages), b);
+    assert_int_equal(eng_pages_take(&pages), a); /* the kept one makes room */
+    assert_int_equal(eng_prefix_index_find(&pages.prefix, 0, ENG_NO_PAGE, TOKENS), ENG_NO_PAGE);
     eng_pages_give(&pages, a);
     eng_pages_give(&pages, b);
     assert_int_equal(pages.free_count, 2);
@@ -363,7 +375,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(layers_out_of_range),
     cmocka_unit_test(nan_is_a_fault_not_an_answer),
     cmocka_unit_test(layout_covers_the_page),
-    cmocka_unit_test(pages_change_state_legally),
+    cmocka_unit_test(pages_take_share_and_give),
     cmocka_unit_test(a_layer_alone_equals_the_step),
 };
 TEST_MAIN(TESTS)
