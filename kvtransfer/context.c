@@ -656,6 +656,8 @@ void kvt_stats_get(const kvt_context *context, kvt_stats *out_stats)
     READ(recvs_open);
     READ(peers_open);
     READ(requests_open);
+    READ(recvs_quarantined);
+    READ(requests_abandoned);
     READ(pieces_sent);
     READ(bytes_sent);
     READ(pieces_received);

@@ -40,6 +40,13 @@ sl_status kvt_core_init(kvt_core *core, const kvt_options *options, sl_mailbox *
 
 void kvt_core_fini(kvt_core *core)
 {
+    for (uint32_t i = 0; i < KVT_PEERS_MAX; i++) {
+        /* Bytes of abandoned commits. Those of others are their send's. */
+        for (kvt_request *at = core->peers[i].requests; at; at = at->next_open) {
+            if (at->kind == KVT_REQUEST_COMMIT)
+                sl_free(at->dest);
+        }
+    }
     kvt_pool_fini(&core->messages);
     kvt_pool_fini(&core->pieces);
     kvt_pool_fini(&core->fetches);

@@ -30,11 +30,12 @@ typedef enum kvt_request_kind {
 } kvt_request_kind;
 
 struct kvt_request {
-    kvt_request *next; /* free list, or the core's list of finished ones */
+    kvt_request *next;                  /* free list, or the core's list of finished ones */
+    kvt_request *next_open, *prev_open; /* of the peer */
     kvt_peer *peer;
     struct kvt_send *send; /* PIECE, COMMIT */
     struct kvt_recv *recv; /* FETCH */
-    void *dest;            /* FETCH */
+    void *dest;            /* FETCH; an abandoned COMMIT: its bytes, to be freed with it */
     uint64_t bytes;        /* PIECE, FETCH */
     uint64_t sum;          /* FETCH: as announced */
     uint32_t index;        /* PIECE: ordinal; FETCH: place in the ledger; COMMIT: sequence */
@@ -62,7 +63,8 @@ struct kvt_peer {
     sl_time_ns since;              /* created; then last used */
     sl_time_ns progress_at;        /* a piece finished, or the first of a row began */
     uint32_t requests_open, messages_open;
-    uint32_t pieces_open; /* P: in the window */
+    kvt_request *requests; /* the open ones */
+    uint32_t pieces_open;  /* P: in the window */
     uint64_t window_bytes;
     uint32_t fetches_open; /* D */
     struct kvt_send *turn; /* ring of sends with pieces to offer, by turns */
@@ -135,7 +137,8 @@ struct kvt_send {
     uint32_t commits_sent, commits_acked, commits_done,
         commits_reported; /* each <= the one before */
     sl_time_ns close_due;
-    sl_code code; /* CLOSING on; the owner reads after the CLOSED event */
+    bool close_forced; /* the grace is over, the connection was broken for it */
+    sl_code code;      /* CLOSING on; the owner reads after the CLOSED event */
     char text[KVT_TEXT_MAX];
 
     bool closed_delivered, cancel_asked; /* the owner's */
@@ -183,6 +186,7 @@ struct kvt_recv {
     uint32_t ack_count;
     kvt_piece_ack acks[KVT_ACKS_WAITING];
     sl_time_ns close_due;
+    bool close_forced, quarantined;
     sl_code code;
     char text[KVT_TEXT_MAX];
 
@@ -190,7 +194,8 @@ struct kvt_recv {
 };
 
 typedef struct kvt_counters { /* relaxed; the progress thread writes, anyone reads */
-    _Atomic uint32_t sends_open, recvs_open, peers_open, requests_open;
+    _Atomic uint32_t sends_open, recvs_open, peers_open, requests_open, recvs_quarantined;
+    _Atomic uint64_t requests_abandoned;
     _Atomic uint64_t pieces_sent, bytes_sent, pieces_received, bytes_received;
     _Atomic uint64_t pieces_refused, sum_mismatches, messages_invalid, closes_forced;
     _Atomic uint64_t window_bytes_peak, events_full;
@@ -277,6 +282,8 @@ void kvt_peer_turn_remove(kvt_send *send);
 void kvt_peer_request_open(kvt_peer *peer, kvt_request *request, kvt_request_kind kind);
 void kvt_peer_request_close(kvt_request *request); /* gives it back to its pool */
 void kvt_peer_message_finished(kvt_request *request);
+/* The open requests of a send are no longer its own: the transport does not give them back. */
+void kvt_peer_abandon(kvt_peer *peer, kvt_send *send);
 void kvt_peer_hello(kvt_peer *peer, const kvt_message *message);
 void kvt_peer_refuse(kvt_peer *peer, kvt_nonce nonce, sl_code code);
 

@@ -176,7 +176,8 @@ SL_MUST_USE sl_status kvt_recv_open(kvt_context *context, const kvt_recv_options
                                     kvt_recv **out_recv, sl_err *err);
 /* New pieces are refused at once; RECV_CLOSED(SL_CANCELLED) comes when the open fetches have ended
  * (else their connection is closed by force after the grace): then, and only then, the pages may be
- * used for something else. */
+ * used for something else. Should the transport keep a fetch even then, CLOSED waits for it: the
+ * transfer is quarantined and counted, its pages stay out of use. */
 void kvt_recv_revoke(kvt_recv *recv);
 /* After CLOSED only. NULL is fine. */
 void kvt_recv_release(kvt_recv *recv);
@@ -187,6 +188,8 @@ typedef struct kvt_stats {
     uint32_t sends_open, recvs_open;          /* not yet CLOSED */
     uint32_t peers_open;                      /* connections, both directions */
     uint32_t requests_open;                   /* handed to the transport and not finished */
+    uint32_t recvs_quarantined;               /* see kvt_recv_revoke */
+    uint64_t requests_abandoned;              /* of sends, never given back by the transport */
     uint64_t pieces_sent, bytes_sent;         /* verified by the peer */
     uint64_t pieces_received, bytes_received; /* verified here */
     uint64_t pieces_refused;                  /* announcements answered without taking payload */

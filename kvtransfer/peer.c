@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/assert.h"
 #include "kvtransfer/core.h"
 
@@ -335,6 +336,10 @@ void kvt_peer_request_open(kvt_peer *peer, kvt_request *request, kvt_request_kin
     memset(request, 0, sizeof *request);
     request->peer = peer;
     request->kind = (uint8_t)kind;
+    request->next_open = peer->requests;
+    if (peer->requests)
+        peer->requests->prev_open = request;
+    peer->requests = request;
     peer->requests_open++;
     atomic_fetch_add_explicit(&peer->core->counters.requests_open, 1, memory_order_relaxed);
 }
@@ -345,9 +350,17 @@ void kvt_peer_request_close(kvt_request *request)
     kvt_core *core = peer->core;
     sl_assert(peer->requests_open > 0);
     peer->requests_open--;
+    if (request->next_open)
+        request->next_open->prev_open = request->prev_open;
+    if (request->prev_open)
+        request->prev_open->next_open = request->next_open;
+    else
+        peer->requests = request->next_open;
     atomic_fetch_sub_explicit(&core->counters.requests_open, 1, memory_order_relaxed);
     if (request->kind == KVT_REQUEST_MESSAGE || request->kind == KVT_REQUEST_COMMIT) {
         peer->messages_open--;
+        if (request->kind == KVT_REQUEST_COMMIT)
+            sl_free(request->dest);
         if (peer->starved) {
             peer->starved = false;
             peer_wake_transfers(peer);
@@ -357,6 +370,23 @@ void kvt_peer_request_close(kvt_request *request)
     if (peer->state == KVT_PEER_CLOSING)
         kvt_peer_dirty(peer);
     kvt_pool_give(request_pool(core, request->kind), request);
+}
+
+void kvt_peer_abandon(kvt_peer *peer, kvt_send *send)
+{
+    for (kvt_request *request = peer->requests; request; request = request->next_open) {
+        if (request->send != send)
+            continue;
+        if (request->kind == KVT_REQUEST_COMMIT) {
+            kvt_commit_slot *slot = &send->commits[request->index % KVT_COMMITS_OPEN_MAX];
+            request->dest = slot->bytes;
+            slot->bytes = NULL;
+        }
+        request->send = NULL;
+        send->requests_open--;
+        kvt_count(&peer->core->counters.requests_abandoned, 1);
+    }
+    sl_assert(send->requests_open == 0);
 }
 
 kvt_request *kvt_peer_message_request(kvt_peer *peer)

@@ -158,6 +158,8 @@ static void recv_closed(kvt_recv *recv)
 {
     kvt_core *core = recv->core;
     sl_assert(recv->requests_open == 0);
+    atomic_fetch_sub_explicit(&core->counters.recvs_quarantined, recv->quarantined,
+                              memory_order_relaxed);
     kvt_transfer_set(&recv->state, KVT_TRANSFER_CLOSED);
     core->recvs[recv->slot] = NULL;
     kvt_map_remove(&core->recvs_by_nonce, recv->options.nonce);
@@ -203,12 +205,19 @@ void kvt_recv_timers(kvt_recv *recv, sl_time_ns now)
     }
     /* Open fetches, or messages that do not leave: either way the peer does not move. */
     recv->close_due = SL_NEVER;
-    if (recv->peer) {
+    kvt_recv_dirty(recv);
+    if (recv->peer && recv->close_forced) {
+        recv->quarantined = recv->requests_open > 0;
+        atomic_fetch_add_explicit(&recv->core->counters.recvs_quarantined, recv->quarantined,
+                                  memory_order_relaxed);
+    } else if (recv->peer) {
+        recv->close_forced = true;
+        recv->close_due = now + KVT_ABANDON_MS * SL_MS_NS;
+        kvt_core_due(recv->core, recv->close_due);
         kvt_count(&recv->core->counters.closes_forced, 1);
         kvt_peer_break(recv->peer, SL_UNAVAILABLE,
                        "closed by force: fetches of an ended transfer stayed open");
     }
-    kvt_recv_dirty(recv);
 }
 
 /* ---- announcements */

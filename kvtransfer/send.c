@@ -137,13 +137,20 @@ void kvt_send_timers(kvt_send *send, sl_time_ns now)
         kvt_core_due(send->core, send->close_due);
         return;
     }
-    send->close_due = SL_NEVER;
     send->cancel_due = false;
     kvt_send_dirty(send);
-    if (send->requests_open > 0 && send->peer) {
+    if (send->requests_open == 0)
+        return;
+    send->close_due = now + KVT_ABANDON_MS * SL_MS_NS;
+    kvt_core_due(send->core, send->close_due);
+    if (!send->close_forced) {
+        send->close_forced = true;
         kvt_count(&send->core->counters.closes_forced, 1);
         kvt_peer_break(send->peer, SL_UNAVAILABLE,
                        "closed by force: pieces of an ended transfer stayed open");
+    } else if (send->peer->closed) {
+        /* They only read, and nobody is there to ask for it. */
+        kvt_peer_abandon(send->peer, send);
     }
 }
 
@@ -262,9 +269,11 @@ void kvt_send_piece_finished(kvt_request *request)
     kvt_send *send = request->send;
     uint32_t ordinal = request->index;
     sl_code code = request->code;
-    request->peer->progress_at = send->core->now;
-    send->requests_open--;
+    request->peer->progress_at = request->peer->core->now;
     kvt_peer_request_close(request);
+    if (!send)
+        return; /* abandoned */
+    send->requests_open--;
     if (send->state == KVT_TRANSFER_CLOSING) {
         kvt_send_dirty(send);
         return;
@@ -324,10 +333,13 @@ static void send_free_payloads(kvt_send *send)
 void kvt_send_commit_finished(kvt_request *request)
 {
     kvt_send *send = request->send;
-    send->commits[request->index % KVT_COMMITS_OPEN_MAX].finished = true;
     sl_code code = request->code;
-    send->requests_open--;
+    uint32_t sequence = request->index;
     kvt_peer_request_close(request);
+    if (!send)
+        return; /* abandoned */
+    send->commits[sequence % KVT_COMMITS_OPEN_MAX].finished = true;
+    send->requests_open--;
     if (send->state == KVT_TRANSFER_CLOSING)
         kvt_send_dirty(send);
     else if (code != SL_OK)

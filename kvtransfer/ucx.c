@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include <ucp/api/ucp.h>
+#include <ucs/config/global_opts.h>
 #include <ucs/debug/debug.h>
 
 #include "base/alloc.h"
@@ -355,7 +356,11 @@ static const struct {
     bool shm; /* only with a shared memory transport: UCX warns of keys it has no use for */
 } ucx_settings[] = {
     {"TLS", "tcp,shm,self", false},
-    {"MM_ERROR_HANDLING", "y", true},    /* else shm cannot tell of a peer's death: not used */
+    {"MM_ERROR_HANDLING", "y", true}, /* else shm cannot tell of a peer's death: not used */
+    /* A full FIFO of a dead process never drains, and UCX waits for room before it ends the
+     * requests of a closed endpoint. 64 by default, and read half by half: too few for our windows.
+     */
+    {"MM_FIFO_SIZE", "1024", true},
     {"RNDV_SCHEME", "get_zcopy", false}, /* the receiver reads: nobody writes into it late */
 };
 
@@ -396,6 +401,9 @@ static void ucx_signals(void)
 static sl_status ucx_context(kvt_transport *transport, sl_err *err)
 {
     ucx_signals();
+    /* A peer's death is an event here, not an error line: the owner says what it did about it. */
+    if (!getenv("UCX_LOG_LEVEL"))
+        ucs_global_opts_set_value("LOG_LEVEL", "fatal");
     ucp_config_t *config;
     bool shm = shm_allowed();
     ucs_status_t status = ucp_config_read(NULL, NULL, &config);

@@ -77,6 +77,7 @@ static inline void kit_slices(kit_side *side)
 
 static inline void kit_memory(kit_side *side, uint32_t page_count, uint64_t page_bytes)
 {
+    memset(side, 0, sizeof *side);
     side->page_count = page_count;
     side->page_bytes = page_bytes;
     sl_err err;

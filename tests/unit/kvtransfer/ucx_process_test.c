@@ -1,0 +1,373 @@
+/* Process faults over real UCX: the sender or the receiver is a child (this program again, executed
+ * before any UCX starts in it), which is killed, stopped and continued.
+ *
+ * KVT_TEST_REPEATS repeats each fault (soak). A duration is printed, never a verdict. */
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "tests/unit/kvtransfer/kit.h"
+
+enum { PAGES = 64, BLOCKS = 4096, PAGE_BYTES = 262144 };
+
+static uint32_t repeats(void)
+{
+    const char *text = getenv("KVT_TEST_REPEATS");
+    return text ? (uint32_t)atoi(text) : 3;
+}
+
+static sl_time_ns in_ms(uint64_t ms)
+{
+    return sl_now_ns() + ms * SL_MS_NS;
+}
+
+/* ---- the child */
+
+typedef struct child {
+    pid_t pid;
+    FILE *in, *out; /* to it, from it */
+} child;
+
+/* A long transfer over few pages: pages repeat. Sums are right if asked for. */
+static void announce_long(const kit_side *side, kvt_send *send, uint32_t blocks, bool sums)
+{
+    sl_err err;
+    for (uint32_t i = 0; i < blocks * KIT_GROUPS; i++) {
+        uint32_t block = i / KIT_GROUPS, group = i % KIT_GROUPS;
+        const kvt_piece_slice *slice = &side->slices[group];
+        const uint8_t *data = kit_page(side, block % PAGES) + slice->offset;
+        uint64_t tweak = kvt_sum_tweak(block, group);
+        uint64_t sum = sums ? sl_sum64(KIT_KEY, tweak, data, slice->bytes) : 0;
+        sl_status status = kvt_send_announce(send, block, group, data, slice->bytes, sum, &err);
+        if (status.code == SL_CONFLICT)
+            return; /* it ended meanwhile */
+        assert_ok(status, &err);
+    }
+}
+
+static kvt_recv *recv_long(const kit_side *side, uint32_t blocks, kvt_nonce nonce,
+                           sl_time_ns deadline, kvt_sums sums, kit_end *end)
+{
+    static void *pages[BLOCKS];
+    sl_err err;
+    kvt_recv *recv = NULL;
+    for (uint32_t i = 0; i < blocks; i++)
+        pages[i] = kit_page(side, i % PAGES);
+    kvt_recv_options options = {.nonce = nonce,
+                                .deadline = deadline,
+                                .block_count = blocks,
+                                .group_count = KIT_GROUPS,
+                                .pages = pages,
+                                .slices = side->slices,
+                                .sums = sums,
+                                .sum_key = KIT_KEY,
+                                .cookie = end};
+    assert_ok(kvt_recv_open(side->context, &options, &recv, &err), &err);
+    return recv;
+}
+
+/* "send ADDRESS HIGH LOW BLOCKS SUMS": sends, then says how it ended. */
+static int child_send(char **argv)
+{
+    kit_side side;
+    kit_end end = {0};
+    kit_memory(&side, PAGES, PAGE_BYTES);
+    kit_create(&side, (kvt_options){.name = "child"});
+    kit_fill(&side, 11);
+    kvt_nonce nonce = {strtoull(argv[3], NULL, 16), strtoull(argv[4], NULL, 16)};
+    uint32_t blocks = (uint32_t)atoi(argv[5]);
+    kit_shape shape = {.blocks = blocks, .deadline = in_ms(50000)};
+    kvt_send *send = kit_send(&side, shape, argv[2], nonce, &end);
+    announce_long(&side, send, blocks, argv[6][0] == '1');
+    sl_err err;
+    kvt_commit commit = {.tokens = blocks * 64, .final = true};
+    sl_status ignored = kvt_send_commit(send, &commit, &err);
+    (void)ignored;
+    kit_wait((kit_side *const[]){&side}, 1, &end.closed, 1);
+    printf("closed %d %s\n", end.code, end.text);
+    fflush(stdout);
+    kvt_send_release(send);
+    kit_assert_rest(&side);
+    kit_fini(&side);
+    return sl_alloc_live() == 0 ? 0 : 3;
+}
+
+/* "recv": opens one transfer, says address and nonce, then how it ended. */
+static int child_recv(char **argv)
+{
+    kit_side side;
+    kit_end end = {0};
+    kit_memory(&side, PAGES, PAGE_BYTES);
+    kit_create(&side, (kvt_options){.name = "child", .listen = "127.0.0.1:0"});
+    kvt_nonce nonce = kit_nonce();
+    kvt_recv *recv = recv_long(&side, BLOCKS, nonce, in_ms(50000), KVT_SUMS_OFF, &end);
+    printf("%s %llx %llx\n", kvt_context_address(side.context), (unsigned long long)nonce.high,
+           (unsigned long long)nonce.low);
+    fflush(stdout);
+    kit_wait((kit_side *const[]){&side}, 1, &end.closed, 1);
+    kvt_recv_release(recv);
+    kit_fini(&side);
+    return 0;
+}
+
+static child child_start(char *const *arguments)
+{
+    int in[2], out[2];
+    child c;
+    assert_int_equal(pipe2(in, O_CLOEXEC), 0);
+    assert_int_equal(pipe2(out, O_CLOEXEC), 0);
+    c.pid = fork();
+    assert_true(c.pid >= 0);
+    if (c.pid == 0) {
+        dup2(in[0], 0);
+        dup2(out[1], 1);
+        execv("/proc/self/exe", arguments);
+        _exit(127);
+    }
+    close(in[0]);
+    close(out[1]);
+    c.in = fdopen(in[1], "w");
+    c.out = fdopen(out[0], "r");
+    return c;
+}
+
+static void child_line(child *c, char *out_line, size_t size)
+{
+    assert_non_null(fgets(out_line, (int)size, c->out));
+}
+
+static int child_wait(child *c)
+{
+    int status;
+    assert_int_equal(waitpid(c->pid, &status, 0), c->pid);
+    fclose(c->in);
+    fclose(c->out);
+    return status;
+}
+
+/* ---- the parent */
+
+static kit_side side;
+static kit_side *const alone[] = {&side};
+
+static child sender_start(kvt_nonce nonce, uint32_t blocks, bool sums)
+{
+    char high[20], low[20], count[16], address[KVT_ADDRESS_MAX];
+    snprintf(high, sizeof high, "%llx", (unsigned long long)nonce.high);
+    snprintf(low, sizeof low, "%llx", (unsigned long long)nonce.low);
+    snprintf(count, sizeof count, "%u", blocks);
+    snprintf(address, sizeof address, "%s", kvt_context_address(side.context));
+    char *arguments[] = {"test", "send", address, high, low, count, sums ? "1" : "0", NULL};
+    return child_start(arguments);
+}
+
+static void wait_pieces(uint64_t wanted)
+{
+    kvt_stats stats;
+    sl_time_ns give_up = sl_now_ns() + KIT_WAIT_NS;
+    do {
+        poll(NULL, 0, 1);
+        kvt_stats_get(side.context, &stats);
+        assert_true(sl_now_ns() < give_up);
+    } while (stats.pieces_received + stats.pieces_sent < wanted);
+}
+
+static void receiver_start(kvt_options options)
+{
+    kit_memory(&side, PAGES, PAGE_BYTES);
+    options.name = "parent";
+    options.listen = "127.0.0.1:0";
+    kit_create(&side, options);
+}
+
+TEST(two_processes_exact)
+{
+    kit_end end = {0};
+    char line[256];
+    receiver_start((kvt_options){.name = NULL});
+    kvt_nonce nonce = kit_nonce();
+    /* 1,024 pieces into 64 pages: the last write of each place must be the right one, sums prove
+     * all */
+    kvt_recv *recv = recv_long(&side, 256, nonce, in_ms(50000), KVT_SUMS_ALL, &end);
+    child c = sender_start(nonce, 256, true);
+    kit_wait(alone, 1, &end.closed, 1);
+    assert_string_equal(end.text, "");
+    assert_int_equal(end.code, SL_OK);
+    assert_int_equal(end.tokens, 256 * 64);
+    child_line(&c, line, sizeof line);
+    assert_string_equal(line, "closed 0 \n");
+    assert_int_equal(child_wait(&c), 0);
+    kit_side expected;
+    kit_memory(&expected, PAGES, PAGE_BYTES);
+    kit_fill(&expected, 11);
+    assert_true(kit_equal(&expected, &side));
+    kit_fini(&expected);
+    kvt_recv_release(recv);
+    kit_assert_rest(&side);
+    kit_fini(&side);
+}
+
+/* D's pages are in use again: not one byte may change from here on. */
+static uint8_t *reuse(void)
+{
+    size_t bytes = (size_t)PAGES * PAGE_BYTES;
+    kit_fill(&side, 999);
+    uint8_t *copy = sl_alloc(1, bytes, "copy");
+    memcpy(copy, side.memory, bytes);
+    return copy;
+}
+
+static void assert_unchanged(uint8_t *copy)
+{
+    assert_int_equal(memcmp(copy, side.memory, (size_t)PAGES * PAGE_BYTES), 0);
+    sl_free(copy);
+}
+
+TEST(killed_sender)
+{
+    for (uint32_t i = 0; i < repeats(); i++) {
+        kit_end end = {0};
+        kvt_stats stats;
+        receiver_start((kvt_options){.name = NULL});
+        kvt_nonce nonce = kit_nonce();
+        kvt_recv *recv = recv_long(&side, BLOCKS, nonce, in_ms(50000), KVT_SUMS_OFF, &end);
+        child c = sender_start(nonce, BLOCKS, false);
+        wait_pieces(100);
+        sl_time_ns began = sl_now_ns();
+        kill(c.pid, SIGKILL);
+        kit_wait(alone, 1, &end.closed, 1);
+        sl_time_ns ended = sl_now_ns();
+        uint8_t *copy = reuse();
+        assert_int_equal(end.code, SL_UNAVAILABLE);
+        print_message("sender killed: seen after %.1f ms\n", (double)(ended - began) / 1e6);
+        child_wait(&c);
+        assert_unchanged(copy);
+        kvt_recv_release(recv);
+        kit_assert_rest(&side);
+        kvt_stats_get(side.context, &stats);
+        assert_int_equal(stats.requests_open, 0);
+        kit_fini(&side);
+    }
+}
+
+TEST(killed_receiver)
+{
+    for (uint32_t i = 0; i < repeats(); i++) {
+        char line[400], address[KVT_ADDRESS_MAX];
+        unsigned long long high, low;
+        kit_end end = {0};
+        char *arguments[] = {"test", "recv", NULL};
+        child c = child_start(arguments);
+        child_line(&c, line, sizeof line);
+        assert_int_equal(sscanf(line, "%279s %llx %llx", address, &high, &low), 3);
+        kit_memory(&side, PAGES, PAGE_BYTES);
+        kit_create(&side, (kvt_options){.name = "parent"});
+        kit_shape shape = {.blocks = BLOCKS, .deadline = in_ms(50000)};
+        kvt_send *send = kit_send(&side, shape, address, (kvt_nonce){high, low}, &end);
+        announce_long(&side, send, BLOCKS, false);
+        wait_pieces(100);
+        sl_time_ns began = sl_now_ns();
+        kill(c.pid, SIGKILL);
+        kit_wait(alone, 1, &end.closed, 1);
+        print_message("receiver killed: seen after %.1f ms\n", (double)(sl_now_ns() - began) / 1e6);
+        assert_int_equal(end.code, SL_UNAVAILABLE);
+        child_wait(&c);
+        kvt_send_release(send);
+        kit_assert_rest(&side);
+        kit_fini(&side);
+    }
+}
+
+/* The rule that the whole design rests on: SIGSTOP of P amid fetches, D's deadline and forced
+ * close, D uses its pages again, SIGCONT: no byte of them changes. */
+TEST(stopped_sender_never_writes_late)
+{
+    uint32_t open_count = 0;
+    for (uint32_t i = 0; i < repeats(); i++) {
+        kit_end end = {0};
+        kvt_stats stats;
+        char line[256];
+        receiver_start((kvt_options){.close_grace_ns = 50 * SL_MS_NS});
+        kvt_nonce nonce = kit_nonce();
+        child c = sender_start(nonce, BLOCKS, false);
+        kvt_recv *recv = recv_long(&side, BLOCKS, nonce, in_ms(1500), KVT_SUMS_OFF, &end);
+        wait_pieces(20);
+        kill(c.pid, SIGSTOP);
+        kvt_stats_get(side.context, &stats);
+        open_count += stats.requests_open > 0;
+        kit_wait(alone, 1, &end.closed, 1);
+        assert_int_equal(end.code, SL_DEADLINE);
+        uint8_t *copy = reuse();
+        kill(c.pid, SIGCONT);
+        /* The child runs on until it knows that its transfer is over. */
+        child_line(&c, line, sizeof line);
+        assert_text_contains(line, "closed ");
+        assert_int_equal(child_wait(&c), 0);
+        assert_unchanged(copy);
+        kvt_recv_release(recv);
+        kit_assert_rest(&side);
+        kit_fini(&side);
+    }
+    print_message("%u of %u stops met open fetches\n", open_count, repeats());
+}
+
+/* The other way round: the receiver stops; the sender's stall deadline ends it. */
+TEST(stopped_receiver_ends_by_stall)
+{
+    char line[400], address[KVT_ADDRESS_MAX];
+    unsigned long long high, low;
+    kit_end end = {0};
+    kvt_stats stats;
+    char *arguments[] = {"test", "recv", NULL};
+    child c = child_start(arguments);
+    child_line(&c, line, sizeof line);
+    assert_int_equal(sscanf(line, "%279s %llx %llx", address, &high, &low), 3);
+    kit_memory(&side, PAGES, PAGE_BYTES);
+    kit_create(&side, (kvt_options){.name = "parent", .stall_ns = 500 * SL_MS_NS});
+    kit_shape shape = {.blocks = BLOCKS, .deadline = in_ms(50000)};
+    kvt_send *send = kit_send(&side, shape, address, (kvt_nonce){high, low}, &end);
+    announce_long(&side, send, BLOCKS, false);
+    wait_pieces(100);
+    kill(c.pid, SIGSTOP);
+    kit_wait(alone, 1, &end.closed, 1);
+    assert_int_equal(end.code, SL_UNAVAILABLE);
+    assert_text_contains(end.text, "stalled");
+    kvt_stats_get(side.context, &stats);
+    assert_int_equal(stats.closes_forced, 1);
+    kill(c.pid, SIGKILL);
+    kill(c.pid, SIGCONT);
+    child_wait(&c);
+    kvt_send_release(send);
+    kit_assert_rest(&side);
+    kit_fini(&side);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(two_processes_exact),
+    cmocka_unit_test(killed_sender),
+    cmocka_unit_test(killed_receiver),
+    cmocka_unit_test(stopped_sender_never_writes_late),
+    cmocka_unit_test(stopped_receiver_ends_by_stall),
+};
+
+int main(int argc, char **argv)
+{
+    static const char *const transports[] = {"tcp,shm,self", "tcp,self", "tcp,posix,sysv,self"};
+    int failed = 0;
+    if (argc > 1 && strcmp(argv[1], "send") == 0)
+        return child_send(argv);
+    if (argc > 1 && strcmp(argv[1], "recv") == 0)
+        return child_recv(argv);
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
+    for (int i = 0; i < 3; i++) {
+        setenv("UCX_TLS", transports[i], 1);
+        failed |= cmocka_run_group_tests_name(transports[i], tests, NULL, NULL);
+    }
+    if (failed == 0 && sl_alloc_live() != 0) {
+        fprintf(stderr, "%llu allocations are left\n", (unsigned long long)sl_alloc_live());
+        failed = 1;
+    }
+    return failed;
+}
