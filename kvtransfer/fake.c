@@ -31,10 +31,10 @@ typedef struct fake_message {
     fake_kind kind;
     kvt_link *to; /* the link's end that hears it; its generation must still be: */
     uint64_t generation;
-    kvt_request *request; /* OFFER, SENT: the sender's; PAYLOAD: the receiver's */
-    kvt_request *answer;  /* PAYLOAD: the sender's, to be told */
-    const void *data;     /* OFFER, PAYLOAD: the sender's memory */
-    void *into;           /* PAYLOAD */
+    uint64_t operation; /* OFFER, SENT: the sender's; PAYLOAD: the receiver's */
+    uint64_t answer;    /* PAYLOAD: the sender's, to be told */
+    const void *data;   /* OFFER, PAYLOAD: the sender's memory */
+    void *into;         /* PAYLOAD */
     uint64_t bytes;
     uint8_t *copy; /* MESSAGE, OFFER: bytes or head */
     size_t copy_size;
@@ -59,7 +59,7 @@ struct kvt_transport { /* a node */
 
 struct kvt_fake {
     uint64_t random;
-    uint64_t order, generation, delivered;
+    uint64_t order, generation, operation, delivered;
     sl_time_ns now;
     kvt_fake_faults faults;
     kvt_transport *nodes[FAKE_NODES_MAX];
@@ -70,6 +70,7 @@ struct kvt_fake {
     fake_message *heap[FAKE_MESSAGES_MAX]; /* by due, then order */
     uint32_t heap_count;
     struct fake_open {
+        uint64_t operation; /* never used twice, as requests are */
         kvt_request *request;
         kvt_link *link;
         bool taken; /* an offer that the receiver is fetching: its second copy says nothing */
@@ -180,37 +181,35 @@ static void fake_post(kvt_fake *fake, const kvt_transport *from, kvt_link *to,
 
 /* ---- open requests: each is answered once, also when its message was lost and the link closes */
 
-static void open_add(kvt_fake *fake, kvt_request *request, kvt_link *link)
+static uint64_t open_add(kvt_fake *fake, kvt_request *request, kvt_link *link)
 {
     sl_assert(fake->open_count < FAKE_MESSAGES_MAX);
-    fake->open[fake->open_count++] = (struct fake_open){.request = request, .link = link};
+    fake->open[fake->open_count++] =
+        (struct fake_open){.operation = ++fake->operation, .request = request, .link = link};
+    return fake->operation;
 }
 
-static void open_finish(kvt_fake *fake, kvt_request *request, sl_code code)
+static struct fake_open *open_find(kvt_fake *fake, uint64_t operation)
 {
     for (uint32_t i = 0; i < fake->open_count; i++) {
-        if (fake->open[i].request != request)
-            continue;
-        fake->open[i] = fake->open[--fake->open_count];
-        kvt_core_finished(request, code);
-        return;
-    }
-}
-
-static struct fake_open *open_find(kvt_fake *fake, const kvt_request *request, const kvt_link *link)
-{
-    for (uint32_t i = 0; i < fake->open_count; i++) {
-        if (fake->open[i].request == request && fake->open[i].link == link)
+        if (fake->open[i].operation == operation)
             return &fake->open[i];
     }
     return NULL;
+}
+
+static void open_finish(kvt_fake *fake, struct fake_open *open, sl_code code)
+{
+    kvt_request *request = open->request;
+    *open = fake->open[--fake->open_count];
+    kvt_core_finished(request, code);
 }
 
 static void open_fail_link(kvt_fake *fake, const kvt_link *link)
 {
     for (uint32_t i = 0; i < fake->open_count;) {
         if (fake->open[i].link == link)
-            open_finish(fake, fake->open[i].request, SL_UNAVAILABLE);
+            open_finish(fake, &fake->open[i], SL_UNAVAILABLE);
         else
             i++;
     }
@@ -310,11 +309,11 @@ static void fake_send_piece(kvt_link *link, const void *head, size_t head_size, 
                             uint64_t bytes, kvt_request *request)
 {
     kvt_fake *fake = link->node->fake;
-    open_add(fake, request, link);
+    uint64_t operation = open_add(fake, request, link);
     if (!link->other || link->closing)
         return; /* answered when the link is closed */
     fake_message offer = {.kind = FAKE_OFFER,
-                          .request = request,
+                          .operation = operation,
                           .data = data,
                           .bytes = bytes,
                           .copy = (uint8_t *)head,
@@ -386,23 +385,22 @@ static void deliver_offer(kvt_fake *fake, const fake_message *message)
     kvt_link *link = message->to, *from = link->other;
     /* The second copy of an offer whose sender was answered already names memory that may be gone.
      */
-    struct fake_open *open = from ? open_find(fake, message->request, from) : NULL;
+    struct fake_open *open = from ? open_find(fake, message->operation) : NULL;
     if (!open)
         return;
     void *into = NULL;
     kvt_request *fetch =
         kvt_core_offer(link->peer, message->copy, message->copy_size, message->bytes, &into);
     if (!fetch) {
-        fake_message sent = {.kind = FAKE_SENT, .request = message->request};
+        fake_message sent = {.kind = FAKE_SENT, .operation = message->operation};
         if (!open->taken)
             fake_post(fake, link->node, from, &sent);
         return;
     }
     open->taken = true;
-    open_add(fake, fetch, link);
     fake_message payload = {.kind = FAKE_PAYLOAD,
-                            .request = fetch,
-                            .answer = message->request,
+                            .operation = open_add(fake, fetch, link),
+                            .answer = message->operation,
                             .data = message->data,
                             .bytes = message->bytes,
                             .into = into};
@@ -412,20 +410,21 @@ static void deliver_offer(kvt_fake *fake, const fake_message *message)
 static void deliver_payload(kvt_fake *fake, const fake_message *message)
 {
     kvt_link *link = message->to, *from = link->other;
-    if (!from || !open_find(fake, message->request, link) ||
-        !open_find(fake, message->answer, from))
+    struct fake_open *fetch = open_find(fake, message->operation);
+    if (!from || !fetch || !open_find(fake, message->answer))
         return;
     memcpy(message->into, message->data, message->bytes);
     if (fake_chance(fake, fake->faults.corrupt_ppm))
         ((uint8_t *)message->into)[fake_random(fake) % message->bytes] ^= 0x40;
-    open_finish(fake, message->request, SL_OK);
-    fake_message sent = {.kind = FAKE_SENT, .request = message->answer};
+    open_finish(fake, fetch, SL_OK);
+    fake_message sent = {.kind = FAKE_SENT, .operation = message->answer};
     fake_post(fake, link->node, from, &sent);
 }
 
 static void deliver(kvt_fake *fake, fake_message *message)
 {
     kvt_link *link = message->to;
+    struct fake_open *open;
     if (link->generation != message->generation || link->closing)
         return;
     /* Whatever comes first opens the far end: a connection exists before its bytes. */
@@ -458,7 +457,9 @@ static void deliver(kvt_fake *fake, fake_message *message)
         deliver_payload(fake, message);
         break;
     case FAKE_SENT:
-        open_finish(fake, message->request, SL_OK);
+        open = open_find(fake, message->operation);
+        if (open)
+            open_finish(fake, open, SL_OK);
         break;
     }
 }
