@@ -503,6 +503,7 @@ int main(int argc, char **argv)
 {
     static const char *const transports[] = {"tcp,shm,self", "tcp,self"};
     int failed = 0;
+    kit_main(argv);
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     for (int i = 0; i < 2; i++) {

@@ -355,6 +355,7 @@ int main(int argc, char **argv)
 {
     static const char *const transports[] = {"tcp,shm,self", "tcp,self", "tcp,posix,sysv,self"};
     int failed = 0;
+    kit_main(argv);
     if (argc > 1 && strcmp(argv[1], "send") == 0)
         return child_send(argv);
     if (argc > 1 && strcmp(argv[1], "recv") == 0)
