@@ -33,7 +33,8 @@ typedef struct krn_matrix { /* borrows the packed memory */
 
 /* Bytes of the packed form, a multiple of KRN_MATRIX_ALIGN. */
 size_t krn_matrix_bytes(krn_matrix_kind kind, uint32_t n, uint32_t k);
-/* memory: krn_matrix_bytes, aligned to KRN_MATRIX_ALIGN. codes [n][k]; scales
+/* NaN codes (0x7F, 0xFF) and NaN scales are the loader's to refuse.
+ * memory: krn_matrix_bytes, aligned to KRN_MATRIX_ALIGN. codes [n][k]; scales
  * [ceil(n/128)][k/128]; k is a multiple of 128, n need not be. */
 void krn_matrix_pack_fp8(const uint8_t *codes, const float *scales, uint32_t n, uint32_t k,
                          void *memory, krn_matrix *out_matrix);
