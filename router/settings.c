@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define INLINE_BYTES (32u << 10) /* about a millisecond of encoding */
+#define INLINE_BYTES (16u << 10) /* a millisecond or two of encoding */
 
 /* A router host may hold tokenizer and config only; then stamps are compared among nodes alone. */
 static void load_hash(const char *dir, char out_hash[65])
