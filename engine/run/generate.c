@@ -4,8 +4,6 @@
  * position p drawn with p's own random number. */
 #include "engine/run/generate.h"
 
-#include <string.h>
-
 #include "base/alloc.h"
 #include "base/assert.h"
 #include "base/clock.h"
@@ -88,7 +86,8 @@ static sl_status session_set_ids(session *run, const uint32_t *forced, uint32_t 
     result->ids = sl_alloc(run->capacity, sizeof(uint32_t), "run ids");
     for (size_t i = 0; i < prompt->count; i++)
         result->ids[i] = (uint32_t)prompt->data[i];
-    memcpy(result->ids + prompt->count, forced, forced_count * sizeof(uint32_t));
+    for (uint32_t i = 0; i < forced_count; i++)
+        result->ids[prompt->count + i] = forced[i];
     result->prompt_count = (uint32_t)prompt->count;
     result->forced_count = forced_count;
     result->count = (uint32_t)given;
