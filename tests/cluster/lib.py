@@ -147,6 +147,18 @@ class Cluster:
         result = self.script("down", check=False)
         if result.returncode != 0:
             print(result.stderr, file=sys.stderr)
+        if unused[0] is None:
+            self.check_sanitizers()
+
+    def check_sanitizers(self):
+        """Programs built with a sanitizer tell what they found in their logs."""
+        for node in self.state["nodes"]:
+            text = self.log(node["name"])
+            for mark in ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "WARNING: ThreadSanitizer", "runtime error:",
+                         "assertion failed"):
+                if mark in text:
+                    at = text.index(mark)
+                    raise AssertionError(f"{node['name']}: {text[max(0, at - 200):at + 4000]}")
 
     def node(self, name):
         return next(node for node in self.state["nodes"] if node["name"] == name)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the cluster tests: real etcd, real processes, real sockets. `--only PART` filters, `--full` runs what takes longer, `--list` names them.
+"""Runs the cluster tests: real etcd, real processes, real sockets. `--only PART[,PART]` filters, `--full` runs what takes longer, `--list` names them.
 
 A test is a function `test_NAME()` of tests/cluster/test_FILE.py (full-only ones: `full_NAME()`); it raises AssertionError, or Skip with what is missing.
 """
@@ -36,7 +36,7 @@ def main():
     options = parser.parse_args()
     passed, failed, skipped = 0, [], 0
     for name, full_only, function in collect():
-        if options.only not in name or (full_only and not options.full):
+        if not any(part in name for part in options.only.split(",")) or (full_only and not options.full):
             continue
         if options.list:
             print(name)
