@@ -104,7 +104,7 @@ include $(wildcard $(addsuffix /build.mk,$(FOLDERS)))
 include tests/unit/build.mk
 include $(filter-out tests/unit/build.mk,$(wildcard tests/build.mk tests/*/build.mk))
 
-.PHONY: all libs tests clean help print-sources print-tests deps check tidy sanitize test
+.PHONY: all libs tests clean help print-sources print-tests print-programs deps check tidy sanitize test
 all: $(PROGRAMS) ## build every program (no CUDA needed)
 libs: $(LIBRARIES)
 tests: $(TESTS) ## build the unit tests
@@ -112,6 +112,8 @@ print-sources: # every source that some rule builds, for tools/tidy
 	@printf '%s\n' $(patsubst $(OBJ)/%.o,%.c,$(OBJECTS)) $(EXTRA_SOURCES)
 print-tests:
 	@printf '%s\n' $(TESTS)
+print-programs:
+	@printf '%s\n' $(PROGRAMS)
 deps: ## install the Debian packages that are missing (as root or with sudo)
 	tools/deps
 check: ## build, tidy and unit tests (< 2 min)

@@ -7,6 +7,7 @@ A test is a function `test_NAME()` of tests/cluster/test_FILE.py (full-only ones
 import argparse
 import importlib
 import os
+import signal
 import sys
 import time
 import traceback
@@ -34,6 +35,7 @@ def main():
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a suite's limit: the running cluster goes down first
     passed, failed, skipped = 0, [], 0
     for name, full_only, function in collect():
         if not any(part in name for part in options.only.split(",")) or (full_only and not options.full):
