@@ -25,13 +25,15 @@ from vectors import (Models, Vector, equal_router, find_shared, lower_bias, name
 
 OWN_QUICK = ("own-raw-3", "own-chat", "own-raw-66", "own-needle", "rnd1-5", "rnd1-80", "rnd2-65")
 SHARED_QUICK = ("abs-raw-3", "abs-chat-12", "abs-raw-65")
+ALONE_QUICK = ("own-chat", "own-raw-66", "own-needle", "rnd1-80", "abs-raw-65")
 LONG = 2000  # tokens from which a prompt takes minutes in plain numerics
 CHUNKS_QUICK, CHUNKS_FULL = (7,), (1, 7, 64)
 
 
 class Checker:
-    def __init__(self, engine, models, tally, exact):
+    def __init__(self, engine, models, tally, exact, quick):
         self.engine, self.models, self.tally, self.exact = engine, models, tally, exact
+        self.numerics = ("fp8",) if quick else ("plain", "fp8")
 
     def topk(self, vector):
         return self.models.config(vector.model)["index_topk"]
@@ -224,7 +226,7 @@ class Checker:
     def bias_property(self, v):
         """Subtracting 2 from every router bias changes nothing (it is for choosing only)."""
         path = self.models.changed(v.model, "low-bias", lower_bias)
-        for numerics in ("plain", "fp8"):
+        for numerics in self.numerics:
             low = self.engine.whole(path, v.ids, numerics, 1)[2]
             base = self.engine.whole(self.models.path(v.model), v.ids, numerics, 1)[2]
             wrong = [k for k in ("experts", "logits", "hidden_all") if not same(low[k], base[k])]
@@ -234,7 +236,7 @@ class Checker:
     def zero_property(self, v):
         """With index weights of zero all scores are equal: the lowest positions are kept."""
         path, topk = self.models.changed(v.model, "zero-index", zero_index_weights), self.topk(v)
-        for numerics in ("plain", "fp8"):
+        for numerics in self.numerics:
             bits = self.engine.whole(path, v.ids, numerics, 1)[2]["kept_bits"]
             sets = np.unpackbits(bits, axis=2, bitorder="little")[:, :, :v.count].astype(bool)
             t, s = np.arange(v.count)[:, None], np.arange(v.count)
@@ -247,7 +249,7 @@ class Checker:
         path, c = self.models.changed(v.model, "equal-router", equal_router), \
             self.models.config(v.model)
         want = np.arange(c["num_experts_per_tok"])
-        for numerics in ("plain", "fp8"):
+        for numerics in self.numerics:
             experts = self.engine.whole(path, v.ids, numerics, 1)[2]["experts"]
             self.tally.check(f"{v.name} {numerics}: equal router scores choose the lowest experts",
                              bool(np.all(experts == want)))
@@ -273,7 +275,8 @@ def check_vector(checker, v, quick, chunks):
     attempt(tally, f"{v.name} plain", checker.plain, v)
     if v.origin != "expanded":  # those vectors' fp8 mode is another attention form
         first = attempt(tally, f"{v.name} fp8", checker.fp8, v)
-        attempt(tally, f"{v.name} layers alone", checker.alone, v)
+        if not quick or v.name in ALONE_QUICK:
+            attempt(tally, f"{v.name} layers alone", checker.alone, v)
         if first is not None and chunks:
             attempt(tally, f"{v.name} chunks", checker.chunks, v,
                     CHUNKS_QUICK if quick else CHUNKS_FULL, first)
@@ -293,7 +296,8 @@ def check_own(checker, quick):
     for name, model in (("own-needle", "demo"), ("rnd1-80", "random-1"), ("rnd2-160", "random-2")):
         v = Vector(folder, name, model, "own")
         if quick and model == "random-2":
-            left.append(f"properties on {model}")
+            left += [f"properties on {model}", "properties in plain numerics",
+                     f"layers alone but of {', '.join(ALONE_QUICK)}"]
             continue
         checker.properties(v)
     return left
@@ -339,7 +343,7 @@ def main():
     begin, left = time.monotonic(), []
     with tempfile.TemporaryDirectory(dir=models.build) as scratch:
         engine = Engine(args.run, scratch, args.run_option)
-        checker = Checker(engine, models, tally, not args.not_exact)
+        checker = Checker(engine, models, tally, not args.not_exact, args.quick)
         if args.only:
             return check_only(checker, args)
         left += check_own(checker, args.quick)
@@ -366,7 +370,7 @@ def check_only(checker, args):
         places += [(folder, name, "demo", "absorbed") for name in names(folder)]
     found = [p for p in places if args.only in p[1]]
     for place in found:
-        check_vector(checker, Vector(*place), True, False)
+        check_vector(checker, Vector(*place), False, False)
         if args.properties:
             checker.properties(Vector(*place))
     tally = checker.tally
