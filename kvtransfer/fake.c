@@ -67,6 +67,7 @@ struct kvt_fake {
         kvt_transport *a, *b;
     } cuts[FAKE_NODES_MAX];
     kvt_link links[FAKE_LINKS_MAX];
+    uint32_t closing_count; /* of them */
     fake_message *heap[FAKE_MESSAGES_MAX]; /* by due, then order */
     uint32_t heap_count;
     struct fake_open {
@@ -243,6 +244,7 @@ static void link_drop(kvt_link *link, bool tell)
             fake_post(fake, link->node, other, &reset);
         }
     }
+    fake->closing_count -= link->closing;
     *link = (kvt_link){.generation = 0};
 }
 
@@ -292,6 +294,7 @@ static sl_status fake_connect(kvt_transport *node, const char *address, kvt_peer
 static void fake_close(kvt_link *link)
 {
     link->closing = true; /* the core hears of it at the next step */
+    link->node->fake->closing_count++;
     open_fail_link(link->node->fake, link);
 }
 
@@ -489,7 +492,7 @@ static uint32_t next_message(const kvt_fake *fake)
 static bool step_closing(kvt_fake *fake)
 {
     bool did = false;
-    for (uint32_t i = 0; i < FAKE_LINKS_MAX; i++) {
+    for (uint32_t i = 0; fake->closing_count > 0 && i < FAKE_LINKS_MAX; i++) {
         kvt_link *link = &fake->links[i];
         if (link->generation == 0 || !link->closing || link->node->paused || link->node->dead)
             continue;

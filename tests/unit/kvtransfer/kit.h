@@ -228,8 +228,8 @@ static inline void kit_wait(kit_side *const *sides, size_t count, const uint32_t
     }
 }
 
-/* First in main. UCX's memory hooks call into the thread sanitizer when a thread is already gone; they
- * can only be left out before the library is loaded. */
+/* First in main. UCX's memory hooks call into the thread sanitizer when a thread is already gone;
+ * they can only be left out before the library is loaded. */
 static inline void kit_main(char **argv)
 {
 #ifdef __SANITIZE_THREAD__
