@@ -67,7 +67,7 @@ struct kvt_fake {
         kvt_transport *a, *b;
     } cuts[FAKE_NODES_MAX];
     kvt_link links[FAKE_LINKS_MAX];
-    uint32_t closing_count; /* of them */
+    uint32_t closing_count;                /* of them */
     fake_message *heap[FAKE_MESSAGES_MAX]; /* by due, then order */
     uint32_t heap_count;
     struct fake_open {
