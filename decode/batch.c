@@ -63,14 +63,21 @@ static void emit(dec_batch *batch, dec_job *job, dec_batch_event_kind kind, dec_
 
 static void open_job(dec_batch *batch, dec_job *job)
 {
-    sl_status status =
-        eng_sequence_open(batch->engine, job->token_capacity, &job->sequence, &job->err);
+    /* The last block is never taken from the cache: h_final comes with it, or is computed. */
+    const eng_prefix prefix = {
+        .tokens = job->tokens,
+        .token_count = batch->options.prefix_cache ? job->token_count - 1 : 0,
+        .space = job->cache_space,
+    };
+    sl_status status = eng_sequence_open_prefix(batch->engine, job->token_capacity, &prefix,
+                                                &job->sequence, &job->err);
     if (!sl_is_ok(status)) {
         emit(batch, job, DEC_BATCH_OPEN_FAILED, DEC_FINISH_NONE);
         return;
     }
     for (uint32_t block = 0; block < job->block_count; block++)
         job->pages[block] = eng_sequence_page(job->sequence, block);
+    job->known_blocks = eng_sequence_length(job->sequence) / ENG_PAGE_TOKENS;
     emit(batch, job, DEC_BATCH_OPENED, DEC_FINISH_NONE);
 }
 
@@ -88,8 +95,13 @@ static void remove_active(dec_batch *batch, uint32_t index)
             (batch->active_count - index) * sizeof(batch->active[0]));
 }
 
-static void release(dec_job *job)
+static void release(const dec_batch *batch, dec_job *job)
 {
+    uint32_t length = eng_sequence_length(job->sequence);
+    if (batch->options.prefix_cache)
+        eng_sequence_publish(
+            job->sequence,
+            &(eng_prefix){.tokens = job->tokens, .token_count = length, .space = job->cache_space});
     eng_sequence_close(job->sequence);
     job->sequence = NULL;
 }
@@ -103,7 +115,7 @@ static void close_job(dec_batch *batch, dec_job *job)
         }
     }
     if (job->sequence)
-        release(job);
+        release(batch, job);
     emit(batch, job, DEC_BATCH_CLOSED, DEC_FINISH_NONE);
 }
 
@@ -121,7 +133,7 @@ static void on_command(void *context, const void *item)
         activate(batch, job, PHASE_ADOPTED);
         break;
     case DEC_COMMAND_RUN_SELF:
-        job->prefilled = 0;
+        job->prefilled = eng_sequence_length(job->sequence);
         activate(batch, job, PHASE_PREFILL);
         break;
     case DEC_COMMAND_CLOSE:
@@ -163,7 +175,7 @@ static void finish(dec_batch *batch, uint32_t index, dec_finish why)
 {
     dec_job *job = batch->active[index].job;
     remove_active(batch, index);
-    release(job);
+    release(batch, job);
     emit(batch, job, DEC_BATCH_FINISHED, why);
 }
 
@@ -276,7 +288,7 @@ static void on_stop(void *context)
 {
     dec_batch *batch = context;
     for (uint32_t i = 0; i < batch->active_count; i++)
-        release(batch->active[i].job);
+        release(batch, batch->active[i].job);
     batch->active_count = 0;
 }
 

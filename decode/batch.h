@@ -31,7 +31,9 @@ typedef struct dec_job {
     uint32_t token_capacity;
     uint32_t
         prompt_count; /* of the original prompt: what lies behind was generated (maybe elsewhere) */
-    uint16_t *h_final; /* bf16 [hidden], set by the control thread before ADOPT */
+    uint64_t cache_space;
+    uint32_t known_blocks; /* found in the cache by OPEN; never the prompt's last */
+    uint16_t *h_final;     /* bf16 [hidden], set by the control thread before ADOPT */
     eng_sequence *sequence;
     uint32_t *pages; /* [block_count], set by OPEN */
     uint32_t block_count;
@@ -72,6 +74,7 @@ typedef struct dec_batch_options {
     uint32_t sequences_max;
     uint32_t chunk_tokens; /* rows a step spends on prompts computed here */
     uint32_t eos_id;
+    bool prefix_cache; /* start from known pages, make a sequence's pages known when it ends */
     sl_metric *step_batch_size; /* histogram, may be NULL */
 } dec_batch_options;
 

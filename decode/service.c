@@ -263,6 +263,10 @@ static void on_engine_event(void *context, const void *item)
         on_finished(service, slot, event->finish);
         return;
     case DEC_BATCH_OPENED:
+        /* Known blocks count as verified: the transfer starts behind them. */
+        for (uint32_t block = 0; block < event->job->known_blocks; block++)
+            slot->groups_verified[block] = (uint16_t)service->layout->group_count;
+        slot->first_block = event->job->known_blocks;
         out.kind = DEC_EVENT_OPENED;
         break;
     case DEC_BATCH_OPEN_FAILED:
@@ -347,6 +351,7 @@ sl_status dec_service_create(const dec_service_options *options, dec_service **o
     dec_batch_options batch = {
         .sequences_max = options->sequences_max,
         .chunk_tokens = options->chunk_tokens,
+        .prefix_cache = options->prefix_cache,
         .eos_id = (uint32_t)service->shape->eos_id,
     };
     create_metrics(service, &batch.step_batch_size);

@@ -33,6 +33,7 @@ typedef struct dec_service_options {
     uint32_t sequences_max;
     uint32_t context_max;
     uint32_t chunk_tokens;
+    bool prefix_cache;
 } dec_service_options;
 
 SL_MUST_USE sl_status dec_service_create(const dec_service_options *options,

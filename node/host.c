@@ -272,6 +272,7 @@ static sl_status open_services(nod_host *host, sl_err *err)
             .sequences_max = (uint32_t)options->max_sequences,
             .context_max = host->context_max,
             .chunk_tokens = (uint32_t)options->chunk_tokens,
+            .prefix_cache = options->prefix_cache,
         };
         SL_TRY(dec_service_create(&decode, &host->decode, err));
     }
@@ -286,6 +287,7 @@ static sl_status open_services(nod_host *host, sl_err *err)
             .name = options->name,
             .context_max = host->context_max,
             .chunk_tokens = (uint32_t)options->chunk_tokens,
+            .prefix_cache = options->prefix_cache,
             .queue_max = (uint32_t)options->queue_max,
         };
         SL_TRY(pre_service_create(&prefill, &host->prefill, err));

@@ -17,7 +17,7 @@ struct pre_compute {
     const mdl_shape *shape;
     const eng_cache_layout *layout;
     eng_worker_client *client;
-    uint32_t chunk_tokens;
+    pre_compute_options options;
     pre_task *active[PRE_JOBS_MAX];
     uint32_t active_count;
     eng_span spans[PRE_JOBS_MAX];
@@ -62,8 +62,13 @@ static void emit(pre_compute *compute, pre_task *task, pre_compute_event_kind ki
 
 static void open_task(pre_compute *compute, pre_task *task)
 {
-    sl_status status =
-        eng_sequence_open(compute->engine, task->token_count, &task->sequence, &task->err);
+    const eng_prefix prefix = {
+        .tokens = task->tokens,
+        .token_count = compute->options.prefix_cache ? task->token_count : 0,
+        .space = task->cache_space,
+    };
+    sl_status status = eng_sequence_open_prefix(compute->engine, task->token_count, &prefix,
+                                                &task->sequence, &task->err);
     if (!sl_is_ok(status)) {
         task->sequence = NULL;
         emit(compute, task, PRE_COMPUTE_OPEN_FAILED, 0, 0);
@@ -71,6 +76,7 @@ static void open_task(pre_compute *compute, pre_task *task)
     }
     for (uint32_t block = 0; block < task->block_count; block++)
         task->pages[block] = eng_sequence_page(task->sequence, block);
+    task->tokens_known = task->tokens_done = eng_sequence_length(task->sequence);
     emit(compute, task, PRE_COMPUTE_OPENED, 0, 0);
 }
 
@@ -95,6 +101,43 @@ static void close_task(pre_compute *compute, pre_task *task)
     emit(compute, task, PRE_COMPUTE_CLOSED, 0, 0);
 }
 
+/* Sum of one piece, for whoever fetches it. */
+static void make_sum(pre_compute *compute, pre_task *task, uint32_t block, uint32_t group)
+{
+    uint64_t offset, bytes;
+    eng_layout_piece(compute->layout, compute->shape, group, &offset, &bytes);
+    const uint8_t *page = eng_engine_cache_base(compute->engine) +
+                          (uint64_t)task->pages[block] * compute->layout->page_bytes;
+    task->sums[(size_t)block * compute->layout->group_count + group] =
+        eng_piece_sum(compute->engine, page + offset, bytes, block, group);
+}
+
+static void finish_task(pre_compute *compute, pre_task *task)
+{
+    memcpy(task->h_final, eng_sequence_h_final(task->sequence),
+           (size_t)compute->shape->hidden_size * sizeof(*task->h_final));
+    emit(compute, task, PRE_COMPUTE_DONE, 0, 0);
+}
+
+/* What the cache knew already can be announced before anything is computed; maybe it was all. */
+static void start_task(pre_compute *compute, pre_task *task)
+{
+    uint32_t blocks = task->tokens_known / ENG_PAGE_TOKENS;
+    for (uint32_t group = 0; blocks > 0 && group < compute->layout->group_count; group++) {
+        for (uint32_t block = 0; block < blocks; block++)
+            make_sum(compute, task, block, group);
+        emit(compute, task, PRE_COMPUTE_GROUP, group, blocks);
+    }
+    if (blocks > 0)
+        emit(compute, task, PRE_COMPUTE_PROGRESS, 0, 0);
+    if (task->tokens_done == task->token_count) {
+        finish_task(compute, task);
+        return;
+    }
+    sl_assert(compute->active_count < PRE_JOBS_MAX);
+    compute->active[compute->active_count++] = task;
+}
+
 static void on_command(void *context, const void *item)
 {
     pre_compute *compute = context;
@@ -104,8 +147,7 @@ static void on_command(void *context, const void *item)
         open_task(compute, command->task);
         break;
     case PRE_COMMAND_COMPUTE:
-        sl_assert(compute->active_count < PRE_JOBS_MAX);
-        compute->active[compute->active_count++] = command->task;
+        start_task(compute, command->task);
         break;
     case PRE_COMMAND_CLOSE:
         close_task(compute, command->task);
@@ -125,18 +167,12 @@ static void on_group(void *context, uint32_t group)
     pre_compute *compute = context;
     if (sl_fault("prefill.group"))
         compute->fault = true;
-    uint64_t offset, bytes;
-    eng_layout_piece(compute->layout, compute->shape, group, &offset, &bytes);
     for (uint32_t i = 0; i < compute->span_count; i++) {
         pre_task *task = compute->active[i];
         uint32_t from = task->tokens_done / ENG_PAGE_TOKENS;
         uint32_t to = blocks_complete(task, task->tokens_done + compute->spans[i].token_count);
-        for (uint32_t block = from; block < to; block++) {
-            const uint8_t *page = eng_engine_cache_base(compute->engine) +
-                                  (uint64_t)task->pages[block] * compute->layout->page_bytes;
-            task->sums[(size_t)block * compute->layout->group_count + group] =
-                eng_piece_sum(compute->engine, page + offset, bytes, block, group);
-        }
+        for (uint32_t block = from; block < to; block++)
+            make_sum(compute, task, block, group);
         if (to > from)
             emit(compute, task, PRE_COMPUTE_GROUP, group, to);
     }
@@ -144,7 +180,7 @@ static void on_group(void *context, uint32_t group)
 
 static void build_spans(pre_compute *compute)
 {
-    uint32_t rows_left = compute->chunk_tokens;
+    uint32_t rows_left = compute->options.chunk_tokens;
     compute->span_count = 0;
     for (uint32_t i = 0; i < compute->active_count && rows_left > 0; i++) {
         pre_task *task = compute->active[i];
@@ -170,13 +206,15 @@ static void after_step(pre_compute *compute, sl_status status, const sl_err *err
         }
         task->tokens_done += compute->spans[i].token_count;
         task->compute_ns += step_ns;
+        if (compute->options.prefix_cache)
+            eng_sequence_publish(task->sequence, &(eng_prefix){.tokens = task->tokens,
+                                                               .token_count = task->tokens_done,
+                                                               .space = task->cache_space});
         emit(compute, task, PRE_COMPUTE_PROGRESS, 0, 0);
         if (task->tokens_done < task->token_count)
             continue;
-        memcpy(task->h_final, eng_sequence_h_final(task->sequence),
-               (size_t)compute->shape->hidden_size * sizeof(*task->h_final));
         remove_active(compute, i);
-        emit(compute, task, PRE_COMPUTE_DONE, 0, 0);
+        finish_task(compute, task);
     }
 }
 
@@ -214,13 +252,14 @@ static const eng_worker_ops COMPUTE_OPS = {
 };
 
 sl_status pre_compute_create(eng_engine *engine, const eng_model *model, eng_worker *worker,
-                             uint32_t chunk_tokens, pre_compute **out_compute, sl_err *err)
+                             const pre_compute_options *options, pre_compute **out_compute,
+                             sl_err *err)
 {
     pre_compute *compute = sl_alloc(1, sizeof(*compute), "prefill compute");
     compute->engine = engine;
     compute->shape = eng_model_shape(model);
     compute->layout = eng_engine_layout(engine);
-    compute->chunk_tokens = chunk_tokens;
+    compute->options = *options;
     sl_assert(compute->layout->group_count <= PRE_GROUPS_MAX);
     sl_status status = eng_worker_attach(worker, &COMPUTE_OPS, compute, &compute->client, err);
     if (!sl_is_ok(status)) {

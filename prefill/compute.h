@@ -22,6 +22,8 @@ typedef struct pre_task {
     uint32_t *tokens;
     uint32_t token_count;
     uint32_t block_count;
+    uint64_t cache_space;  /* of the request */
+    uint32_t tokens_known; /* found in the cache by OPEN */
     uint32_t tokens_done;
     eng_sequence *sequence;
     uint32_t *pages;   /* [block_count], set by OPEN */
@@ -63,9 +65,14 @@ typedef struct pre_compute_event {
 
 typedef struct pre_compute pre_compute;
 
-/* Attaches a client to the worker (before it starts). chunk_tokens: rows of one step. */
+typedef struct pre_compute_options {
+    uint32_t chunk_tokens; /* rows of one step */
+    bool prefix_cache;     /* start from known pages, make computed ones known */
+} pre_compute_options;
+
+/* Attaches a client to the worker (before it starts). */
 SL_MUST_USE sl_status pre_compute_create(eng_engine *engine, const eng_model *model,
-                                         eng_worker *worker, uint32_t chunk_tokens,
+                                         eng_worker *worker, const pre_compute_options *options,
                                          pre_compute **out_compute, sl_err *err);
 /* After the worker has stopped. */
 void pre_compute_destroy(pre_compute *compute);

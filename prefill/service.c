@@ -122,7 +122,7 @@ static void reply_progress(slot *job, uint32_t tokens)
 static void reply_done(slot *job)
 {
     Sluice__V1__PrefillDone done = SLUICE__V1__PREFILL_DONE__INIT;
-    done.tokens_computed = job->task->token_count;
+    done.tokens_computed = job->task->token_count - job->task->tokens_known;
     done.bytes_sent = job->bytes_announced;
     done.compute_us = job->task->compute_ns / 1000;
     done.tail_us = (sl_loop_now(job->service->options.loop) - job->computed_at) / 1000;
@@ -265,7 +265,7 @@ static void on_computed(slot *job)
     if (job->core.state != PRE_STATE_COMPUTING)
         return;
     job->computed_at = sl_loop_now(service->options.loop);
-    sl_metric_add(service->prompt_tokens, NULL, job->task->token_count);
+    sl_metric_add(service->prompt_tokens, NULL, job->task->token_count - job->task->tokens_known);
     kvt_commit commit = {.tokens = job->task->token_count,
                          .final = true,
                          .payload = job->task->h_final,
@@ -443,6 +443,7 @@ static void fill_slot(slot *job, rpc_server_call *call, const Sluice__V1__Prefil
     job->task =
         pre_task_create(request->tokens, (uint32_t)request->n_tokens, service->layout->group_count,
                         (uint32_t)service->shape->hidden_size);
+    job->task->cache_space = request->cache_space;
     job->task->slot = (uint32_t)(job - service->slots);
 }
 
@@ -516,8 +517,9 @@ sl_status pre_service_create(const pre_service_options *options, pre_service **o
                                          "cache bytes handed over and verified", "peer");
     service->refused = sl_counter(options->metrics, "sluice_prefill_refused_total",
                                   "prefills refused, by reason", "reason");
+    const pre_compute_options compute = {options->chunk_tokens, options->prefix_cache};
     sl_status status = pre_compute_create(options->engine, options->model, options->worker,
-                                          options->chunk_tokens, &service->compute, err);
+                                          &compute, &service->compute, err);
     if (!sl_is_ok(status))
         goto err_free;
     service->client = pre_compute_client(service->compute);

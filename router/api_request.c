@@ -116,6 +116,19 @@ static bool check_string(const sl_json *root, const char *field, rtr_api_error *
     return true;
 }
 
+/* Requests with unlike salts never share cached pages, nor does timing tell them of each other. The
+ * key is fixed, so that every router says the same. */
+static bool read_cache_salt(rtr_api_request *r, const sl_json *root, rtr_api_error *error)
+{
+    static const uint64_t KEY[2] = {0x63616368655f7361ull, 0x6c745f7370616365ull};
+    if (!check_string(root, "cache_salt", error))
+        return false;
+    size_t size = 0;
+    const char *salt = sl_json_string(given(root, "cache_salt"), &size);
+    r->cache_space = salt && size > 0 ? sl_siphash(KEY, salt, size) : 0;
+    return true;
+}
+
 static bool check_model(const rtr_api_settings *settings, const sl_json *root, rtr_api_error *error)
 {
     size_t size;
@@ -349,8 +362,8 @@ static bool prepare_generation(const rtr_api_settings *settings, rtr_api_request
 {
     sl_err err;
     if (!read_stream(r, root, error) || !check_int_is(root, "n", 1, error) ||
-        !check_string(root, "user", error) || !read_stop(r, root, error) ||
-        !check_logprobs_type(r->kind, root, error) ||
+        !check_string(root, "user", error) || !read_cache_salt(r, root, error) ||
+        !read_stop(r, root, error) || !check_logprobs_type(r->kind, root, error) ||
         !read_bool(root, "return_token_ids", "return_token_ids", &r->return_token_ids, error))
         return false;
     if (!sl_is_ok(mdl_sampling_parse(root, &settings->sampling_defaults,

@@ -225,6 +225,7 @@ static void act_admit(rtr_live *live, const rtr_action *action)
     admit.sampling = &sampling;
     admit.prefill_deadline_ms = live->front->shared->prefill_deadline_ms;
     admit.self_prefill = live->core.prefill == 0;
+    admit.cache_space = live->request->cache_space;
     sl_status status = rtr_nodes_admit(live->front->nodes, action->node, &admit, live_pages(live));
     sl_free(admit.tokens);
     sl_free(pointers);
@@ -276,6 +277,7 @@ static void act_run_prefill(rtr_live *live, const rtr_action *action)
     request.request_id = live->id;
     request.epoch = action->epoch;
     request.ticket = live->ticket;
+    request.cache_space = live->request->cache_space;
     request.tokens = all_tokens(live, &request.n_tokens);
     sl_status status = rtr_nodes_run_prefill(live->front->nodes, action->node, &request,
                                              &PREFILL_EVENTS, live, &live->prefill_call, &err);

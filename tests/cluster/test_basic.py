@@ -84,3 +84,29 @@ def test_decode_prefills_itself_without_prefill_node():
         answer = cluster.chat(needle_prompt(400), temperature=0)
         assert "48213" in answer.content
         cluster.wait_at_rest()
+
+
+def cached(answer):
+    return answer.usage["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_prefixes_are_kept_and_change_nothing():
+    """The next turn finds the pages of the last one; a salt keeps requests apart; without the cache the bytes are the same."""
+    question = needle_prompt(600)
+    with Cluster("prefix") as cluster:
+        first = cluster.chat(question, temperature=0)
+        assert cached(first) == 0 and "48213" in first.content, first.body
+        again = cluster.chat(question, temperature=0)
+        assert cached(again) >= 512 and again.token_ids == first.token_ids, again.usage
+        salted = cluster.chat(question, temperature=0, cache_salt="tenant-2")
+        assert cached(salted) == 0 and salted.token_ids == first.token_ids, salted.usage
+        history = [{"role": "user", "content": question}, {"role": "assistant", "content": first.content},
+                   {"role": "user", "content": "What is the secret number of Alice?"}]
+        turn = cluster.chat(history, temperature=0)
+        assert cached(turn) >= 512, turn.usage
+        cluster.wait_at_rest()
+    with Cluster("noprefix", "--node-args=--prefix-cache=false") as cluster:
+        assert cluster.chat(question, temperature=0).token_ids == first.token_ids
+        plain = cluster.chat(history, temperature=0)
+        assert cached(plain) == 0 and plain.token_ids == turn.token_ids, (plain.content, turn.content)
+        cluster.wait_at_rest()

@@ -733,7 +733,7 @@ const ProtobufCMessageDescriptor sluice__v1__hello__descriptor =
   (ProtobufCMessageInit) sluice__v1__hello__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[7] =
+static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[8] =
 {
   {
     "request_id",
@@ -819,8 +819,21 @@ static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[7] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "cache_space",
+    8,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_FIXED64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Admit, cache_space),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__admit__field_indices_by_name[] = {
+  7,   /* field[7] = cache_space */
   1,   /* field[1] = epoch */
   5,   /* field[5] = prefill_deadline_ms */
   3,   /* field[3] = prompt_count */
@@ -832,7 +845,7 @@ static const unsigned sluice__v1__admit__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__admit__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 7 }
+  { 0, 8 }
 };
 const ProtobufCMessageDescriptor sluice__v1__admit__descriptor =
 {
@@ -842,7 +855,7 @@ const ProtobufCMessageDescriptor sluice__v1__admit__descriptor =
   "Sluice__V1__Admit",
   "sluice.v1",
   sizeof(Sluice__V1__Admit),
-  7,
+  8,
   sluice__v1__admit__field_descriptors,
   sluice__v1__admit__field_indices_by_name,
   1,  sluice__v1__admit__number_ranges,

@@ -111,10 +111,14 @@ struct  Sluice__V1__Admit
    * no prefill node: this rank computes the prompt itself
    */
   protobuf_c_boolean self_prefill;
+  /*
+   * cached prefixes are shared inside one space only
+   */
+  uint64_t cache_space;
 };
 #define SLUICE__V1__ADMIT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__admit__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0,NULL, 0, NULL, 0, 0 }
+    , (char *)protobuf_c_empty_string, 0, 0,NULL, 0, NULL, 0, 0, 0 }
 
 
 struct  Sluice__V1__Cancel

@@ -36,10 +36,14 @@ struct  Sluice__V1__PrefillRequest
   size_t n_tokens;
   uint32_t *tokens;
   Sluice__V1__Ticket *ticket;
+  /*
+   * cached prefixes are shared inside one space only
+   */
+  uint64_t cache_space;
 };
 #define SLUICE__V1__PREFILL_REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__prefill_request__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0,NULL, NULL }
+    , (char *)protobuf_c_empty_string, 0, 0,NULL, NULL, 0 }
 
 
 typedef enum {
