@@ -47,6 +47,7 @@ static const bad_case BAD[] = {
     {C, CHAT("\"n\":0"), 400, "n", "1 to 128"},
     {C, CHAT("\"n\":\"1\""), 400, "n", "must be an integer"},
     {C, CHAT("\"user\":7"), 400, "user", "must be a string"},
+    {C, CHAT("\"cache_salt\":7"), 400, "cache_salt", "must be a string"},
     {C, CHAT("\"temperature\":3"), 400, "temperature", "at most 2"},
     {C, CHAT("\"temperature\":\"hot\""), 400, "temperature", "must be a number"},
     {C, CHAT("\"top_p\":0"), 400, "top_p", "above 0"},
@@ -176,6 +177,21 @@ TEST(all_fields_arrive)
     rtr_api_request_destroy(r);
 }
 
+TEST(salts_make_cache_spaces)
+{
+    static const char *const BODIES[] = {CHAT("\"cache_salt\":\"a\""), CHAT("\"cache_salt\":\"b\""),
+                                         CHAT("\"cache_salt\":\"a\""), CHAT("\"cache_salt\":\"\""),
+                                         CHAT("\"n\":1")};
+    uint64_t spaces[5];
+    for (size_t i = 0; i < 5; i++) {
+        rtr_api_request *r = prepare(C, BODIES[i]);
+        spaces[i] = r->cache_space;
+        rtr_api_request_destroy(r);
+    }
+    assert_true(spaces[0] == spaces[2] && spaces[0] != spaces[1] && spaces[0] != 0);
+    assert_true(spaces[3] == 0 && spaces[4] == 0);
+}
+
 TEST(completion_prompts)
 {
     rtr_api_request *text = prepare(P, "{\"prompt\":\"Once upon\"}");
@@ -270,6 +286,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(wrong_requests_are_refused_by_name),
     cmocka_unit_test(defaults_and_unknown_fields),
     cmocka_unit_test(all_fields_arrive),
+    cmocka_unit_test(salts_make_cache_spaces),
     cmocka_unit_test(completion_prompts),
     cmocka_unit_test(prompt_over_the_limit_is_told_with_counts),
     cmocka_unit_test(special_tokens_in_content),
