@@ -127,6 +127,6 @@ test: deps ## all that CI runs, packages included
 clean: ## remove what was built
 	rm -rf $(BUILD_ROOT)
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
 
 -include $(OBJECTS:.o=.d)

@@ -369,7 +369,7 @@ static void print_option(const sl_option *option)
     if (option->default_text)
         printf(" (default %s)\n", option->default_text[0] ? option->default_text : "\"\"");
     else
-        printf(" (%s)\n", option->required ? "required" : "no default");
+        printf("%s\n", option->required ? " (required)" : "");
 }
 
 static void print_help(const sl_config_spec *spec)

@@ -281,7 +281,7 @@ static sl_status read_role(const mdl_chat *chat, const sl_json *message, mdl_cha
         m->role = ROLES[i].role;
         if (m->role == MDL_ROLE_DEVELOPER && !chat->options.developer_allowed)
             return sl_fail(err, SL_INVALID,
-                           "messages[%zu].role: \"developer\" is not enabled here, use \"system\"",
+                           "messages[%zu].role: \"developer\" is not offered, use \"system\"",
                            m->request_index);
         return sl_ok();
     }

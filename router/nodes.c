@@ -113,7 +113,7 @@ void rtr_nodes_set(rtr_nodes *nodes, const clu_member_info *info, bool suspect)
     }
     if (node->suspect != suspect || node->info.state != info->state)
         sl_info("node %s is %s%s", info->name, clu_member_state_name(info->state),
-                suspect ? ", suspect" : "");
+                suspect ? ", but its lease is lost" : "");
     node->info = *info;
     node->suspect = suspect;
     nodes->events.on_changed(nodes->context);
@@ -222,12 +222,24 @@ static void place_among(rtr_nodes *nodes, const rtr_request *request, uint32_t p
     rtr_place(&query, out_result);
 }
 
+/* Some decode node, connected or not, has (or does not tell) the cache for so many pages. */
+static bool any_could_hold(const rtr_nodes *nodes, uint32_t pages)
+{
+    for (const rtr_node *node = nodes->first; node; node = node->next) {
+        if (node->is_decode && (node->info.pages == 0 || node->info.pages >= pages))
+            return true;
+    }
+    return false;
+}
+
 void rtr_nodes_place(rtr_nodes *nodes, const rtr_request *request, uint32_t pages,
                      bool self_prefill, rtr_place_result *out_result)
 {
     place_among(nodes, request, pages, self_prefill, false, out_result);
     if (out_result->lack == RTR_LACK_DECODE || out_result->lack == RTR_LACK_PREFILL)
         place_among(nodes, request, pages, self_prefill, true, out_result);
+    if (out_result->lack == RTR_LACK_ROOM && !any_could_hold(nodes, pages))
+        out_result->lack = RTR_LACK_SIZE;
 }
 
 bool rtr_nodes_ready(rtr_nodes *nodes, bool self_prefill)

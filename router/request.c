@@ -274,6 +274,12 @@ static void on_placed(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_ac
 static void on_unplaced(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
 {
     sl_assert(r->state == RTR_STATE_QUEUED && e->lack != RTR_LACK_NONE);
+    if (e->lack == RTR_LACK_SIZE) { /* waiting would not help */
+        fail_with(r, SL_TOO_LARGE,
+                  "prompt and max_tokens together exceed the cache of every decode node", true,
+                  out);
+        return;
+    }
     if ((r->lack == RTR_LACK_ROOM) != (e->lack == RTR_LACK_ROOM))
         r->lack_since = now; /* waiting for room and for a node are different waits */
     r->lack = e->lack;

@@ -47,6 +47,7 @@ typedef enum rtr_lack { /* why there is no place */
                         RTR_LACK_DECODE,  /* no usable decode node */
                         RTR_LACK_PREFILL, /* no usable prefill node that matches */
                         RTR_LACK_ROOM,    /* usable ones are full */
+                        RTR_LACK_SIZE,    /* larger than the cache of any decode node */
 } rtr_lack;
 
 typedef struct rtr_request_limits {

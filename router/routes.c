@@ -161,8 +161,10 @@ void rtr_route(void *context, rtr_http_exchange *exchange)
             return;
         }
         rtr_http_pair allow = {"allow", ROUTES[i].method == RTR_HTTP_POST ? "POST" : "GET, HEAD"};
+        char text[80];
+        snprintf(text, sizeof text, "this path takes %s only", allow.value);
         rtr_http_respond_error(exchange, 405, "invalid_request_error", NULL, "method_not_allowed",
-                               "this path does not know the method", &allow, 1);
+                               text, &allow, 1);
         rtr_count_response(front, 405);
         return;
     }
@@ -170,6 +172,7 @@ void rtr_route(void *context, rtr_http_exchange *exchange)
         get_model(front, exchange, head->path + sizeof MODELS - 1);
         return;
     }
-    refuse(front, exchange, 404, "invalid_request_error", "not_found", "there is no such path",
-           NULL);
+    char text[256];
+    snprintf(text, sizeof text, "there is no such path: %.200s", head->path);
+    refuse(front, exchange, 404, "invalid_request_error", "not_found", text, NULL);
 }

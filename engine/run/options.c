@@ -129,7 +129,7 @@ static const sl_option OPTIONS[] = {
      .default_text = "-1",
      .min = -1,
      .max = ENG_LOGPROBS_MAX,
-     .help = "report log-probabilities and this many alternatives; -1 = none"},
+     .help = "with --json: log-probabilities and this many alternatives; -1 = none"},
     {.name = "ignore-eos",
      .section = "Sampling",
      .type = SL_OPTION_BOOL,

@@ -418,6 +418,16 @@ TEST(nodes_that_must_not_be_used)
     rtr_nodes_place(nodes, NULL, 1, false, &place);
     assert_int_equal(place.lack, RTR_LACK_NONE);
     assert_string_equal(rtr_nodes_decode_name(nodes, place.decode), "d-0");
+    /* full for now is not too small for ever, and who does not tell its size may be large enough */
+    rtr_nodes_place(nodes, NULL, 1000000, false, &place);
+    assert_int_equal(place.lack, RTR_LACK_ROOM);
+    d->info.pages = e->info.pages = 1000000;
+    kit_announce(&k, d, true);
+    kit_announce(&k, e, true);
+    rtr_nodes_place(nodes, NULL, 1000000, false, &place);
+    assert_int_equal(place.lack, RTR_LACK_ROOM);
+    rtr_nodes_place(nodes, NULL, 1000001, false, &place);
+    assert_int_equal(place.lack, RTR_LACK_SIZE);
     rtr_nodes_remove(nodes, "d-0", e->info.incarnation);
     rtr_nodes_remove(nodes, "d-a", d->info.incarnation + 1); /* another process: not this one */
     assert_true(kit_ready(&k));

@@ -113,6 +113,9 @@ static bool parse_event(const char *line, rtr_event *e, char words[2][32])
     } else if (strncmp(line, "no room", 7) == 0) {
         e->kind = RTR_EVENT_UNPLACED;
         e->lack = RTR_LACK_ROOM;
+    } else if (strncmp(line, "too large", 9) == 0) {
+        e->kind = RTR_EVENT_UNPLACED;
+        e->lack = RTR_LACK_SIZE;
     } else if (strncmp(line, "changed", 7) == 0) {
         e->kind = RTR_EVENT_NODES_CHANGED;
     } else if (sscanf(line, "admitted d%d e%u", &d, &e->epoch) == 2) {
@@ -372,6 +375,15 @@ TEST(waiting_for_room_is_longer)
         "timer => fail full (all decode nodes are full (waited 3000 ms for room)) | failed");
 }
 
+TEST(larger_than_every_node_fails_at_once)
+{
+    script s;
+    script_init(&s);
+    RUN("submit => place | queued",
+        "too large => fail too_large (prompt and max_tokens together exceed the cache of every "
+        "decode node) | failed");
+}
+
 TEST(refusals)
 {
     script s;
@@ -607,6 +619,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(decode_node_dies_with_all_tokens_sent),
     cmocka_unit_test(nobody_is_left),
     cmocka_unit_test(waiting_for_room_is_longer),
+    cmocka_unit_test(larger_than_every_node_fails_at_once),
     cmocka_unit_test(refusals),
     cmocka_unit_test(refusals_without_end_are_bounded),
     cmocka_unit_test(attempts_are_bounded),
