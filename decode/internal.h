@@ -26,7 +26,8 @@ typedef struct dec_stream {
     rpc_server_call *call;
     char router[DEC_ROUTER_MAX];
     bool greeted;
-    bool dirty; /* a slot of it has something to say */
+    bool dirty;    /* a slot of it has something to say */
+    bool load_due; /* a slot became free since its last message: the router may wait for that */
     uint64_t messages_sent;
     uint64_t messages_taken;
 } dec_stream;

@@ -160,6 +160,9 @@ void dec_slot_settle(dec_service *service, dec_slot *slot)
     memset(slot, 0, sizeof(*slot));
     sl_assert(service->live_count > 0);
     service->live_count--;
+    for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)
+        if (service->streams[i])
+            service->streams[i]->load_due = true;
 }
 
 /* ---- what kvtransfer reports ---- */
@@ -281,13 +284,19 @@ static void on_engine_event(void *context, const void *item)
     dec_slot_event(service, slot, &out);
 }
 
+/* Twice: what a flush settles is room that all streams hear of. */
+static void flush_streams(dec_service *service)
+{
+    for (uint32_t i = 0; i < 2 * DEC_STREAMS_MAX; i++)
+        if (service->streams[i % DEC_STREAMS_MAX])
+            dec_stream_flush(service->streams[i % DEC_STREAMS_MAX]);
+}
+
 static void on_engine(void *context, uint32_t events)
 {
     dec_service *service = context;
     eng_worker_poll(service->client, on_engine_event, service);
-    for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)
-        if (service->streams[i])
-            dec_stream_flush(service->streams[i]);
+    flush_streams(service);
 }
 
 /* ---- time ---- */
@@ -311,9 +320,7 @@ static void on_timer(void *context, sl_time_ns now)
         dec_event event = {.kind = DEC_EVENT_TICK};
         dec_slot_event(service, slot, &event);
     }
-    for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)
-        if (service->streams[i])
-            dec_stream_flush(service->streams[i]);
+    flush_streams(service);
     dec_service_arm_timer(service);
 }
 

@@ -172,7 +172,8 @@ static bool has_news(const dec_slot *slot, const dec_stream *stream)
 void dec_stream_flush(dec_stream *stream)
 {
     dec_service *service = stream->service;
-    if (!stream->dirty || stream->messages_sent - stream->messages_taken >= DEC_WINDOW_MESSAGES)
+    if (!(stream->dirty || (stream->greeted && stream->load_due)) ||
+        stream->messages_sent - stream->messages_taken >= DEC_WINDOW_MESSAGES)
         return;
     stream->dirty = false;
     Sluice__V1__TokenRun *runs[DEC_SEQUENCES_MAX];
@@ -184,8 +185,11 @@ void dec_stream_flush(dec_stream *stream)
         slots[count] = &service->slots[i];
         runs[count++] = &make_run(&service->slots[i])->message;
     }
-    if (count == 0)
+    if (count == 0 && !(stream->greeted && stream->load_due))
         return;
+    /* The last tokens of a sequence went out before its pages were free: without a message of its
+     * own (no runs) that room would stay unknown until the next request. */
+    stream->load_due = false;
     Sluice__V1__Load load;
     fill_load(service, &load);
     Sluice__V1__Step step = SLUICE__V1__STEP__INIT;

@@ -161,6 +161,9 @@ void eng_worker_poll(eng_worker_client *client, void (*fn)(void *context, const 
 
 void eng_worker_emit(eng_worker_client *client, const void *event)
 {
+    /* Who hears that a sequence is closed must see its pages free. */
+    atomic_store_explicit(&client->worker->pages_free,
+                          eng_engine_pages_free(client->worker->engine), memory_order_relaxed);
     /* Back-pressure, not a race: the ring is full for as long as the control thread needs to take
      * what it holds. */
     const struct timespec pause = {0, 50 * 1000};

@@ -114,14 +114,15 @@ static void on_step(rtr_node *node, const Sluice__V1__Step *step)
 {
     rtr_nodes *nodes = node->nodes;
     uint64_t stream = node->stream_id;
+    uint32_t slots = node->load.slots_free, pages = node->load.pages_free;
     rtr_node_take_load(node, step->load);
-    bool finished = false;
+    bool more = node->load.slots_free > slots || node->load.pages_free > pages;
     for (size_t i = 0; i < step->n_runs; i++) {
-        finished = finished || step->runs[i]->finish != SLUICE__V1__FINISH__FINISH_NONE;
+        more = more || step->runs[i]->finish != SLUICE__V1__FINISH__FINISH_NONE;
         ask_answered(node, step->runs[i]->request_id, step->runs[i]->epoch);
         nodes->events.on_run(nodes->context, stream, step->runs[i]);
     }
-    if (finished)
+    if (more)
         nodes->events.on_changed(nodes->context);
 }
 

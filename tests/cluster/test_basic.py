@@ -86,6 +86,18 @@ def test_decode_prefills_itself_without_prefill_node():
         cluster.wait_at_rest()
 
 
+def test_room_that_became_free_is_told():
+    """Requests that need nearly the whole cache of the only decode node come one after the other, and none waits for a timeout."""
+    with Cluster("room", "--kv-memory", "64MiB", "--router-args", "--queue-timeout 20s") as cluster:
+        pages = cluster.members()["decode-0"]["capacity"]["pages"]
+        most = (pages - 2) * 64
+        for _ in range(3):
+            assert cluster.chat("Who are you?", temperature=0, max_tokens=most).status == 200
+        answer = cluster.chat("Who are you?", temperature=0, max_tokens=(pages + 2) * 64)
+        assert answer.status == 400 and "exceed the cache" in answer.error["message"], answer.error
+        cluster.wait_at_rest()
+
+
 def cached(answer):
     return answer.usage["prompt_tokens_details"]["cached_tokens"]
 
