@@ -104,7 +104,7 @@ include $(wildcard $(addsuffix /build.mk,$(FOLDERS)))
 include tests/unit/build.mk
 include $(filter-out tests/unit/build.mk,$(wildcard tests/build.mk tests/*/build.mk))
 
-.PHONY: all libs tests clean help print-sources print-tests print-programs deps check tidy sanitize test
+.PHONY: all libs tests clean help print-sources print-tests print-programs deps check tidy sanitize test soak
 all: $(PROGRAMS) ## build every program (no CUDA needed)
 libs: $(LIBRARIES)
 tests: $(TESTS) ## build the unit tests
@@ -124,6 +124,8 @@ sanitize: ## unit tests with the address, undefined and thread sanitizers
 	tools/run-tests all --only unit-address,unit-thread
 test: deps ## all that CI runs, packages included
 	tools/run-tests all
+soak: ## what is too long for CI: full vectors, planted errors, all cluster tests, longer fuzzing
+	tools/run-tests soak
 clean: ## remove what was built
 	rm -rf $(BUILD_ROOT)
 help: ## this list
