@@ -12,8 +12,8 @@
 #include "base/assert.h"
 #include "kvtransfer/core.h"
 
-/* OPEN and one CANCEL or REVOKE for each handle, and some WARMs: can never be full of the former.
- */
+/* Three of a send's slot at most wait: the cancel of the one before, open, cancel; two revokes of a
+ * receive's. Theirs never find the ring full. */
 #define COMMANDS_MAX     2048u
 #define COMMANDS_TO_WARM 512u
 /* The progress thread looks again for this long before it sleeps: a wake-up costs more. */
@@ -44,7 +44,7 @@ struct kvt_context {
     kvt_send *sends[KVT_SENDS_MAX]; /* from open to release */
     kvt_recv *recvs[KVT_RECVS_MAX];
     uint32_t pieces_open;
-    uint32_t warms; /* since the last poll */
+    _Atomic uint32_t warms; /* not yet looked at */
     bool threaded;
     pthread_t thread;
     int epoll_fd;
@@ -52,7 +52,7 @@ struct kvt_context {
     kvt_core core;
 };
 
-_Static_assert(COMMANDS_MAX >= 2 * (KVT_SENDS_MAX + KVT_RECVS_MAX) + COMMANDS_TO_WARM,
+_Static_assert(COMMANDS_MAX >= 3 * KVT_SENDS_MAX + 2 * KVT_RECVS_MAX + COMMANDS_TO_WARM,
                "commands of handles always have a place");
 
 /* ---- progress thread */
@@ -86,6 +86,7 @@ static void command_run(kvt_context *context, const context_command *command)
         sl_status ignored = kvt_peer_get(core, command->address, &peer, NULL);
         (void)ignored; /* a hint */
         sl_free(command->address);
+        atomic_fetch_sub_explicit(&context->warms, 1, memory_order_relaxed);
         break;
     }
     }
@@ -311,20 +312,20 @@ int kvt_fd(const kvt_context *context)
     return sl_mailbox_fd(context->events);
 }
 
-void kvt_warm(kvt_context *context, const char *address)
-{
-    if (context->warms == COMMANDS_TO_WARM / 2)
-        return;
-    context->warms++;
-    context_command command = {.type = COMMAND_WARM, .address = sl_strdup(address, "kvt address")};
-    if (!sl_mailbox_push(context->commands, &command))
-        sl_free(command.address);
-}
-
 static void command_push(kvt_context *context, const context_command *command)
 {
     bool pushed = sl_mailbox_push(context->commands, command);
     sl_assert(pushed);
+}
+
+void kvt_warm(kvt_context *context, const char *address)
+{
+    if (strlen(address) >= KVT_ADDRESS_MAX ||
+        atomic_load_explicit(&context->warms, memory_order_relaxed) == COMMANDS_TO_WARM)
+        return;
+    atomic_fetch_add_explicit(&context->warms, 1, memory_order_relaxed);
+    context_command command = {.type = COMMAND_WARM, .address = sl_strdup(address, "kvt address")};
+    command_push(context, &command);
 }
 
 /* ---- events */
@@ -361,7 +362,6 @@ size_t kvt_poll(kvt_context *context, kvt_event_fn fn, void *fn_context)
 {
     kvt_event_item item;
     size_t count = 0;
-    context->warms = 0;
     sl_mailbox_clear(context->events);
     while (count < KVT_EVENTS_MAX && sl_mailbox_pop(context->events, &item)) {
         deliver(&item, fn, fn_context);

@@ -28,7 +28,7 @@ typedef struct perf_options {
     int64_t pages, rounds;
     uint64_t piece;
     const char *listen, *connect;
-    bool json;
+    bool json, skip_raw;
 } perf_options;
 
 static const char *const transports[] = {"shm", "tcp", NULL};
@@ -48,6 +48,8 @@ static const sl_option option_table[] = {
      "server: control address; port 0: any, printed", 0, 0, NULL, false},
     {"connect", "Two hosts", SL_OPTION_STRING, offsetof(perf_options, connect), NULL,
      "client: the server's control address", 0, 0, NULL, false},
+    {"skip-raw", "Measurement", SL_OPTION_BOOL, offsetof(perf_options, skip_raw), "false",
+     "kvtransfer alone, for a profile (the figures of raw UCX are then 0)", 0, 0, NULL, false},
     {"json", "Output", SL_OPTION_BOOL, offsetof(perf_options, json), "false", "one JSON object", 0,
      0, NULL, false},
 };
@@ -280,8 +282,10 @@ static sl_status raw_one(bench *b, bool put, double *out_seconds, sl_err *err)
 }
 
 /* Kinds by turns, so that a slow moment of the machine meets them all; the first round warms up. */
-static sl_status client_rounds(bench *b, const char *address, int rounds, figures *f, sl_err *err)
+static sl_status client_rounds(bench *b, const char *address, const perf_options *o, figures *f,
+                               sl_err *err)
 {
+    int rounds = (int)o->rounds;
     uint64_t *sums = sl_alloc(b->pages, sizeof *sums, "perf sums");
     for (uint32_t i = 0; i < b->pages; i++)
         sums[i] = sl_sum64(SUM_KEY, kvt_sum_tweak(i / b->groups, i % b->groups),
@@ -290,11 +294,11 @@ static sl_status client_rounds(bench *b, const char *address, int rounds, figure
     for (int i = -1; i < rounds && sl_is_ok(status); i++) {
         int at = i < 0 ? 0 : i;
         status = transfer_round(b, address, NULL, &f->plain[at], err);
-        if (sl_is_ok(status))
+        if (sl_is_ok(status) && !o->skip_raw)
             status = raw_one(b, false, &f->am[at], err);
         if (sl_is_ok(status))
             status = transfer_round(b, address, sums, &f->checked[at], err);
-        if (sl_is_ok(status))
+        if (sl_is_ok(status) && !o->skip_raw)
             status = raw_one(b, true, &f->put[at], err);
     }
     sl_free(sums);
@@ -318,20 +322,24 @@ static void client_print(const perf_options *o, const bench *b, figures *f)
 {
     int rounds = (int)o->rounds;
     double plain = gbps(b, f->plain, rounds), checked = gbps(b, f->checked, rounds);
-    double am = gbps(b, f->am, rounds), put = gbps(b, f->put, rounds), best = am > put ? am : put;
+    double am = 0, put = 0;
+    if (!o->skip_raw) {
+        am = gbps(b, f->am, rounds);
+        put = gbps(b, f->put, rounds);
+    }
+    double best = am > put ? am : put, ratio = best > 0 ? plain / best : 0;
     if (o->json) {
         printf("{\"transport\":\"%s\",\"pages\":%u,\"piece\":%llu,\"depth\":%u,\"rounds\":%d,"
                "\"gbps\":%.2f,\"gbps_checked\":%.2f,\"ucx_gbps\":%.2f,\"ucx_am_gbps\":%.2f,"
                "\"ucx_put_gbps\":%.2f,\"ratio\":%.3f}\n",
                transports[o->transport], b->pages, (unsigned long long)b->piece, depth_of(b->piece),
-               rounds, plain, checked, best, am, put, plain / best);
+               rounds, plain, checked, best, am, put, ratio);
         return;
     }
     printf("%u pages of %llu bytes by %s, %u in flight, median of %d rounds, Gbit/s\n", b->pages,
            (unsigned long long)b->piece, transports[o->transport], depth_of(b->piece), rounds);
     printf("  kvtransfer %9.2f   with sums %9.2f\n", plain, checked);
-    printf("  raw UCX    %9.2f   (message %.2f, put %.2f)   ratio %.3f\n", best, am, put,
-           plain / best);
+    printf("  raw UCX    %9.2f   (message %.2f, put %.2f)   ratio %.3f\n", best, am, put, ratio);
 }
 
 static sl_status client_run(const perf_options *o, bench *b, sl_err *err)
@@ -347,7 +355,7 @@ static sl_status client_run(const perf_options *o, bench *b, sl_err *err)
     control_write(b, "raw"); /* it asks for the key first */
     SL_TRY(control_expect(b, "ready", err));
     SL_TRY(raw_client_create(&ends, b->raw_address, &b->raw, err));
-    SL_TRY(client_rounds(b, address, (int)o->rounds, &f, err));
+    SL_TRY(client_rounds(b, address, o, &f, err));
     control_write(b, "quit");
     client_print(o, b, &f);
     return sl_ok();
