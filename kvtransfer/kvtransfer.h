@@ -7,8 +7,9 @@
  * A context has ONE progress thread of its own; the owner (one thread, usually a loop) calls the
  * functions below and gets events from kvt_poll, woken through kvt_fd. Functions are for the
  * owner's thread except where said. No function blocks, but create and destroy. Every opened
- * transfer ends with exactly one CLOSED event, at its deadline at the latest (plus the close
- * grace); only then is its memory the owner's again. Release the handle afterwards. */
+ * transfer ends with exactly one CLOSED event, at its deadline plus the close grace at the latest
+ * (README.md says what may take longer); only then is its memory the owner's again. Release the
+ * handle afterwards. */
 #ifndef KVTRANSFER_KVTRANSFER_H
 #define KVTRANSFER_KVTRANSFER_H
 
