@@ -98,6 +98,11 @@ void kvt_core_finished(kvt_request *request, sl_code code)
     core->finished_tail = request;
 }
 
+bool kvt_core_collected(const kvt_core *core)
+{
+    return core->finished_head || core->dirty_sends || core->dirty_recvs || core->dirty_peers;
+}
+
 static void core_invalid(kvt_peer *peer, const char *text)
 {
     kvt_count(&peer->core->counters.messages_invalid, 1);

@@ -56,6 +56,8 @@ void kvt_core_message(kvt_peer *peer, const void *data, size_t size);
 kvt_request *kvt_core_offer(kvt_peer *peer, const void *head, size_t head_size, uint64_t bytes,
                             void **out_data);
 void kvt_core_finished(kvt_request *request, sl_code code);
+/* Something was said since the last kvt_core_run. */
+bool kvt_core_collected(const kvt_core *core);
 
 /* context.c, for transports without a thread: commands, then kvt_core_run. False: nothing to do. */
 bool kvt_context_step(kvt_context *context, sl_time_ns now);

@@ -299,8 +299,12 @@ static ucs_status_t on_piece(void *argument, const void *head, size_t head_size,
 static bool ucx_progress(kvt_transport *transport)
 {
     bool did = false;
-    for (uint32_t i = 0; i < PROGRESS_MAX && ucp_worker_progress(transport->worker) != 0; i++)
+    for (uint32_t i = 0; i < PROGRESS_MAX && ucp_worker_progress(transport->worker) != 0; i++) {
         did = true;
+        /* What was collected is answered at once: the peer's window waits for it. */
+        if (kvt_core_collected(transport->core))
+            break;
+    }
     if (transport->closing_count > 0)
         did |= links_reap(transport);
     return did;
