@@ -191,16 +191,17 @@ static sl_status serve_transfer(bench *b, const char *line, sl_err *err)
     return status;
 }
 
-static sl_status serve_lines(bench *b, sl_err *err)
+/* `any`: a free port of the interface that the control connection came to. */
+static sl_status serve_lines(bench *b, const char *any, sl_err *err)
 {
     char line[400];
     unsigned pages;
     unsigned long long piece;
     if (!control_read(b, line, sizeof line) || sscanf(line, "hello %u %llu", &pages, &piece) != 2)
         return sl_fail(err, SL_INVALID, "no hello on the control connection");
-    SL_TRY(bench_init(b, pages, piece, "127.0.0.1:0", err));
-    raw_options options = {b->memory, b->pages, b->piece, 0};
-    SL_TRY(raw_server_create(&options, &b->raw, b->raw_address, err));
+    SL_TRY(bench_init(b, pages, piece, any, err));
+    raw_options ends = {b->memory, b->pages, b->piece, 0};
+    SL_TRY(raw_server_create(&ends, any, &b->raw, b->raw_address, err));
     control_write(b, "%s %s", kvt_context_address(b->context), b->raw_address);
     while (control_read(b, line, sizeof line) && strcmp(line, "quit") != 0) {
         if (strcmp(line, "raw") == 0) {
@@ -216,7 +217,7 @@ static sl_status serve_lines(bench *b, sl_err *err)
 static sl_status server(const perf_options *o, sl_err *err)
 {
     int listener;
-    char bound[SL_ADDRESS_TEXT_MAX];
+    char bound[SL_ADDRESS_TEXT_MAX], any[SL_ADDRESS_TEXT_MAX + 2];
     bench b = {.memory = NULL};
     SL_TRY(sl_net_listen(o->listen, false, &listener, bound, err));
     printf("%s\n", bound);
@@ -227,7 +228,9 @@ static sl_status server(const perf_options *o, sl_err *err)
     if (client < 0)
         return sl_fail_errno(err, SL_UNAVAILABLE, "no client came");
     b.control = fdopen(client, "r+");
-    sl_status status = serve_lines(&b, err);
+    *strrchr(bound, ':') = 0;
+    snprintf(any, sizeof any, "%s:0", bound);
+    sl_status status = serve_lines(&b, any, err);
     bench_fini(&b);
     return status;
 }

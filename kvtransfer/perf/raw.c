@@ -188,14 +188,14 @@ static sl_status raw_create(const raw_options *options, raw_ucx **out_raw, sl_er
     return status == UCS_OK && !one->failed ? sl_ok() : raw_fail(err, status, "memory");
 }
 
-sl_status raw_server_create(const raw_options *options, raw_ucx **out_raw,
+sl_status raw_server_create(const raw_options *options, const char *listen, raw_ucx **out_raw,
                             char out_address[SL_ADDRESS_TEXT_MAX], sl_err *err)
 {
     struct sockaddr_storage at;
     socklen_t size;
     void *key;
     size_t key_bytes;
-    SL_TRY(sl_net_resolve("127.0.0.1:0", true, &at, &size, err));
+    SL_TRY(sl_net_resolve(listen, true, &at, &size, err));
     SL_TRY(raw_create(options, out_raw, err));
     raw_ucx *one = *out_raw;
     ucp_listener_params_t params = {.field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR |

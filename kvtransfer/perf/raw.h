@@ -16,8 +16,9 @@ typedef struct raw_options {
     uint32_t depth; /* client: operations in flight */
 } raw_options;
 
-SL_MUST_USE sl_status raw_server_create(const raw_options *options, raw_ucx **out_raw,
-                                        char out_address[SL_ADDRESS_TEXT_MAX], sl_err *err);
+SL_MUST_USE sl_status raw_server_create(const raw_options *options, const char *listen,
+                                        raw_ucx **out_raw, char out_address[SL_ADDRESS_TEXT_MAX],
+                                        sl_err *err);
 /* Serves until a client said that a round is over. */
 void raw_serve(raw_ucx *server);
 SL_MUST_USE sl_status raw_client_create(const raw_options *options, const char *address,
