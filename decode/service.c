@@ -285,7 +285,7 @@ static void on_engine_event(void *context, const void *item)
 }
 
 /* Twice: what a flush settles is room that all streams hear of. */
-static void flush_streams(dec_service *service)
+void dec_service_flush(dec_service *service)
 {
     for (uint32_t i = 0; i < 2 * DEC_STREAMS_MAX; i++)
         if (service->streams[i % DEC_STREAMS_MAX])
@@ -296,7 +296,6 @@ static void on_engine(void *context, uint32_t events)
 {
     dec_service *service = context;
     eng_worker_poll(service->client, on_engine_event, service);
-    flush_streams(service);
 }
 
 /* ---- time ---- */
@@ -320,7 +319,6 @@ static void on_timer(void *context, sl_time_ns now)
         dec_event event = {.kind = DEC_EVENT_TICK};
         dec_slot_event(service, slot, &event);
     }
-    flush_streams(service);
     dec_service_arm_timer(service);
 }
 

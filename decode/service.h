@@ -45,6 +45,9 @@ void dec_service_destroy(dec_service *service);
 rpc_handler dec_service_handler(dec_service *service);
 /* A KVT_EVENT_RECV_* of the node's context. */
 void dec_service_on_transfer(dec_service *service, const kvt_event *event);
+/* At the end of each pass of the loop: sends the routers what the pass brought, one message each.
+ */
+void dec_service_flush(dec_service *service);
 /* Refuses new sequences from now on. */
 void dec_service_drain(dec_service *service);
 /* Sequences that hold anything. */

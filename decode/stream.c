@@ -264,7 +264,6 @@ static void on_message(void *context, rpc_server_call *call, const ProtobufCMess
             return;
         }
         stream->messages_taken = message->credit->messages_taken;
-        dec_stream_flush(stream);
         break;
     default:
         break; /* a newer router's message: fields are only appended */
@@ -298,15 +297,9 @@ static void on_closed(void *context, rpc_server_call *call, bool cancelled)
     sl_free(stream);
 }
 
-static void on_writable(void *context, rpc_server_call *call)
-{
-    dec_stream_flush(context);
-}
-
 const rpc_server_call_events DEC_STREAM_EVENTS = {
     .on_message = on_message,
     .on_half_closed = on_half_closed,
-    .on_writable = on_writable,
     .on_closed = on_closed,
 };
 

@@ -149,10 +149,11 @@ static void on_drain_timeout(void *context, sl_time_ns now)
     leave(context);
 }
 
-/* At the end of each pass: the last request of a draining node has gone. */
 static void after_pass(void *context)
 {
     nod_host *host = context;
+    if (host->decode)
+        dec_service_flush(host->decode);
     if (host->state == NOD_STATE_DRAINING && live(host) == 0)
         leave(host);
 }
@@ -306,9 +307,22 @@ static sl_status open_server(nod_host *host, sl_err *err)
         handlers[count++] = pre_service_handler(host->prefill);
     rpc_server_options options = {
         .listen = host->options->control, .handlers = handlers, .handler_count = count};
-    SL_TRY(rpc_runtime_create(host->loop, &host->runtime, err));
     return sl_wrap(err, rpc_server_create(host->runtime, &options, &host->server, err),
                    "--control");
+}
+
+/* Before the model is loaded, which may take minutes: what is wrong with the options is told first.
+ */
+static sl_status check_options(nod_host *host, sl_err *err)
+{
+    clu_etcd_options etcd = {.endpoints = host->options->etcd,
+                             .timeout_ns = host->options->etcd_timeout_ns};
+    if (!clu_name_valid(host->options->name))
+        return sl_fail(err, SL_INVALID, "--name \"%s\": want lower-case letters, digits, . _ -",
+                       host->options->name);
+    SL_TRY(sl_fault_init(FAULT_SITES, getenv("SLUICE_FAULTS"), err));
+    SL_TRY(rpc_runtime_create(host->loop, &host->runtime, err));
+    return sl_wrap(err, clu_etcd_create(host->runtime, &etcd, &host->etcd, err), "--etcd");
 }
 
 static sl_status join_cluster(nod_host *host, sl_err *err)
@@ -318,9 +332,6 @@ static sl_status join_cluster(nod_host *host, sl_err *err)
         .on_lost = on_membership_lost,
         .on_failed = on_registration_failed,
     };
-    clu_etcd_options etcd = {.endpoints = host->options->etcd,
-                             .timeout_ns = host->options->etcd_timeout_ns};
-    SL_TRY(clu_etcd_create(host->runtime, &etcd, &host->etcd, err));
     clu_member_info info;
     SL_TRY(member_info(host, &info, err));
     clu_registration_options options = {
@@ -330,8 +341,8 @@ static sl_status join_cluster(nod_host *host, sl_err *err)
 
 static sl_status start(nod_host *host, sl_err *err)
 {
-    SL_TRY(sl_fault_init(FAULT_SITES, getenv("SLUICE_FAULTS"), err));
     SL_TRY(sl_loop_create(&host->loop, err));
+    SL_TRY(check_options(host, err));
     host->metrics = sl_metrics_create();
     host->incarnation = sl_random_u64();
     sl_daemon_options daemon = {.metrics_listen = host->options->metrics,
