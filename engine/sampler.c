@@ -4,6 +4,7 @@
  * the same token everywhere. Thread: the engine thread. Allocates at init only. */
 #include "engine/sampler.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -67,6 +68,13 @@ static void sampler_mask(const eng_sampler *sampler, float *logits, const mdl_sa
     }
 }
 
+/* A small penalty must not make infinity of a finite logit: that would be no number to draw by. */
+static float sampler_divide(float logit, float penalty)
+{
+    float quotient = logit / penalty;
+    return quotient > FLT_MAX ? FLT_MAX : quotient;
+}
+
 /* Repetition over the whole context, then frequency and presence over what was generated. */
 static void sampler_penalise(eng_sampler *sampler, float *logits, const mdl_sampling *params,
                              const uint32_t *context, uint32_t context_count, uint32_t prompt_count)
@@ -78,7 +86,7 @@ static void sampler_penalise(eng_sampler *sampler, float *logits, const mdl_samp
             sl_assert(id < sampler->vocab_size);
             if (count[id]++)
                 continue;
-            logits[id] = logits[id] > 0.0f ? logits[id] / params->repetition_penalty
+            logits[id] = logits[id] > 0.0f ? sampler_divide(logits[id], params->repetition_penalty)
                                            : logits[id] * params->repetition_penalty;
         }
         for (uint32_t i = 0; i < context_count; i++)

@@ -191,6 +191,29 @@ TEST(penalties_count_generated_tokens)
     assert_int_equal(sampled.id, 0);
 }
 
+/* The smallest penalties that requests may name: quotients beyond f32 are still numbers. */
+TEST(tiny_repetition_penalty)
+{
+    static const uint32_t CONTEXT[] = {3, 4};
+    static const float PENALTIES[] = {1e-30f, 1e-40f, 1e-45f};
+    float logits[VOCAB] = {0};
+    mdl_sampling params = defaults();
+    logits[3] = 1.9f;
+    logits[4] = 1e9f;
+    logits[5] = -1e9f;
+    params.logprob_count = 3;
+    for (size_t i = 0; i < sizeof(PENALTIES) / sizeof(PENALTIES[0]); i++) {
+        for (int warm = 0; warm < 2; warm++) {
+            eng_sampled sampled;
+            params.repetition_penalty = PENALTIES[i];
+            params.temperature = warm ? 1.0f : 0.0f;
+            draw_all(logits, &params, CONTEXT, 2, 2, 2, &sampled);
+            assert_true(sampled.id == 3 || sampled.id == 4);
+            assert_true(isfinite(sampled.logprob));
+        }
+    }
+}
+
 TEST(bias_and_masks)
 {
     static const uint32_t UNDEFINED[4] = {0, 0, 0, 1u << 3}; /* id 99 */
@@ -278,6 +301,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(top_k_and_min_p),
     cmocka_unit_test(temperature_sharpens),
     cmocka_unit_test(penalties_count_generated_tokens),
+    cmocka_unit_test(tiny_repetition_penalty),
     cmocka_unit_test(bias_and_masks),
     cmocka_unit_test(logprobs_before_temperature),
     cmocka_unit_test(same_key_same_token),
