@@ -331,6 +331,8 @@ static bool resolve_lengths(const rtr_api_settings *settings, rtr_api_request *r
                             uint32_t context_max, rtr_api_error *error)
 {
     const char *field = r->kind == RTR_API_CHAT ? "messages" : "prompt";
+    if (r->prompt.count == 0) /* an empty text without BOS */
+        return fail(error, 400, NULL, field, "%s: is empty", field);
     if (r->prompt.count >= context_max)
         return fail(error, 400, "context_length_exceeded", field,
                     "this model's maximum context length is %u tokens; the %s have %zu, and at "

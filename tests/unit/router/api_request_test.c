@@ -85,6 +85,8 @@ static const bad_case BAD[] = {
     {P, "{}", 400, "prompt", "missing"},
     {P, "{\"prompt\":5}", 400, "prompt", "a string or an array"},
     {P, "{\"prompt\":[]}", 400, "prompt", "empty"},
+    {P, "{\"prompt\":\"\",\"add_special_tokens\":false}", 400, "prompt", "empty"},
+    {P, "{\"prompt\":[\"\"],\"add_special_tokens\":false}", 400, "prompt", "empty"},
     {P, "{\"prompt\":[\"a\",\"b\"]}", 400, "prompt", "several prompts"},
     {P, "{\"prompt\":[[1],[2]]}", 400, "prompt", "several prompts"},
     {P, "{\"prompt\":[1,\"a\"]}", 400, "prompt[1]", "must be a token id"},
