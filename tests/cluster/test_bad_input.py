@@ -45,6 +45,17 @@ def test_requests():
         cluster.wait_at_rest()
 
 
+def test_sampling_at_its_edges():
+    """Values that are legal and absurd: an answer, and the nodes live on."""
+    with Cluster("sampling-edges") as cluster:
+        for fields in ({"repetition_penalty": 1e-40}, {"repetition_penalty": 1e-30, "logprobs": True, "top_logprobs": 5},
+                       {"temperature": 1e-40}, {"top_p": 1e-30}, {"min_p": 1}, {"frequency_penalty": -2, "presence_penalty": -2},
+                       {"logit_bias": {str(token): -100 for token in range(300)}}):
+            answer = cluster.chat("Who are you?", max_tokens=8, temperature=fields.pop("temperature", 1), **fields)
+            assert answer.status == 200 and answer.usage["completion_tokens"] > 0, (fields, answer.body)
+        assert all(cluster.alive(node["name"]) for node in cluster.nodes("decode") + cluster.nodes("prefill"))
+
+
 def check_connections(cluster):
     """Slow and broken clients do not disturb the others."""
     host, port = cluster.state["http"].split(":")
