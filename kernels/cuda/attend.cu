@@ -1,0 +1,337 @@
+/* Sparse absorbed attention over the fp8 cache, bf16 wgmma.
+ *
+ * A CTA owns 64 heads of one row and walks its list in blocks of 64 entries. One warpgroup gathers
+ * cache rows and turns them into bf16 in shared memory (two buffers); two warpgroups multiply: each
+ * scores 32 of the block's entries and owns 256 of the 512 value dimensions. Cycles of a block and
+ * SM: scores 64 x 64 x 576 = 1,152, values 1,024 tensor cycles; about 1,000 issue slots of
+ * conversion; bytes 64 x 656.
+ *
+ * Order (docs/CUDA-ORDER.md): score = one chain over 512 latent then 64 rope dimensions; m runs
+ * over blocks; p = ex2(fma(s, c, -(m c))), c = scale * log2(e); o = o * alpha, then one chain over
+ * the block's entries with p in bf16. Scores do not depend on each other nor value dimensions on
+ * each other, so another split of either gives the same bits. */
+#include "kernels/cuda/mma_bf16.cuh"
+#include "kernels/cuda/operations.cuh"
+
+#define HEADS_A_CTA 64
+#define BLOCK       64 /* list entries */
+#define CHUNK       8192 /* 64 rows of 64 bf16 */
+#define CHUNKS      9
+#define VALUES      (KRN_VALUES / 2)
+#define KRN_VALUES  512
+#define THREADS     384
+
+struct attend_smem {
+    uint8_t q[CHUNKS * CHUNK];
+    uint8_t keys[2][CHUNKS * CHUNK];
+    uint8_t p[CHUNK];
+    float shared_max[2][HEADS_A_CTA];
+    uint64_t full[2], empty[2];
+};
+
+/* ---- gathering ---- */
+
+/* 4 codes -> 4 bf16 of their values times 2^-120. */
+static __device__ __forceinline__ uint2 spread(uint32_t codes)
+{
+    uint32_t a = __byte_perm(codes, 0, 0x1404), b = __byte_perm(codes, 0, 0x3424);
+    a = (a & 0x80008000u) | ((a >> 4) & 0x07F007F0u);
+    b = (b & 0x80008000u) | ((b >> 4) & 0x07F007F0u);
+    return make_uint2(a, b);
+}
+
+static __device__ __forceinline__ uint32_t scale_pair(uint32_t pair, uint32_t factor)
+{
+    uint32_t out;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(pair), "r"(factor));
+    return out;
+}
+
+/* 8 codes -> 8 bf16 of code * scale, rounded once. exact: the factor of scale_pair, or 0. */
+static __device__ __forceinline__ uint4 dequantise8(uint2 codes, float scale, uint32_t exact)
+{
+    uint2 low = spread(codes.x), high = spread(codes.y);
+    if (exact)
+        return make_uint4(scale_pair(low.x, exact), scale_pair(low.y, exact),
+                          scale_pair(high.x, exact), scale_pair(high.y, exact));
+    uint32_t in[4] = {low.x, low.y, high.x, high.y}, out[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float a = __fmul_rn(__uint_as_float(in[i] << 16), 0x1p120f);
+        float b = __fmul_rn(__uint_as_float(in[i] & 0xFFFF0000u), 0x1p120f);
+        out[i] = bf16_pair(__fmul_rn(a, scale), __fmul_rn(b, scale));
+    }
+    return make_uint4(out[0], out[1], out[2], out[3]);
+}
+
+/* Both halves 2^120 * scale as bf16 when scale is a power of two small enough; else 0. */
+static __device__ __forceinline__ uint32_t exact_factor(float scale)
+{
+    uint32_t bits = __float_as_uint(scale), exponent = bits >> 23;
+    if ((bits & 0x7FFFFFu) != 0 || exponent < 1 || exponent > 134)
+        return 0;
+    uint32_t half = (exponent + 120) << 7;
+    return half << 16 | half;
+}
+
+/* One group of 128 codes of entry e -> chunks 2 g and 2 g + 1. */
+static __device__ __forceinline__ void store_group(uint8_t *keys, uint32_t e, uint32_t g,
+                                                   const uint4 *codes, float scale)
+{
+    uint32_t exact = exact_factor(scale);
+#pragma unroll
+    for (uint32_t i = 0; i < 8; i++) {
+        uint8_t *row = keys + (2 * g + i / 4) * CHUNK + e * 128;
+        uint32_t unit = i % 4 * 2;
+        *(uint4 *)(row + ((unit ^ (e % 8)) * 16)) =
+            dequantise8(make_uint2(codes[i].x, codes[i].y), scale, exact);
+        *(uint4 *)(row + (((unit + 1) ^ (e % 8)) * 16)) =
+            dequantise8(make_uint2(codes[i].z, codes[i].w), scale, exact);
+    }
+}
+
+/* The cache row of list entry i; entries past the end repeat the last one. */
+static __device__ __forceinline__ const uint8_t *entry_row(const krn_cuda_attend_params &p,
+                                                           const uint32_t *list, uint32_t i,
+                                                           uint32_t count, uint32_t sequence)
+{
+    uint32_t slot = list[i < count ? i : count - 1];
+    return cache_page(p.cache, sequence, slot) + slot % PAGE_TOKENS * LATENT_ROW;
+}
+
+static __device__ __forceinline__ void gather(attend_smem &s, const krn_cuda_attend_params &p,
+                                              uint32_t count, uint32_t sequence)
+{
+    uint32_t t = threadIdx.x % 128, e = t % 64, half = t / 64;
+    const uint32_t *list = p.lists + (size_t)blockIdx.y * p.list_stride;
+    const uint8_t *row = entry_row(p, list, e, count, sequence), *next = row;
+    uint32_t blocks = (count + BLOCK - 1) / BLOCK;
+    for (uint32_t b = 0; b < blocks; b++, row = next) {
+        const uint4 *codes = (const uint4 *)(row + half * 256);
+        uint4 first[8], second[8], rope[4];
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            first[i] = __ldg(codes + i);
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            second[i] = __ldg(codes + 8 + i);
+        float2 scales = *(const float2 *)(row + LATENT_SCALES + half * 8);
+        if (b + 1 < blocks) { /* the next block's rows on their way to the L2 */
+            next = entry_row(p, list, (b + 1) * BLOCK + e, count, sequence);
+            for (uint32_t i = 0; i < 3; i++)
+                asm volatile("prefetch.global.L2 [%0];" ::"l"(next + half * 328 + i * 128));
+        }
+        if (b >= 2)
+            barrier_wait(&s.empty[b % 2], (b / 2 - 1) & 1);
+        uint8_t *keys = s.keys[b % 2];
+        store_group(keys, e, half * 2, first, scales.x);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            rope[i] = __ldg((const uint4 *)(row + LATENT_ROPE + half * 64) + i);
+        store_group(keys, e, half * 2 + 1, second, scales.y);
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++)
+            *(uint4 *)(keys + 8 * CHUNK + e * 128 + (((half * 4 + i) ^ (e % 8)) * 16)) = rope[i];
+        fence_async();
+        barrier_arrive(&s.full[b % 2]);
+    }
+}
+
+/* ---- multiplying ---- */
+
+static __device__ __forceinline__ float exp2_fast(float x)
+{
+    float y;
+    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* Scores of the warpgroup's 32 entries: d[16]. */
+static __device__ __forceinline__ void score_block(const uint8_t *q, const uint8_t *keys,
+                                                   uint32_t group, float *d)
+{
+    mma_fence();
+#pragma unroll
+    for (uint32_t c = 0; c < CHUNKS; c++) {
+        uint64_t a = mma_operand(q + c * CHUNK), b = mma_operand(keys + c * CHUNK + group * 4096);
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++)
+            wgmma_bf16<32, 0>(d, a + 2 * i, b + 2 * i, c + i);
+    }
+    mma_commit();
+}
+
+struct softmax_state {
+    float m[2], l[2]; /* of rows lane / 4 and + 8; l: this lane's part */
+};
+
+/* d -> p in shared memory; out_alpha: what o is multiplied with. */
+static __device__ __forceinline__ void soften(attend_smem &s, softmax_state &state, const float *d,
+                                              float c, uint32_t valid, uint32_t group,
+                                              float *out_alpha)
+{
+    uint32_t t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4, q = t % 4;
+    float most[2] = {-INFINITY, -INFINITY}, x[16];
+#pragma unroll
+    for (int i = 0; i < 16; i++) { /* d itself stays the matrix unit's */
+        x[i] = group * 32 + 8 * (i / 4) + 2 * q + i % 2 < valid ? d[i] : -INFINITY;
+        most[i / 2 % 2] = fmaxf(most[i / 2 % 2], x[i]);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        most[h] = lanes_max(most[h], 4);
+        if (q == 0)
+            s.shared_max[group][row + 8 * h] = most[h];
+    }
+    bar_sync(1, 256); /* also: both warpgroups are done with the last p */
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float m = fmaxf(state.m[h], fmaxf(most[h], s.shared_max[group ^ 1][row + 8 * h]));
+        float base = __fmul_rn(m, c), sum = 0.0f;
+        out_alpha[h] = exp2_fast(fmaf(state.m[h], c, -base));
+#pragma unroll
+        for (int i = 0; i < 16; i += 4) {
+            float a = exp2_fast(fmaf(x[i + 2 * h], c, -base));
+            float b = exp2_fast(fmaf(x[i + 2 * h + 1], c, -base));
+            sum = __fadd_rn(__fadd_rn(sum, a), b);
+            uint32_t r = row + 8 * h, unit = group * 4 + i / 4;
+            *(uint32_t *)(s.p + r * 128 + ((unit ^ (r % 8)) * 16) + q * 4) = bf16_pair(a, b);
+        }
+        state.l[h] = fmaf(state.l[h], out_alpha[h], sum);
+        state.m[h] = m;
+    }
+    fence_async();
+    bar_sync(2, 256);
+}
+
+static __device__ __forceinline__ void rescale(float *o, const float *alpha)
+{
+    if (!__any_sync(0xFFFFFFFFu, alpha[0] != 1.0f || alpha[1] != 1.0f))
+        return; /* times 1 is exact */
+#pragma unroll
+    for (int i = 0; i < VALUES / 2; i++)
+        o[i] = __fmul_rn(o[i], alpha[i / 2 % 2]);
+}
+
+static __device__ __forceinline__ void value_block(const uint8_t *p, const uint8_t *keys,
+                                                   uint32_t group, uint32_t keep, float *o)
+{
+    uint64_t a = mma_operand(p), b = mma_operand_along_n(keys + group * 4 * CHUNK, CHUNK);
+    mma_pin<VALUES / 2>(o);
+    mma_fence();
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++)
+        wgmma_bf16<VALUES, 1>(o, a + 2 * i, b + 128 * i, keep + i);
+    mma_commit();
+}
+
+static __device__ __forceinline__ void attend_store(attend_smem &s, const krn_cuda_attend_params &p,
+                                                    const softmax_state &state, const float *o,
+                                                    uint32_t group)
+{
+    uint32_t t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4, q = t % 4;
+    float l[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float sum = state.l[h];
+        sum = __fadd_rn(sum, __shfl_xor_sync(0xFFFFFFFFu, sum, 1));
+        l[h] = __fadd_rn(sum, __shfl_xor_sync(0xFFFFFFFFu, sum, 2));
+        if (q == 0)
+            s.shared_max[group][row + 8 * h] = l[h];
+    }
+    bar_sync(1, 256);
+    size_t at = ((size_t)blockIdx.y * p.heads + blockIdx.x * HEADS_A_CTA + row) * KRN_VALUES;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float inverse = __frcp_rn(__fadd_rn(l[h], s.shared_max[group ^ 1][row + 8 * h]));
+        uint16_t *out = p.out + at + 8 * h * KRN_VALUES + group * VALUES + q * 2;
+#pragma unroll
+        for (int j = 0; j < VALUES / 8; j++)
+            *(uint32_t *)(out + 8 * j) = bf16_pair(__fmul_rn(o[4 * j + 2 * h], inverse),
+                                                   __fmul_rn(o[4 * j + 2 * h + 1], inverse));
+    }
+}
+
+static __device__ __forceinline__ void multiply(attend_smem &s, const krn_cuda_attend_params &p,
+                                                uint32_t count)
+{
+    uint32_t group = threadIdx.x / 128, blocks = (count + BLOCK - 1) / BLOCK;
+    float o[VALUES / 2], d[16], alpha[2];
+    float c = __fmul_rn(p.scale, 1.4426950408889634f);
+    softmax_state state = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
+#pragma unroll
+    for (int i = 0; i < VALUES / 2; i++)
+        o[i] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 16; i++)
+        d[i] = 0.0f;
+    for (uint32_t b = 0; b < blocks; b++) {
+        barrier_wait(&s.full[b % 2], (b / 2) & 1);
+        score_block(s.q, s.keys[b % 2], group, d);
+        mma_wait<0>();
+        mma_pin<16>(d);
+        soften(s, state, d, c, count - b * BLOCK, group, alpha);
+        rescale(o, alpha);
+        value_block(s.p, s.keys[b % 2], group, b, o);
+        mma_wait<0>();
+        mma_pin<VALUES / 2>(o);
+        barrier_arrive(&s.empty[b % 2]);
+    }
+    attend_store(s, p, state, o, group);
+}
+
+static __global__ void __launch_bounds__(THREADS, 1) attend_kernel(const krn_cuda_attend_params p)
+{
+    extern __shared__ uint8_t raw[];
+    attend_smem &s = *(attend_smem *)(raw + ((1024 - (smem_at(raw) & 1023)) & 1023));
+    uint32_t t = threadIdx.x, count = p.list_counts[blockIdx.y];
+    if (t == 0) {
+        for (int i = 0; i < 2; i++) {
+            barrier_init(&s.full[i], 128);
+            barrier_init(&s.empty[i], 256);
+        }
+        fence_async();
+    }
+    for (uint32_t i = t; i < HEADS_A_CTA * CHUNKS * 8; i += THREADS) {
+        uint32_t h = i / (CHUNKS * 8), unit = i % (CHUNKS * 8), chunk = unit / 8;
+        size_t head = (size_t)blockIdx.y * p.heads + blockIdx.x * HEADS_A_CTA + h;
+        const uint16_t *from = chunk < 8 ? p.q_latent + head * 512 + unit * 8
+                                         : p.q + head * 192 + 128 + (unit - 64) * 8;
+        copy16(s.q + chunk * CHUNK + h * 128 + ((unit % 8) ^ (h % 8)) * 16, from);
+    }
+    copy_commit();
+    copy_wait<0>();
+    fence_async();
+    __syncthreads();
+    if (t >= 256) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
+        gather(s, p, count, p.rows_at[blockIdx.y].sequence);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
+        multiply(s, p, count);
+    }
+}
+
+KRN_CUDA_LOCAL uint64_t krn_cuda_attend_workspace_bytes(uint32_t rows, uint32_t heads,
+                                                        uint32_t list_stride)
+{
+    (void)rows, (void)heads, (void)list_stride;
+    return 0;
+}
+
+KRN_CUDA_LOCAL int krn_cuda_attend(const krn_cuda_attend_params *p, krn_cuda_stream stream)
+{
+    const int bytes = sizeof(attend_smem) + 1024;
+    static_assert(sizeof(attend_smem) + 1024 <= 227 * 1024, "one CTA's shared memory");
+    static const cudaError_t ready = cudaFuncSetAttribute(
+        (const void *)attend_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (ready != cudaSuccess)
+        return krn_cuda_fail(KRN_CUDA_DEVICE, "attend: %s", cudaGetErrorString(ready));
+    KRN_CUDA_ENSURE(p->heads > 0 && p->heads % HEADS_A_CTA == 0 && p->rows <= 65535);
+    KRN_CUDA_ENSURE(p->cache.page_bytes % 64 == 0 && p->list_stride > 0);
+    if (p->rows == 0)
+        return KRN_CUDA_OK;
+    attend_kernel<<<dim3(p->heads / HEADS_A_CTA, p->rows), THREADS, bytes, (cudaStream_t)stream>>>(
+        *p);
+    return krn_cuda_launched("attend");
+}
