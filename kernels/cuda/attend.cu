@@ -47,13 +47,16 @@ static __device__ __forceinline__ uint32_t scale_pair(uint32_t pair, uint32_t fa
     return out;
 }
 
-/* 8 codes -> 8 bf16 of code * scale, rounded once. exact: the factor of scale_pair, or 0. */
-static __device__ __forceinline__ uint4 dequantise8(uint2 codes, float scale, uint32_t exact)
+/* 8 codes -> 8 bf16 of code * scale, rounded once. EXACT: factor is the pair of exact_factor; else
+ * the bits of the scale. */
+template <bool EXACT>
+static __device__ __forceinline__ uint4 dequantise8(uint2 codes, uint32_t factor)
 {
     uint2 low = spread(codes.x), high = spread(codes.y);
-    if (exact)
-        return make_uint4(scale_pair(low.x, exact), scale_pair(low.y, exact),
-                          scale_pair(high.x, exact), scale_pair(high.y, exact));
+    if (EXACT)
+        return make_uint4(scale_pair(low.x, factor), scale_pair(low.y, factor),
+                          scale_pair(high.x, factor), scale_pair(high.y, factor));
+    float scale = __uint_as_float(factor);
     uint32_t in[4] = {low.x, low.y, high.x, high.y}, out[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -74,64 +77,113 @@ static __device__ __forceinline__ uint32_t exact_factor(float scale)
     return half << 16 | half;
 }
 
-/* One group of 128 codes of entry e -> chunks 2 g and 2 g + 1. */
-static __device__ __forceinline__ void store_group(uint8_t *keys, uint32_t e, uint32_t g,
-                                                   const uint4 *codes, float scale)
+/* 16 codes, piece c of group g of entry e. 8 lanes hold a group: those of the second chunk store
+ * their odd half first, so that no two of the 8 meet in a bank. */
+template <bool EXACT>
+static __device__ __forceinline__ void store_piece(uint8_t *keys, uint32_t e, uint32_t g,
+                                                   uint32_t c, uint4 codes, uint32_t factor)
 {
-    uint32_t exact = exact_factor(scale);
+    uint8_t *row = keys + (2 * g + c / 4) * CHUNK + e * 128;
+    uint32_t unit = (c % 4 * 2) ^ (e % 8), odd = c / 4;
+    uint2 low = make_uint2(codes.x, codes.y), high = make_uint2(codes.z, codes.w);
+    *(uint4 *)(row + (unit ^ odd) * 16) = dequantise8<EXACT>(odd ? high : low, factor);
+    *(uint4 *)(row + (unit ^ odd ^ 1) * 16) = dequantise8<EXACT>(odd ? low : high, factor);
+}
+
+/* One lane's share of a block: 16 entries a warp, 4 at once, 8 lanes each. */
+struct raw_block {
+    uint4 codes[4][4]; /* [entry 4 i + lane / 8][group] */
+    uint4 rope[4];
+    float4 scales; /* of entry lane % 16 */
+};
+
+/* Stores a block and, as its registers come free, loads the next one: next is the row of entry
+ * lane % 16. factors: of that lane's entry now, as store_piece wants them. */
+template <bool EXACT>
+static __device__ __forceinline__ void turn_over(uint8_t *keys, raw_block &raw,
+                                                 const uint32_t *factors, const uint8_t *next)
+{
+    uint32_t t = threadIdx.x % 128, lane = t % 32, c = lane % 8;
 #pragma unroll
-    for (uint32_t i = 0; i < 8; i++) {
-        uint8_t *row = keys + (2 * g + i / 4) * CHUNK + e * 128;
-        uint32_t unit = i % 4 * 2;
-        *(uint4 *)(row + ((unit ^ (e % 8)) * 16)) =
-            dequantise8(make_uint2(codes[i].x, codes[i].y), scale, exact);
-        *(uint4 *)(row + (((unit + 1) ^ (e % 8)) * 16)) =
-            dequantise8(make_uint2(codes[i].z, codes[i].w), scale, exact);
+    for (uint32_t i = 0; i < 4; i++) {
+        uint32_t e = t / 32 * 16 + 4 * i + lane / 8, peer = 4 * i + lane / 8;
+        const uint8_t *from = (const uint8_t *)__shfl_sync(0xFFFFFFFFu, (uint64_t)next, peer);
+#pragma unroll
+        for (uint32_t g = 0; g < 4; g++) {
+            store_piece<EXACT>(keys, e, g, c, raw.codes[i][g],
+                               __shfl_sync(0xFFFFFFFFu, factors[g], peer));
+            raw.codes[i][g] = __ldg((const uint4 *)(from + g * 128) + c);
+        }
+        *(uint4 *)(keys + 8 * CHUNK + e * 128 + ((c ^ (e % 8)) * 16)) = raw.rope[i];
+        raw.rope[i] = __ldg((const uint4 *)(from + LATENT_ROPE) + c);
     }
+    raw.scales = __ldg((const float4 *)(next + LATENT_SCALES));
 }
 
-/* The cache row of list entry i; entries past the end repeat the last one. */
-static __device__ __forceinline__ const uint8_t *entry_row(const krn_cuda_attend_params &p,
-                                                           const uint32_t *list, uint32_t i,
-                                                           uint32_t count, uint32_t sequence)
+/* A row's way from the list to its bytes, one step a block: the loads depend on each other. */
+struct row_chain {
+    uint32_t slot;      /* of the block three ahead */
+    const uint8_t *row; /* of the block two ahead */
+};
+
+/* List entry i; entries past the end repeat the last one. */
+static __device__ __forceinline__ uint32_t entry_slot(const uint32_t *list, uint32_t i,
+                                                      uint32_t count)
 {
-    uint32_t slot = list[i < count ? i : count - 1];
-    return cache_page(p.cache, sequence, slot) + slot % PAGE_TOKENS * LATENT_ROW;
+    return __ldg(list + (i < count ? i : count - 1));
+}
+static __device__ __forceinline__ const uint8_t *slot_row(const krn_cuda_cache &cache,
+                                                          uint32_t sequence, uint32_t slot)
+{
+    return cache_page(cache, sequence, slot) + slot % PAGE_TOKENS * LATENT_ROW;
 }
 
+/* In one load 8 lanes read 128 bytes of a row: a load that touches 32 rows would take the L1 32
+ * cycles. Rows of the block after next are prefetched into the L2. */
 static __device__ __forceinline__ void gather(attend_smem &s, const krn_cuda_attend_params &p,
                                               uint32_t count, uint32_t sequence)
 {
-    uint32_t t = threadIdx.x % 128, e = t % 64, half = t / 64;
+    uint32_t t = threadIdx.x % 128, lane = t % 32;
+    uint32_t mine = t / 32 * 16 + lane % 16; /* the entry whose way this lane follows */
     const uint32_t *list = p.lists + (size_t)blockIdx.y * p.list_stride;
-    const uint8_t *row = entry_row(p, list, e, count, sequence), *next = row;
+    const uint8_t *row = slot_row(p.cache, sequence, entry_slot(list, mine, count));
+    const uint8_t *next = slot_row(p.cache, sequence, entry_slot(list, BLOCK + mine, count));
+    row_chain ahead = {entry_slot(list, 3 * BLOCK + mine, count),
+                       slot_row(p.cache, sequence, entry_slot(list, 2 * BLOCK + mine, count))};
     uint32_t blocks = (count + BLOCK - 1) / BLOCK;
-    for (uint32_t b = 0; b < blocks; b++, row = next) {
-        const uint4 *codes = (const uint4 *)(row + half * 256);
-        uint4 first[8], second[8], rope[4];
+    raw_block raw;
 #pragma unroll
-        for (int i = 0; i < 8; i++)
-            first[i] = __ldg(codes + i);
+    for (uint32_t i = 0; i < 4; i++) {
+        const uint8_t *from =
+            (const uint8_t *)__shfl_sync(0xFFFFFFFFu, (uint64_t)row, 4 * i + lane / 8);
 #pragma unroll
-        for (int i = 0; i < 8; i++)
-            second[i] = __ldg(codes + 8 + i);
-        float2 scales = *(const float2 *)(row + LATENT_SCALES + half * 8);
-        if (b + 1 < blocks) { /* the next block's rows on their way to the L2 */
-            next = entry_row(p, list, (b + 1) * BLOCK + e, count, sequence);
-            for (uint32_t i = 0; i < 3; i++)
-                asm volatile("prefetch.global.L2 [%0];" ::"l"(next + half * 328 + i * 128));
+        for (uint32_t g = 0; g < 4; g++)
+            raw.codes[i][g] = __ldg((const uint4 *)(from + g * 128) + lane % 8);
+        raw.rope[i] = __ldg((const uint4 *)(from + LATENT_ROPE) + lane % 8);
+    }
+    raw.scales = __ldg((const float4 *)(row + LATENT_SCALES));
+    for (uint32_t b = 0; b < blocks; b++) {
+        for (uint32_t i = 0; i < 3; i++)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(ahead.row + lane / 16 * 328 + i * 128));
+        const uint8_t *after = ahead.row;
+        ahead.row = slot_row(p.cache, sequence, ahead.slot);
+        ahead.slot = entry_slot(list, (b + 4) * BLOCK + mine, count);
+        const float scales[4] = {raw.scales.x, raw.scales.y, raw.scales.z, raw.scales.w};
+        uint32_t factors[4], plain[4];
+        bool exact = true;
+#pragma unroll
+        for (int g = 0; g < 4; g++) {
+            factors[g] = exact_factor(scales[g]);
+            plain[g] = __float_as_uint(scales[g]);
+            exact = exact && factors[g] != 0;
         }
         if (b >= 2)
             barrier_wait(&s.empty[b % 2], (b / 2 - 1) & 1);
-        uint8_t *keys = s.keys[b % 2];
-        store_group(keys, e, half * 2, first, scales.x);
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            rope[i] = __ldg((const uint4 *)(row + LATENT_ROPE + half * 64) + i);
-        store_group(keys, e, half * 2 + 1, second, scales.y);
-#pragma unroll
-        for (uint32_t i = 0; i < 4; i++)
-            *(uint4 *)(keys + 8 * CHUNK + e * 128 + (((half * 4 + i) ^ (e % 8)) * 16)) = rope[i];
+        if (__all_sync(0xFFFFFFFFu, exact))
+            turn_over<true>(s.keys[b % 2], raw, factors, next);
+        else
+            turn_over<false>(s.keys[b % 2], raw, plain, next);
+        next = after;
         fence_async();
         barrier_arrive(&s.full[b % 2]);
     }
@@ -303,11 +355,11 @@ static __global__ void __launch_bounds__(THREADS, 1) attend_kernel(const krn_cud
     copy_wait<0>();
     fence_async();
     __syncthreads();
-    if (t >= 256) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
+    if (t >= 256) { /* 120 * 128 + 192 * 256 = 168 * 384 registers */
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 120;");
         gather(s, p, count, p.rows_at[blockIdx.y].sequence);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 192;");
         multiply(s, p, count);
     }
 }

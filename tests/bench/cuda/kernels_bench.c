@@ -414,6 +414,22 @@ static void fill_pool(void)
     free(host);
 }
 
+/* Latent scales of the pages that attention reads: powers of two, as V3.2 has them. */
+static void fill_pages(void)
+{
+    enum { PAGES = 1024 };
+    uint8_t *host = malloc(PAGES * PAGE_BYTES);
+    must(cudaMemcpy(host, pool, PAGES * PAGE_BYTES, cudaMemcpyDeviceToHost), "pages");
+    for (uint32_t i = 0; i < PAGES * 64; i++)
+        for (uint32_t g = 0; g < 4; g++) {
+            uint32_t bits = (120 + (i + g) % 5) << 23;
+            memcpy(host + i / 64 * PAGE_BYTES + i % 64 * 656 + 512 + g * 4, &bits, 4);
+        }
+    for (uint64_t at = 2ull << 30; at + PAGES * PAGE_BYTES <= 5ull << 30; at += PAGES * PAGE_BYTES)
+        must(cudaMemcpy(pool + at, host, PAGES * PAGE_BYTES, cudaMemcpyHostToDevice), "pages");
+    free(host);
+}
+
 int main(int argc, char **argv)
 {
     char path[4096];
@@ -437,6 +453,7 @@ int main(int argc, char **argv)
     linear_rows();
     rows_rows();
     const uint32_t contexts[] = {4096, 32768, 131072};
+    fill_pages();
     for (int i = 0; i < 3; i++)
         cache_rows(1, 1, contexts[i]);
     cache_rows(2, 2, 32768);
