@@ -14,7 +14,7 @@
 #include "kernels/cuda/operations.cuh"
 
 #define HEADS_A_CTA 64
-#define BLOCK       64 /* list entries */
+#define BLOCK       64   /* list entries */
 #define CHUNK       8192 /* 64 rows of 64 bf16 */
 #define CHUNKS      9
 #define VALUES      (KRN_VALUES / 2)

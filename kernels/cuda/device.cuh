@@ -26,9 +26,9 @@ KRN_CUDA_LOCAL int krn_cuda_fail(int code, const char *format, ...)
 /* KRN_CUDA_OK, or the launch's error as text. */
 KRN_CUDA_LOCAL int krn_cuda_launched(const char *what);
 
-#define KRN_CUDA_ENSURE(condition)                                                       \
-    do {                                                                                 \
-        if (!(condition))                                                                \
+#define KRN_CUDA_ENSURE(condition)                                                            \
+    do {                                                                                      \
+        if (!(condition))                                                                     \
             return krn_cuda_fail(KRN_CUDA_INVALID, "%s: not true: %s", __func__, #condition); \
     } while (0)
 
@@ -212,7 +212,8 @@ static __device__ __forceinline__ void bar_sync(int id, int threads)
 static __device__ __forceinline__ void cluster_sync(void)
 {
     asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+                 "barrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
 }
 /* The f32 at the same place of shared memory of CTA `rank` of the cluster. */
 static __device__ __forceinline__ float4 peer_load(const float *p, uint32_t rank)

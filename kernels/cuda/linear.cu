@@ -201,8 +201,8 @@ template <int NT, int S> __global__ void __launch_bounds__(160) few_kernel(const
         acc[i] = 0.0f;
     if (threadIdx.x >= 128) {
         if (threadIdx.x == 128)
-            few_produce<NT>(args, s, group + (size_t)tile_n * args.blocks * WEIGHT_TILE, tile, first,
-                            count);
+            few_produce<NT>(args, s, group + (size_t)tile_n * args.blocks * WEIGHT_TILE, tile,
+                            first, count);
     } else {
         few_consume<NT>(s, count, acc);
         bar_sync(1, 128); /* all of this CTA's stages are read */
@@ -381,9 +381,9 @@ template <int S> __global__ void __launch_bounds__(384, 1) many_kernel(const lin
 template <int NT, int S>
 static int few_launch(const linear_args &args, uint32_t groups, cudaStream_t stream)
 {
-    static const cudaError_t ready =
-        cudaFuncSetAttribute((const void *)few_kernel<NT, S>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, few_shape<NT>::smem_bytes);
+    static const cudaError_t ready = cudaFuncSetAttribute(
+        (const void *)few_kernel<NT, S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        few_shape<NT>::smem_bytes);
     if (ready != cudaSuccess)
         return krn_cuda_fail(KRN_CUDA_DEVICE, "linear: %s", cudaGetErrorString(ready));
     cudaLaunchAttribute cluster = {};
@@ -415,9 +415,8 @@ template <int S> static int few_rows(const linear_args &args, uint32_t groups, c
 
 template <int S> static int many_rows(const linear_args &args, uint32_t groups, cudaStream_t stream)
 {
-    static const cudaError_t ready =
-        cudaFuncSetAttribute((const void *)many_kernel<S>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, MANY_SMEM);
+    static const cudaError_t ready = cudaFuncSetAttribute(
+        (const void *)many_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, MANY_SMEM);
     if (ready != cudaSuccess)
         return krn_cuda_fail(KRN_CUDA_DEVICE, "linear: %s", cudaGetErrorString(ready));
     dim3 grid((args.rows + MANY_ROWS - 1) / MANY_ROWS, (args.n + MANY_N - 1) / MANY_N, groups);
@@ -441,9 +440,9 @@ KRN_CUDA_LOCAL int krn_cuda_linear_fp8(const krn_cuda_linear_params *p, krn_cuda
     KRN_CUDA_ENSURE(p->segments >= 1 && p->k / 128 % p->segments == 0);
     if (p->rows == 0)
         return KRN_CUDA_OK;
-    linear_args args = {p->codes,         p->scales, p->weights, p->out,    p->offsets,
-                        p->counts,        p->weights_bytes, p->rows,    p->n,      p->k / 128,
-                        p->rows_tiled,    p->out_stride};
+    linear_args args = {p->codes,   p->scales,  p->weights,       p->out,
+                        p->offsets, p->counts,  p->weights_bytes, p->rows,
+                        p->n,       p->k / 128, p->rows_tiled,    p->out_stride};
     cudaStream_t s = (cudaStream_t)stream;
     bool few = p->rows <= 128;
     switch (p->segments) {

@@ -113,9 +113,8 @@ __global__ void __launch_bounds__(128) scores_kernel(const krn_cuda_scores_param
 template <int NEXT> static int scores_launch(const krn_cuda_scores_params *p, cudaStream_t stream)
 {
     const int bytes = sizeof(scores_smem) + 1024;
-    static const cudaError_t ready =
-        cudaFuncSetAttribute((const void *)scores_kernel<NEXT>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    static const cudaError_t ready = cudaFuncSetAttribute(
+        (const void *)scores_kernel<NEXT>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (ready != cudaSuccess)
         return krn_cuda_fail(KRN_CUDA_DEVICE, "scores: %s", cudaGetErrorString(ready));
     /* Enough CTAs to fill the chip several times, long enough spans to keep the stages full. */

@@ -119,9 +119,9 @@ typedef struct krn_cuda_latent_params { /* kv_a output -> cache row */
 typedef struct krn_cuda_index_put_params { /* wk output -> index key */
     krn_cuda_cache cache;
     const krn_cuda_row *rows_at;
-    const uint16_t *z;         /* [rows][stride] bf16: 128 are read */
+    const uint16_t *z;          /* [rows][stride] bf16: 128 are read */
     const float *weight, *bias; /* [128] */
-    const float *table;        /* [rows][64] */
+    const float *table;         /* [rows][64] */
     uint32_t *fault;
     uint32_t rows, stride;
     float epsilon;
@@ -129,11 +129,11 @@ typedef struct krn_cuda_index_put_params { /* wk output -> index key */
 } krn_cuda_index_put_params;
 
 typedef struct krn_cuda_index_query_params {
-    const uint16_t *q;   /* [rows][heads * 128] bf16, wq_b output */
-    const float *wt;     /* [rows][heads], weights_proj output */
-    const float *table;  /* [rows][64] */
-    uint8_t *out_codes;  /* [rows][heads / 8] atoms of 8 heads x 128, swizzled as tiled codes */
-    float *out_factors;  /* [rows][heads] */
+    const uint16_t *q;  /* [rows][heads * 128] bf16, wq_b output */
+    const float *wt;    /* [rows][heads], weights_proj output */
+    const float *table; /* [rows][64] */
+    uint8_t *out_codes; /* [rows][heads / 8] atoms of 8 heads x 128, swizzled as tiled codes */
+    float *out_factors; /* [rows][heads] */
     uint32_t *fault;
     uint32_t rows, heads; /* heads: multiple of 8 */
     uint32_t pow2;
@@ -171,19 +171,19 @@ typedef struct krn_cuda_group_params { /* assignments sorted by expert, rows asc
 } krn_cuda_group_params;
 
 typedef struct krn_cuda_combine_params {
-    const uint16_t *outputs; /* [places][hidden] bf16 */
-    const uint32_t *places;  /* [rows][chosen] */
-    const float *weights;    /* [rows][chosen] */
-    const uint16_t *shared;  /* [rows][hidden] bf16, or NULL */
-    uint16_t *out;           /* [rows][hidden] bf16 */
+    const uint16_t *outputs;       /* [places][hidden] bf16 */
+    const uint32_t *places;        /* [rows][chosen] */
+    const float *weights;          /* [rows][chosen] */
+    const uint16_t *shared;        /* [rows][hidden] bf16, or NULL */
+    uint16_t *out;                 /* [rows][hidden] bf16 */
     uint32_t rows, chosen, hidden; /* hidden: multiple of 8 */
 } krn_cuda_combine_params;
 
 typedef struct krn_cuda_topk_params {
-    const float *scores;       /* [rows][stride]: [i] is slot first + i */
+    const float *scores; /* [rows][stride]: [i] is slot first + i */
     const krn_cuda_row *rows_at;
-    uint32_t *lists;           /* out: [rows][list_stride] slots ascending */
-    uint32_t *list_counts;     /* out: [rows] = min(topk, slots seen) */
+    uint32_t *lists;       /* out: [rows][list_stride] slots ascending */
+    uint32_t *list_counts; /* out: [rows] = min(topk, slots seen) */
     uint32_t *fault;
     uint32_t rows, stride, topk, list_stride; /* stride: multiple of 4 */
 } krn_cuda_topk_params;
@@ -205,10 +205,10 @@ typedef struct krn_cuda_linear_params { /* y = x W^T, fp8, bf16 output; many gro
 
 typedef struct krn_cuda_scores_params { /* indexer logits over the paged cache */
     krn_cuda_cache cache;
-    const krn_cuda_row *rows_at; /* [rows]; rows g * next_n .. + next_n - 1 share a sequence */
-    const uint8_t *queries;      /* as krn_cuda_index_query_params.out_codes */
-    const float *factors;        /* [rows][heads] */
-    float *scores;               /* out: [rows][stride]: [i] is slot first + i */
+    const krn_cuda_row *rows_at;  /* [rows]; rows g * next_n .. + next_n - 1 share a sequence */
+    const uint8_t *queries;       /* as krn_cuda_index_query_params.out_codes */
+    const float *factors;         /* [rows][heads] */
+    float *scores;                /* out: [rows][stride]: [i] is slot first + i */
     uint32_t rows, next_n, heads; /* rows: multiple of next_n (1..4); heads: 64 */
     uint32_t slots_max;           /* no row sees a slot from here on: bounds the grid */
     uint32_t stride;
@@ -217,12 +217,12 @@ typedef struct krn_cuda_scores_params { /* indexer logits over the paged cache *
 typedef struct krn_cuda_attend_params {
     krn_cuda_cache cache;
     const krn_cuda_row *rows_at;
-    const uint16_t *q_latent;    /* [rows][heads][512] bf16 */
-    const uint16_t *q;           /* [rows][heads][192] bf16, after rope: 128..191 */
-    const uint32_t *lists;       /* [rows][list_stride] ascending */
-    const uint32_t *list_counts; /* [rows], >= 1 */
-    uint16_t *out;               /* [rows][heads][512] bf16 */
-    void *workspace;             /* attend_workspace_bytes */
+    const uint16_t *q_latent;          /* [rows][heads][512] bf16 */
+    const uint16_t *q;                 /* [rows][heads][192] bf16, after rope: 128..191 */
+    const uint32_t *lists;             /* [rows][list_stride] ascending */
+    const uint32_t *list_counts;       /* [rows], >= 1 */
+    uint16_t *out;                     /* [rows][heads][512] bf16 */
+    void *workspace;                   /* attend_workspace_bytes */
     uint32_t rows, heads, list_stride; /* heads: multiple of 64 */
     float scale;
 } krn_cuda_attend_params;

@@ -186,8 +186,8 @@ TEST(index_put_is_the_cpu_s)
         assert_int_equal(gpu_fault_of(p.fault), 0);
         uint8_t *got = aligned((size_t)PAGES * KRN_LAYER_BYTES);
         gpu_get(got, w.at.base, (size_t)PAGES * KRN_LAYER_BYTES);
-        assert_true(krn_index_put(NULL, &w.cache, w.rows, ROWS, z, weight, bias, 1e-6f, w.table,
-                                  true));
+        assert_true(
+            krn_index_put(NULL, &w.cache, w.rows, ROWS, z, weight, bias, 1e-6f, w.table, true));
         size_t differ = 0;
         for (uint32_t i = 0; i < ROWS; i++) {
             uint32_t page = w.rows[i].blocks[w.rows[i].slot / 64], in = w.rows[i].slot % 64;
@@ -247,6 +247,20 @@ TEST(index_query_is_the_cpu_s)
     world_fini(&w);
 }
 
+/* Kind 0: random keys; 1: the largest code everywhere; 2: zeros. */
+static void fill_index_pages(world *w, dice *d, int kind)
+{
+    for (uint32_t i = 0; i < PAGES; i++) {
+        uint8_t *page = w->pages + (size_t)i * KRN_LAYER_BYTES;
+        fill_codes(d, page + KRN_INDEX_CODES_AT, 8192);
+        fill_scales(d, (float *)(page + KRN_INDEX_SCALES_AT), 64, true);
+        if (kind == 1)
+            memset(page + KRN_INDEX_CODES_AT, 0x7E, 8192); /* 448 everywhere */
+        if (kind == 2)
+            memset(page + KRN_INDEX_CODES_AT, 0, 8192);
+    }
+}
+
 /* Scores of 4 rows of each sequence, next_n together, against the CPU. */
 static void check_scores(int kind)
 {
@@ -262,15 +276,7 @@ static void check_scores(int kind)
     float *cpu = aligned(STRIDE * 4);
     fill_codes(&d, atoms, query_bytes);
     fill_f32(&d, factors, COUNT * 64, 0.01f);
-    for (uint32_t i = 0; i < PAGES; i++) {
-        uint8_t *page = w.pages + (size_t)i * KRN_LAYER_BYTES;
-        fill_codes(&d, page + KRN_INDEX_CODES_AT, 8192);
-        fill_scales(&d, (float *)(page + KRN_INDEX_SCALES_AT), 64, true);
-        if (kind == 1)
-            memset(page + KRN_INDEX_CODES_AT, 0x7E, 8192); /* 448 everywhere */
-        if (kind == 2)
-            memset(page + KRN_INDEX_CODES_AT, 0, 8192);
-    }
+    fill_index_pages(&w, &d, kind);
     if (kind == 1)
         memset(atoms, 0x7E, query_bytes);
     unswizzle(atoms, COUNT, codes);
@@ -278,10 +284,9 @@ static void check_scores(int kind)
     krn_cuda_row device_rows[COUNT];
     for (uint32_t i = 0; i < COUNT; i++) {
         uint32_t sequence = i / 4, slot = (sequence == 0 ? 4090 : sequence == 1 ? 1 : 2047) + i % 4;
-        rows[i] = (krn_row){
-            .blocks = w.blocks + sequence * BLOCKS, .slot = slot, .first = sequence == 1};
-        device_rows[i] =
-            (krn_cuda_row){.sequence = sequence, .slot = slot, .first = sequence == 1};
+        rows[i] =
+            (krn_row){.blocks = w.blocks + sequence * BLOCKS, .slot = slot, .first = sequence == 1};
+        device_rows[i] = (krn_cuda_row){.sequence = sequence, .slot = slot, .first = sequence == 1};
     }
     w.at.base = gpu_put(w.pages, (size_t)PAGES * KRN_LAYER_BYTES);
     krn_cuda_scores_params p = {.cache = w.at,

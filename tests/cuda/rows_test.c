@@ -77,8 +77,8 @@ static void check_norm(uint32_t rows, uint32_t n, data_kind kind, bool residual,
     assert_true(krn_q128(NULL, out, rows, n, pow2, cpu_codes, cpu_scales));
     assert_equal_bytes(codes, cpu_codes, count, "norm codes");
     assert_equal_bytes(scales, cpu_scales, count / 32, "norm scales");
-    void *all[] = {x,     res,       w,            out,    out_res,    cpu, cpu_res, tiled,
-                   codes, cpu_codes, tiled_scales, scales, cpu_scales};
+    void *all[] = {x,     res,   w,         out,          out_res, cpu,       cpu_res,
+                   tiled, codes, cpu_codes, tiled_scales, scales,  cpu_scales};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
 }
@@ -177,8 +177,8 @@ TEST(silu_is_the_cpu_s)
         assert_true(krn_q128(NULL, cpu, rows, n, true, cpu_codes, cpu_scales));
         assert_equal_bytes(codes, cpu_codes, count, "silu codes");
         assert_equal_bytes(scales, cpu_scales, count / 32, "silu scales");
-        void *all[] = {gu, g, u, out, cpu, tiled, codes, cpu_codes, tiled_scales, scales,
-                       cpu_scales};
+        void *all[] = {gu,           g,      u,         out, cpu, tiled, codes, cpu_codes,
+                       tiled_scales, scales, cpu_scales};
         for (size_t i = 0; i < sizeof all / sizeof *all; i++)
             free(all[i]);
     }
@@ -222,82 +222,90 @@ TEST(quant_of_chosen_rows_is_the_cpu_s)
         free(all[i]);
 }
 
-TEST(route_and_group_are_the_cpu_s)
+enum { ROUTED = 301, EXPERTS = 256, CHOSEN = 8 };
+
+/* The device's grouping of choices that are on both sides. */
+static void check_group(const uint32_t *device_chosen, const uint32_t *chosen, uint32_t align)
 {
-    krn_route_args args = {.experts = 256,
+    uint32_t places = ROUTED * CHOSEN + EXPERTS * 7, assignments = ROUTED * CHOSEN;
+    uint32_t *got_rows = aligned(places * 4), *got_places = aligned(assignments * 4);
+    uint32_t *cpu_rows = aligned(assignments * 4), *cpu_places = aligned(assignments * 4);
+    uint32_t offsets[EXPERTS + 1], cpu_offsets[EXPERTS + 1], counts[EXPERTS];
+    krn_cuda_group_params g = {.experts_chosen = device_chosen,
+                               .out_offsets = gpu_take(sizeof offsets),
+                               .out_rows = gpu_take(places * 4),
+                               .out_places = gpu_take(assignments * 4),
+                               .out_counts = gpu_take(sizeof counts),
+                               .rows = ROUTED,
+                               .chosen = CHOSEN,
+                               .experts = EXPERTS,
+                               .align = align};
+    gpu_ok(gpu->route_group(&g, NULL));
+    gpu_get(offsets, g.out_offsets, sizeof offsets);
+    gpu_get(counts, g.out_counts, sizeof counts);
+    gpu_get(got_rows, g.out_rows, places * 4);
+    gpu_get(got_places, g.out_places, assignments * 4);
+    krn_route_group(chosen, ROUTED, CHOSEN, EXPERTS, cpu_offsets, cpu_rows, cpu_places);
+    for (uint32_t e = 0; e < EXPERTS; e++) {
+        assert_int_equal(counts[e], cpu_offsets[e + 1] - cpu_offsets[e]);
+        assert_int_equal(offsets[e] % align, 0);
+        assert_equal_bytes(got_rows + offsets[e], cpu_rows + cpu_offsets[e], counts[e] * 4,
+                           "rows of an expert");
+        for (uint32_t i = offsets[e] + counts[e]; i < offsets[e + 1]; i++)
+            assert_int_equal(got_rows[i], UINT32_MAX);
+    }
+    for (uint32_t i = 0; i < assignments; i++)
+        assert_int_equal(got_places[i] - offsets[chosen[i]],
+                         cpu_places[i] - cpu_offsets[chosen[i]]);
+    free(got_rows), free(got_places), free(cpu_rows), free(cpu_places);
+}
+
+/* kind 0: random; 1: many ties; 2: all equal. */
+static void check_route(int kind)
+{
+    krn_route_args args = {.experts = EXPERTS,
                            .groups = 8,
                            .groups_kept = 4,
-                           .chosen = 8,
+                           .chosen = CHOSEN,
                            .scaling = 2.5f,
                            .normalise = true};
-    uint32_t rows = 301, places = rows * 8 + 256 * 7;
-    float *logits = aligned(rows * 256 * 4), *weights = aligned(rows * 8 * 4);
-    float *cpu_weights = aligned(rows * 8 * 4);
-    float bias[256];
-    uint32_t *experts = aligned(rows * 8 * 4), *cpu_experts = aligned(rows * 8 * 4);
-    uint32_t *got_rows = aligned(places * 4), *got_places = aligned(rows * 8 * 4);
-    uint32_t *cpu_rows = aligned(rows * 8 * 4), *cpu_places = aligned(rows * 8 * 4);
-    uint32_t offsets[257], cpu_offsets[257], counts[256];
-    for (int kind = 0; kind < 3; kind++) {
-        dice d = {31};
-        for (uint32_t i = 0; i < rows * 256; i++) /* random; ties; all equal */
-            logits[i] = kind == 0   ? roll_float(&d, 2.0f)
-                        : kind == 1 ? (float)roll_below(&d, 4) - 2.0f
-                                    : 1.0f;
-        for (int e = 0; e < 256; e++)
-            bias[e] = kind == 0 ? roll_float(&d, 0.2f) : 0.0f;
-        krn_cuda_route_params p = {.logits = gpu_put(logits, rows * 256 * 4),
-                                   .bias = gpu_put(bias, sizeof bias),
-                                   .out_experts = gpu_take(rows * 8 * 4),
-                                   .out_weights = gpu_take(rows * 8 * 4),
-                                   .fault = gpu_fault(),
-                                   .rows = rows,
-                                   .experts = 256,
-                                   .groups = 8,
-                                   .groups_kept = 4,
-                                   .chosen = 8,
-                                   .scaling = 2.5f,
-                                   .normalise = 1};
-        gpu_ok(gpu->route(&p, NULL));
-        gpu_get(experts, p.out_experts, rows * 8 * 4);
-        gpu_get(weights, p.out_weights, rows * 8 * 4);
-        assert_int_equal(gpu_fault_of(p.fault), 0);
-        assert_true(krn_route(NULL, &args, logits, bias, rows, cpu_experts, cpu_weights));
-        assert_equal_bytes(experts, cpu_experts, rows * 8 * 4, "experts");
-        assert_equal_bytes(weights, cpu_weights, rows * 8 * 4, "weights");
-        for (uint32_t align = 1; align <= 8; align += 7) {
-            krn_cuda_group_params g = {.experts_chosen = p.out_experts,
-                                       .out_offsets = gpu_take(sizeof offsets),
-                                       .out_rows = gpu_take(places * 4),
-                                       .out_places = gpu_take(rows * 8 * 4),
-                                       .out_counts = gpu_take(sizeof counts),
-                                       .rows = rows,
-                                       .chosen = 8,
-                                       .experts = 256,
-                                       .align = align};
-            gpu_ok(gpu->route_group(&g, NULL));
-            gpu_get(offsets, g.out_offsets, sizeof offsets);
-            gpu_get(counts, g.out_counts, sizeof counts);
-            gpu_get(got_rows, g.out_rows, places * 4);
-            gpu_get(got_places, g.out_places, rows * 8 * 4);
-            krn_route_group(cpu_experts, rows, 8, 256, cpu_offsets, cpu_rows, cpu_places);
-            for (uint32_t e = 0; e < 256; e++) {
-                assert_int_equal(counts[e], cpu_offsets[e + 1] - cpu_offsets[e]);
-                assert_int_equal(offsets[e] % align, 0);
-                assert_equal_bytes(got_rows + offsets[e], cpu_rows + cpu_offsets[e], counts[e] * 4,
-                                   "rows of an expert");
-                for (uint32_t i = offsets[e] + counts[e]; i < offsets[e + 1]; i++)
-                    assert_int_equal(got_rows[i], UINT32_MAX);
-            }
-            for (uint32_t i = 0; i < rows * 8; i++)
-                assert_int_equal(got_places[i] - offsets[experts[i]],
-                                 cpu_places[i] - cpu_offsets[experts[i]]);
-        }
-    }
-    void *all[] = {logits,   weights,    cpu_weights, experts,   cpu_experts,
-                   got_rows, got_places, cpu_rows,    cpu_places};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        free(all[i]);
+    size_t bytes = ROUTED * CHOSEN * 4;
+    float *logits = aligned(ROUTED * EXPERTS * 4), *weights = aligned(bytes);
+    float *cpu_weights = aligned(bytes), bias[EXPERTS];
+    uint32_t *experts = aligned(bytes), *cpu_experts = aligned(bytes);
+    dice d = {31};
+    for (uint32_t i = 0; i < ROUTED * EXPERTS; i++)
+        logits[i] = kind == 0 ? roll_float(&d, 2.0f) : kind == 1 ? (float)roll_below(&d, 4) : 1.0f;
+    for (int e = 0; e < EXPERTS; e++)
+        bias[e] = kind == 0 ? roll_float(&d, 0.2f) : 0.0f;
+    krn_cuda_route_params p = {.logits = gpu_put(logits, ROUTED * EXPERTS * 4),
+                               .bias = gpu_put(bias, sizeof bias),
+                               .out_experts = gpu_take(bytes),
+                               .out_weights = gpu_take(bytes),
+                               .fault = gpu_fault(),
+                               .rows = ROUTED,
+                               .experts = EXPERTS,
+                               .groups = 8,
+                               .groups_kept = 4,
+                               .chosen = CHOSEN,
+                               .scaling = 2.5f,
+                               .normalise = 1};
+    gpu_ok(gpu->route(&p, NULL));
+    gpu_get(experts, p.out_experts, bytes);
+    gpu_get(weights, p.out_weights, bytes);
+    assert_int_equal(gpu_fault_of(p.fault), 0);
+    assert_true(krn_route(NULL, &args, logits, bias, ROUTED, cpu_experts, cpu_weights));
+    assert_equal_bytes(experts, cpu_experts, bytes, "experts");
+    assert_equal_bytes(weights, cpu_weights, bytes, "weights");
+    check_group(p.out_experts, experts, 1);
+    check_group(p.out_experts, experts, 8);
+    free(logits), free(weights), free(cpu_weights), free(experts), free(cpu_experts);
+}
+
+TEST(route_and_group_are_the_cpu_s)
+{
+    for (int kind = 0; kind < 3; kind++)
+        check_route(kind);
 }
 
 TEST(combine_is_the_cpu_s)

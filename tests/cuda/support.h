@@ -72,11 +72,11 @@ static inline size_t byte_differences(const void *a, const void *b, size_t bytes
         differ += x[i] != y[i];
     return differ;
 }
-#define assert_equal_bytes(a, b, bytes, what)                                                   \
-    do {                                                                                        \
-        size_t differ_ = byte_differences(a, b, bytes);                                         \
-        if (differ_ != 0)                                                                       \
-            fail_msg("%s: %zu of %zu bytes differ", what, differ_, (size_t)(bytes));            \
+#define assert_equal_bytes(a, b, bytes, what)                                        \
+    do {                                                                             \
+        size_t differ_ = byte_differences(a, b, bytes);                              \
+        if (differ_ != 0)                                                            \
+            fail_msg("%s: %zu of %zu bytes differ", what, differ_, (size_t)(bytes)); \
     } while (0)
 
 /* Tiled codes [k/128][rows_tiled/8][1024] and their scales -> row-major. */
@@ -89,7 +89,8 @@ static inline void untile(const uint8_t *codes, const float *scales, uint32_t ro
             size_t at = ((size_t)(j / 128) * (rows_tiled / 8) + r / 8) * 1024 + r % 8 * 128 +
                         (c ^ (r % 8)) * 16 + j % 16;
             out_codes[(size_t)r * k + j] = codes[at];
-            out_scales[(size_t)r * (k / 128) + j / 128] = scales[(size_t)(j / 128) * rows_tiled + r];
+            out_scales[(size_t)r * (k / 128) + j / 128] =
+                scales[(size_t)(j / 128) * rows_tiled + r];
         }
 }
 static inline void tile(const uint8_t *codes, const float *scales, uint32_t rows, uint32_t k,
@@ -101,7 +102,8 @@ static inline void tile(const uint8_t *codes, const float *scales, uint32_t rows
             size_t at = ((size_t)(j / 128) * (rows_tiled / 8) + r / 8) * 1024 + r % 8 * 128 +
                         (c ^ (r % 8)) * 16 + j % 16;
             out_codes[at] = codes[(size_t)r * k + j];
-            out_scales[(size_t)(j / 128) * rows_tiled + r] = scales[(size_t)r * (k / 128) + j / 128];
+            out_scales[(size_t)(j / 128) * rows_tiled + r] =
+                scales[(size_t)r * (k / 128) + j / 128];
         }
 }
 
@@ -136,16 +138,16 @@ static inline bool gpu_open(const char *program)
 }
 
 #define GPU_TEST(name) cmocka_unit_test_setup(name, gpu_reset)
-#define GPU_MAIN(tests)                                                     \
-    int main(int argc, char **argv)                                         \
-    {                                                                       \
-        if (!gpu_open(argv[0]))                                             \
-            return 0;                                                       \
-        if (argc > 1)                                                       \
-            cmocka_set_test_filter(argv[1]);                                \
+#define GPU_MAIN(tests)                                                        \
+    int main(int argc, char **argv)                                            \
+    {                                                                          \
+        if (!gpu_open(argv[0]))                                                \
+            return 0;                                                          \
+        if (argc > 1)                                                          \
+            cmocka_set_test_filter(argv[1]);                                   \
         int failed = cmocka_run_group_tests_name(__FILE__, tests, NULL, NULL); \
-        gpu->memory_destroy(device_memory);                                 \
-        return failed;                                                      \
+        gpu->memory_destroy(device_memory);                                    \
+        return failed;                                                         \
     }
 
 #endif

@@ -240,8 +240,7 @@ static void rows_rows(void)
         for (uint32_t j = 0; m < 4096 && j < m * 8; j++)
             places[j] = j * 7 % (m * 8);
         must(cudaMemcpy(at, places, m * 32, cudaMemcpyHostToDevice), "places");
-        krn_cuda_combine_params combine = {
-            .rows = m, .chosen = 8, .hidden = 7168, .places = at};
+        krn_cuda_combine_params combine = {.rows = m, .chosen = 8, .hidden = 7168, .places = at};
         snprintf(name, sizeof name, "combine M%u H7168", m);
         if (wanted(name))
             row(name, time_us(combine_launch, &combine, LAUNCHES), m * 7168.0 * 20, 0);
@@ -351,8 +350,7 @@ static void cache_rows(uint32_t rows, uint32_t next_n, uint32_t context)
     snprintf(name, sizeof name, "scores b%u next_n%u L%u", sequences, next_n, context);
     if (wanted(name))
         row(name, time_us(scores_launch, &w, LAUNCHES),
-            (double)sequences * context * (132 + 4.0 * next_n),
-            2.0 * rows * context * 64 * 128);
+            (double)sequences * context * (132 + 4.0 * next_n), 2.0 * rows * context * 64 * 128);
     snprintf(name, sizeof name, "topk 2048 rows%u L%u", rows, context);
     if (wanted(name))
         row(name, time_us(topk_launch, &w, LAUNCHES), (double)rows * (context * 4.0 + 8192), 0);
