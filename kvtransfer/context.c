@@ -18,6 +18,8 @@
 #define COMMANDS_TO_WARM 512u
 /* The progress thread looks again for this long before it sleeps: a wake-up costs more. */
 #define SPIN_NS 20000u
+/* UCX that says "busy" and moves nothing for this long keeps an operation that cannot end. */
+#define BUSY_NS (1 * SL_MS_NS)
 #define STOP_MS 3000u
 
 typedef enum command_type {
@@ -48,6 +50,7 @@ struct kvt_context {
     bool threaded;
     pthread_t thread;
     int epoll_fd;
+    uint32_t restarts_seen;
     _Atomic bool stop;
     kvt_core core;
 };
@@ -112,16 +115,29 @@ sl_time_ns kvt_context_due(const kvt_context *context)
     return context->core.next_due;
 }
 
-static void progress_wait(kvt_context *context, sl_time_ns now)
+static int wait_ms(const kvt_context *context, sl_time_ns now, bool armed)
 {
-    struct epoll_event events[2];
     sl_time_ns due = context->core.next_due;
-    int timeout_ms = -1;
-    if (due != SL_NEVER) {
-        uint64_t left_ms = due > now ? (due - now + SL_MS_NS - 1) / SL_MS_NS : 0;
-        timeout_ms = left_ms > 1000 ? 1000 : (int)left_ms;
+    if (!armed)
+        return 1;
+    if (due == SL_NEVER)
+        return -1;
+    uint64_t left_ms = due > now ? (due - now + SL_MS_NS - 1) / SL_MS_NS : 0;
+    return left_ms > 1000 ? 1000 : (int)left_ms;
+}
+
+static void progress_wait(kvt_context *context, sl_time_ns now, bool armed)
+{
+    kvt_core *core = &context->core;
+    struct epoll_event events[2];
+    if (core->restarts != context->restarts_seen) {
+        struct epoll_event event = {.events = EPOLLIN,
+                                    .data.fd = core->ops->wait_fd(core->transport)};
+        context->restarts_seen = core->restarts; /* the old descriptor went with its worker */
+        if (event.data.fd >= 0)
+            epoll_ctl(context->epoll_fd, EPOLL_CTL_ADD, event.data.fd, &event);
     }
-    int count = epoll_wait(context->epoll_fd, events, 2, timeout_ms);
+    int count = epoll_wait(context->epoll_fd, events, 2, wait_ms(context, now, armed));
     for (int i = 0; i < count; i++) {
         if (events[i].data.fd == sl_mailbox_fd(context->commands))
             sl_mailbox_clear(context->commands); /* before the pops of the next round */
@@ -140,9 +156,11 @@ static void *progress_main(void *argument)
         did |= kvt_context_step(context, now);
         if (did)
             busy_at = now;
-        if (did || now - busy_at < SPIN_NS || !core->ops->arm(core->transport))
+        if (did || now - busy_at < SPIN_NS)
             continue;
-        progress_wait(context, now);
+        bool armed = core->ops->arm(core->transport);
+        if (armed || now - busy_at >= BUSY_NS)
+            progress_wait(context, now, armed);
     }
     kvt_core_stop(core);
     sl_time_ns give_up = sl_now_ns() + STOP_MS * SL_MS_NS;
@@ -658,6 +676,7 @@ void kvt_stats_get(const kvt_context *context, kvt_stats *out_stats)
     READ(requests_open);
     READ(recvs_quarantined);
     READ(requests_abandoned);
+    READ(restarts);
     READ(pieces_sent);
     READ(bytes_sent);
     READ(pieces_received);

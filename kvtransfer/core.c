@@ -89,6 +89,9 @@ kvt_recv *kvt_core_recv(kvt_core *core, kvt_nonce nonce)
 void kvt_core_finished(kvt_request *request, sl_code code)
 {
     kvt_core *core = request->peer->core;
+    if (request->answered)
+        return; /* by a restart already */
+    request->answered = true;
     request->code = code;
     request->next = NULL;
     if (core->finished_tail)
@@ -249,6 +252,53 @@ static bool run_kicks(kvt_core *core)
     return true;
 }
 
+/* Peers whose requests the transport keeps long after their close. */
+static bool core_stuck(const kvt_core *core, sl_time_ns *out_since)
+{
+    sl_time_ns since = SL_NEVER;
+    for (uint32_t i = 0; i < KVT_PEERS_MAX; i++) {
+        const kvt_peer *peer = &core->peers[i];
+        if (peer->state == KVT_PEER_CLOSING && peer->closed && peer->requests_open > 0 &&
+            peer->closed_at < since)
+            since = peer->closed_at;
+    }
+    *out_since = since;
+    return since != SL_NEVER;
+}
+
+static void core_restart(kvt_core *core)
+{
+    for (uint32_t i = 0; i < KVT_PEERS_MAX; i++) {
+        kvt_peer_break(&core->peers[i], SL_UNAVAILABLE, "the transport restarts");
+        kvt_peer_service(&core->peers[i]);
+    }
+    core->ops->restart(core->transport);
+    for (uint32_t i = 0; i < KVT_PEERS_MAX; i++) {
+        for (kvt_request *at = core->peers[i].requests; at; at = at->next_open)
+            kvt_core_finished(at, SL_UNAVAILABLE);
+    }
+    core->restarts++;
+    kvt_count(&core->counters.restarts, 1);
+}
+
+/* A restart costs all connections: at rest, or when pages have been in quarantine for too long. */
+static void run_stuck(kvt_core *core)
+{
+    sl_time_ns since = 0;
+    kvt_counters *counters = &core->counters;
+    if (!core->ops->restart || !core_stuck(core, &since))
+        return;
+    uint32_t quarantined = atomic_load_explicit(&counters->recvs_quarantined, memory_order_relaxed);
+    uint32_t open = atomic_load_explicit(&counters->sends_open, memory_order_relaxed) +
+                    atomic_load_explicit(&counters->recvs_open, memory_order_relaxed);
+    bool rest = open == quarantined && core->now >= since + KVT_ABANDON_MS * SL_MS_NS;
+    bool long_ago = quarantined > 0 && core->now >= since + KVT_QUARANTINE_MS * SL_MS_NS;
+    if (rest || long_ago)
+        core_restart(core);
+    else
+        kvt_core_due(core, core->now + 100 * SL_MS_NS);
+}
+
 static bool run_timers(kvt_core *core)
 {
     if (core->now < core->next_due)
@@ -264,6 +314,7 @@ static bool run_timers(kvt_core *core)
     }
     for (uint32_t i = 0; i < KVT_PEERS_MAX; i++)
         kvt_peer_timers(&core->peers[i], core->now);
+    run_stuck(core);
     return true;
 }
 

@@ -41,6 +41,7 @@ struct kvt_request {
     uint32_t index;        /* PIECE: ordinal; FETCH: place in the ledger; COMMIT: sequence */
     uint8_t kind;
     uint8_t attempt;
+    bool answered; /* the transport has finished it */
     sl_code code;
     uint8_t data[]; /* MESSAGE: KVT_MESSAGE_MAX; PIECE: the packed head */
 };
@@ -60,6 +61,7 @@ struct kvt_peer {
     char text[KVT_TEXT_MAX];
     char address[KVT_ADDRESS_MAX]; /* outgoing */
     uint64_t incarnation;          /* of the peer's process, from its hello */
+    sl_time_ns closed_at;          /* CLOSING and closed */
     sl_time_ns since;              /* created; then last used */
     sl_time_ns progress_at;        /* a piece finished, or the first of a row began */
     uint32_t requests_open, messages_open;
@@ -195,7 +197,7 @@ struct kvt_recv {
 
 typedef struct kvt_counters { /* relaxed; the progress thread writes, anyone reads */
     _Atomic uint32_t sends_open, recvs_open, peers_open, requests_open, recvs_quarantined;
-    _Atomic uint64_t requests_abandoned;
+    _Atomic uint64_t requests_abandoned, restarts;
     _Atomic uint64_t pieces_sent, bytes_sent, pieces_received, bytes_received;
     _Atomic uint64_t pieces_refused, sum_mismatches, messages_invalid, closes_forced;
     _Atomic uint64_t window_bytes_peak, events_full;
@@ -234,6 +236,7 @@ struct kvt_core {
     sl_mailbox *events;
     _Atomic bool events_waiting; /* seq_cst: set before the last failed push, read after a drain */
     bool stopping;               /* no connection is accepted or made any more */
+    uint32_t restarts;           /* of the transport: its wait_fd is another one */
     _Atomic uint32_t kicks;      /* producers' calls since the last run */
     kvt_context *context;
     kvt_counters counters;

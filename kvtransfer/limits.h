@@ -22,8 +22,8 @@
 
 /* ---- one connection */
 #define KVT_WINDOW_BYTES    ((uint64_t)2 << 20) /* announced, not yet acknowledged */
-#define KVT_WINDOW_PIECES   64u
-#define KVT_MESSAGES_MAX    32u /* small messages handed to the transport, not yet sent */
+#define KVT_WINDOW_PIECES   48u
+#define KVT_MESSAGES_MAX    16u /* small messages handed to the transport, not yet sent */
 #define KVT_MESSAGE_MAX     1024u
 #define KVT_WIRE_PIECE_SIZE 48u
 #define KVT_WIRE_ACKS_MAX   128u /* entries of one ACK message */
@@ -37,6 +37,7 @@
 #define KVT_CONNECT_MS     2000u  /* endpoint created .. hello answered */
 #define KVT_STALL_MS       5000u  /* pieces in flight on a connection and none finished */
 #define KVT_IDLE_MS        60000u /* connection without a transfer */
+#define KVT_QUARANTINE_MS  30000u /* then the transport is restarted for it (not an option) */
 #define KVT_ABANDON_MS     2000u  /* after a forced close, for requests to end (not an option) */
 #define KVT_CLOSE_GRACE_MS 500u   /* a closing transfer's open fetches may still finish */
 

@@ -155,6 +155,9 @@ void kvt_core_closed(kvt_peer *peer)
 {
     sl_assert(peer->state == KVT_PEER_CLOSING);
     peer->closed = true;
+    peer->closed_at = peer->core->now;
+    if (peer->requests_open > 0)
+        kvt_core_due(peer->core, peer->closed_at + KVT_ABANDON_MS * SL_MS_NS);
     kvt_peer_dirty(peer);
 }
 

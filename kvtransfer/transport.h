@@ -36,6 +36,10 @@ typedef struct kvt_transport_ops {
     void (*send_piece)(kvt_link *link, const void *head, size_t head_size, const void *data,
                        uint64_t bytes, kvt_request *request);
     bool (*progress)(kvt_transport *transport); /* false: nothing moved */
+    /* Gives up whatever it still holds of closed links, at the price of all others: afterwards
+     * nothing of before is touched. Answers what it can, closes every link; wait_fd is another one.
+     * NULL: never needed. Not from within a callback. */
+    void (*restart)(kvt_transport *transport);
     /* Makes wait_fd readable on the next event; false: something came meanwhile, progress again. */
     bool (*arm)(kvt_transport *transport);
     int (*wait_fd)(const kvt_transport *transport);

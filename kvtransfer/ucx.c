@@ -25,6 +25,7 @@
 #define AM_PIECE   2u
 /* Up to here one eager message is cheaper than asking the peer to fetch. */
 #define EAGER_BYTES_MAX 8192u
+#define LISTEN_AGAIN_MS 100u
 #define PROGRESS_MAX    64u /* calls of ucp_worker_progress before commands get their turn */
 #define CACHE_SLOTS     1024u
 
@@ -47,6 +48,7 @@ struct kvt_transport {
     size_t memory_count;
     kvt_link links[KVT_PEERS_MAX];
     uint32_t closing_count;
+    sl_time_ns listen_at;        /* SL_NEVER: we listen, or never did */
     uint16_t cache[CACHE_SLOTS]; /* endpoint -> link, a guess that is checked */
 };
 
@@ -294,65 +296,7 @@ static ucs_status_t on_piece(void *argument, const void *head, size_t head_size,
     return UCS_OK;
 }
 
-/* ---- progress */
-
-static bool ucx_progress(kvt_transport *transport)
-{
-    bool did = false;
-    for (uint32_t i = 0; i < PROGRESS_MAX && ucp_worker_progress(transport->worker) != 0; i++) {
-        did = true;
-        /* What was collected is answered at once: the peer's window waits for it. */
-        if (kvt_core_collected(transport->core))
-            break;
-    }
-    if (transport->closing_count > 0)
-        did |= links_reap(transport);
-    return did;
-}
-
-static bool ucx_arm(kvt_transport *transport)
-{
-    return ucp_worker_arm(transport->worker) == UCS_OK;
-}
-
-static int ucx_wait_fd(const kvt_transport *transport)
-{
-    return transport->wait_fd;
-}
-
-static void ucx_address(const kvt_transport *transport, char out_text[KVT_ADDRESS_MAX])
-{
-    memcpy(out_text, transport->address, sizeof transport->address);
-}
-
-/* ---- create, destroy */
-
-static void ucx_destroy(kvt_transport *transport)
-{
-    if (!transport)
-        return;
-    if (transport->listener)
-        ucp_listener_destroy(transport->listener);
-    if (transport->worker)
-        ucp_worker_destroy(transport->worker);
-    for (size_t i = 0; i < transport->memory_count; i++)
-        ucp_mem_unmap(transport->context, transport->memory[i]);
-    if (transport->context)
-        ucp_cleanup(transport->context);
-    sl_free(transport);
-}
-
-static const kvt_transport_ops ucx_ops = {
-    .connect = ucx_connect,
-    .close = ucx_close,
-    .send_message = ucx_send_message,
-    .send_piece = ucx_send_piece,
-    .progress = ucx_progress,
-    .arm = ucx_arm,
-    .wait_fd = ucx_wait_fd,
-    .address = ucx_address,
-    .destroy = ucx_destroy,
-};
+/* ---- create, destroy, restart */
 
 /* Ours only where the operator's environment says nothing: it has the last word. */
 static const struct {
@@ -362,9 +306,12 @@ static const struct {
     {"TLS", "tcp,shm,self", false},
     {"MM_ERROR_HANDLING", "y", true}, /* else shm cannot tell of a peer's death: not used */
     /* A full FIFO of a dead process never drains, and UCX waits for room before it ends the
-     * requests of a closed endpoint. 64 by default, and read half by half: too few for our windows.
-     */
-    {"MM_FIFO_SIZE", "1024", true},
+     * requests of a closed endpoint. By default 64 places, given back 32 at a time: too few for one
+     * window of announcements and 8 KiB fragments. Many more places would leave the processor's
+     * cache. */
+    {"MM_FIFO_SIZE", "512", true},
+    {"MM_FIFO_RELEASE_FACTOR", "0.125", true},
+    {"CM_REUSEADDR", "y", false},        /* a restarted process takes its port again at once */
     {"RNDV_SCHEME", "get_zcopy", false}, /* the receiver reads: nobody writes into it late */
 };
 
@@ -505,12 +452,106 @@ static sl_status ucx_listen(kvt_transport *transport, const kvt_options *options
     return sl_ok();
 }
 
+static void ucx_destroy(kvt_transport *transport)
+{
+    if (!transport)
+        return;
+    if (transport->listener)
+        ucp_listener_destroy(transport->listener);
+    if (transport->worker)
+        ucp_worker_destroy(transport->worker);
+    for (size_t i = 0; i < transport->memory_count; i++)
+        ucp_mem_unmap(transport->context, transport->memory[i]);
+    if (transport->context)
+        ucp_cleanup(transport->context);
+    sl_free(transport);
+}
+
+/* The same address; should it be taken for a moment, later. */
+static void ucx_listen_again(kvt_transport *transport)
+{
+    kvt_options again = {.listen = transport->address, .allow_wildcard = true};
+    transport->listen_at = SL_NEVER;
+    if (transport->address[0] && !sl_is_ok(ucx_listen(transport, &again, NULL)))
+        transport->listen_at = sl_now_ns() + LISTEN_AGAIN_MS * SL_MS_NS;
+}
+
+/* A new worker. */
+static void ucx_restart(kvt_transport *transport)
+{
+    if (transport->listener)
+        ucp_listener_destroy(transport->listener);
+    transport->listener = NULL;
+    ucp_worker_destroy(transport->worker); /* ends whatever it still kept */
+    transport->worker = NULL;
+    transport->wait_fd = -1;
+    for (uint32_t i = 0; i < KVT_PEERS_MAX; i++) {
+        kvt_link *link = &transport->links[i];
+        kvt_peer *peer = link->peer;
+        if (!peer)
+            continue;
+        memset(link, 0, sizeof *link);
+        kvt_core_closed(peer);
+    }
+    transport->closing_count = 0;
+    sl_status status = ucx_worker(transport, NULL);
+    sl_assert(sl_is_ok(status)); /* there was one a moment ago */
+    ucx_listen_again(transport);
+}
+
+/* ---- progress */
+
+static bool ucx_progress(kvt_transport *transport)
+{
+    bool did = false;
+    for (uint32_t i = 0; i < PROGRESS_MAX && ucp_worker_progress(transport->worker) != 0; i++) {
+        did = true;
+        /* What was collected is answered at once: the peer's window waits for it. */
+        if (kvt_core_collected(transport->core))
+            break;
+    }
+    if (transport->closing_count > 0)
+        did |= links_reap(transport);
+    if (transport->listen_at != SL_NEVER && sl_now_ns() >= transport->listen_at)
+        ucx_listen_again(transport);
+    return did;
+}
+
+static bool ucx_arm(kvt_transport *transport)
+{
+    return ucp_worker_arm(transport->worker) == UCS_OK;
+}
+
+static int ucx_wait_fd(const kvt_transport *transport)
+{
+    return transport->wait_fd;
+}
+
+static void ucx_address(const kvt_transport *transport, char out_text[KVT_ADDRESS_MAX])
+{
+    memcpy(out_text, transport->address, sizeof transport->address);
+}
+
+static const kvt_transport_ops ucx_ops = {
+    .connect = ucx_connect,
+    .close = ucx_close,
+    .send_message = ucx_send_message,
+    .send_piece = ucx_send_piece,
+    .progress = ucx_progress,
+    .restart = ucx_restart,
+    .arm = ucx_arm,
+    .wait_fd = ucx_wait_fd,
+    .address = ucx_address,
+    .destroy = ucx_destroy,
+};
+
 sl_status kvt_ucx_create(const kvt_options *options, kvt_core *core,
                          const kvt_transport_ops **out_ops, kvt_transport **out_transport,
                          sl_err *err)
 {
     kvt_transport *transport = sl_alloc(1, sizeof *transport, "kvt transport");
     transport->core = core;
+    transport->listen_at = SL_NEVER;
     sl_status status = ucx_context(transport, err);
     if (sl_is_ok(status))
         status = ucx_worker(transport, err);

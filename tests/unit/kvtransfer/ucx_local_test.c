@@ -408,6 +408,32 @@ TEST(listen_addresses_are_checked)
     kvt_context_destroy(NULL);
 }
 
+/* Its connections of before linger in the kernel: a node restarted on a fixed port takes it all the
+ * same. */
+TEST(port_is_taken_again_at_once)
+{
+    char address[KVT_ADDRESS_MAX];
+    pair t;
+    sl_err err;
+    kvt_region region;
+    sides_start(1, 4096, (kvt_options){.name = NULL});
+    pair_open(&t, (kit_shape){.deadline = in_seconds(60)});
+    kit_commit_final(t.send, 1);
+    pair_wait(&t);
+    pair_release(&t);
+    snprintf(address, sizeof address, "%s", kvt_context_address(d.context));
+    kvt_context_destroy(d.context); /* closes first: the kernel keeps its end of the connection */
+    region = (kvt_region){d.memory, 4096};
+    kvt_options options = {.name = "d0", .listen = address, .regions = &region, .region_count = 1};
+    assert_ok(kvt_context_create(&options, &d.context, &err), &err);
+    assert_string_equal(kvt_context_address(d.context), address);
+    pair_open(&t, (kit_shape){.deadline = in_seconds(60)});
+    kit_commit_final(t.send, 1);
+    pair_wait(&t);
+    pair_release(&t);
+    sides_stop();
+}
+
 /* One sender, 40 receivers: connections are made lazily and counted. */
 TEST(many_peers)
 {
@@ -494,6 +520,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(idle_connection_closes),
     cmocka_unit_test(nobody_listens),
     cmocka_unit_test(listen_addresses_are_checked),
+    cmocka_unit_test(port_is_taken_again_at_once),
     cmocka_unit_test(many_peers),
     cmocka_unit_test(producer_thread_announces),
 };

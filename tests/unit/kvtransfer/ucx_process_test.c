@@ -328,6 +328,53 @@ TEST(stopped_sender_never_writes_late)
     print_message("%u of %u stops met open fetches\n", open_count, repeats());
 }
 
+/* A FIFO too small for the window: UCX keeps requests of a dead peer for ever, so the context gives
+ * them up and starts its transport anew, with the same address. */
+TEST(requests_kept_by_the_transport_come_back)
+{
+    kvt_stats stats = {.restarts = 0};
+    setenv("UCX_MM_FIFO_SIZE", "64", 1);
+    receiver_start((kvt_options){.close_grace_ns = 50 * SL_MS_NS});
+    for (uint32_t i = 0; i < 6 && stats.restarts == 0; i++) {
+        char line[400], address[KVT_ADDRESS_MAX];
+        unsigned long long high, low;
+        kit_end end = {0};
+        char *arguments[] = {"test", "recv", NULL};
+        child c = child_start(arguments);
+        child_line(&c, line, sizeof line);
+        assert_int_equal(sscanf(line, "%279s %llx %llx", address, &high, &low), 3);
+        kit_shape shape = {.blocks = BLOCKS, .deadline = in_ms(50000)};
+        kvt_send *send = kit_send(&side, shape, address, (kvt_nonce){high, low}, &end);
+        announce_long(&side, send, BLOCKS, false);
+        kvt_stats_get(side.context, &stats);
+        wait_pieces(stats.pieces_sent + 100);
+        kill(c.pid, SIGKILL);
+        kit_wait(alone, 1, &end.closed, 1);
+        assert_int_equal(end.code, SL_UNAVAILABLE);
+        child_wait(&c);
+        kvt_send_release(send);
+        kit_assert_rest(&side);
+        kvt_stats_get(side.context, &stats);
+    }
+    print_message("%u restarts, %u requests abandoned\n", (unsigned)stats.restarts,
+                  (unsigned)stats.requests_abandoned);
+    /* Whether or not it came to that: the address still takes a sender. */
+    kit_end end = {0};
+    char line[256];
+    kvt_nonce nonce = kit_nonce();
+    kvt_recv *recv = recv_long(&side, PAGES, nonce, in_ms(50000), KVT_SUMS_ALL, &end);
+    child c = sender_start(nonce, PAGES, true);
+    kit_wait(alone, 1, &end.closed, 1);
+    assert_string_equal(end.text, "");
+    child_line(&c, line, sizeof line);
+    assert_string_equal(line, "closed 0 \n");
+    assert_int_equal(child_wait(&c), 0);
+    kvt_recv_release(recv);
+    kit_assert_rest(&side);
+    kit_fini(&side);
+    unsetenv("UCX_MM_FIFO_SIZE"); /* all processes of a host must agree on it */
+}
+
 /* The other way round: the receiver stops; the sender's stall deadline ends it. */
 TEST(stopped_receiver_ends_by_stall)
 {
@@ -364,6 +411,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(killed_sender),
     cmocka_unit_test(killed_receiver),
     cmocka_unit_test(stopped_sender_never_writes_late),
+    cmocka_unit_test(requests_kept_by_the_transport_come_back),
     cmocka_unit_test(stopped_receiver_ends_by_stall),
 };
 
