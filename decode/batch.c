@@ -1,5 +1,5 @@
-/* Continuous batching: every sequence that generates is a row of each step; prompts computed here
- * take a bounded share of the rows.
+/* Continuous batching: every sequence that generates is in each step, with its last token and some
+ * drafts of the next ones; prompts computed here take a bounded share of the rows.
  *
  * Runs on the engine thread (commands and run); create and destroy on the control thread. Allocates
  * nothing in a step. */
@@ -10,12 +10,14 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 #include "base/fault.h"
+#include "base/log.h"
 
 typedef enum job_phase { PHASE_ADOPTED, PHASE_PREFILL, PHASE_DECODE } job_phase;
 
 typedef struct active {
     dec_job *job;
     job_phase phase;
+    uint32_t drafted; /* drafts behind the job's tokens, for this step */
 } active;
 
 struct dec_batch {
@@ -26,6 +28,8 @@ struct dec_batch {
     uint32_t active_count;
     eng_span spans[DEC_SEQUENCES_MAX];
     uint32_t span_active[DEC_SEQUENCES_MAX]; /* index into active of each span */
+    eng_drafts drafts[DEC_SEQUENCES_MAX];
+    uint32_t draft_active[DEC_SEQUENCES_MAX]; /* index into active of each */
     eng_sampled sampled;
 };
 
@@ -84,7 +88,8 @@ static void open_job(dec_batch *batch, dec_job *job)
 static void activate(dec_batch *batch, dec_job *job, job_phase phase)
 {
     sl_assert(batch->active_count < DEC_SEQUENCES_MAX);
-    batch->active[batch->active_count++] = (active){job, phase};
+    dec_draft_init(&job->draft, batch->options.draft_depth);
+    batch->active[batch->active_count++] = (active){.job = job, .phase = phase};
 }
 
 /* Keeps the order of arrival: the batch's order must not matter, but logs read better. */
@@ -208,14 +213,85 @@ static void add_span(dec_batch *batch, uint32_t index, uint32_t count, uint32_t 
     batch->span_active[count] = index;
 }
 
-/* One row for each sequence that generates; what is left of the chunk budget goes to prompts in
- * order of arrival. */
+/* Tokens that the job may still generate. */
+static uint32_t tokens_left(const dec_job *job)
+{
+    uint32_t room = job->token_capacity - job->token_count;
+    uint32_t generated = job->token_count - job->prompt_count;
+    uint32_t wanted = (uint32_t)job->sampling.max_tokens - generated;
+    return room < wanted ? room : wanted;
+}
+
+/* Rows of the next step that neither sequences nor prompts take. */
+static uint32_t rows_for_drafts(const dec_batch *batch)
+{
+    uint64_t decode = 0, prefill = 0;
+    for (uint32_t i = 0; i < batch->active_count; i++) {
+        const dec_job *job = batch->active[i].job;
+        decode += batch->active[i].phase == PHASE_DECODE;
+        if (batch->active[i].phase == PHASE_PREFILL)
+            prefill += job->token_count - job->prefilled;
+    }
+    uint64_t rows = decode + prefill, chunk = batch->options.chunk_tokens;
+    if (prefill > 0 && rows > chunk)
+        rows = decode > chunk ? decode : chunk;
+    return rows < batch->options.rows_max ? batch->options.rows_max - (uint32_t)rows : 0;
+}
+
+/* Who drafts in this step, and how much: at most what the job may still generate after the token
+ * that the step draws anyway. */
+static uint32_t plan_drafts(dec_batch *batch)
+{
+    uint32_t count = 0, rows_left = rows_for_drafts(batch);
+    for (uint32_t i = 0; i < batch->active_count; i++) {
+        dec_job *job = batch->active[i].job;
+        batch->active[i].drafted = 0;
+        if (batch->active[i].phase != PHASE_DECODE)
+            continue;
+        uint32_t depth = dec_draft_depth(&job->draft), useful = tokens_left(job) - 1;
+        depth = depth < useful ? depth : useful;
+        depth = depth < rows_left ? depth : rows_left;
+        if (depth == 0)
+            continue;
+        rows_left -= depth;
+        batch->draft_active[count] = i;
+        batch->drafts[count++] = (eng_drafts){.sequence = job->sequence,
+                                              .next_token = job->tokens[job->token_count - 1],
+                                              .count = depth};
+    }
+    return count;
+}
+
+/* Puts drafts behind the tokens of the jobs, where their spans find them. */
+static void make_drafts(dec_batch *batch)
+{
+    uint32_t count = plan_drafts(batch);
+    if (count == 0)
+        return;
+    sl_err err;
+    if (!sl_is_ok(eng_draft_many(batch->engine, batch->drafts, count, &err))) {
+        /* The step itself may be sound: it goes on without drafts, and says if it is not. */
+        sl_warn("no drafts: %s", err.text);
+        for (uint32_t i = 0; i < count; i++)
+            dec_draft_init(&batch->active[batch->draft_active[i]].job->draft, 0);
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        active *entry = &batch->active[batch->draft_active[i]];
+        entry->drafted = batch->drafts[i].count;
+        memcpy(entry->job->tokens + entry->job->token_count, batch->drafts[i].tokens,
+               entry->drafted * sizeof(uint32_t));
+    }
+}
+
+/* The last token of each sequence that generates, with its drafts; what is left of the chunk budget
+ * goes to prompts in order of arrival. */
 static uint32_t build_spans(dec_batch *batch)
 {
     uint32_t count = 0;
     for (uint32_t i = 0; i < batch->active_count; i++)
         if (batch->active[i].phase == PHASE_DECODE)
-            add_span(batch, i, count++, 1, ENG_LOGITS_LAST);
+            add_span(batch, i, count++, 1 + batch->active[i].drafted, ENG_LOGITS_ALL);
     uint32_t rows_left =
         batch->options.chunk_tokens > count ? batch->options.chunk_tokens - count : 0;
     for (uint32_t i = 0; i < batch->active_count && rows_left > 0; i++) {
@@ -244,18 +320,51 @@ static void fail_spans(dec_batch *batch, uint32_t count, const sl_err *err)
     }
 }
 
+/* The rows of a sequence that generates: the draw of each decides whether the draft after it was
+ * right. Rows of wrong drafts go, and so do those behind the end, so that the cache holds what
+ * plain decoding leaves: all tokens but the last. */
+static dec_finish draw_run(dec_batch *batch, active *entry, uint32_t row)
+{
+    dec_job *job = entry->job;
+    uint32_t accepted = 0;
+    dec_finish why = DEC_FINISH_NONE;
+    for (;;) {
+        uint32_t draft = job->tokens[job->token_count]; /* the draw takes its place */
+        why = draw(batch, job, eng_step_logits(batch->engine, row + accepted));
+        bool right = accepted < entry->drafted && job->tokens[job->token_count - 1] == draft;
+        if (!right)
+            break;
+        accepted++;
+        if (why != DEC_FINISH_NONE)
+            break;
+    }
+    eng_sequence_truncate(job->sequence, job->token_count - 1);
+    dec_draft_note(&job->draft, entry->drafted, accepted);
+    if (batch->options.drafted && entry->drafted > 0)
+        sl_metric_add(batch->options.drafted, NULL, entry->drafted);
+    if (batch->options.accepted && accepted > 0)
+        sl_metric_add(batch->options.accepted, NULL, accepted);
+    return why;
+}
+
 static void draw_spans(dec_batch *batch, uint32_t count)
 {
     dec_finish why[DEC_SEQUENCES_MAX] = {DEC_FINISH_NONE};
     uint32_t row = 0;
     for (uint32_t i = 0; i < count; i++) {
-        active *entry = &batch->active[batch->span_active[i]];
-        if (entry->phase == PHASE_PREFILL)
-            entry->job->prefilled += batch->spans[i].token_count;
-        if (batch->spans[i].logits == ENG_LOGITS_NONE)
+        uint32_t index = batch->span_active[i];
+        active *entry = &batch->active[index];
+        const eng_span *span = &batch->spans[i];
+        if (entry->phase == PHASE_DECODE) {
+            why[index] = draw_run(batch, entry, row);
+            row += span->token_count;
+            continue;
+        }
+        entry->job->prefilled += span->token_count;
+        if (span->logits == ENG_LOGITS_NONE)
             continue;
         entry->phase = PHASE_DECODE;
-        why[batch->span_active[i]] = draw(batch, entry->job, eng_step_logits(batch->engine, row++));
+        why[index] = draw(batch, entry->job, eng_step_logits(batch->engine, row++));
     }
     for (uint32_t i = batch->active_count; i-- > 0;)
         if (why[i] != DEC_FINISH_NONE)
@@ -268,6 +377,7 @@ static bool on_run(void *context)
     if (batch->active_count == 0)
         return false;
     draw_adopted(batch);
+    make_drafts(batch);
     uint32_t count = build_spans(batch);
     if (count == 0)
         return batch->active_count > 0;
@@ -306,6 +416,7 @@ sl_status dec_batch_create(eng_engine *engine, eng_worker *worker, const dec_bat
                            dec_batch **out_batch, sl_err *err)
 {
     sl_assert(options->sequences_max <= DEC_SEQUENCES_MAX);
+    sl_assert(options->draft_depth <= ENG_DRAFTS_MAX);
     dec_batch *batch = sl_alloc(1, sizeof(*batch), "decode batch");
     batch->engine = engine;
     batch->options = *options;

@@ -1,5 +1,9 @@
 /* Continuous batching on the engine thread of a decode rank.
  *
+ * With drafts (multi-token prediction) a step takes a sequence's last token and up to depth drafts
+ * of the next ones; each row's logits draw the token that plain decoding would draw there, and the
+ * run goes on as long as the draft was that token. What comes out is the same, in fewer steps.
+ *
  * A job is one admitted sequence as the engine sees it. The control thread allocates it, posts
  * commands about it, reads events, and frees it after FINISHED (when it asked for no close) or
  * CLOSED. In between the engine thread owns all fields but those marked control. */
@@ -7,6 +11,7 @@
 #define DECODE_BATCH_H
 
 #include "base/metrics.h"
+#include "decode/draft.h"
 #include "engine/worker.h"
 
 #ifdef __cplusplus
@@ -14,7 +19,8 @@ extern "C" {
 #endif
 
 #define DEC_SEQUENCES_MAX 256u
-#define DEC_EVENTS_MAX    4096u /* outbox; a step emits at most two events a sequence */
+/* Outbox; a step emits at most ENG_DRAFTS_MAX + 2 events a sequence. */
+#define DEC_EVENTS_MAX 4096u
 
 typedef enum dec_finish {
     DEC_FINISH_NONE,
@@ -38,7 +44,8 @@ typedef struct dec_job {
     uint32_t *pages; /* [block_count], set by OPEN */
     uint32_t block_count;
     uint32_t prefilled; /* RUN_SELF: tokens in the cache so far */
-    sl_err err;         /* why OPEN failed or the job ended as FAILED */
+    dec_draft draft;
+    sl_err err; /* why OPEN failed or the job ended as FAILED */
 } dec_job;
 
 typedef enum dec_command_kind {
@@ -74,8 +81,12 @@ typedef struct dec_batch_options {
     uint32_t sequences_max;
     uint32_t chunk_tokens; /* rows a step spends on prompts computed here */
     uint32_t eos_id;
-    bool prefix_cache; /* start from known pages, make a sequence's pages known when it ends */
+    bool prefix_cache;    /* start from known pages, make a sequence's pages known when it ends */
+    uint32_t draft_depth; /* drafts a step and sequence, <= ENG_DRAFTS_MAX; 0 = none */
+    uint32_t rows_max;    /* the engine's: drafts get what the other rows leave */
     sl_metric *step_batch_size; /* histogram, may be NULL */
+    sl_metric *drafted;         /* counters, may be NULL */
+    sl_metric *accepted;
 } dec_batch_options;
 
 /* Attaches a client to the worker (before it starts). */

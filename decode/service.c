@@ -324,7 +324,7 @@ static void on_timer(void *context, sl_time_ns now)
 
 /* ---- life ---- */
 
-static void create_metrics(dec_service *service, sl_metric **out_batch_size)
+static void create_metrics(dec_service *service, dec_batch_options *out_batch)
 {
     static const double BATCH_BOUNDS[] = {1, 2, 4, 8, 16, 32, 64, 128, 256};
     sl_metrics *metrics = service->options.metrics;
@@ -337,9 +337,13 @@ static void create_metrics(dec_service *service, sl_metric **out_batch_size)
     service->transfer_seconds = sl_histogram(metrics, "sluice_kv_transfer_seconds",
                                              "from admission to the last verified piece",
                                              SL_SECONDS_BOUNDS, SL_SECONDS_BOUND_COUNT);
-    *out_batch_size =
+    out_batch->step_batch_size =
         sl_histogram(metrics, "sluice_step_batch_size", "sequences in one decode step",
                      BATCH_BOUNDS, sizeof(BATCH_BOUNDS) / sizeof(BATCH_BOUNDS[0]));
+    out_batch->drafted =
+        sl_counter(metrics, "sluice_mtp_drafted_total", "tokens drafted by the MTP layer", NULL);
+    out_batch->accepted = sl_counter(metrics, "sluice_mtp_accepted_total",
+                                     "drafts that were the token which the model drew", NULL);
 }
 
 sl_status dec_service_create(const dec_service_options *options, dec_service **out_service,
@@ -356,10 +360,12 @@ sl_status dec_service_create(const dec_service_options *options, dec_service **o
     dec_batch_options batch = {
         .sequences_max = options->sequences_max,
         .chunk_tokens = options->chunk_tokens,
+        .draft_depth = service->shape->mtp_layer_count > 0 ? options->draft_depth : 0,
+        .rows_max = options->rows_max,
         .prefix_cache = options->prefix_cache,
         .eos_id = (uint32_t)service->shape->eos_id,
     };
-    create_metrics(service, &batch.step_batch_size);
+    create_metrics(service, &batch);
     sl_status status =
         dec_batch_create(options->engine, options->worker, &batch, &service->batch, err);
     if (!sl_is_ok(status))

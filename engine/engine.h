@@ -189,6 +189,21 @@ float *eng_head_logits(eng_engine *engine, const eng_sequence *sequence);
 SL_MUST_USE sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequences,
                                 const uint32_t *next_tokens, uint32_t count, uint32_t *out_drafts,
                                 sl_err *err);
+#define ENG_DRAFTS_MAX 3u
+
+typedef struct eng_drafts {
+    eng_sequence *sequence;
+    uint32_t next_token;             /* sampled, not stepped yet */
+    uint32_t count;                  /* wanted: 1 .. ENG_DRAFTS_MAX, length + count <= capacity */
+    uint32_t tokens[ENG_DRAFTS_MAX]; /* out: drafts of the tokens after next_token, in order */
+} eng_drafts;
+
+/* As eng_draft, but several drafts in a row: from the second on the layer gets its own output and
+ * its own draft (spec 5), which makes them worse the further they go. The rows written at slots
+ * length .. length + count - 1 are draft rows: the next step must write them again, so it takes
+ * next_token and all drafts. On error no draft row is left. */
+SL_MUST_USE sl_status eng_draft_many(eng_engine *engine, eng_drafts *drafts, uint32_t count,
+                                     sl_err *err);
 /* Drops the tokens from `token_count` on (rejected drafts) with their rows. Only tokens of the last
  * step, and before another step: at least one of them stays. */
 void eng_sequence_truncate(eng_sequence *sequence, uint32_t token_count);

@@ -237,36 +237,112 @@ float *eng_head_logits(eng_engine *engine, const eng_sequence *sequence)
 
 /* ---- drafts ---- */
 
-sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequences, const uint32_t *next_tokens,
-                    uint32_t count, uint32_t *out_drafts, sl_err *err)
+static sl_status draft_check(const eng_engine *engine, const eng_sequence *sequence, uint32_t token,
+                             uint32_t wanted, uint32_t index, sl_err *err)
 {
-    eng_scratch *s = &engine->s;
-    uint32_t vocab = (uint32_t)engine->model->shape.vocab_size;
-    size_t bytes = (size_t)engine->model->shape.hidden_size * engine->element_bytes;
+    sl_assert(sequence->open && sequence->engine == engine && sequence->length > 0);
+    if (wanted == 0 || wanted > ENG_DRAFTS_MAX)
+        return sl_fail(err, SL_INVALID, "draft %u: %u drafts, 1 to %u are possible", index, wanted,
+                       ENG_DRAFTS_MAX);
+    if (wanted > sequence->capacity - sequence->length)
+        return sl_fail(err, SL_TOO_LARGE, "draft %u: the sequence is full", index);
+    if (token >= (uint32_t)engine->model->shape.vocab_size)
+        return sl_fail(err, SL_INVALID, "draft %u: token id %u", index, token);
+    return sl_ok();
+}
+
+static sl_status drafts_check(const eng_engine *engine, uint32_t count, sl_err *err)
+{
     if (!engine->model->mtp)
         return sl_fail(err, SL_UNSUPPORTED, "the model has no MTP layer");
     if (count == 0 || count > engine->rows_max)
         return sl_fail(err, SL_INVALID, "drafts for %u sequences, 1 to %u are possible", count,
                        engine->rows_max);
+    return sl_ok();
+}
+
+/* Row `row` of the MTP layer: (h, token) at slot `slot`. */
+static void draft_row(eng_engine *engine, uint32_t row, const eng_sequence *sequence, const void *h,
+                      uint32_t token, uint32_t slot)
+{
+    eng_scratch *s = &engine->s;
+    size_t bytes = (size_t)engine->model->shape.hidden_size * engine->element_bytes;
+    memcpy((uint8_t *)s->mtp_h + row * bytes, h, bytes);
+    s->mtp_tokens[row] = token;
+    s->mtp_positions[row] = slot - 1;
+    s->mtp_rows[row] = (krn_row){.blocks = sequence->pages, .slot = slot, .first = 1};
+}
+
+static uint32_t draft_of_row(const eng_engine *engine, uint32_t row)
+{
+    uint32_t vocab = (uint32_t)engine->model->shape.vocab_size;
+    return eng_arg_max(engine->s.logits + (size_t)row * vocab, vocab);
+}
+
+sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequences, const uint32_t *next_tokens,
+                    uint32_t count, uint32_t *out_drafts, sl_err *err)
+{
+    SL_TRY(drafts_check(engine, count, err));
     for (uint32_t i = 0; i < count; i++) {
         const eng_sequence *sequence = sequences[i];
-        sl_assert(sequence->open && sequence->length > 0);
-        if (sequence->length >= sequence->capacity)
-            return sl_fail(err, SL_TOO_LARGE, "draft %u: the sequence is full", i);
-        if (next_tokens[i] >= vocab)
-            return sl_fail(err, SL_INVALID, "draft %u: token id %u", i, next_tokens[i]);
-        memcpy((uint8_t *)s->mtp_h + i * bytes, eng_sequence_h_at(sequence, sequence->length),
-               bytes);
-        s->mtp_tokens[i] = next_tokens[i];
-        s->mtp_positions[i] = sequence->length - 1;
-        s->mtp_rows[i] = (krn_row){.blocks = sequence->pages, .slot = sequence->length, .first = 1};
+        SL_TRY(draft_check(engine, sequence, next_tokens[i], 1, i, err));
+        draft_row(engine, i, sequence, eng_sequence_h_at(sequence, sequence->length),
+                  next_tokens[i], sequence->length);
     }
     engine->step_logits = 0; /* the buffer is used for the drafts' */
     if (!eng_mtp_run(engine, count, true))
         return step_fault(engine, err);
     for (uint32_t i = 0; i < count; i++)
-        out_drafts[i] = eng_arg_max(s->logits + (size_t)i * vocab, vocab);
+        out_drafts[i] = draft_of_row(engine, i);
     return sl_ok();
+}
+
+/* Draft number `at` of all that want so many; before the first, h_final of the sequences, then what
+ * the layer gave for the draft before. Rows keep the order of drafts, so row i of the last run is
+ * at or behind row i of this one. */
+static bool draft_round(eng_engine *engine, eng_drafts *drafts, uint32_t count, uint32_t at)
+{
+    eng_scratch *s = &engine->s;
+    size_t bytes = (size_t)engine->model->shape.hidden_size * engine->element_bytes;
+    uint32_t rows = 0, before = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const eng_sequence *sequence = drafts[i].sequence;
+        uint32_t length = sequence->length;
+        if (at > 0 && drafts[i].count >= at) { /* it had a row in the last run */
+            const void *h = (uint8_t *)s->head_in + before++ * bytes;
+            if (drafts[i].count > at)
+                draft_row(engine, rows++, sequence, h, drafts[i].tokens[at - 1], length + at);
+        } else if (at == 0) {
+            draft_row(engine, rows++, sequence, eng_sequence_h_at(sequence, length),
+                      drafts[i].next_token, length);
+        }
+    }
+    if (rows == 0)
+        return true;
+    if (!eng_mtp_run(engine, rows, true))
+        return false;
+    rows = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (drafts[i].count > at)
+            drafts[i].tokens[at] = draft_of_row(engine, rows++);
+    return true;
+}
+
+sl_status eng_draft_many(eng_engine *engine, eng_drafts *drafts, uint32_t count, sl_err *err)
+{
+    SL_TRY(drafts_check(engine, count, err));
+    for (uint32_t i = 0; i < count; i++)
+        SL_TRY(
+            draft_check(engine, drafts[i].sequence, drafts[i].next_token, drafts[i].count, i, err));
+    engine->step_logits = 0; /* the buffer is used for the drafts' */
+    bool ok = true;
+    for (uint32_t at = 0; ok && at < ENG_DRAFTS_MAX; at++)
+        ok = draft_round(engine, drafts, count, at);
+    for (uint32_t i = 0; !ok && i < count; i++) {
+        eng_sequence *sequence = drafts[i].sequence;
+        eng_sequence_clear_rows(sequence, sequence->length, sequence->length + drafts[i].count);
+    }
+    return ok ? sl_ok() : step_fault(engine, err);
 }
 
 /* ---- layers alone ---- */

@@ -221,11 +221,14 @@ static sl_status open_engine(nod_host *host, sl_err *err)
     SL_TRY(eng_model_open(&model, &host->model, err));
     int64_t rows = options->chunk_tokens > options->max_sequences ? options->chunk_tokens
                                                                   : options->max_sequences;
+    if (options->role != NOD_ROLE_PREFILL)
+        rows += options->max_sequences * options->mtp_depth;
+    host->rows_max = rows < ENG_BATCH_ROWS_MAX ? (uint32_t)rows : ENG_BATCH_ROWS_MAX;
     eng_options engine = {
         .kv_bytes = options->kv_memory,
         .layer_group = (int)options->layer_group,
         .sequences_max = (int)(options->max_sequences + options->queue_max),
-        .rows_max = (int)rows,
+        .rows_max = (int)host->rows_max,
         .context_max = (uint32_t)options->context_max,
         .threads = (int)options->threads,
     };
@@ -273,6 +276,8 @@ static sl_status open_services(nod_host *host, sl_err *err)
             .sequences_max = (uint32_t)options->max_sequences,
             .context_max = host->context_max,
             .chunk_tokens = (uint32_t)options->chunk_tokens,
+            .rows_max = host->rows_max,
+            .draft_depth = (uint32_t)options->mtp_depth,
             .prefix_cache = options->prefix_cache,
         };
         SL_TRY(dec_service_create(&decode, &host->decode, err));

@@ -41,6 +41,7 @@ typedef struct nod_host {
         *kv_pieces, *kv_mismatches;
     uint64_t kv_received_seen, kv_pieces_seen, kv_mismatches_seen;
     uint32_t context_max;
+    uint32_t rows_max; /* of one step of the engine */
 } nod_host;
 
 const char *nod_state_name(nod_state state);

@@ -4,6 +4,8 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "engine/engine.h"
+
 static const char *const ROLES[] = {"prefill", "decode", "hybrid", NULL};
 static const char *const BACKENDS[] = {"cpu", "cuda", NULL};
 static const char *const LOG_LEVELS[] = {"error", "warn", "info", "debug", "trace", NULL};
@@ -134,6 +136,14 @@ static const sl_option OPTIONS[] = {
      .offset = AT(prefix_cache),
      .default_text = "true",
      .help = "keep pages for prompts that begin alike"},
+    {.name = "mtp-depth",
+     .section = "Engine",
+     .type = SL_OPTION_INT,
+     .offset = AT(mtp_depth),
+     .default_text = "1",
+     .min = 0,
+     .max = ENG_DRAFTS_MAX,
+     .help = "decode: tokens drafted ahead in a step (0: none); never changes an answer"},
     {.name = "context-max",
      .section = "Engine",
      .type = SL_OPTION_INT,

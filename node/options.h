@@ -29,6 +29,7 @@ typedef struct nod_options {
     int64_t queue_max;
     int64_t chunk_tokens;
     bool prefix_cache;
+    int64_t mtp_depth;
     int64_t context_max;
     int64_t threads;
     uint64_t drain_timeout_ns;

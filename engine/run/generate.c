@@ -1,8 +1,10 @@
 /* Opens model and engine, runs the prompt, draws tokens until EOS or the limit.
  *
- * Thread: main. The order of work is the cluster's: chunks, then one token at a time, the token at
- * position p drawn with p's own random number. */
+ * Thread: main. The order of work is the cluster's: chunks, then one token at a time (with drafts
+ * when asked for), the token at position p drawn with p's own random number. */
 #include "engine/run/generate.h"
+
+#include <string.h>
 
 #include "base/alloc.h"
 #include "base/assert.h"
@@ -19,6 +21,7 @@ typedef struct session {
     mdl_detok detok;
     uint32_t capacity; /* tokens that ids and the sequence hold */
     uint32_t max_tokens;
+    uint32_t draft_depth;
 } session;
 
 /* ---- set-up ---- */
@@ -26,10 +29,15 @@ typedef struct session {
 static sl_status session_open_engine(session *run, sl_err *err)
 {
     const eng_run_options *options = run->args->options;
+    bool drafts = !options->dump && eng_model_shape(run->model)->mtp_layer_count > 0;
+    run->draft_depth = drafts ? (uint32_t)options->mtp_depth : 0;
+    int rows_max = (int)options->chunk_tokens;
+    if (rows_max < 1 + (int)run->draft_depth)
+        rows_max = 1 + (int)run->draft_depth;
     eng_options engine_options = {
         .kv_bytes = options->kv_memory,
         .sequences_max = 1,
-        .rows_max = (int)options->chunk_tokens,
+        .rows_max = rows_max,
         .context_max = run->capacity,
         .threads = (int)options->threads,
     };
@@ -180,33 +188,86 @@ static void session_show(session *run, size_t from)
         run->args->on_text(run->args->context, text->data + from, text->size - from);
 }
 
-static sl_status session_decode(session *run, float *logits, sl_err *err)
+/* Draws the next token; false: it was the last one. */
+static bool session_draw(session *run, float *logits)
 {
     eng_run_result *result = run->result;
-    uint32_t given = result->prompt_count + result->forced_count;
-    for (;;) {
-        uint32_t made = result->count - given;
-        eng_sampled sampled;
-        eng_sample(run->engine, logits, run->args->sampling, result->ids, result->count,
-                   result->prompt_count, result->count, &sampled);
-        if (result->sampled)
-            result->sampled[made] = sampled;
-        result->ids[result->count++] = sampled.id;
-        if (is_stop(run, sampled.id)) {
-            result->finish_reason = "stop";
-            break;
-        }
-        size_t from = result->text.size;
-        mdl_detok_push(&run->detok, (int32_t)sampled.id, &result->text);
-        session_show(run, from);
-        if (made + 1 == run->max_tokens) {
-            result->finish_reason = "length";
-            break;
-        }
-        SL_TRY(session_step(run, result->count - 1, 1, &logits, err));
+    uint32_t made = result->count - result->prompt_count - result->forced_count;
+    eng_sampled sampled;
+    eng_sample(run->engine, logits, run->args->sampling, result->ids, result->count,
+               result->prompt_count, result->count, &sampled);
+    if (result->sampled)
+        result->sampled[made] = sampled;
+    result->ids[result->count++] = sampled.id;
+    if (is_stop(run, sampled.id)) {
+        result->finish_reason = "stop";
+        return false;
     }
     size_t from = result->text.size;
-    mdl_detok_finish(&run->detok, &result->text);
+    mdl_detok_push(&run->detok, (int32_t)sampled.id, &result->text);
+    session_show(run, from);
+    if (made + 1 == run->max_tokens) {
+        result->finish_reason = "length";
+        return false;
+    }
+    return true;
+}
+
+/* Puts drafts of the tokens to come behind the ids. */
+static sl_status session_draft(session *run, uint32_t *out_count, sl_err *err)
+{
+    eng_run_result *result = run->result;
+    uint32_t left = run->capacity - result->count;
+    eng_drafts drafts = {
+        .sequence = run->sequence,
+        .next_token = result->ids[result->count - 1],
+        .count = run->draft_depth < left - 1 ? run->draft_depth : left - 1,
+    };
+    if (drafts.count > 0)
+        SL_TRY(eng_draft_many(run->engine, &drafts, 1, err));
+    memcpy(result->ids + result->count, drafts.tokens, drafts.count * sizeof(uint32_t));
+    *out_count = drafts.count;
+    return sl_ok();
+}
+
+/* One step, and draws for as long as the drafts were right. */
+static sl_status session_advance(session *run, bool *out_goes_on, sl_err *err)
+{
+    eng_run_result *result = run->result;
+    uint32_t drafted;
+    SL_TRY(session_draft(run, &drafted, err));
+    eng_span span = {
+        .sequence = run->sequence,
+        .tokens = result->ids + result->count - 1,
+        .token_count = 1 + drafted,
+        .logits = ENG_LOGITS_ALL,
+    };
+    SL_TRY(eng_step(run->engine, &span, 1, NULL, NULL, err));
+    result->steps++;
+    result->drafted += drafted;
+    if (run->dump)
+        eng_run_dump_logits(run->dump, eng_step_logits(run->engine, 0));
+    bool goes_on, right;
+    uint32_t row = 0;
+    do {
+        uint32_t draft = row < drafted ? result->ids[result->count] : 0;
+        goes_on = session_draw(run, eng_step_logits(run->engine, row));
+        right = row < drafted && result->ids[result->count - 1] == draft;
+        result->accepted += right;
+        row++;
+    } while (goes_on && right);
+    eng_sequence_truncate(run->sequence, result->count - 1);
+    *out_goes_on = goes_on;
+    return sl_ok();
+}
+
+static sl_status session_decode(session *run, float *logits, sl_err *err)
+{
+    bool goes_on = session_draw(run, logits);
+    while (goes_on)
+        SL_TRY(session_advance(run, &goes_on, err));
+    size_t from = run->result->text.size;
+    mdl_detok_finish(&run->detok, &run->result->text);
     session_show(run, from);
     return sl_ok();
 }

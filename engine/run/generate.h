@@ -19,6 +19,9 @@ typedef struct eng_run_result {
     eng_sampled *sampled; /* of the generated ones; with --logprobs only */
     sl_buf text;          /* of the generated ones, end of sentence excluded */
     const char *finish_reason;
+    uint32_t steps; /* of the model after the prompt */
+    uint32_t drafted;
+    uint32_t accepted;
     double prefill_ms;
     double decode_ms;
 } eng_run_result;

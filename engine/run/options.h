@@ -32,6 +32,7 @@ typedef struct eng_run_options {
     const char *seed;
     int64_t logprobs;
     bool ignore_eos;
+    int64_t mtp_depth;
     /* engine */
     int numerics; /* eng_numerics */
     int64_t chunk_tokens;
