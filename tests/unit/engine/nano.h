@@ -29,10 +29,13 @@ typedef struct nano_options {
     bool bf16;             /* no fp8 at all */
     bool e8m0;             /* scales as exponent bytes */
     bool no_copies;        /* without the MTP layer's embedding and head */
+    bool echo;             /* layers add little and MTP passes the embedding on, so that its drafts
+                              are often right */
     int shared;            /* n_shared_experts; 0 = 1 */
     const char *drop;      /* leaves this tensor out */
     const char *extra;     /* adds a tensor of this name */
     const char *poison;    /* first element of this tensor becomes NaN */
+    const char *huge;      /* all elements of this bf16 tensor become the largest one */
     const char *reshape;   /* one row less */
     const char *bad_scale; /* first scale becomes 3 */
 } nano_options;
@@ -92,6 +95,8 @@ static inline void nano_linear(nano *n, const char *prefix, const char *base, in
 {
     char name[128];
     float size = 1.7f / sqrtf((float)cols);
+    if (n->options->echo && (strstr(base, "o_proj") || strstr(base, "down_proj")))
+        size *= 0.15f;
     snprintf(name, sizeof(name), "%.100s.weight", base);
     if (n->options->bf16) {
         nano_bf16(n, prefix, name, rows, cols, 0, size);
@@ -167,6 +172,9 @@ static inline void nano_mtp(nano *n)
     nano_bf16(n, p, "hnorm.weight", NANO_HIDDEN, 0, 1, 0.2f);
     nano_bf16(n, p, "shared_head.norm.weight", NANO_HIDDEN, 0, 1, 0.2f);
     nano_bf16(n, p, "eh_proj.weight", NANO_HIDDEN, 2 * NANO_HIDDEN, 0, 0.1f);
+    uint16_t *eh = (uint16_t *)(uintptr_t)n->tensors[n->count - 1].data;
+    for (int i = 0; n->options->echo && i < NANO_HIDDEN * 2 * NANO_HIDDEN; i++)
+        eh[i] = krn_f32_to_bf16(i / (2 * NANO_HIDDEN) == i % (2 * NANO_HIDDEN) ? 1.0f : 0.0f);
     if (n->options->no_copies)
         return;
     for (uint32_t i = 0; i < 2; i++) { /* tensors 0 and 1 are embedding and head */
@@ -219,6 +227,8 @@ static inline void nano_spoil(nano *n)
         void *data = (void *)(uintptr_t)t->data;
         if (o->poison && strcmp(t->name, o->poison) == 0)
             memset(data, 0xff, mdl_dtype_bytes(t->dtype)); /* NaN in every type */
+        for (size_t k = 0; o->huge && strcmp(t->name, o->huge) == 0 && k < t->bytes / 2; k++)
+            ((uint16_t *)data)[k] = 0x7f7f;
         if (o->bad_scale && strcmp(t->name, o->bad_scale) == 0)
             *(float *)data = 3.0f;
         if (o->reshape && strcmp(t->name, o->reshape) == 0) {

@@ -290,6 +290,82 @@ TEST(drafts_are_one_answer_too)
     rig_close(&r);
 }
 
+/* Drafts in a row: the first is eng_draft's, none depends on the batch, and a step over all of them
+ * leaves what a step without drafts leaves. */
+TEST(many_drafts_leave_no_trace)
+{
+    enum { COUNT = 4 };
+    uint32_t tokens[PROMPT];
+    eng_drafts drafts[COUNT];
+    sl_err err;
+    rig r;
+    rig_open(&r);
+    stream_fill(12, PROMPT, tokens);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        uint32_t n = 61 + i, first; /* the drafts of each lie across a page's edge, or end at it */
+        drafts[i] = (eng_drafts){sequence_open(r.engine, PROMPT), tokens[n], 1 + (i + 1) % 3, {0}};
+        sequence_feed(r.engine, drafts[i].sequence, tokens, n, n, NULL);
+        eng_drafts alone = drafts[i];
+        alone.count = ENG_DRAFTS_MAX;
+        assert_ok(eng_draft_many(r.engine, &alone, 1, &err), &err);
+        assert_ok(eng_draft(r.engine, &alone.sequence, &tokens[n], 1, &first, &err), &err);
+        assert_int_equal(alone.tokens[0], first);
+        memcpy(drafts[i].tokens, alone.tokens, sizeof(alone.tokens));
+        eng_span span = {alone.sequence, (uint32_t[4]){tokens[n], 1, 2, 3}, 4, ENG_LOGITS_ALL};
+        assert_ok(eng_step(r.engine, &span, 1, NULL, NULL, &err), &err);
+        eng_sequence_truncate(alone.sequence, n + 1);
+        assert_int_equal(eng_sequence_length(alone.sequence), n + 1);
+        size_t size, plain_size;
+        eng_sequence *plain = sequence_open(r.engine, PROMPT);
+        sequence_feed(r.engine, plain, tokens, n + 1, n + 1, NULL);
+        uint8_t *bytes = sequence_bytes(r.engine, drafts[i].sequence, &size);
+        uint8_t *plain_bytes = sequence_bytes(r.engine, plain, &plain_size);
+        assert_int_equal(size, plain_size);
+        assert_memory_equal(bytes, plain_bytes, size);
+        sl_free(bytes);
+        sl_free(plain_bytes);
+        eng_sequence_close(plain);
+        eng_sequence_close(drafts[i].sequence);
+        drafts[i].sequence = sequence_open(r.engine, PROMPT);
+        sequence_feed(r.engine, drafts[i].sequence, tokens, n, 7, NULL);
+    }
+    eng_drafts together[COUNT];
+    memcpy(together, drafts, sizeof(drafts));
+    for (uint32_t i = 0; i < COUNT; i++)
+        memset(together[i].tokens, 0xff, sizeof(together[i].tokens));
+    assert_ok(eng_draft_many(r.engine, together, COUNT, &err), &err);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        assert_memory_equal(together[i].tokens, drafts[i].tokens,
+                            drafts[i].count * sizeof(uint32_t));
+        eng_sequence_close(drafts[i].sequence);
+    }
+    rig_close(&r);
+}
+
+TEST(drafts_refused)
+{
+    uint32_t tokens[64];
+    sl_err err;
+    rig r;
+    rig_open(&r);
+    stream_fill(13, 64, tokens);
+    eng_drafts drafts = {sequence_open(r.engine, 64), tokens[62], 2, {0}};
+    sequence_feed(r.engine, drafts.sequence, tokens, 62, 62, NULL);
+    assert_ok(eng_draft_many(r.engine, &drafts, 1, &err), &err); /* the last two slots */
+    drafts.count = 3;
+    assert_code(eng_draft_many(r.engine, &drafts, 1, &err), SL_TOO_LARGE);
+    drafts.count = 0;
+    assert_code(eng_draft_many(r.engine, &drafts, 1, &err), SL_INVALID);
+    drafts.count = ENG_DRAFTS_MAX + 1;
+    assert_code(eng_draft_many(r.engine, &drafts, 1, &err), SL_INVALID);
+    drafts.count = 1;
+    assert_code(eng_draft_many(r.engine, &drafts, 0, &err), SL_INVALID);
+    drafts.next_token = NANO_VOCAB;
+    assert_code(eng_draft_many(r.engine, &drafts, 1, &err), SL_INVALID);
+    eng_sequence_close(drafts.sequence);
+    rig_close(&r);
+}
+
 /* bf16 checkpoints, E8M0 scales, no MTP copies, two shared experts: all load and run. */
 TEST(kinds_of_checkpoints)
 {
@@ -325,6 +401,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(threads_change_nothing),        cmocka_unit_test(rows_at_the_selection_edge),
     cmocka_unit_test(adopted_pages_continue_alike),  cmocka_unit_test(groups_are_told_in_order),
     cmocka_unit_test(truncated_rows_leave_no_trace), cmocka_unit_test(drafts_are_one_answer_too),
+    cmocka_unit_test(many_drafts_leave_no_trace),    cmocka_unit_test(drafts_refused),
     cmocka_unit_test(kinds_of_checkpoints),
 };
 TEST_MAIN(TESTS)

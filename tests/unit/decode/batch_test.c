@@ -1,0 +1,386 @@
+/* The continuous batch on a nano model: whatever the depth of drafts, the same tokens,
+ * log-probabilities, ends and kept pages. */
+#include "decode/batch.h"
+
+#include <poll.h>
+
+#include "base/fault.h"
+#include "tests/unit/engine/support.h"
+
+#define ASKS_MAX   16
+#define TOKENS_MAX 160
+#define CHUNK      96u
+
+typedef struct ask {
+    uint32_t stream; /* of the prompt */
+    uint32_t prompt_count;
+    uint32_t capacity; /* 0 = prompt and max_tokens */
+    bool handed_over;  /* the prompt's pages come from another engine */
+    mdl_sampling sampling;
+} ask;
+
+typedef struct outcome {
+    eng_sampled sampled[TOKENS_MAX];
+    uint32_t count;
+    dec_finish finish;
+    uint8_t *kept; /* pages that the cache knows at the end */
+    size_t kept_bytes;
+} outcome;
+
+typedef struct run {
+    rig *r;
+    uint32_t depth;
+    uint32_t rows_max;
+    const ask *asks;
+    uint32_t count;
+    eng_engine *engine, *donor;
+    dec_batch *batch;
+    dec_job *jobs[ASKS_MAX];
+    outcome *outcomes;
+    uint32_t done;
+    double drafted, accepted;
+} run;
+
+static void post(const run *u, dec_command_kind kind, dec_job *job)
+{
+    assert_true(eng_worker_post(dec_batch_client(u->batch), &(dec_command){kind, job}));
+}
+
+/* As kvtransfer would: page bytes of the prompt and h_final of its last token. */
+static void hand_over(run *u, dec_job *job)
+{
+    const eng_cache_layout *layout = eng_engine_layout(u->engine);
+    eng_sequence *from = sequence_open(u->donor, job->token_count);
+    sequence_feed(u->donor, from, job->tokens, job->token_count, CHUNK, NULL);
+    for (uint32_t i = 0; i * ENG_PAGE_TOKENS < job->token_count; i++)
+        memcpy(eng_engine_cache_base(u->engine) + job->pages[i] * layout->page_bytes,
+               eng_engine_cache_base(u->donor) + eng_sequence_page(from, i) * layout->page_bytes,
+               layout->page_bytes);
+    memcpy(job->h_final, eng_sequence_h_final(from), NANO_HIDDEN * sizeof(uint16_t));
+    eng_sequence_close(from);
+}
+
+static void on_event(void *context, const void *item)
+{
+    run *u = context;
+    const dec_batch_event *event = item;
+    dec_job *job = event->job;
+    outcome *out = &u->outcomes[job->slot];
+    assert_int_equal(out->finish, DEC_FINISH_NONE); /* nothing comes after the end */
+    switch (event->kind) {
+    case DEC_BATCH_OPENED:
+        if (u->asks[job->slot].handed_over)
+            hand_over(u, job);
+        post(u, u->asks[job->slot].handed_over ? DEC_COMMAND_ADOPT : DEC_COMMAND_RUN_SELF, job);
+        break;
+    case DEC_BATCH_TOKEN:
+        assert_true(out->count < TOKENS_MAX);
+        out->sampled[out->count++] = event->sampled;
+        break;
+    case DEC_BATCH_FINISHED:
+        out->finish = event->finish;
+        u->done++;
+        break;
+    default:
+        fail_msg("event %d", event->kind);
+    }
+}
+
+static void make_job(run *u, uint32_t index)
+{
+    const ask *a = &u->asks[index];
+    uint32_t capacity =
+        a->capacity ? a->capacity : a->prompt_count + (uint32_t)a->sampling.max_tokens;
+    dec_job *job = dec_job_create(a->prompt_count, capacity, NANO_HIDDEN);
+    stream_fill(a->stream, a->prompt_count, job->tokens);
+    job->slot = index;
+    job->prompt_count = a->prompt_count;
+    job->cache_space = index; /* so that each keeps its own pages */
+    job->sampling = a->sampling;
+    u->jobs[index] = job;
+}
+
+/* What the cache knows of a job's tokens after all: whole blocks, byte by byte. */
+static void keep_pages(const run *u, uint32_t index)
+{
+    const dec_job *job = u->jobs[index];
+    outcome *out = &u->outcomes[index];
+    eng_sequence *sequence = NULL;
+    sl_err err;
+    const eng_prefix prefix = {job->tokens, job->token_count, job->cache_space};
+    assert_ok(eng_sequence_open_prefix(u->engine, job->token_capacity, &prefix, &sequence, &err),
+              &err);
+    /* the last token was never stepped */
+    uint32_t known = eng_sequence_length(sequence);
+    assert_int_equal(known, (job->token_count - 1) / ENG_PAGE_TOKENS * ENG_PAGE_TOKENS);
+    if (known > 0)
+        out->kept = sequence_bytes(u->engine, sequence, &out->kept_bytes);
+    eng_sequence_close(sequence);
+}
+
+static void run_asks(run *u)
+{
+    sl_err err;
+    eng_worker *worker = NULL;
+    sl_metrics *metrics = sl_metrics_create();
+    dec_batch_options options = {
+        .sequences_max = ASKS_MAX,
+        .chunk_tokens = CHUNK,
+        .draft_depth = u->depth,
+        .rows_max = u->rows_max ? u->rows_max : CHUNK + 4 * ASKS_MAX,
+        .eos_id = 1,
+        .prefix_cache = true,
+        .drafted = sl_counter(metrics, "drafted", "", NULL),
+        .accepted = sl_counter(metrics, "accepted", "", NULL),
+    };
+    const eng_options engine = {
+        .kv_bytes = 24 << 20, .rows_max = (int)options.rows_max, .threads = 1};
+    u->engine = rig_engine(u->r, &engine);
+    u->donor =
+        rig_engine(u->r, &(eng_options){.kv_bytes = 4 << 20, .rows_max = CHUNK, .threads = 1});
+    assert_ok(eng_worker_create(u->engine, &worker, &err), &err);
+    assert_ok(dec_batch_create(u->engine, worker, &options, &u->batch, &err), &err);
+    assert_ok(eng_worker_start(worker, &err), &err);
+    for (uint32_t i = 0; i < u->count; i++) {
+        make_job(u, i);
+        post(u, DEC_COMMAND_OPEN, u->jobs[i]);
+    }
+    struct pollfd fd = {.fd = eng_worker_fd(dec_batch_client(u->batch)), .events = POLLIN};
+    while (u->done < u->count) {
+        assert_true(poll(&fd, 1, -1) >= 0);
+        eng_worker_poll(dec_batch_client(u->batch), on_event, u);
+    }
+    eng_worker_stop(worker);
+    const eng_cache_layout *layout = eng_engine_layout(u->engine);
+    assert_int_equal(eng_engine_pages_free(u->engine), layout->page_count);
+    for (uint32_t i = 0; i < u->count; i++) {
+        keep_pages(u, i);
+        dec_job_destroy(u->jobs[i]);
+    }
+    u->drafted = sl_metric_get(options.drafted, NULL);
+    u->accepted = sl_metric_get(options.accepted, NULL);
+    eng_worker_destroy(worker);
+    dec_batch_destroy(u->batch);
+    eng_engine_destroy(u->engine);
+    eng_engine_destroy(u->donor);
+    sl_metrics_destroy(metrics);
+}
+
+static run run_at(rig *r, uint32_t depth, uint32_t rows_max, const ask *asks, uint32_t count)
+{
+    run u = {.r = r, .depth = depth, .rows_max = rows_max, .asks = asks, .count = count};
+    u.outcomes = sl_alloc(count, sizeof(outcome), "outcomes of a test");
+    run_asks(&u);
+    return u;
+}
+
+static void run_free(run *u)
+{
+    for (uint32_t i = 0; i < u->count; i++)
+        sl_free(u->outcomes[i].kept);
+    sl_free(u->outcomes);
+}
+
+static void assert_same(const outcome *a, const outcome *b)
+{
+    uint32_t least = a->count < b->count ? a->count : b->count;
+    for (uint32_t i = 0; i < least; i++) {
+        assert_int_equal(a->sampled[i].id, b->sampled[i].id);
+        assert_int_equal(a->sampled[i].top_count, b->sampled[i].top_count);
+        assert_memory_equal(&a->sampled[i].logprob, &b->sampled[i].logprob, sizeof(float));
+        assert_memory_equal(a->sampled[i].top, b->sampled[i].top,
+                            a->sampled[i].top_count * sizeof(eng_logprob));
+    }
+    assert_int_equal(a->count, b->count);
+    assert_int_equal(a->finish, b->finish);
+    assert_int_equal(a->kept_bytes, b->kept_bytes);
+    if (a->kept_bytes > 0)
+        assert_memory_equal(a->kept, b->kept, a->kept_bytes);
+}
+
+static ask ask_of(uint32_t prompt_count, int32_t max_tokens, float temperature)
+{
+    ask a = {.stream = prompt_count, .prompt_count = prompt_count};
+    mdl_sampling_init(&a.sampling);
+    a.sampling.temperature = temperature;
+    a.sampling.seed = 7 + prompt_count;
+    a.sampling.seed_given = true;
+    a.sampling.max_tokens = max_tokens;
+    a.sampling.ignore_eos = true;
+    return a;
+}
+
+static rig *rig_of(rig *r, const nano_options *files)
+{
+    rig_open_options(r, files, &(eng_options){.kv_bytes = 1 << 20, .rows_max = 8, .threads = 1});
+    return r;
+}
+
+/* The token that comes first as late as possible, within `count`: a stop in the middle. */
+static uint32_t latest_first(const outcome *out, uint32_t count)
+{
+    uint32_t best = 0;
+    for (uint32_t i = 1; i < count; i++) {
+        bool seen = false;
+        for (uint32_t j = 0; j < i; j++)
+            seen |= out->sampled[j].id == out->sampled[i].id;
+        best = seen ? best : i;
+    }
+    return best;
+}
+
+static uint32_t make_asks(rig *r, ask *asks)
+{
+    uint32_t n = 0;
+    asks[n++] = ask_of(50, 100, 0);
+    asks[n++] = ask_of(9, 60, 0.2f);
+    asks[n++] = ask_of(130, 40, 1.0f);
+    asks[n] = ask_of(61, 40, 0.3f); /* everything the sampler can do */
+    asks[n].sampling.frequency_penalty = 0.5f;
+    asks[n].sampling.presence_penalty = 0.25f;
+    asks[n].sampling.repetition_penalty = 1.1f;
+    asks[n].sampling.top_k = 20;
+    asks[n].sampling.top_p = 0.9f;
+    asks[n].sampling.min_p = 0.01f;
+    asks[n].sampling.bias_count = 1;
+    asks[n].sampling.bias[0] = (mdl_logit_bias){5, 2};
+    asks[n++].sampling.logprob_count = 5;
+    asks[n] = ask_of(62, 30, 0);
+    asks[n++].sampling.logprob_count = 0;
+    asks[n] = ask_of(57, 100, 0); /* ends at the window, which is a page's edge */
+    asks[n++].capacity = 64;
+    asks[n] = ask_of(60, 100, 0);
+    asks[n++].capacity = 65;
+    asks[n++] = ask_of(63, 1, 0);
+    asks[n++] = ask_of(64, 2, 0);
+    asks[n++] = ask_of(1, 3, 0);
+    asks[n] = ask_of(100, 50, 0.2f);
+    asks[n++].handed_over = true;
+    run plain = run_at(r, 0, 0, asks, 2);
+    for (uint32_t i = 0; i < 2; i++) { /* stop ids: alone, and held back by min_tokens */
+        uint32_t at = latest_first(&plain.outcomes[i], 40);
+        assert_true(at > 2);
+        asks[n] = asks[i];
+        asks[n].sampling.stop_id_count = 1;
+        asks[n].sampling.stop_ids[0] = (int32_t)plain.outcomes[i].sampled[at].id;
+        asks[n].sampling.min_tokens = i ? (int32_t)at + 3 : 0;
+        n++;
+    }
+    run_free(&plain);
+    assert_true(n <= ASKS_MAX);
+    return n;
+}
+
+TEST(depth_changes_nothing)
+{
+    ask asks[ASKS_MAX];
+    rig r;
+    rig_of(&r, &(nano_options){.echo = true});
+    uint32_t count = make_asks(&r, asks);
+    run plain = run_at(&r, 0, 0, asks, count);
+    assert_true(plain.drafted == 0 && plain.accepted == 0);
+    assert_int_equal(plain.outcomes[count - 2].finish, DEC_FINISH_STOP);
+    for (uint32_t depth = 1; depth <= ENG_DRAFTS_MAX; depth++) {
+        run u = run_at(&r, depth, 0, asks, count);
+        print_message("depth %u: %.0f drafted, %.0f accepted\n", depth, u.drafted, u.accepted);
+        assert_true(u.accepted > 0 && u.accepted < u.drafted);
+        for (uint32_t i = 0; i < count; i++)
+            assert_same(&u.outcomes[i], &plain.outcomes[i]);
+        run_free(&u);
+    }
+    /* one at a time, and with rows for some drafts only */
+    for (uint32_t i = 0; i < count; i++) {
+        run u = run_at(&r, 3, 0, &asks[i], 1);
+        assert_int_equal(u.outcomes[0].count, plain.outcomes[i].count);
+        assert_same(&u.outcomes[0], &plain.outcomes[i]);
+        run_free(&u);
+    }
+    run u = run_at(&r, 3, CHUNK + 2, asks, count);
+    for (uint32_t i = 0; i < count; i++)
+        assert_same(&u.outcomes[i], &plain.outcomes[i]);
+    run_free(&u);
+    run_free(&plain);
+    rig_close(&r);
+}
+
+/* Random weights: nearly every draft is wrong, and drafting gives up. */
+TEST(wrong_drafts_change_nothing)
+{
+    ask asks[2] = {ask_of(50, 120, 0), ask_of(61, 120, 1)};
+    rig r;
+    rig_of(&r, NULL);
+    run plain = run_at(&r, 0, 0, asks, 2), u = run_at(&r, 3, 0, asks, 2);
+    print_message("%.0f drafted, %.0f accepted\n", u.drafted, u.accepted);
+    assert_true(u.drafted > 0 && u.drafted < 240);
+    for (uint32_t i = 0; i < 2; i++)
+        assert_same(&u.outcomes[i], &plain.outcomes[i]);
+    run_free(&u);
+    run_free(&plain);
+    rig_close(&r);
+}
+
+/* Rows and h_final came with the pages: the first step after them drafts already. */
+TEST(drafts_at_once_after_a_hand_over)
+{
+    ask a = ask_of(100, 3, 0);
+    a.handed_over = true;
+    rig r;
+    rig_of(&r, &(nano_options){.echo = true});
+    run u = run_at(&r, 1, 0, &a, 1);
+    assert_true(u.drafted == 1);
+    run_free(&u);
+    rig_close(&r);
+}
+
+TEST(drafts_that_fail_are_done_without)
+{
+    const nano_options files = {.huge = "model.layers.3.post_attention_layernorm.weight"};
+    ask asks[2] = {ask_of(50, 30, 0), ask_of(61, 30, 1)};
+    rig r;
+    rig_of(&r, &files);
+    run plain = run_at(&r, 0, 0, asks, 2), u = run_at(&r, 2, 0, asks, 2);
+    assert_true(u.drafted == 0);
+    for (uint32_t i = 0; i < 2; i++) {
+        assert_int_equal(plain.outcomes[i].finish, DEC_FINISH_LENGTH);
+        assert_same(&u.outcomes[i], &plain.outcomes[i]);
+    }
+    run_free(&u);
+    run_free(&plain);
+    rig_close(&r);
+}
+
+TEST(failed_step_leaves_what_was_right)
+{
+    static const char *const SITES[] = {"decode.step", NULL};
+    ask asks[3] = {ask_of(50, 30, 0), ask_of(61, 30, 1), ask_of(1, 8, 0)};
+    sl_err err;
+    rig r;
+    rig_of(&r, &(nano_options){.echo = true});
+    assert_ok(sl_fault_init(SITES, "decode.step=fail@5", &err), &err);
+    run u = run_at(&r, 3, 0, asks, 3); /* checks that every page is free */
+    assert_ok(sl_fault_init(SITES, NULL, &err), &err);
+    run plain = run_at(&r, 0, 0, asks, 3);
+    uint32_t failed = 0;
+    for (uint32_t i = 0; i < 3; i++) {
+        const outcome *out = &u.outcomes[i], *whole = &plain.outcomes[i];
+        failed += out->finish == DEC_FINISH_FAILED;
+        assert_true(out->count <= whole->count && out->kept_bytes <= whole->kept_bytes);
+        for (uint32_t j = 0; j < out->count; j++)
+            assert_int_equal(out->sampled[j].id, whole->sampled[j].id);
+        if (out->kept_bytes > 0)
+            assert_memory_equal(out->kept, whole->kept, out->kept_bytes);
+    }
+    assert_true(failed > 0);
+    run_free(&plain);
+    run_free(&u);
+    rig_close(&r);
+}
+
+static const struct CMUnitTest TESTS[] = {
+    cmocka_unit_test(depth_changes_nothing),
+    cmocka_unit_test(wrong_drafts_change_nothing),
+    cmocka_unit_test(drafts_at_once_after_a_hand_over),
+    cmocka_unit_test(drafts_that_fail_are_done_without),
+    cmocka_unit_test(failed_step_leaves_what_was_right),
+};
+TEST_MAIN(TESTS)
