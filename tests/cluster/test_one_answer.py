@@ -68,8 +68,8 @@ def largest_batch(cluster):
 def run(name, chunk, work, together, prefix_cache=True):
     """One pass over the work, `together` requests at a time; the largest batch that was seen."""
     arguments = ["--node-args", f"--chunk-tokens {chunk} --prefix-cache={'true' if prefix_cache else 'false'}"]
-    if together > 1:  # slow steps let the batch fill: prompts arrive one after the other from one prefill node
-        arguments += ["--env", "decode-0:SLUICE_FAULTS=decode.step=slow=100"]
+    if together > 1:  # slow steps (drafts make them few) let the batch fill: prompts arrive one after the other
+        arguments += ["--env", "decode-0:SLUICE_FAULTS=decode.step=slow=200"]
     with Cluster(name, *arguments) as cluster:
         compare(work, ask_all(cluster, work, together), f"chunk {chunk}, {together} at a time")
         batch = largest_batch(cluster)
