@@ -39,6 +39,7 @@ typedef struct run {
     outcome *outcomes;
     uint32_t done;
     double drafted, accepted;
+    uint32_t kept; /* pages in the cache at the end */
 } run;
 
 static void post(const run *u, dec_command_kind kind, dec_job *job)
@@ -153,6 +154,7 @@ static void run_asks(run *u)
     eng_worker_stop(worker);
     const eng_cache_layout *layout = eng_engine_layout(u->engine);
     assert_int_equal(eng_engine_pages_free(u->engine), layout->page_count);
+    u->kept = eng_engine_pages_kept(u->engine);
     for (uint32_t i = 0; i < u->count; i++) {
         keep_pages(u, i);
         dec_job_destroy(u->jobs[i]);
@@ -284,6 +286,7 @@ TEST(depth_changes_nothing)
         run u = run_at(&r, depth, 0, asks, count);
         print_message("depth %u: %.0f drafted, %.0f accepted\n", depth, u.drafted, u.accepted);
         assert_true(u.accepted > 0 && u.accepted < u.drafted);
+        assert_int_equal(u.kept, plain.kept);
         for (uint32_t i = 0; i < count; i++)
             assert_same(&u.outcomes[i], &plain.outcomes[i]);
         run_free(&u);
@@ -300,6 +303,41 @@ TEST(depth_changes_nothing)
         assert_same(&u.outcomes[i], &plain.outcomes[i]);
     run_free(&u);
     run_free(&plain);
+    rig_close(&r);
+}
+
+/* A stop at the last row of a page, in a step whose drafts complete the page: it must not be kept,
+ * for its last token was never stepped in plain decoding. */
+TEST(dropped_rows_are_never_kept)
+{
+    enum { COUNT = 9, EDGE = ENG_PAGE_TOKENS - 1 };
+    ask asks[COUNT];
+    rig r;
+    rig_of(&r, &(nano_options){.echo = true});
+    for (uint32_t i = 0; i < COUNT; i++)
+        asks[i] = ask_of(52 + i, (int32_t)(EDGE + 8 - (52 + i)), 0.5f);
+    run plain = run_at(&r, 0, 0, asks, COUNT);
+    assert_int_equal(plain.kept, COUNT); /* without the stop, the page is complete */
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < COUNT; i++) {
+        uint32_t at = EDGE - asks[i].prompt_count;
+        if (latest_first(&plain.outcomes[i], at + 1) != at)
+            continue; /* the token there came before */
+        asks[count] = asks[i];
+        asks[count].sampling.stop_id_count = 1;
+        asks[count++].sampling.stop_ids[0] = (int32_t)plain.outcomes[i].sampled[at].id;
+    }
+    run_free(&plain);
+    assert_true(count > 0);
+    for (uint32_t depth = 0; depth <= ENG_DRAFTS_MAX; depth++) {
+        run u = run_at(&r, depth, 0, asks, count);
+        assert_int_equal(u.kept, 0);
+        for (uint32_t i = 0; i < count; i++) {
+            assert_int_equal(u.outcomes[i].finish, DEC_FINISH_STOP);
+            assert_int_equal(asks[i].prompt_count + u.outcomes[i].count, EDGE + 1);
+        }
+        run_free(&u);
+    }
     rig_close(&r);
 }
 
@@ -378,6 +416,7 @@ TEST(failed_step_leaves_what_was_right)
 
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(depth_changes_nothing),
+    cmocka_unit_test(dropped_rows_are_never_kept),
     cmocka_unit_test(wrong_drafts_change_nothing),
     cmocka_unit_test(drafts_at_once_after_a_hand_over),
     cmocka_unit_test(drafts_that_fail_are_done_without),
