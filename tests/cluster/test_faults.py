@@ -74,6 +74,20 @@ def test_prefill_killed_none_left():
         cluster.wait_at_rest()
 
 
+def test_prefill_killed_none_left_to_wait_for():
+    """The same where the operator does not want decode nodes to prefill: a clear error, nothing left behind."""
+    with Cluster("p-none-error", "--env", "prefill-0:SLUICE_FAULTS=prefill.group=hold@1", "--router-args",
+                 "--self-prefill=false --place-timeout 1s") as cluster:
+        result = in_background(lambda: cluster.chat(needle_prompt(300), temperature=0, stream=True))
+        held(cluster, "prefill-0")
+        cluster.kill("prefill-0")
+        answer = result()
+        assert answer.status == 503 and "prefill" in answer.error["message"], (answer.status, answer.error)
+        assert "retry-after" in answer.headers, answer.headers
+        print("error:", answer.error["message"])
+        cluster.wait_at_rest()
+
+
 def test_decode_killed_none_left():
     with Cluster("d-none", "--env", "*:SLUICE_FAULTS=decode.step=slow=10", "--router-args", "--place-timeout 1s") as cluster:
         killed = []
