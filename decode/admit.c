@@ -80,6 +80,25 @@ static dec_slot *find(dec_service *service, const char *request_id)
     return NULL;
 }
 
+/* The job whose prompt is to be copied: the same tokens, not at its end yet. */
+static sl_status find_source(dec_service *service, const dec_stream *stream,
+                             const Sluice__V1__Admit *admit, const dec_job **out_source,
+                             sl_err *err)
+{
+    const dec_slot *slot = find(service, admit->fork_of);
+    if (!slot || slot->stream != stream || slot->core.cancelled ||
+        slot->core.state >= DEC_STATE_CLOSING)
+        return sl_fail(err, SL_UNAVAILABLE,
+                       "request %s, whose prompt was to be copied, is not here", admit->fork_of);
+    if (!admit->self_prefill || slot->token_count != admit->n_tokens ||
+        slot->job->cache_space != admit->cache_space ||
+        memcmp(slot->job->tokens, admit->tokens, admit->n_tokens * sizeof(admit->tokens[0])) != 0)
+        return sl_fail(err, SL_INVALID, "request %s has another prompt, so it cannot be copied",
+                       admit->fork_of);
+    *out_source = slot->job;
+    return sl_ok();
+}
+
 static dec_slot *take_slot(dec_service *service)
 {
     for (uint32_t i = 0; i < service->options.sequences_max; i++)
@@ -170,11 +189,15 @@ void dec_admit(dec_service *service, dec_stream *stream, const Sluice__V1__Admit
         admit_again(service, stream, slot, admit);
         return;
     }
+    const dec_job *source = NULL;
     sl_status status = check(service, admit, &sampling, &err);
+    if (sl_is_ok(status) && admit->fork_of[0])
+        status = find_source(service, stream, admit, &source, &err);
     if (sl_is_ok(status) && !(slot = take_slot(service)))
         status = sl_fail(&err, SL_FULL, "all %u slots are taken", service->options.sequences_max);
     if (sl_is_ok(status)) {
         fill_slot(service, slot, stream, admit, &sampling);
+        slot->job->source = source;
         status = open_slot(service, slot, &err);
     }
     if (sl_is_ok(status))

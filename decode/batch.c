@@ -11,6 +11,7 @@
 #include "base/assert.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "decode/fork.h"
 
 typedef enum job_phase { PHASE_ADOPTED, PHASE_PREFILL, PHASE_DECODE } job_phase;
 
@@ -31,6 +32,7 @@ struct dec_batch {
     eng_drafts drafts[DEC_SEQUENCES_MAX];
     uint32_t draft_active[DEC_SEQUENCES_MAX]; /* index into active of each */
     eng_sampled sampled;
+    dec_forks forks;
 };
 
 dec_job *dec_job_create(uint32_t token_count, uint32_t token_capacity, uint32_t hidden_size)
@@ -65,8 +67,58 @@ static void emit(dec_batch *batch, dec_job *job, dec_batch_event_kind kind, dec_
     eng_worker_emit(batch->client, &event);
 }
 
+static void open_failed(dec_batch *batch, dec_job *job)
+{
+    job->sequence = NULL;
+    emit(batch, job, DEC_BATCH_OPEN_FAILED, DEC_FINISH_NONE);
+}
+
+static void opened(dec_batch *batch, dec_job *job)
+{
+    for (uint32_t block = 0; block < job->block_count; block++)
+        job->pages[block] = eng_sequence_page(job->sequence, block);
+    dec_forks_add_open(&batch->forks, job);
+    emit(batch, job, DEC_BATCH_OPENED, DEC_FINISH_NONE);
+}
+
+/* The source is open and its prompt complete. */
+static void fork_job(dec_batch *batch, dec_job *job)
+{
+    const dec_job *source = job->source;
+    sl_status status = eng_sequence_fork(source->sequence, job->token_count, source->h_final,
+                                         job->token_capacity, &job->sequence, &job->err);
+    if (sl_is_ok(status))
+        opened(batch, job);
+    else
+        open_failed(batch, job);
+}
+
+static void open_fork(dec_batch *batch, dec_job *job)
+{
+    if (!dec_forks_is_open(&batch->forks, job->source)) {
+        job->err.code = sl_fail(&job->err, SL_UNAVAILABLE, "the source has ended").code;
+        open_failed(batch, job);
+    } else if (job->source->prompt_done) {
+        fork_job(batch, job);
+    } else {
+        dec_forks_add_waiting(&batch->forks, job);
+    }
+}
+
+/* The job can draw; who waits for its prompt copies it first. */
+static void prompt_done(dec_batch *batch, dec_job *job)
+{
+    job->prompt_done = true;
+    for (dec_job *fork; (fork = dec_forks_take_waiting(&batch->forks, job));)
+        fork_job(batch, fork);
+}
+
 static void open_job(dec_batch *batch, dec_job *job)
 {
+    if (job->source) {
+        open_fork(batch, job);
+        return;
+    }
     /* The last block is never taken from the cache: h_final comes with it, or is computed. */
     const eng_prefix prefix = {
         .tokens = job->tokens,
@@ -76,13 +128,11 @@ static void open_job(dec_batch *batch, dec_job *job)
     sl_status status = eng_sequence_open_prefix(batch->engine, job->token_capacity, &prefix,
                                                 &job->sequence, &job->err);
     if (!sl_is_ok(status)) {
-        emit(batch, job, DEC_BATCH_OPEN_FAILED, DEC_FINISH_NONE);
+        open_failed(batch, job);
         return;
     }
-    for (uint32_t block = 0; block < job->block_count; block++)
-        job->pages[block] = eng_sequence_page(job->sequence, block);
     job->known_blocks = eng_sequence_length(job->sequence) / ENG_PAGE_TOKENS;
-    emit(batch, job, DEC_BATCH_OPENED, DEC_FINISH_NONE);
+    opened(batch, job);
 }
 
 static void activate(dec_batch *batch, dec_job *job, job_phase phase)
@@ -100,8 +150,11 @@ static void remove_active(dec_batch *batch, uint32_t index)
             (batch->active_count - index) * sizeof(batch->active[0]));
 }
 
-static void release(const dec_batch *batch, dec_job *job)
+static void release(dec_batch *batch, dec_job *job)
 {
+    dec_forks_remove_open(&batch->forks, job);
+    for (dec_job *fork; (fork = dec_forks_take_waiting(&batch->forks, job));)
+        open_fork(batch, fork); /* fails: its source is gone */
     uint32_t length = eng_sequence_length(job->sequence);
     if (batch->options.prefix_cache)
         eng_sequence_publish(
@@ -124,6 +177,24 @@ static void close_job(dec_batch *batch, dec_job *job)
     emit(batch, job, DEC_BATCH_CLOSED, DEC_FINISH_NONE);
 }
 
+/* h_final of all tokens is there: keeps it, because the sequence's own moves on. */
+static void note_prompt(dec_batch *batch, dec_job *job)
+{
+    memcpy(job->h_final, eng_sequence_h_final(job->sequence),
+           batch->options.hidden_size * sizeof(job->h_final[0]));
+    prompt_done(batch, job);
+}
+
+/* A fork lacks nothing. */
+static void run_self(dec_batch *batch, dec_job *job)
+{
+    job->prefilled = eng_sequence_length(job->sequence);
+    bool complete = job->prefilled == job->token_count;
+    activate(batch, job, complete ? PHASE_ADOPTED : PHASE_PREFILL);
+    if (complete)
+        note_prompt(batch, job);
+}
+
 static void on_command(void *context, const void *item)
 {
     dec_batch *batch = context;
@@ -136,10 +207,10 @@ static void on_command(void *context, const void *item)
     case DEC_COMMAND_ADOPT:
         eng_sequence_adopt(job->sequence, job->token_count, job->h_final);
         activate(batch, job, PHASE_ADOPTED);
+        prompt_done(batch, job);
         break;
     case DEC_COMMAND_RUN_SELF:
-        job->prefilled = eng_sequence_length(job->sequence);
-        activate(batch, job, PHASE_PREFILL);
+        run_self(batch, job);
         break;
     case DEC_COMMAND_CLOSE:
         close_job(batch, job);
@@ -364,6 +435,7 @@ static void draw_spans(dec_batch *batch, uint32_t count)
         if (span->logits == ENG_LOGITS_NONE)
             continue;
         entry->phase = PHASE_DECODE;
+        note_prompt(batch, entry->job);
         why[index] = draw(batch, entry->job, eng_step_logits(batch->engine, row++));
     }
     for (uint32_t i = batch->active_count; i-- > 0;)
@@ -397,6 +469,7 @@ static bool on_run(void *context)
 static void on_stop(void *context)
 {
     dec_batch *batch = context;
+    batch->forks.waiting_count = 0;
     for (uint32_t i = 0; i < batch->active_count; i++)
         release(batch, batch->active[i].job);
     batch->active_count = 0;

@@ -39,11 +39,15 @@ typedef struct dec_job {
         prompt_count; /* of the original prompt: what lies behind was generated (maybe elsewhere) */
     uint64_t cache_space;
     uint32_t known_blocks; /* found in the cache by OPEN; never the prompt's last */
-    uint16_t *h_final;     /* bf16 [hidden], set by the control thread before ADOPT */
+    uint16_t
+        *h_final; /* bf16 [hidden], set by the control thread before ADOPT, else by the engine's */
     eng_sequence *sequence;
     uint32_t *pages; /* [block_count], set by OPEN */
     uint32_t block_count;
     uint32_t prefilled; /* RUN_SELF: tokens in the cache so far */
+    /* OPEN copies the prompt of this one, as soon as it is complete there; NULL = none */
+    const struct dec_job *source;
+    bool prompt_done; /* the cache holds the tokens it was admitted with; h_final is of the last */
     dec_draft draft;
     sl_err err; /* why OPEN failed or the job ended as FAILED */
 } dec_job;
@@ -81,6 +85,7 @@ typedef struct dec_batch_options {
     uint32_t sequences_max;
     uint32_t chunk_tokens; /* rows a step spends on prompts computed here */
     uint32_t eos_id;
+    uint32_t hidden_size;
     bool prefix_cache;    /* start from known pages, make a sequence's pages known when it ends */
     uint32_t draft_depth; /* drafts a step and sequence, <= ENG_DRAFTS_MAX; 0 = none */
     uint32_t rows_max;    /* the engine's: drafts get what the other rows leave */

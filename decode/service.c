@@ -364,6 +364,7 @@ sl_status dec_service_create(const dec_service_options *options, dec_service **o
         .rows_max = options->rows_max,
         .prefix_cache = options->prefix_cache,
         .eos_id = (uint32_t)service->shape->eos_id,
+        .hidden_size = (uint32_t)service->shape->hidden_size,
     };
     create_metrics(service, &batch);
     sl_status status =

@@ -127,6 +127,12 @@ typedef struct eng_prefix {
 SL_MUST_USE sl_status eng_sequence_open_prefix(eng_engine *engine, uint32_t token_capacity,
                                                const eng_prefix *prefix,
                                                eng_sequence **out_sequence, sl_err *err);
+/* As eng_sequence_open, but starts with the first token_count tokens of `source`, which holds them
+ * (or more): whole blocks are shared, the rows of the last one copied. h_final: of the last of them
+ * (bf16; source's own may have moved on). */
+SL_MUST_USE sl_status eng_sequence_fork(const eng_sequence *source, uint32_t token_count,
+                                        const uint16_t *h_final, uint32_t token_capacity,
+                                        eng_sequence **out_sequence, sl_err *err);
 /* Makes the sequence's complete blocks known: prefix->tokens are the tokens it holds, all accepted
  * (no drafts). May be called again as it grows. Known pages live on after close until their memory
  * is needed, the oldest first. */

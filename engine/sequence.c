@@ -47,9 +47,9 @@ static void sequence_give_pages(eng_sequence *sequence, uint32_t page_count)
         eng_pages_give(&sequence->engine->pages, sequence->pages[i]);
 }
 
-sl_status eng_sequence_open_prefix(eng_engine *engine, uint32_t token_capacity,
-                                   const eng_prefix *prefix, eng_sequence **out_sequence,
-                                   sl_err *err)
+/* A closed one, with its size set. */
+static sl_status sequence_claim(eng_engine *engine, uint32_t token_capacity,
+                                eng_sequence **out_sequence, sl_err *err)
 {
     SL_TRY(sequence_check_capacity(engine, token_capacity, err));
     eng_sequence *sequence = NULL;
@@ -61,11 +61,18 @@ sl_status eng_sequence_open_prefix(eng_engine *engine, uint32_t token_capacity,
         return sl_fail(err, SL_FULL, "all %u sequences are open", engine->sequences_max);
     sequence->capacity = token_capacity;
     sequence->page_count = (token_capacity + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
-    uint32_t shared = sequence_share_known(sequence, prefix);
+    *out_sequence = sequence;
+    return sl_ok();
+}
+
+/* Opens it with `shared` pages bound already; on failure lets go of them. */
+static sl_status sequence_bind(eng_sequence *sequence, uint32_t shared, sl_err *err)
+{
+    eng_engine *engine = sequence->engine;
     uint32_t available = eng_pages_available(&engine->pages);
     if (sequence->page_count - shared > available) {
         sl_status status = sl_fail(err, SL_FULL, "%u tokens need %u pages: %u are free",
-                                   token_capacity, sequence->page_count - shared, available);
+                                   sequence->capacity, sequence->page_count - shared, available);
         sequence_give_pages(sequence, shared);
         sequence->page_count = 0;
         return status;
@@ -77,6 +84,42 @@ sl_status eng_sequence_open_prefix(eng_engine *engine, uint32_t token_capacity,
     sequence->open = true;
     sequence->length = shared * ENG_PAGE_TOKENS;
     sequence->step_id = 0;
+    return sl_ok();
+}
+
+sl_status eng_sequence_open_prefix(eng_engine *engine, uint32_t token_capacity,
+                                   const eng_prefix *prefix, eng_sequence **out_sequence,
+                                   sl_err *err)
+{
+    eng_sequence *sequence = NULL;
+    SL_TRY(sequence_claim(engine, token_capacity, &sequence, err));
+    SL_TRY(sequence_bind(sequence, sequence_share_known(sequence, prefix), err));
+    *out_sequence = sequence;
+    return sl_ok();
+}
+
+sl_status eng_sequence_fork(const eng_sequence *source, uint32_t token_count,
+                            const uint16_t *h_final, uint32_t token_capacity,
+                            eng_sequence **out_sequence, sl_err *err)
+{
+    eng_engine *engine = source->engine;
+    sl_assert(source->open && !source->in_step && !engine->plain);
+    sl_assert(token_count > 0 && token_count <= source->length && token_count <= token_capacity);
+    uint32_t whole = token_count / ENG_PAGE_TOKENS;
+    eng_sequence *sequence = NULL;
+    SL_TRY(sequence_claim(engine, token_capacity, &sequence, err));
+    for (uint32_t i = 0; i < whole; i++) {
+        eng_pages_share(&engine->pages, source->pages[i]);
+        sequence->pages[i] = source->pages[i];
+    }
+    SL_TRY(sequence_bind(sequence, whole, err));
+    if (token_count % ENG_PAGE_TOKENS > 0) {
+        memcpy(eng_pages_at(&engine->pages, sequence->pages[whole]),
+               eng_pages_at(&engine->pages, source->pages[whole]),
+               (size_t)engine->layout.page_bytes);
+        eng_sequence_clear_rows(sequence, token_count, (whole + 1) * ENG_PAGE_TOKENS);
+    }
+    eng_sequence_adopt(sequence, token_count, h_final);
     *out_sequence = sequence;
     return sl_ok();
 }

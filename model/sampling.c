@@ -8,9 +8,11 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
+#include "base/rng.h"
 
 #define CONFIG_BYTES_MAX ((size_t)1 << 20)
 #define TOKENS_MAX       (1 << 24)
+#define CHOICE_STREAM    1 /* of the keyed random number; 0 draws tokens */
 
 void mdl_sampling_init(mdl_sampling *out_sampling)
 {
@@ -19,6 +21,11 @@ void mdl_sampling_init(mdl_sampling *out_sampling)
     out_sampling->top_p = 1.0f;
     out_sampling->repetition_penalty = 1.0f;
     out_sampling->logprob_count = -1;
+}
+
+uint64_t mdl_choice_seed(uint64_t seed, uint32_t index)
+{
+    return index == 0 ? seed : (uint64_t)(sl_keyed_uniform(seed, index, CHOICE_STREAM) * 0x1p53);
 }
 
 /* --- checking --- */

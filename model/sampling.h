@@ -54,6 +54,10 @@ SL_MUST_USE sl_status mdl_sampling_parse(const sl_json *request, const mdl_sampl
 SL_MUST_USE sl_status mdl_sampling_check(const mdl_sampling *sampling, int32_t vocab_size,
                                          sl_err *err);
 
+/* The seed of choice `index` of a request: its own for the first, else a number below 2^53 keyed by
+ * (seed, index). docs/SAMPLING.md has test vectors. */
+uint64_t mdl_choice_seed(uint64_t seed, uint32_t index);
+
 #ifdef __cplusplus
 }
 #endif

@@ -27,6 +27,17 @@ typedef struct pending_delta {
     sl_buf token_texts, token_tops, token_offsets;
 } pending_delta;
 
+typedef struct choice {
+    rtr_answer *answer;
+    uint32_t index;
+    mdl_detok detok;
+    mdl_output *output;
+    mdl_message message; /* not streamed */
+    pending_delta delta;
+    size_t text_offset;
+    const char *finish; /* NULL: goes on */
+} choice;
+
 struct rtr_answer {
     rtr_answer_options options;
     bool chat, stream, want_logprobs;
@@ -34,12 +45,9 @@ struct rtr_answer {
     sl_buf head; /* constant start of a chunk or body: {"id":..,..,"system_fingerprint":".." */
     sl_buf out;
     sl_buf text; /* detokenised, of one token */
-    mdl_detok detok;
-    mdl_output *output;
-    mdl_message message; /* not streamed */
-    pending_delta delta;
-    size_t text_offset;
     rtr_answer_usage usage;
+    choice *choices; /* [choice_count] */
+    uint32_t choice_count, open_count;
 };
 
 /* ---- pending */
@@ -82,10 +90,11 @@ static void put_buf(sl_buf *out, const sl_buf *piece)
         sl_buf_append(out, piece->data, piece->size);
 }
 
-static void put_logprobs(rtr_answer *a)
+static void put_logprobs(choice *c)
 {
-    pending_delta *d = &a->delta;
-    sl_buf *out = &a->out;
+    const rtr_answer *a = c->answer;
+    pending_delta *d = &c->delta;
+    sl_buf *out = &c->answer->out;
     if (!a->want_logprobs) {
         sl_buf_puts(out, ",\"logprobs\":null");
         return;
@@ -106,12 +115,23 @@ static void put_logprobs(rtr_answer *a)
     sl_buf_puts(out, "]}");
 }
 
-static void put_token_ids(rtr_answer *a)
+static void put_token_ids(choice *c)
 {
-    if (!a->options.request->return_token_ids)
+    sl_buf *out = &c->answer->out;
+    if (!c->answer->options.request->return_token_ids)
         return;
-    sl_buf_puts(&a->out, ",\"token_ids\":");
-    rtr_json_ids(&a->out, (const uint32_t *)a->delta.ids.data, a->delta.ids.count);
+    sl_buf_puts(out, ",\"token_ids\":");
+    rtr_json_ids(out, (const uint32_t *)c->delta.ids.data, c->delta.ids.count);
+}
+
+/* With it the choice can be asked for again, alone. */
+static void put_seed(choice *c)
+{
+    rtr_answer *a = c->answer;
+    if (a->choice_count > 1)
+        sl_buf_printf(
+            &a->out, ",\"seed\":%llu",
+            (unsigned long long)mdl_choice_seed(a->options.request->sampling.seed, c->index));
 }
 
 static void put_prompt_ids(rtr_answer *a)
@@ -130,9 +150,10 @@ static void comma(sl_buf *list)
         sl_buf_putc(list, ',');
 }
 
-static void note_token(rtr_answer *a, uint32_t id, const rtr_token_logprobs *logprobs)
+static void note_token(choice *c, uint32_t id, const rtr_token_logprobs *logprobs)
 {
-    pending_delta *d = &a->delta;
+    const rtr_answer *a = c->answer;
+    pending_delta *d = &c->delta;
     const mdl_tokenizer *tokenizer = a->options.tokenizer;
     if (a->options.request->return_token_ids)
         mdl_ids_push(&d->ids, (int32_t)id);
@@ -149,8 +170,8 @@ static void note_token(rtr_answer *a, uint32_t id, const rtr_token_logprobs *log
     comma(&d->token_tops);
     rtr_json_top_map(&d->token_tops, tokenizer, logprobs);
     comma(&d->token_offsets);
-    sl_buf_printf(&d->token_offsets, "%zu", a->text_offset);
-    a->text_offset += rtr_token_characters(tokenizer, id);
+    sl_buf_printf(&d->token_offsets, "%zu", c->text_offset);
+    c->text_offset += rtr_token_characters(tokenizer, id);
 }
 
 /* ---- chunks of a stream */
@@ -171,10 +192,10 @@ static void chunk_close(rtr_answer *a)
     sl_buf_puts(&a->out, "}\n\n");
 }
 
-static void put_call_delta(rtr_answer *a)
+static void put_call_delta(choice *c)
 {
-    pending_delta *d = &a->delta;
-    sl_buf *out = &a->out;
+    pending_delta *d = &c->delta;
+    sl_buf *out = &c->answer->out;
     sl_buf_printf(out, "\"tool_calls\":[{\"index\":%d,", d->call_index);
     if (d->call_begins) {
         sl_buf_printf(out, "\"id\":\"%s\",\"type\":\"function\",", d->call_id);
@@ -198,32 +219,36 @@ static void put_delta_text(rtr_answer *a, bool *first, const char *field, const 
 }
 
 /* One event with what is pending; finish: NULL while the stream goes on. */
-static void write_chunk(rtr_answer *a, const char *finish)
+static void write_chunk(choice *c, const char *finish)
 {
-    pending_delta *d = &a->delta;
+    rtr_answer *a = c->answer;
+    pending_delta *d = &c->delta;
     bool first = true;
     chunk_open(a);
+    sl_buf_printf(&a->out, ",\"choices\":[{\"index\":%u,", c->index);
     if (a->chat) {
-        sl_buf_puts(&a->out, ",\"choices\":[{\"index\":0,\"delta\":{");
+        sl_buf_puts(&a->out, "\"delta\":{");
         put_delta_text(a, &first, "reasoning_content", &d->reasoning);
         put_delta_text(a, &first, "content", &d->content);
         if (d->has_call) {
             if (!first)
                 sl_buf_putc(&a->out, ',');
-            put_call_delta(a);
+            put_call_delta(c);
         }
         sl_buf_putc(&a->out, '}');
     } else {
-        sl_buf_puts(&a->out, ",\"choices\":[{\"index\":0,\"text\":");
+        sl_buf_puts(&a->out, "\"text\":");
         rtr_json_text(&a->out, d->content.data, d->content.size);
     }
-    put_logprobs(a);
+    put_logprobs(c);
     sl_buf_puts(&a->out, ",\"finish_reason\":");
-    if (finish)
+    if (finish) {
         rtr_json_text(&a->out, finish, strlen(finish));
-    else
+        put_seed(c);
+    } else {
         sl_buf_puts(&a->out, "null");
-    put_token_ids(a);
+    }
+    put_token_ids(c);
     sl_buf_puts(&a->out, "}]");
     chunk_close(a);
     delta_clear(d);
@@ -236,20 +261,20 @@ static bool delta_has_text(const pending_delta *d)
 
 /* ---- events of the output parser */
 
-static void on_stream_event(rtr_answer *a, const mdl_event *event)
+static void on_stream_event(choice *c, const mdl_event *event)
 {
-    pending_delta *d = &a->delta;
+    pending_delta *d = &c->delta;
     switch (event->kind) {
     case MDL_EVENT_REASONING:
     case MDL_EVENT_CONTENT:
         if (d->has_call)
-            write_chunk(a, NULL);
+            write_chunk(c, NULL);
         sl_buf_append(event->kind == MDL_EVENT_CONTENT ? &d->content : &d->reasoning, event->text,
                       event->size);
         break;
     case MDL_EVENT_CALL_BEGIN:
         if (d->has_call)
-            write_chunk(a, NULL);
+            write_chunk(c, NULL);
         d->has_call = true;
         d->call_begins = true;
         d->call_index = event->call_index;
@@ -258,7 +283,7 @@ static void on_stream_event(rtr_answer *a, const mdl_event *event)
         break;
     case MDL_EVENT_ARGUMENTS:
         if (d->has_call && d->call_index != event->call_index)
-            write_chunk(a, NULL);
+            write_chunk(c, NULL);
         d->has_call = true;
         d->call_index = event->call_index;
         sl_buf_append(&d->arguments, event->text, event->size);
@@ -272,20 +297,19 @@ static void on_stream_event(rtr_answer *a, const mdl_event *event)
 
 static void on_event(void *context, const mdl_event *event)
 {
-    rtr_answer *a = context;
-    if (a->stream)
-        on_stream_event(a, event);
+    choice *c = context;
+    if (c->answer->stream)
+        on_stream_event(c, event);
     else
-        mdl_message_collect(&a->message, event);
+        mdl_message_collect(&c->message, event);
 }
 
 /* ---- whole answers */
 
-static void put_message_calls(rtr_answer *a)
+static void put_message_calls(sl_buf *out, const mdl_message *m)
 {
-    sl_buf *out = &a->out;
-    for (size_t i = 0; i < a->message.call_count; i++) {
-        const mdl_call *call = &a->message.calls[i];
+    for (size_t i = 0; i < m->call_count; i++) {
+        const mdl_call *call = &m->calls[i];
         sl_buf_puts(out, i ? "," : ",\"tool_calls\":[");
         sl_buf_printf(out,
                       "{\"id\":\"%s\",\"type\":\"function\",\"function\":{\"name\":", call->id);
@@ -294,15 +318,13 @@ static void put_message_calls(rtr_answer *a)
         rtr_json_text(out, call->arguments.data, call->arguments.size);
         sl_buf_puts(out, "}}");
     }
-    if (a->message.call_count)
+    if (m->call_count)
         sl_buf_putc(out, ']');
 }
 
 /* content is null when there are calls or only reasoning and no text. */
-static void put_chat_message(rtr_answer *a)
+static void put_chat_message(sl_buf *out, const mdl_message *m)
 {
-    const mdl_message *m = &a->message;
-    sl_buf *out = &a->out;
     sl_buf_puts(out, "\"message\":{\"role\":\"assistant\",\"content\":");
     if (m->content.size || (!m->call_count && !m->reasoning.size))
         rtr_json_text(out, m->content.data, m->content.size);
@@ -312,31 +334,80 @@ static void put_chat_message(rtr_answer *a)
         sl_buf_puts(out, ",\"reasoning_content\":");
         rtr_json_text(out, m->reasoning.data, m->reasoning.size);
     }
-    put_message_calls(a);
+    put_message_calls(out, m);
     sl_buf_putc(out, '}');
 }
 
-static void write_body(rtr_answer *a, const char *finish)
+static void put_choice(choice *c)
+{
+    sl_buf *out = &c->answer->out;
+    sl_buf_printf(out, "{\"index\":%u,", c->index);
+    if (c->answer->chat) {
+        put_chat_message(out, &c->message);
+    } else {
+        sl_buf_puts(out, "\"text\":");
+        rtr_json_text(out, c->message.content.data, c->message.content.size);
+    }
+    put_logprobs(c);
+    sl_buf_printf(out, ",\"finish_reason\":\"%s\"", c->finish);
+    put_seed(c);
+    put_token_ids(c);
+    sl_buf_putc(out, '}');
+}
+
+static void write_body(rtr_answer *a)
 {
     sl_buf *out = &a->out;
     put_buf(out, &a->head);
     put_prompt_ids(a);
-    sl_buf_puts(out, ",\"choices\":[{\"index\":0,");
-    if (a->chat) {
-        put_chat_message(a);
-    } else {
-        sl_buf_puts(out, "\"text\":");
-        rtr_json_text(out, a->message.content.data, a->message.content.size);
+    sl_buf_puts(out, ",\"choices\":[");
+    for (uint32_t i = 0; i < a->choice_count; i++) {
+        if (i)
+            sl_buf_putc(out, ',');
+        put_choice(&a->choices[i]);
     }
-    put_logprobs(a);
-    sl_buf_printf(out, ",\"finish_reason\":\"%s\"", finish);
-    put_token_ids(a);
-    sl_buf_puts(out, "}],\"usage\":");
+    sl_buf_puts(out, "],\"usage\":");
     rtr_json_usage(out, &a->usage);
     sl_buf_putc(out, '}');
 }
 
+static void write_end(rtr_answer *a)
+{
+    if (a->options.request->include_usage) {
+        chunk_open(a);
+        sl_buf_puts(&a->out, ",\"choices\":[],\"usage\":");
+        rtr_json_usage(&a->out, &a->usage);
+        sl_buf_puts(&a->out, "}\n\n");
+    }
+    sl_buf_puts(&a->out, "data: [DONE]\n\n");
+}
+
 /* ---- public */
+
+/* Calls of different choices have different ids. */
+static sl_status choice_init(rtr_answer *a, uint32_t index, sl_err *err)
+{
+    const rtr_api_request *request = a->options.request;
+    choice *c = &a->choices[index];
+    c->answer = a;
+    c->index = index;
+    delta_init(&c->delta);
+    mdl_message_init(&c->message);
+    mdl_detok_init(&c->detok, a->options.tokenizer);
+    char id[64];
+    snprintf(id, sizeof id, index ? "%s-%u" : "%s", a->options.request_id, index);
+    mdl_output_options output = {
+        .raw = !a->chat,
+        .reasoning_open = a->chat && mdl_chat_reasoning_open(request->chat),
+        .parse_calls = a->chat && mdl_chat_calls_expected(request->chat),
+        .chat = request->chat,
+        .request_id = id,
+        .call_key = {a->options.call_key[0], a->options.call_key[1]},
+        .stops = request->stops,
+        .stop_count = request->stop_count,
+    };
+    return mdl_output_create(&output, on_event, c, &c->output, err);
+}
 
 sl_status rtr_answer_create(const rtr_answer_options *options, rtr_answer **out_answer, sl_err *err)
 {
@@ -351,35 +422,30 @@ sl_status rtr_answer_create(const rtr_answer_options *options, rtr_answer **out_
     sl_buf_init(&a->head, 0);
     sl_buf_init(&a->out, 0);
     sl_buf_init(&a->text, 0);
-    delta_init(&a->delta);
-    mdl_message_init(&a->message);
-    mdl_detok_init(&a->detok, options->tokenizer);
-    mdl_output_options output = {
-        .raw = !a->chat,
-        .reasoning_open = a->chat && mdl_chat_reasoning_open(request->chat),
-        .parse_calls = a->chat && mdl_chat_calls_expected(request->chat),
-        .chat = request->chat,
-        .request_id = options->request_id,
-        .call_key = {options->call_key[0], options->call_key[1]},
-        .stops = request->stops,
-        .stop_count = request->stop_count,
-    };
-    sl_status status = mdl_output_create(&output, on_event, a, &a->output, err);
-    if (!sl_is_ok(status)) {
+    a->choices = sl_alloc(request->choice_count, sizeof *a->choices, "answer choices");
+    a->choice_count = a->open_count = request->choice_count;
+    for (uint32_t i = 0; i < a->choice_count; i++) {
+        sl_status status = choice_init(a, i, err);
+        if (sl_is_ok(status))
+            continue;
+        a->choice_count = i + 1;
         rtr_answer_destroy(a);
         return status;
     }
     *out_answer = a;
-    return status;
+    return sl_ok();
 }
 
 void rtr_answer_destroy(rtr_answer *a)
 {
     if (!a)
         return;
-    mdl_output_destroy(a->output);
-    mdl_message_fini(&a->message);
-    delta_fini(&a->delta);
+    for (uint32_t i = 0; i < a->choice_count; i++) {
+        mdl_output_destroy(a->choices[i].output);
+        mdl_message_fini(&a->choices[i].message);
+        delta_fini(&a->choices[i].delta);
+    }
+    sl_free(a->choices);
     sl_buf_fini(&a->text);
     sl_buf_fini(&a->out);
     sl_buf_fini(&a->head);
@@ -397,12 +463,14 @@ void rtr_answer_begin(rtr_answer *a, const char *fingerprint)
     rtr_json_text(&a->head, a->options.model, strlen(a->options.model));
     sl_buf_puts(&a->head, ",\"system_fingerprint\":");
     rtr_json_text(&a->head, fingerprint, strlen(fingerprint));
-    if (!a->stream || !a->chat)
-        return;
-    chunk_open(a);
-    sl_buf_puts(&a->out, ",\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\","
-                         "\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]");
-    chunk_close(a);
+    for (uint32_t i = 0; a->stream && a->chat && i < a->choice_count; i++) {
+        chunk_open(a);
+        sl_buf_printf(&a->out,
+                      ",\"choices\":[{\"index\":%u,\"delta\":{\"role\":\"assistant\","
+                      "\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]",
+                      i);
+        chunk_close(a);
+    }
 }
 
 void rtr_answer_set_cached(rtr_answer *a, uint32_t cached_tokens)
@@ -410,50 +478,51 @@ void rtr_answer_set_cached(rtr_answer *a, uint32_t cached_tokens)
     a->usage.cached_tokens = cached_tokens;
 }
 
-bool rtr_answer_push(rtr_answer *a, const uint32_t *ids, const rtr_token_logprobs *logprobs,
-                     size_t count)
+bool rtr_answer_push(rtr_answer *a, uint32_t index, const uint32_t *ids,
+                     const rtr_token_logprobs *logprobs, size_t count)
 {
+    sl_assert(index < a->choice_count && !a->choices[index].finish);
+    choice *c = &a->choices[index];
     int32_t eos = mdl_tokenizer_special(a->options.tokenizer)->eos;
     bool go_on = true;
     for (size_t i = 0; i < count && go_on; i++) {
         a->usage.completion_tokens++;
-        if (mdl_output_in_reasoning(a->output))
+        if (mdl_output_in_reasoning(c->output))
             a->usage.reasoning_tokens++;
-        note_token(a, ids[i], logprobs ? &logprobs[i] : NULL);
+        note_token(c, ids[i], logprobs ? &logprobs[i] : NULL);
         if ((int32_t)ids[i] == eos)
             continue; /* it ends the text and is not part of it */
         sl_buf_clear(&a->text);
-        mdl_detok_push(&a->detok, (int32_t)ids[i], &a->text);
+        mdl_detok_push(&c->detok, (int32_t)ids[i], &a->text);
         if (a->text.size)
-            go_on = mdl_output_push(a->output, a->text.data, a->text.size);
+            go_on = mdl_output_push(c->output, a->text.data, a->text.size);
     }
-    if (a->stream && delta_has_text(&a->delta))
-        write_chunk(a, NULL);
+    if (a->stream && delta_has_text(&c->delta))
+        write_chunk(c, NULL);
     return go_on;
 }
 
-void rtr_answer_finish(rtr_answer *a, mdl_finish cause)
+bool rtr_answer_finish(rtr_answer *a, uint32_t index, mdl_finish cause)
 {
+    sl_assert(index < a->choice_count && !a->choices[index].finish);
+    choice *c = &a->choices[index];
     sl_buf_clear(&a->text);
-    mdl_detok_finish(&a->detok, &a->text);
-    if (a->text.size && !mdl_output_push(a->output, a->text.data, a->text.size))
+    mdl_detok_finish(&c->detok, &a->text);
+    if (a->text.size && !mdl_output_push(c->output, a->text.data, a->text.size))
         cause = MDL_FINISH_STOP;
-    a->message.length_limited = cause == MDL_FINISH_LENGTH;
-    const char *finish = mdl_finish_name(mdl_output_finish(a->output, cause));
-    if (!a->stream) {
-        write_body(a, finish);
-        return;
-    }
-    if (delta_has_text(&a->delta))
-        write_chunk(a, NULL);
-    write_chunk(a, finish);
-    if (a->options.request->include_usage) {
-        chunk_open(a);
-        sl_buf_puts(&a->out, ",\"choices\":[],\"usage\":");
-        rtr_json_usage(&a->out, &a->usage);
-        sl_buf_puts(&a->out, "}\n\n");
-    }
-    sl_buf_puts(&a->out, "data: [DONE]\n\n");
+    c->message.length_limited = cause == MDL_FINISH_LENGTH;
+    c->finish = mdl_finish_name(mdl_output_finish(c->output, cause));
+    if (a->stream && delta_has_text(&c->delta))
+        write_chunk(c, NULL);
+    if (a->stream)
+        write_chunk(c, c->finish);
+    if (--a->open_count > 0)
+        return false;
+    if (a->stream)
+        write_end(a);
+    else
+        write_body(a);
+    return true;
 }
 
 void rtr_answer_fail(rtr_answer *a, const rtr_api_error *error)
@@ -479,7 +548,8 @@ const rtr_answer_usage *rtr_answer_usage_get(const rtr_answer *a)
     return &a->usage;
 }
 
-const mdl_output_counts *rtr_answer_counts(const rtr_answer *a)
+const mdl_output_counts *rtr_answer_counts(const rtr_answer *a, uint32_t index)
 {
-    return mdl_output_counts_get(a->output);
+    sl_assert(index < a->choice_count);
+    return mdl_output_counts_get(a->choices[index].output);
 }

@@ -1,5 +1,6 @@
 /* From tokens to the client's answer: detokenising, parsing, stop strings, JSON or event stream.
  *
+ * One answer has one or more choices (request->choice_count), each with tokens of its own.
  * Tokens go in as they come; text comes out in rtr_answer_output: complete server-sent events of a
  * stream, or the one JSON body after finish. The same tokens give the same text for every cut, so a
  * retried or migrated request goes on where it was. No I/O, no clock. Thread: owner. */
@@ -45,21 +46,23 @@ typedef struct rtr_answer rtr_answer;
 SL_MUST_USE sl_status rtr_answer_create(const rtr_answer_options *options, rtr_answer **out_answer,
                                         sl_err *err);
 void rtr_answer_destroy(rtr_answer *answer);
-/* Before the first push. fingerprint: the numerics id; copied. In a stream this writes the role. */
+/* Before the first push. fingerprint: the numerics id; copied. In a stream this writes the roles.
+ */
 void rtr_answer_begin(rtr_answer *answer, const char *fingerprint);
 void rtr_answer_set_cached(rtr_answer *answer, uint32_t cached_tokens);
 /* logprobs: one for each id if the request wants them, else NULL. False once a stop string was met:
  * the rest was not taken; go on with rtr_answer_finish(MDL_FINISH_STOP). */
-SL_MUST_USE bool rtr_answer_push(rtr_answer *answer, const uint32_t *ids,
+SL_MUST_USE bool rtr_answer_push(rtr_answer *answer, uint32_t choice, const uint32_t *ids,
                                  const rtr_token_logprobs *logprobs, size_t count);
-/* cause: STOP or LENGTH. Afterwards the output is complete ([DONE] included). */
-void rtr_answer_finish(rtr_answer *answer, mdl_finish cause);
+/* cause: STOP or LENGTH; each choice once. True: it was the last one, the output is complete
+ * ([DONE] included). */
+bool rtr_answer_finish(rtr_answer *answer, uint32_t choice, mdl_finish cause);
 /* An error after the stream began: one event {"error":..}; no [DONE] follows it. */
 void rtr_answer_fail(rtr_answer *answer, const rtr_api_error *error);
 /* The caller takes from it (sl_buf_consume or clear). */
 sl_buf *rtr_answer_output(rtr_answer *answer);
 const rtr_answer_usage *rtr_answer_usage_get(const rtr_answer *answer);
-const mdl_output_counts *rtr_answer_counts(const rtr_answer *answer);
+const mdl_output_counts *rtr_answer_counts(const rtr_answer *answer, uint32_t choice);
 
 #ifdef __cplusplus
 }

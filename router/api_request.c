@@ -145,8 +145,8 @@ static bool check_model(const rtr_api_settings *settings, const sl_json *root, r
                 settings->model_name);
 }
 
-/* Fields with one supported value. */
-static bool check_int_is(const sl_json *root, const char *field, int64_t only, rtr_api_error *error)
+static bool read_count(const sl_json *root, const char *field, uint32_t *count,
+                       rtr_api_error *error)
 {
     int64_t value;
     const sl_json *json = given(root, field);
@@ -154,12 +154,10 @@ static bool check_int_is(const sl_json *root, const char *field, int64_t only, r
         return true;
     if (!sl_json_i64(json, &value))
         return wrong_type(error, field, "an integer", json);
-    if (value < 1 || value > 128)
-        return fail(error, 400, NULL, field, "%s: must be 1 to 128, is %lld", field,
+    if (value < 1 || value > RTR_CHOICES_MAX)
+        return fail(error, 400, NULL, field, "%s: must be 1 to %u, is %lld", field, RTR_CHOICES_MAX,
                     (long long)value);
-    if (value != only)
-        return fail(error, 400, "unsupported", field, "%s: only %lld is supported for now", field,
-                    (long long)only);
+    *count = (uint32_t)value;
     return true;
 }
 
@@ -225,12 +223,18 @@ static bool check_logprobs_type(rtr_api_kind kind, const sl_json *root, rtr_api_
 }
 
 /* What completions offer elsewhere and not here. */
-static bool check_completion_fields(const sl_json *root, rtr_api_error *error)
+static bool check_completion_fields(const rtr_api_request *r, const sl_json *root,
+                                    rtr_api_error *error)
 {
     bool echo = false;
+    uint32_t best_of = r->choice_count;
     if (!read_bool(root, "echo", "echo", &echo, error) ||
-        !check_int_is(root, "best_of", 1, error) || !check_string(root, "suffix", error))
+        !read_count(root, "best_of", &best_of, error) || !check_string(root, "suffix", error))
         return false;
+    if (best_of != r->choice_count)
+        return fail(error, 400, "unsupported", "best_of",
+                    "best_of: must be n (%u): all answers are returned, none is chosen",
+                    r->choice_count);
     if (echo)
         return fail(error, 400, "unsupported", "echo", "echo: is not supported");
     if (given(root, "suffix"))
@@ -363,7 +367,8 @@ static bool prepare_generation(const rtr_api_settings *settings, rtr_api_request
                                const sl_json *root, uint32_t context_max, rtr_api_error *error)
 {
     sl_err err;
-    if (!read_stream(r, root, error) || !check_int_is(root, "n", 1, error) ||
+    r->choice_count = 1;
+    if (!read_stream(r, root, error) || !read_count(root, "n", &r->choice_count, error) ||
         !check_string(root, "user", error) || !read_cache_salt(r, root, error) ||
         !read_stop(r, root, error) || !check_logprobs_type(r->kind, root, error) ||
         !read_bool(root, "return_token_ids", "return_token_ids", &r->return_token_ids, error))
@@ -371,7 +376,7 @@ static bool prepare_generation(const rtr_api_settings *settings, rtr_api_request
     if (!sl_is_ok(mdl_sampling_parse(root, &settings->sampling_defaults,
                                      settings->shape->vocab_size, &r->sampling, &err)))
         return fail_status(error, &err);
-    if (r->kind == RTR_API_COMPLETION && !check_completion_fields(root, error))
+    if (r->kind == RTR_API_COMPLETION && !check_completion_fields(r, root, error))
         return false;
     bool encoded = r->kind == RTR_API_CHAT ? encode_chat(settings, r, root, error)
                                            : read_prompt(settings, r, root, error);

@@ -281,6 +281,11 @@ void rtr_front_destroy(rtr_front *front)
     front->stopped = true;
     sl_loop_set_after(front->loop, NULL, NULL);
     rtr_http_server_destroy(front->http); /* their clients go: requests end */
+    for (rtr_live *live = front->lives, *next; live; live = next) { /* leads go after followers */
+        next = live->next;
+        if (live->lead != live)
+            rtr_live_destroy(live);
+    }
     while (front->lives)
         rtr_live_destroy(front->lives);
     rtr_nodes_destroy(front->nodes);

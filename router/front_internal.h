@@ -16,16 +16,24 @@ typedef enum rtr_live_gauge { RTR_GAUGE_NONE, RTR_GAUGE_WAITING, RTR_GAUGE_RUNNI
 
 typedef struct rtr_live rtr_live;
 
+/* One sequence of a request: its only choice, or one of several. The first is the request's lead:
+ * it holds the client's side for all; the others (followers) begin when the lead has a decode node,
+ * and copy the prompt from it there. */
 struct rtr_live {
     rtr_pool_job job; /* first: the pool hands it back */
     rtr_front *front;
-    rtr_live *prev, *next;           /* all */
-    rtr_live *wait_prev, *wait_next; /* in the queue, oldest first */
+    rtr_live *lead;                      /* itself for the first */
+    rtr_live *followers, *follower_next; /* of the lead */
+    uint32_t index;                      /* of the choice */
+    bool forks;                          /* follower: the next Admit copies the lead's prompt */
+    bool answered;                       /* its part of the answer is complete */
+    rtr_live *prev, *next;               /* all */
+    rtr_live *wait_prev, *wait_next;     /* in the queue, oldest first */
     rtr_live *hash_next;
     bool queued;
     rtr_live_gauge gauge;
     char id[RTR_ID_SIZE];
-    rtr_http_exchange *exchange; /* NULL: answered, or the client is gone */
+    rtr_http_exchange *exchange; /* lead; NULL: answered, or the client is gone */
     uint64_t created;            /* seconds since 1970 */
     sl_time_ns arrived_at, first_token_at, last_token_at;
 
@@ -39,14 +47,14 @@ struct rtr_live {
     rtr_api_error error;
 
     /* generating */
-    rtr_api_request *request;
+    rtr_api_request *request; /* the lead's */
     rtr_request_limits limits;
     rtr_request core;
-    bool started;  /* core is in use */
-    bool admitted; /* for the first time: the queue time is told */
-    rtr_answer *answer;
-    bool answer_begun;
-    bool finished; /* all tokens are here, with the cause in finish */
+    bool started;       /* core is in use */
+    bool admitted;      /* for the first time: the queue time is told */
+    rtr_answer *answer; /* lead */
+    bool answer_begun;  /* lead */
+    bool finished;      /* all tokens are here, with the cause in finish */
     mdl_finish finish;
     uint32_t *tokens;
     rtr_token_logprobs *logprobs;
@@ -89,6 +97,9 @@ void rtr_live_start(rtr_front *front, rtr_http_exchange *exchange, rtr_api_kind 
 void rtr_live_step(rtr_live *live, const rtr_event *event);
 /* Frees it if nothing is left to do. Call last. */
 void rtr_live_settle(rtr_live *live);
+/* The answer ended for all choices: those that still run learn of it from their timers, because
+ * whoever walks over the live requests must not lose the next one. */
+void rtr_live_wake_all(rtr_live *lead);
 void rtr_live_destroy(rtr_live *live);
 rtr_live *rtr_live_find(rtr_front *front, const char *id);
 

@@ -146,7 +146,9 @@ static void act_place(rtr_live *live)
 {
     rtr_front *front = live->front;
     rtr_place_result place = {.lack = RTR_LACK_ROOM};
-    if (live->core.decode || !older_waits_for_room(live))
+    if (live->forks && live->lead->core.decode)
+        place = (rtr_place_result){.decode = live->lead->core.decode};
+    else if (live->core.decode || !older_waits_for_room(live))
         rtr_nodes_place(front->nodes, &live->core, live_pages(live), front->shared->self_prefill,
                         &place);
     rtr_event event = {.kind = RTR_EVENT_UNPLACED, .lack = place.lack};
@@ -178,7 +180,7 @@ static void fill_sampling(const rtr_live *live, Sluice__V1__Sampling *out)
     out->presence_penalty = s->presence_penalty;
     out->frequency_penalty = s->frequency_penalty;
     out->repetition_penalty = s->repetition_penalty;
-    out->seed = s->seed;
+    out->seed = mdl_choice_seed(s->seed, live->index);
     out->max_tokens = (uint32_t)s->max_tokens;
     out->min_tokens = (uint32_t)s->min_tokens;
     out->n_stop_ids = (size_t)s->stop_id_count;
@@ -200,6 +202,8 @@ static uint32_t *all_tokens(const rtr_live *live, size_t *out_count)
     *out_count = prompt + live->token_count;
     return tokens;
 }
+
+static void begin_followers(rtr_live *lead);
 
 static void act_admit(rtr_live *live, const rtr_action *action)
 {
@@ -226,6 +230,9 @@ static void act_admit(rtr_live *live, const rtr_action *action)
     admit.prefill_deadline_ms = live->front->shared->prefill_deadline_ms;
     admit.self_prefill = live->core.prefill == 0;
     admit.cache_space = live->request->cache_space;
+    if (live->forks)
+        admit.fork_of = live->lead->id;
+    live->forks = false; /* refused, it is a sequence like any other */
     sl_status status = rtr_nodes_admit(live->front->nodes, action->node, &admit, live_pages(live));
     sl_free(admit.tokens);
     sl_free(pointers);
@@ -234,6 +241,8 @@ static void act_admit(rtr_live *live, const rtr_action *action)
         live->admit_error = status.code;
         sl_debug("request %s: not sent to %s: %s", live->id, live->decode_name,
                  sl_code_name(status.code));
+    } else if (admit.self_prefill) { /* no ticket will tell that it took it */
+        begin_followers(live);
     }
 }
 
@@ -273,6 +282,7 @@ static void act_run_prefill(rtr_live *live, const rtr_action *action)
 {
     sl_err err;
     sl_assert(live->ticket && !live->prefill_call);
+    begin_followers(live); /* before the prompt can be complete there */
     Sluice__V1__PrefillRequest request = SLUICE__V1__PREFILL_REQUEST__INIT;
     request.request_id = live->id;
     request.epoch = action->epoch;
@@ -342,7 +352,24 @@ static void live_act(rtr_live *live, const rtr_action *action)
 
 static bool live_is_over(const rtr_live *live)
 {
-    return !live->preparing && !live->exchange && (!live->started || rtr_request_over(&live->core));
+    if (live->preparing || (live->started && !rtr_request_over(&live->core)))
+        return false;
+    if (live->lead != live)
+        return live->answered || !live->lead->exchange;
+    return !live->exchange && !live->followers;
+}
+
+/* Nobody waits for it any more. */
+static bool live_is_orphan(const rtr_live *live)
+{
+    return live->started && !live->lead->exchange && !rtr_request_over(&live->core);
+}
+
+void rtr_live_wake_all(rtr_live *lead)
+{
+    sl_timer_set(lead->timer, live_now(lead));
+    for (rtr_live *live = lead->followers; live; live = live->follower_next)
+        sl_timer_set(live->timer, live_now(live));
 }
 
 void rtr_live_settle(rtr_live *live)
@@ -361,7 +388,8 @@ void rtr_live_settle(rtr_live *live)
         queue_remove(live);
     live_set_gauge(live, over ? RTR_GAUGE_NONE : waits ? RTR_GAUGE_WAITING : RTR_GAUGE_RUNNING);
     sl_time_ns at = live->started ? rtr_request_deadline(&live->core) : SL_NEVER;
-    sl_timer_set(live->timer, live->admit_error ? live_now(live) : at);
+    bool now = live->admit_error || live_is_orphan(live);
+    sl_timer_set(live->timer, now ? live_now(live) : at);
 }
 
 void rtr_live_step(rtr_live *live, const rtr_event *event)
@@ -371,8 +399,9 @@ void rtr_live_step(rtr_live *live, const rtr_event *event)
     rtr_request_step(&live->core, event, live_now(live), &actions);
     if (!live->admitted && live->core.last_granted) {
         live->admitted = true;
-        sl_metric_observe(live->front->shared->metrics.queue_seconds,
-                          (double)(live_now(live) - live->arrived_at) / 1e9);
+        if (live->lead == live)
+            sl_metric_observe(live->front->shared->metrics.queue_seconds,
+                              (double)(live_now(live) - live->arrived_at) / 1e9);
     }
     for (uint32_t i = 0; i < actions.count; i++)
         live_act(live, &actions.at[i]);
@@ -386,7 +415,15 @@ static void live_timer(void *context, sl_time_ns now)
 {
     rtr_live *live = context;
     rtr_event event = {.kind = RTR_EVENT_TIMER};
-    if (live->admit_error) {
+    if (live_is_over(live)) {
+        rtr_live_settle(live);
+        return;
+    }
+    if (!live->started)
+        return;
+    if (live_is_orphan(live)) {
+        event.kind = RTR_EVENT_CLIENT_GONE;
+    } else if (live->admit_error) {
         event = (rtr_event){.kind = RTR_EVENT_REFUSED,
                             .decode = live->core.decode,
                             .epoch = live->core.epoch,
@@ -397,7 +434,64 @@ static void live_timer(void *context, sl_time_ns now)
     rtr_live_step(live, &event);
 }
 
+/* ---- beginning */
+
+static void live_begin(rtr_live *live)
+{
+    live->limits = live->front->shared->limits;
+    live->limits.max_tokens = (uint32_t)live->request->sampling.max_tokens;
+    rtr_request_init(&live->core, &live->limits);
+    live->started = true;
+    rtr_event event = {.kind = RTR_EVENT_SUBMIT};
+    rtr_live_step(live, &event);
+}
+
+static rtr_live *live_create(rtr_front *front)
+{
+    rtr_live *live = sl_alloc(1, sizeof *live, "router request");
+    live->front = front;
+    live->lead = live;
+    live->timer = sl_timer_create(front->loop, live_timer, live);
+    return live;
+}
+
+/* Once: when the lead is refused later on, each looks for a place of its own. */
+static void begin_followers(rtr_live *lead)
+{
+    if (lead->lead != lead || lead->followers || lead->token_count || lead->answered)
+        return;
+    for (uint32_t i = lead->request->choice_count; i-- > 1;) {
+        rtr_live *live = live_create(lead->front);
+        snprintf(live->id, sizeof live->id, "%.18s-%u", lead->id, i);
+        live->lead = lead;
+        live->index = i;
+        live->kind = lead->kind;
+        live->request = lead->request;
+        live->arrived_at = lead->arrived_at;
+        live->forks = true;
+        live->follower_next = lead->followers;
+        lead->followers = live;
+        live_link(live);
+    }
+    for (rtr_live *live = lead->followers, *next; live; live = next) {
+        next = live->follower_next;
+        live_begin(live);
+    }
+}
+
 /* ---- preparing */
+
+/* At the door only the first choice was counted. */
+static bool choices_fit(rtr_live *live)
+{
+    const rtr_front *front = live->front;
+    uint32_t more = live->request->choice_count - 1;
+    if (more == 0 || front->queue_count + more <= front->shared->queue_max)
+        return true;
+    rtr_api_error_set(&live->error, SL_FULL,
+                      "too many requests are waiting for so many choices; try again later");
+    return false;
+}
 
 static void live_prepared(rtr_live *live)
 {
@@ -431,16 +525,16 @@ static void live_prepared(rtr_live *live)
         rtr_live_settle(live);
         return;
     }
+    if (!choices_fit(live)) {
+        rtr_live_fail(live, &live->error);
+        rtr_live_settle(live);
+        return;
+    }
     sl_metric_add(shared->metrics.prompt_tokens, NULL, (double)live->request->prompt.count);
     if (live->request->chat)
         sl_metric_add(shared->metrics.calls_without_reasoning, NULL,
                       (double)mdl_chat_calls_without_reasoning(live->request->chat));
-    live->limits = shared->limits;
-    live->limits.max_tokens = (uint32_t)live->request->sampling.max_tokens;
-    rtr_request_init(&live->core, &live->limits);
-    live->started = true;
-    rtr_event event = {.kind = RTR_EVENT_SUBMIT};
-    rtr_live_step(live, &event);
+    live_begin(live);
 }
 
 static void live_work(rtr_pool_job *job)
@@ -498,18 +592,34 @@ static uint32_t context_max(const rtr_front *front)
 
 void rtr_live_start(rtr_front *front, rtr_http_exchange *exchange, rtr_api_kind kind)
 {
-    rtr_live *live = sl_alloc(1, sizeof *live, "router request");
-    live->front = front;
+    rtr_live *live = live_create(front);
     live->exchange = exchange;
     live->kind = kind;
     live->arrived_at = sl_loop_now(front->loop);
     live->created = sl_wall_ns() / SL_S_NS;
     live->context_max = context_max(front);
     snprintf(live->id, sizeof live->id, "r-%016llx", (unsigned long long)front->next_id++);
-    live->timer = sl_timer_create(front->loop, live_timer, live);
     live_link(live);
     rtr_live_claim(live);
     live_prepare(live, exchange);
+}
+
+/* The lead goes last: it is looked at again when it has no followers any more. */
+static void leave_lead(rtr_live *live)
+{
+    rtr_live *lead = live->lead;
+    if (lead == live) {
+        sl_assert(!live->followers);
+        return;
+    }
+    for (rtr_live **at = &lead->followers; *at; at = &(*at)->follower_next) {
+        if (*at == live) {
+            *at = live->follower_next;
+            break;
+        }
+    }
+    if (!lead->followers && !lead->exchange)
+        sl_timer_set(lead->timer, live_now(lead));
 }
 
 void rtr_live_destroy(rtr_live *live)
@@ -519,10 +629,14 @@ void rtr_live_destroy(rtr_live *live)
     live_set_gauge(live, RTR_GAUGE_NONE);
     rtr_prefill_drop(live->prefill_call);
     sl_timer_destroy(live->timer);
-    if (live->answer)
-        rtr_metrics_note_output(&live->front->shared->metrics, rtr_answer_counts(live->answer));
-    rtr_answer_destroy(live->answer); /* borrows from the request */
-    rtr_api_request_destroy(live->request);
+    leave_lead(live);
+    if (live->lead->answer)
+        rtr_metrics_note_output(&live->front->shared->metrics,
+                                rtr_answer_counts(live->lead->answer, live->index));
+    if (live->lead == live) {
+        rtr_answer_destroy(live->answer); /* borrows from the request */
+        rtr_api_request_destroy(live->request);
+    }
     sl_free(live->body);
     sl_free(live->tokens);
     sl_free(live->logprobs);

@@ -56,6 +56,8 @@ void rtr_live_take_tokens(rtr_live *live, uint32_t skip, uint32_t count)
     if (live->first_token_at)
         return;
     live->first_token_at = live->last_token_at;
+    if (live->lead != live)
+        return;
     sl_metric_observe(live->front->shared->metrics.ttft_seconds,
                       (double)(live->first_token_at - live->arrived_at) / 1e9);
 }
@@ -78,98 +80,108 @@ static size_t fill_headers(const rtr_live *live, char seed[24], rtr_http_pair *p
 }
 
 /* The exchange is over for us. */
-static void exchange_done(rtr_live *live, int status)
+static void exchange_done(rtr_live *lead, int status)
 {
-    rtr_count_response(live->front, status);
-    live->exchange = NULL;
+    rtr_count_response(lead->front, status);
+    lead->exchange = NULL;
+    rtr_live_wake_all(lead);
 }
 
-static void answer_begin(rtr_live *live)
+static void answer_begin(rtr_live *lead, const char *fingerprint)
 {
     char seed[24];
     rtr_http_pair pairs[8];
-    live->answer_begun = true;
-    rtr_answer_begin(live->answer, live->fingerprint);
-    if (!live->request->stream)
+    lead->answer_begun = true;
+    rtr_answer_begin(lead->answer, fingerprint);
+    if (!lead->request->stream)
         return;
-    size_t count = fill_headers(live, seed, pairs);
+    size_t count = fill_headers(lead, seed, pairs);
     pairs[count++] = (rtr_http_pair){"cache-control", "no-cache"};
     pairs[count++] = (rtr_http_pair){"x-accel-buffering", "no"};
-    rtr_http_stream_begin(live->exchange, 200, "text/event-stream", pairs, count);
+    rtr_http_stream_begin(lead->exchange, 200, "text/event-stream", pairs, count);
 }
 
-static void stream_out(rtr_live *live)
+static void stream_out(rtr_live *lead)
 {
-    sl_buf *out = rtr_answer_output(live->answer);
-    rtr_http_stream_write(live->exchange, out->data, out->size);
+    sl_buf *out = rtr_answer_output(lead->answer);
+    rtr_http_stream_write(lead->exchange, out->data, out->size);
     sl_buf_clear(out);
 }
 
-static void note_finish(rtr_live *live)
+static void note_finish(const rtr_live *live)
 {
     const rtr_metrics *m = &live->front->shared->metrics;
-    const rtr_answer_usage *usage = rtr_answer_usage_get(live->answer);
-    sl_metric_add(m->generation_tokens, NULL, usage->completion_tokens);
-    sl_metric_add(m->prefix_hit_tokens, NULL, usage->cached_tokens);
     if (live->token_count > 1)
         sl_metric_observe(m->tpot_seconds, (double)(live->last_token_at - live->first_token_at) /
                                                1e9 / (live->token_count - 1));
 }
 
+/* The choice is complete; with the last one the answer is. */
 static void answer_finish(rtr_live *live, mdl_finish cause)
 {
     char seed[24];
     rtr_http_pair pairs[8];
-    rtr_answer_set_cached(live->answer, live->cached_tokens);
-    rtr_answer_finish(live->answer, cause);
+    rtr_live *lead = live->lead;
+    live->answered = true;
+    rtr_answer_set_cached(lead->answer, lead->cached_tokens);
+    bool last = rtr_answer_finish(lead->answer, live->index, cause);
     note_finish(live);
-    if (live->request->stream) {
-        stream_out(live);
-        rtr_http_stream_end(live->exchange);
+    if (lead->request->stream)
+        stream_out(lead);
+    if (!last)
+        return;
+    const rtr_metrics *m = &lead->front->shared->metrics;
+    const rtr_answer_usage *usage = rtr_answer_usage_get(lead->answer);
+    sl_metric_add(m->generation_tokens, NULL, usage->completion_tokens);
+    sl_metric_add(m->prefix_hit_tokens, NULL, usage->cached_tokens);
+    if (lead->request->stream) {
+        rtr_http_stream_end(lead->exchange);
     } else {
-        size_t count = fill_headers(live, seed, pairs);
-        const sl_buf *body = rtr_answer_output(live->answer);
-        rtr_http_respond(live->exchange, 200, "application/json", pairs, count, body->data,
+        size_t count = fill_headers(lead, seed, pairs);
+        const sl_buf *body = rtr_answer_output(lead->answer);
+        rtr_http_respond(lead->exchange, 200, "application/json", pairs, count, body->data,
                          body->size);
     }
-    exchange_done(live, 200);
+    exchange_done(lead, 200);
 }
 
-/* False: the client must read first, or the answer is complete. */
+/* False: the client must read first, or the choice is complete. */
 static bool deliver_some(rtr_live *live)
 {
-    if (live->request->stream && rtr_http_backlog(live->exchange) > RTR_HTTP_BACKLOG_HIGH)
+    rtr_live *lead = live->lead;
+    if (lead->request->stream && rtr_http_backlog(lead->exchange) > RTR_HTTP_BACKLOG_HIGH)
         return false; /* the drained call goes on */
     uint32_t count = live->token_count - live->delivered;
     if (count > RTR_DELIVER_BATCH)
         count = RTR_DELIVER_BATCH;
-    bool go_on = rtr_answer_push(live->answer, live->tokens + live->delivered,
+    bool go_on = rtr_answer_push(lead->answer, live->index, live->tokens + live->delivered,
                                  live->logprobs ? live->logprobs + live->delivered : NULL, count);
     live->delivered += count;
     if (!go_on) {
         answer_finish(live, MDL_FINISH_STOP);
         return false;
     }
-    if (live->request->stream)
-        stream_out(live);
+    if (lead->request->stream)
+        stream_out(lead);
     return true;
 }
 
 void rtr_live_deliver(rtr_live *live)
 {
-    if (!live->exchange || !live->answer)
+    rtr_live *lead = live->lead;
+    if (!lead->exchange || !lead->answer || live->answered)
         return;
     if (live->delivered == live->token_count && !live->finished)
         return;
-    if (!live->answer_begun)
-        answer_begin(live);
-    while (live->exchange && live->delivered < live->token_count) {
+    if (!lead->answer_begun)
+        answer_begin(lead, live->fingerprint);
+    while (!live->answered && live->delivered < live->token_count) {
         if (!deliver_some(live))
             break;
     }
-    if (live->exchange && live->finished && live->delivered == live->token_count)
+    if (!live->answered && live->finished && live->delivered == live->token_count)
         answer_finish(live, live->finish);
-    if (!live->exchange && !rtr_request_over(&live->core)) {
+    if (live->answered && !rtr_request_over(&live->core)) {
         rtr_event event = {.kind = RTR_EVENT_STOPPED}; /* a stop string ended it */
         rtr_live_step(live, &event);
     }
@@ -179,22 +191,23 @@ void rtr_live_fail(rtr_live *live, const rtr_api_error *error)
 {
     char seed[24];
     rtr_http_pair pairs[9];
-    if (!live->exchange)
+    rtr_live *lead = live->lead;
+    if (!lead->exchange)
         return;
-    if (live->answer_begun && live->request->stream) {
-        rtr_answer_fail(live->answer, error);
-        stream_out(live);
-        rtr_http_stream_end(live->exchange);
-        exchange_done(live, error->status);
+    if (lead->answer_begun && lead->request->stream) {
+        rtr_answer_fail(lead->answer, error);
+        stream_out(lead);
+        rtr_http_stream_end(lead->exchange);
+        exchange_done(lead, error->status);
         return;
     }
-    size_t count = fill_headers(live, seed, pairs);
+    size_t count = fill_headers(lead, seed, pairs);
     if (error->status == 503 || error->status == 429)
         pairs[count++] = (rtr_http_pair){"retry-after", error->status == 503 ? "5" : "1"};
-    rtr_http_respond_error(live->exchange, error->status, error->type,
+    rtr_http_respond_error(lead->exchange, error->status, error->type,
                            error->param[0] ? error->param : NULL, error->code, error->message,
                            pairs, count);
-    exchange_done(live, error->status);
+    exchange_done(lead, error->status);
 }
 
 void rtr_live_answer_tokens(rtr_live *live)
@@ -236,6 +249,7 @@ static void on_gone(void *owner)
     live->exchange = NULL;
     rtr_count_response(live->front, 499);
     sl_info("request %s: the client is gone", live->id);
+    rtr_live_wake_all(live);
     if (live->started && !rtr_request_over(&live->core)) {
         rtr_event event = {.kind = RTR_EVENT_CLIENT_GONE};
         rtr_live_step(live, &event);
@@ -246,11 +260,18 @@ static void on_gone(void *owner)
 
 static void on_drained(void *owner)
 {
-    rtr_live *live = owner;
-    live->depth++;
-    rtr_live_deliver(live);
-    live->depth--;
-    rtr_live_settle(live);
+    rtr_live *lead = owner, *next;
+    lead->depth++; /* it goes last */
+    rtr_live_deliver(lead);
+    for (rtr_live *live = lead->followers; live; live = next) {
+        next = live->follower_next;
+        live->depth++;
+        rtr_live_deliver(live);
+        live->depth--;
+        rtr_live_settle(live);
+    }
+    lead->depth--;
+    rtr_live_settle(lead);
 }
 
 static const rtr_http_owner_ops OWNER_OPS = {on_gone, on_drained};

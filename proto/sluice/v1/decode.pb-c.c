@@ -733,7 +733,7 @@ const ProtobufCMessageDescriptor sluice__v1__hello__descriptor =
   (ProtobufCMessageInit) sluice__v1__hello__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[8] =
+static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[9] =
 {
   {
     "request_id",
@@ -831,10 +831,23 @@ static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[8] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "fork_of",
+    9,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Admit, fork_of),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__admit__field_indices_by_name[] = {
   7,   /* field[7] = cache_space */
   1,   /* field[1] = epoch */
+  8,   /* field[8] = fork_of */
   5,   /* field[5] = prefill_deadline_ms */
   3,   /* field[3] = prompt_count */
   0,   /* field[0] = request_id */
@@ -845,7 +858,7 @@ static const unsigned sluice__v1__admit__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__admit__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 8 }
+  { 0, 9 }
 };
 const ProtobufCMessageDescriptor sluice__v1__admit__descriptor =
 {
@@ -855,7 +868,7 @@ const ProtobufCMessageDescriptor sluice__v1__admit__descriptor =
   "Sluice__V1__Admit",
   "sluice.v1",
   sizeof(Sluice__V1__Admit),
-  8,
+  9,
   sluice__v1__admit__field_descriptors,
   sluice__v1__admit__field_indices_by_name,
   1,  sluice__v1__admit__number_ranges,

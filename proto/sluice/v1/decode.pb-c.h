@@ -115,10 +115,15 @@ struct  Sluice__V1__Admit
    * cached prefixes are shared inside one space only
    */
   uint64_t cache_space;
+  /*
+   * A request of this stream with the same tokens: this one copies its pages as soon as they hold the prompt (with self_prefill set).
+   * Refused when that one is gone.
+   */
+  char *fork_of;
 };
 #define SLUICE__V1__ADMIT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__admit__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0,NULL, 0, NULL, 0, 0, 0 }
+    , (char *)protobuf_c_empty_string, 0, 0,NULL, 0, NULL, 0, 0, 0, (char *)protobuf_c_empty_string }
 
 
 struct  Sluice__V1__Cancel

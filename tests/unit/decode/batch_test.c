@@ -16,6 +16,7 @@ typedef struct ask {
     uint32_t prompt_count;
     uint32_t capacity; /* 0 = prompt and max_tokens */
     bool handed_over;  /* the prompt's pages come from another engine */
+    uint32_t fork_of;  /* 1 + index of the ask whose prompt it copies; 0 = none */
     mdl_sampling sampling;
 } ask;
 
@@ -96,8 +97,11 @@ static void make_job(run *u, uint32_t index)
     stream_fill(a->stream, a->prompt_count, job->tokens);
     job->slot = index;
     job->prompt_count = a->prompt_count;
-    job->cache_space = index; /* so that each keeps its own pages */
+    /* so that each keeps its own pages */
+    job->cache_space = a->fork_of ? a->fork_of - 1 : index;
     job->sampling = a->sampling;
+    if (a->fork_of)
+        job->source = u->jobs[a->fork_of - 1];
     u->jobs[index] = job;
 }
 
@@ -130,6 +134,7 @@ static void run_asks(run *u)
         .draft_depth = u->depth,
         .rows_max = u->rows_max ? u->rows_max : CHUNK + 4 * ASKS_MAX,
         .eos_id = 1,
+        .hidden_size = NANO_HIDDEN,
         .prefix_cache = true,
         .drafted = sl_counter(metrics, "drafted", "", NULL),
         .accepted = sl_counter(metrics, "accepted", "", NULL),
@@ -209,6 +214,15 @@ static ask ask_of(uint32_t prompt_count, int32_t max_tokens, float temperature)
     a.sampling.seed_given = true;
     a.sampling.max_tokens = max_tokens;
     a.sampling.ignore_eos = true;
+    return a;
+}
+
+static ask fork_of(const ask *asks, uint32_t source, uint64_t seed)
+{
+    ask a = asks[source];
+    a.fork_of = source + 1;
+    a.handed_over = false;
+    a.sampling.seed = seed;
     return a;
 }
 
@@ -303,6 +317,40 @@ TEST(depth_changes_nothing)
         assert_same(&u.outcomes[i], &plain.outcomes[i]);
     run_free(&u);
     run_free(&plain);
+    rig_close(&r);
+}
+
+/* What copies a prompt gives what it gives alone with its seed, also when the source has long ended
+ * or gives one token only. */
+TEST(forks_give_what_they_give_alone)
+{
+    enum { COUNT = 9 };
+    ask asks[COUNT];
+    rig r;
+    rig_of(&r, &(nano_options){.echo = true});
+    asks[0] = ask_of(130, 40, 1.0f);
+    asks[1] = fork_of(asks, 0, 71);
+    asks[2] = fork_of(asks, 0, 72);
+    asks[3] = ask_of(100, 1, 1.0f);
+    asks[3].handed_over = true;
+    asks[4] = fork_of(asks, 3, 73);
+    asks[4].sampling.max_tokens = 50;
+    asks[5] = ask_of(64, 30, 0.7f);
+    asks[5].handed_over = true;
+    asks[6] = fork_of(asks, 5, 74);
+    asks[7] = ask_of(1, 12, 1.0f);
+    asks[8] = fork_of(asks, 7, 75);
+    for (uint32_t depth = 0; depth <= 2; depth += 2) {
+        run u = run_at(&r, depth, 0, asks, COUNT);
+        for (uint32_t i = 0; i < COUNT; i++) {
+            ask alone = asks[i];
+            alone.fork_of = 0;
+            run v = run_at(&r, 0, 0, &alone, 1);
+            assert_same(&u.outcomes[i], &v.outcomes[0]);
+            run_free(&v);
+        }
+        run_free(&u);
+    }
     rig_close(&r);
 }
 
@@ -416,6 +464,7 @@ TEST(failed_step_leaves_what_was_right)
 
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(depth_changes_nothing),
+    cmocka_unit_test(forks_give_what_they_give_alone),
     cmocka_unit_test(dropped_rows_are_never_kept),
     cmocka_unit_test(wrong_drafts_change_nothing),
     cmocka_unit_test(drafts_at_once_after_a_hand_over),

@@ -243,6 +243,66 @@ TEST(adopt_behind_a_hit)
 }
 
 /* The index against a list of all that should be known, over random operations. */
+/* A fork holds what a sequence with the same tokens holds, wherever it is cut, and neither of the
+ * two is changed by what the other does. */
+TEST(a_fork_is_a_copy)
+{
+    static const uint32_t CUTS[] = {1, 63, 64, 65, 128, 150, LENGTH};
+    uint32_t tokens[LENGTH + 40];
+    float logits[NANO_VOCAB], expected[NANO_VOCAB];
+    sl_err err;
+    rig r;
+    rig_open(&r);
+    stream_fill(9, LENGTH + 40, tokens);
+    uint32_t free_pages = eng_engine_pages_free(r.engine);
+    for (size_t i = 0; i < sizeof(CUTS) / sizeof(CUTS[0]); i++) {
+        uint32_t cut = CUTS[i];
+        uint16_t h[NANO_HIDDEN];
+        size_t size, again;
+        eng_sequence *source = sequence_open(r.engine, LENGTH + 40), *fork = NULL;
+        sequence_feed(r.engine, source, tokens, cut, 64, NULL);
+        uint8_t *before = sequence_bytes(r.engine, source, &size);
+        memcpy(h, eng_sequence_h_final(source), sizeof(h));
+        sequence_feed(r.engine, source, tokens + cut, LENGTH + 40 - cut, 64, expected);
+        assert_ok(eng_sequence_fork(source, cut, h, LENGTH + 40, &fork, &err), &err);
+        assert_int_equal(eng_sequence_length(fork), cut);
+        uint8_t *after = sequence_bytes(r.engine, fork, &again);
+        assert_int_equal(size, again);
+        assert_memory_equal(before, after, size);
+        assert_memory_equal(eng_sequence_h_final(fork), h, sizeof(h));
+        sl_free(after);
+        eng_sequence_close(source); /* the shared pages live on */
+        sequence_feed(r.engine, fork, tokens + cut, LENGTH + 40 - cut, 50, logits);
+        assert_memory_equal(logits, expected, sizeof(logits));
+        eng_sequence_close(fork);
+        sl_free(before);
+        assert_int_equal(eng_engine_pages_free(r.engine), free_pages);
+    }
+    rig_close(&r);
+}
+
+TEST(a_fork_without_room_takes_nothing)
+{
+    uint32_t tokens[130];
+    sl_err err;
+    rig r;
+    rig_open_options(&r, NULL, &(eng_options){.kv_bytes = 1 << 20, .rows_max = 130, .threads = 1});
+    uint32_t pages = eng_engine_pages_free(r.engine);
+    stream_fill(9, 130, tokens);
+    eng_sequence *source = sequence_open(r.engine, 130), *fork = NULL;
+    sequence_feed(r.engine, source, tokens, 130, 130, NULL);
+    eng_sequence *rest = sequence_open(r.engine, (pages - 3) * ENG_PAGE_TOKENS);
+    assert_code(eng_sequence_fork(source, 130, eng_sequence_h_final(source), 130, &fork, &err),
+                SL_FULL);
+    eng_sequence_close(rest);
+    assert_ok(eng_sequence_fork(source, 130, eng_sequence_h_final(source), 130, &fork, &err), &err);
+    assert_int_equal(eng_engine_pages_free(r.engine), pages - 4);
+    eng_sequence_close(source);
+    eng_sequence_close(fork);
+    assert_int_equal(eng_engine_pages_free(r.engine), pages);
+    rig_close(&r);
+}
+
 TEST(index_agrees_with_a_list)
 {
     enum { PAGES = 32, STEPS = 4000 };
@@ -289,6 +349,8 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(kept_pages_give_way),
     cmocka_unit_test(full_with_a_hit_leaves_it_kept),
     cmocka_unit_test(adopt_behind_a_hit),
+    cmocka_unit_test(a_fork_is_a_copy),
+    cmocka_unit_test(a_fork_without_room_takes_nothing),
     cmocka_unit_test(index_agrees_with_a_list),
 };
 TEST_MAIN(TESTS)

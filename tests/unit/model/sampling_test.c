@@ -191,9 +191,27 @@ TEST(generation_config)
     assert_true(s.temperature == 0.7f && s.top_p == 0.95f);
 }
 
+TEST(seeds_of_choices)
+{
+    char line[512];
+    int rows = 0;
+    FILE *file = fopen("docs/SAMPLING.md", "r");
+    assert_non_null(file);
+    while (fgets(line, sizeof(line), file)) {
+        unsigned long long seed, expected;
+        unsigned index;
+        if (sscanf(line, "| 0x%llx | %u | %llu |", &seed, &index, &expected) != 3)
+            continue;
+        rows++;
+        assert_true(mdl_choice_seed(seed, index) == expected);
+    }
+    fclose(file);
+    assert_int_equal(rows, 8);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(defaults),          cmocka_unit_test(everything_given),
     cmocka_unit_test(refusals),          cmocka_unit_test(bounds_of_lists),
-    cmocka_unit_test(generation_config),
+    cmocka_unit_test(generation_config), cmocka_unit_test(seeds_of_choices),
 };
 TEST_MAIN(tests)

@@ -55,7 +55,7 @@ static bool push_all(fixture *f, size_t cut)
     rtr_answer_begin(f->answer, "cpu-test");
     for (size_t at = 0; at < f->ids.count; at += cut) {
         size_t count = f->ids.count - at < cut ? f->ids.count - at : cut;
-        if (!rtr_answer_push(f->answer, (const uint32_t *)f->ids.data + at, NULL, count))
+        if (!rtr_answer_push(f->answer, 0, (const uint32_t *)f->ids.data + at, NULL, count))
             return false;
     }
     return true;
@@ -80,7 +80,7 @@ TEST(stream_of_chat)
     open_fixture(&f, RTR_API_CHAT,
                  "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"stream\":true}", "I am");
     assert_true(push_all(&f, 1));
-    rtr_answer_finish(f.answer, MDL_FINISH_STOP);
+    rtr_answer_finish(f.answer, 0, MDL_FINISH_STOP);
     check_text(&f, "data: " HEAD_CHAT CHOICE(
                        "{\"role\":\"assistant\",\"content\":\"\"}",
                        "null}]}\n\n") "data: " HEAD_CHAT CHOICE("{\"content\":\"I\"}",
@@ -100,8 +100,8 @@ TEST(stream_with_usage_and_ids)
     assert_true(push_all(&f, 2));
     rtr_answer_set_cached(f.answer, 3);
     uint32_t eos = (uint32_t)mdl_tokenizer_special(kit_tokenizer)->eos;
-    assert_true(rtr_answer_push(f.answer, &eos, NULL, 1)); /* counted, not shown */
-    rtr_answer_finish(f.answer, MDL_FINISH_STOP);
+    assert_true(rtr_answer_push(f.answer, 0, &eos, NULL, 1)); /* counted, not shown */
+    rtr_answer_finish(f.answer, 0, MDL_FINISH_STOP);
     check_text(
         &f,
         "data: " HEAD_CHAT ",\"prompt_token_ids\":[0,8179,74,75,8180,8189]" CHOICE(
@@ -131,7 +131,7 @@ TEST(whole_chat_answer)
     open_fixture(&f, RTR_API_CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}",
                  "say \"x\"");
     assert_true(push_all(&f, 3));
-    rtr_answer_finish(f.answer, MDL_FINISH_LENGTH);
+    rtr_answer_finish(f.answer, 0, MDL_FINISH_LENGTH);
     sl_json_doc *doc;
     sl_err err;
     sl_buf *out = rtr_answer_output(f.answer);
@@ -238,7 +238,7 @@ TEST(tool_calls_and_reasoning_in_every_cut)
         joined j;
         open_fixture(&f, RTR_API_CHAT, BODY, TEXT);
         assert_true(push_all(&f, cut));
-        rtr_answer_finish(f.answer, MDL_FINISH_STOP);
+        rtr_answer_finish(f.answer, 0, MDL_FINISH_STOP);
         join_stream(&j, rtr_answer_output(f.answer)->data);
         assert_string_equal(j.reasoning.data, "Let me add \xf0\x9f\x98\x80.");
         assert_string_equal(j.content.data, "Sure.");
@@ -263,7 +263,7 @@ TEST(whole_answer_with_calls)
                  "{\"messages\":[{\"role\":\"user\",\"content\":\"1+1\"}]," TOOLS "}",
                  CALL_TEXT + 0);
     assert_true(push_all(&f, 1000));
-    rtr_answer_finish(f.answer, MDL_FINISH_STOP);
+    rtr_answer_finish(f.answer, 0, MDL_FINISH_STOP);
     const char *text = rtr_answer_output(f.answer)->data;
     assert_text_contains(text, "\"content\":null,\"tool_calls\":[{\"id\":\"call_");
     assert_text_contains(text, "\"function\":{\"name\":\"add\",\"arguments\":\"{\\\"a\\\": 1, "
@@ -283,7 +283,7 @@ TEST(stop_string_in_every_cut)
             fixture f;
             open_fixture(&f, RTR_API_CHAT, BODIES[whole], "hello world, hello");
             assert_false(push_all(&f, cut));
-            rtr_answer_finish(f.answer, MDL_FINISH_STOP);
+            rtr_answer_finish(f.answer, 0, MDL_FINISH_STOP);
             if (whole) {
                 assert_text_contains(rtr_answer_output(f.answer)->data, "\"content\":\"hell\"}");
             } else {
@@ -315,8 +315,8 @@ TEST(log_probabilities)
                  "I");
     rtr_token_logprobs l = logprobs_of(43);
     rtr_answer_begin(f.answer, "x");
-    assert_true(rtr_answer_push(f.answer, (const uint32_t *)f.ids.data, &l, 1));
-    rtr_answer_finish(f.answer, MDL_FINISH_STOP);
+    assert_true(rtr_answer_push(f.answer, 0, (const uint32_t *)f.ids.data, &l, 1));
+    rtr_answer_finish(f.answer, 0, MDL_FINISH_STOP);
     assert_text_contains(rtr_answer_output(f.answer)->data,
                          "\"logprobs\":{\"content\":[{\"token\":\"I\",\"logprob\":-0.5,\"bytes\":"
                          "[73],\"top_logprobs\":[{\"token\":\"I\",\"logprob\":-0.5,\"bytes\":[73]},"
@@ -326,13 +326,54 @@ TEST(log_probabilities)
     open_fixture(&f, RTR_API_COMPLETION, "{\"prompt\":\"x\",\"logprobs\":2,\"stream\":true}", "I");
     rtr_answer_begin(f.answer, "x");
     for (int i = 0; i < 2; i++)
-        assert_true(rtr_answer_push(f.answer, (const uint32_t *)f.ids.data, &l, 1));
-    rtr_answer_finish(f.answer, MDL_FINISH_LENGTH);
+        assert_true(rtr_answer_push(f.answer, 0, (const uint32_t *)f.ids.data, &l, 1));
+    rtr_answer_finish(f.answer, 0, MDL_FINISH_LENGTH);
     assert_text_contains(
         rtr_answer_output(f.answer)->data,
         "\"choices\":[{\"index\":0,\"text\":\"I\",\"logprobs\":{\"tokens\":[\"I\"],"
         "\"token_logprobs\":[-0.5],\"top_logprobs\":[{\"I\":-0.5,\"J\":-9999}],"
         "\"text_offset\":[1]},\"finish_reason\":null}]}");
+    close_fixture(&f);
+}
+
+/* Two choices whose tokens come in turns: each has its own texts, ends and ids. */
+TEST(two_choices)
+{
+    fixture f;
+    open_fixture(&f, RTR_API_COMPLETION,
+                 "{\"prompt\":\"x\",\"n\":2,\"seed\":7,\"stop\":\"am\",\"return_token_ids\":true}",
+                 "I am");
+    const uint32_t *ids = (const uint32_t *)f.ids.data;
+    rtr_answer_begin(f.answer, "x");
+    assert_true(rtr_answer_push(f.answer, 1, ids, NULL, 1));
+    assert_true(rtr_answer_push(f.answer, 0, ids, NULL, 1));
+    assert_false(rtr_answer_push(f.answer, 1, ids + 1, NULL, 1));
+    assert_false(rtr_answer_finish(f.answer, 1, MDL_FINISH_STOP));
+    assert_int_equal(rtr_answer_output(f.answer)->size, 0);
+    assert_true(rtr_answer_push(f.answer, 0, ids, NULL, 1));
+    assert_true(rtr_answer_finish(f.answer, 0, MDL_FINISH_LENGTH));
+    const char *text = rtr_answer_output(f.answer)->data;
+    assert_text_contains(text, "{\"index\":0,\"text\":\"II\",\"logprobs\":null,\"finish_reason\":"
+                               "\"length\",\"seed\":7,\"token_ids\":[43,43]},{\"index\":1,");
+    assert_text_contains(text, "{\"index\":1,\"text\":\"I \",\"logprobs\":null,\"finish_reason\":"
+                               "\"stop\",\"seed\":");
+    assert_text_contains(text, "\"completion_tokens\":4");
+    close_fixture(&f);
+
+    open_fixture(&f, RTR_API_CHAT,
+                 "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"n\":2,\"stream\":true}",
+                 "I");
+    rtr_answer_begin(f.answer, "x");
+    text = rtr_answer_output(f.answer)->data;
+    assert_text_contains(text, "{\"index\":0,\"delta\":{\"role\"");
+    assert_text_contains(text, "{\"index\":1,\"delta\":{\"role\"");
+    assert_true(rtr_answer_push(f.answer, 1, ids = (const uint32_t *)f.ids.data, NULL, 1));
+    assert_text_contains(rtr_answer_output(f.answer)->data,
+                         "{\"index\":1,\"delta\":{\"content\":\"I\"}");
+    assert_false(rtr_answer_finish(f.answer, 0, MDL_FINISH_STOP));
+    assert_null(strstr(rtr_answer_output(f.answer)->data, "[DONE]"));
+    assert_true(rtr_answer_finish(f.answer, 1, MDL_FINISH_STOP));
+    assert_text_contains(rtr_answer_output(f.answer)->data, "data: [DONE]");
     close_fixture(&f);
 }
 
@@ -360,7 +401,7 @@ TEST(incomplete_character_at_the_end)
     assert_true(f.ids.count > 2);
     f.ids.count--;
     assert_true(push_all(&f, 1));
-    rtr_answer_finish(f.answer, MDL_FINISH_LENGTH);
+    rtr_answer_finish(f.answer, 0, MDL_FINISH_LENGTH);
     assert_text_contains(rtr_answer_output(f.answer)->data, "\"text\":\"a\"");
     assert_text_contains(rtr_answer_output(f.answer)->data, "\"text\":\"\xef\xbf\xbd\"");
     join_stream(&j, rtr_answer_output(f.answer)->data);
@@ -377,6 +418,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(whole_answer_with_calls),
     cmocka_unit_test(stop_string_in_every_cut),
     cmocka_unit_test(log_probabilities),
+    cmocka_unit_test(two_choices),
     cmocka_unit_test(error_in_a_stream),
     cmocka_unit_test(incomplete_character_at_the_end),
 };

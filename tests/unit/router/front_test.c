@@ -584,6 +584,134 @@ TEST(paths_and_methods)
     kit_close(&k);
 }
 
+/* ---- several choices */
+
+#define THREE BODY(",\"n\":3,\"seed\":7,\"max_tokens\":4")
+
+/* Admissions 0..2 of the node are the three choices of one request. */
+static void check_choices(const kit_node *d)
+{
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(d->admits[i].seed, mdl_choice_seed(7, i));
+        assert_int_equal(d->admits[i].self_prefill, i > 0);
+        assert_string_equal(d->admits[i].fork_of, i ? d->admits[0].request_id : "");
+        assert_int_equal(d->admits[i].token_count, d->admits[0].token_count);
+    }
+}
+
+TEST(choices_copy_the_first_ones_prompt)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT, THREE);
+    KIT_UNTIL(&k, d->admit_count == 3);
+    check_choices(d);
+    KIT_UNTIL(&k, p->runs == 1);
+    kit_tokens_of(d, 2, 0, 4, LENGTH);
+    kit_tokens_of(d, 0, 0, 2, STOP);
+    KIT_UNTIL(&k, rtr_front_live_count(k.front) == 2); /* the first waits for the others */
+    assert_null(c.text.data);
+    kit_tokens_of(d, 1, 0, 3, STOP);
+    kit_expect(&k, &c, "\"completion_tokens\":9");
+    assert_text_contains(c.text.data, "{\"index\":2,\"message\":");
+    KIT_UNTIL(&k, rtr_front_live_count(k.front) == 0);
+    assert_int_equal(d->cancels, 0);
+    kit_client_close(&c);
+
+    /* without a prefill node they follow the Admit at once */
+    k.shared.self_prefill = true;
+    rtr_nodes_remove(rtr_front_nodes(k.front), "p-a", p->info.incarnation);
+    d->admit_count = 0;
+    c = kit_post(&k, CHAT, THREE);
+    KIT_UNTIL(&k, d->admit_count == 3);
+    assert_true(d->admits[0].self_prefill);
+    assert_string_equal(d->admits[2].fork_of, d->admits[0].request_id);
+    for (uint32_t i = 0; i < 3; i++)
+        kit_tokens_of(d, i, 0, 1, STOP);
+    kit_expect(&k, &c, "\"completion_tokens\":3");
+    KIT_UNTIL(&k, rtr_front_live_count(k.front) == 0);
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
+TEST(a_choice_refused_goes_the_usual_way)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT, THREE);
+    KIT_UNTIL(&k, d->admit_count == 3);
+    kit_refuse(d, d->admits[1].request_id, d->admits[1].epoch, SL_FULL);
+    KIT_UNTIL(&k, d->admit_count == 4 && p->runs == 2);
+    assert_string_equal(d->admits[3].request_id, d->admits[1].request_id);
+    assert_string_equal(d->admits[3].fork_of, "");
+    assert_false(d->admits[3].self_prefill);
+    assert_int_equal(d->admits[3].seed, mdl_choice_seed(7, 1));
+    kit_tokens_of(d, 0, 0, 1, STOP);
+    kit_tokens_of(d, 2, 0, 1, STOP);
+    kit_tokens_of(d, 3, 0, 1, STOP);
+    kit_expect(&k, &c, "\"completion_tokens\":3");
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
+/* One that fails ends all; a client that goes as well; each rank hears of each choice. */
+TEST(choices_end_together)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true);
+    kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT, BODY(",\"n\":3,\"stream\":true,\"max_tokens\":4"));
+    KIT_UNTIL(&k, d->admit_count == 3);
+    kit_tokens_of(d, 1, 0, 1, NONE);
+    kit_expect(&k, &c, "{\"index\":1,\"delta\":{\"content\"");
+    kit_tokens_of(d, 1, 2, 1, NONE); /* a gap */
+    kit_expect(&k, &c, "skipped tokens");
+    KIT_UNTIL(&k, d->cancels == 3 && rtr_front_live_count(k.front) == 0);
+    assert_true(sl_metric_get(k.shared.metrics.running, NULL) == 0);
+    kit_client_close(&c);
+    c = kit_post(&k, CHAT, THREE);
+    KIT_UNTIL(&k, d->admit_count == 6);
+    kit_tokens_of(d, 3, 0, 4, LENGTH); /* the lead is done and waits */
+    KIT_UNTIL(&k, rtr_front_live_count(k.front) == 3);
+    kit_client_close(&c);
+    KIT_UNTIL(&k, d->cancels == 5 && rtr_front_live_count(k.front) == 0);
+    kit_close(&k);
+}
+
+TEST(choices_survive_the_rank_alone)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT, THREE);
+    KIT_UNTIL(&k, d->admit_count == 3 && p->runs == 1);
+    kit_tokens_of(d, 0, 0, 4, LENGTH);
+    kit_tokens_of(d, 2, 0, 2, NONE);
+    KIT_UNTIL(&k, rtr_front_live_count(k.front) == 3);
+    kit_node *other = kit_add(&k, "d-b", true);
+    KIT_UNTIL(&k, other->serve && d->taken >= 2);
+    kit_kill(d);
+    KIT_UNTIL(&k, other->admit_count == 2 && p->runs == 3);
+    for (size_t i = 0; i < 2; i++) {
+        bool last = strcmp(other->admits[i].request_id, d->admits[2].request_id) == 0;
+        assert_int_equal(other->admits[i].seed, mdl_choice_seed(7, last ? 2 : 1));
+        assert_int_equal(other->admits[i].token_count - other->admits[i].prompt_count,
+                         last ? 2 : 0);
+        assert_string_equal(other->admits[i].fork_of, "");
+        kit_tokens_of(other, i, last ? 2 : 0, last ? 2 : 4, LENGTH);
+    }
+    kit_expect(&k, &c, "\"completion_tokens\":12");
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(whole_and_streamed_answer),
     cmocka_unit_test(decode_node_dies_mid_stream),
@@ -603,5 +731,9 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(stop_finishes_what_runs),
     cmocka_unit_test(stop_gives_up_at_its_deadline),
     cmocka_unit_test(paths_and_methods),
+    cmocka_unit_test(choices_copy_the_first_ones_prompt),
+    cmocka_unit_test(a_choice_refused_goes_the_usual_way),
+    cmocka_unit_test(choices_end_together),
+    cmocka_unit_test(choices_survive_the_rank_alone),
 };
 API_TEST_MAIN(TESTS)

@@ -25,6 +25,7 @@ typedef struct kit_admit {
     uint64_t seed;
     uint32_t max_tokens;
     bool self_prefill;
+    char fork_of[64];
     bool cancelled;
 } kit_admit;
 
@@ -199,6 +200,7 @@ static inline void kit_on_admit(kit_node *n, const Sluice__V1__Admit *admit)
     a->seed = admit->sampling->seed;
     a->max_tokens = admit->sampling->max_tokens;
     a->self_prefill = admit->self_prefill;
+    snprintf(a->fork_of, sizeof a->fork_of, "%s", admit->fork_of);
     a->cancelled = false;
     n->slots_free -= n->slots_free > 0;
     if (n->grant && !admit->self_prefill)
