@@ -10,7 +10,7 @@
 #include "base/assert.h"
 #include "base/rng.h"
 #include "base/sum.h"
-#include "engine/state.h"
+#include "engine/ops.h"
 
 #define LAYER_GROUP_DEFAULT  8u
 #define SEQUENCES_DEFAULT    64u
@@ -68,7 +68,7 @@ krn_cache eng_engine_layer_cache(const eng_engine *engine, uint32_t layer)
 {
     sl_assert(layer < engine->layout.layer_count);
     return (krn_cache){
-        .base = engine->pages.memory + layer * engine->layout.layer_bytes,
+        .base = engine->cache + layer * engine->layout.layer_bytes,
         .page_bytes = engine->layout.page_bytes,
     };
 }
@@ -80,7 +80,7 @@ static void engine_set_stamp(eng_engine *engine)
     eng_stamp *stamp = &engine->stamp;
     memset(stamp, 0, sizeof(*stamp)); /* hashed whole: no stray bytes */
     snprintf(stamp->numerics_id, sizeof(stamp->numerics_id), "%s",
-             engine->plain ? "plain" : KRN_NUMERICS_ID);
+             engine->plain ? "plain" : engine->ops->numerics_id);
     snprintf(stamp->model_hash, sizeof(stamp->model_hash), "%s", engine->model->hash);
     snprintf(stamp->weights_version, sizeof(stamp->weights_version), "1");
     snprintf(stamp->cache_format, sizeof(stamp->cache_format), "v%u-%u-%u-g%u",
@@ -153,11 +153,19 @@ static void engine_make_sequences(eng_engine *engine)
     }
 }
 
+static uint64_t engine_cache_bytes(const eng_engine *engine)
+{
+    return engine->layout.page_bytes * engine->layout.page_count;
+}
+
 static sl_status engine_build(eng_engine *engine, const eng_options *options, sl_err *err)
 {
     SL_TRY(engine_set_options(engine, options, err));
-    SL_TRY(
-        eng_pages_init(&engine->pages, engine->layout.page_bytes, engine->layout.page_count, err));
+    void *cache;
+    SL_TRY(engine->ops->create(engine, err));
+    SL_TRY(engine->ops->memory_create(engine_cache_bytes(engine), &cache, err));
+    engine->cache = cache;
+    eng_pages_init(&engine->pages, engine->layout.page_count);
     engine_set_stamp(engine);
     engine_make_sequences(engine);
     SL_TRY(krn_pool_create(options->threads, &engine->pool, err));
@@ -173,6 +181,7 @@ sl_status eng_engine_create(const eng_model *model, const eng_options *options,
 {
     eng_engine *engine = sl_alloc(1, sizeof(*engine), "engine");
     engine->model = model;
+    engine->ops = model->ops;
     engine->plain = model->numerics == ENG_NUMERICS_PLAIN;
     engine->element_bytes = engine->plain ? sizeof(float) : sizeof(uint16_t);
     sl_status status = engine_build(engine, options, err);
@@ -194,6 +203,9 @@ void eng_engine_destroy(eng_engine *engine)
     sl_free(engine->sequences);
     sl_free(engine->sequence_pages);
     eng_pages_fini(&engine->pages);
+    if (engine->cache)
+        engine->ops->memory_destroy(engine->cache, engine_cache_bytes(engine));
+    engine->ops->destroy(engine);
     sl_free(engine);
 }
 
@@ -202,9 +214,14 @@ const eng_cache_layout *eng_engine_layout(const eng_engine *engine)
     return &engine->layout;
 }
 
+uint8_t *eng_engine_page(const eng_engine *engine, uint32_t page)
+{
+    return engine->cache + page * engine->layout.page_bytes;
+}
+
 uint8_t *eng_engine_cache_base(const eng_engine *engine)
 {
-    return engine->pages.memory;
+    return engine->cache;
 }
 
 uint32_t eng_engine_pages_free(const eng_engine *engine)

@@ -23,23 +23,23 @@ static bool attention_inputs(eng_engine *engine, const eng_layer *layer, const k
     eng_scratch *s = &engine->s;
     uint32_t rows = batch->row_count;
     const eng_product from_hidden[] = {
-        {.matrix = &layer->q_a, .rows = rows, .output = s->q_a},
-        {.matrix = &layer->kv_a, .rows = rows, .output = s->kv},
-        {.matrix = &layer->index_k, .rows = rows, .output = s->ik},
+        {.matrix = &layer->q_a, .output = s->q_a},
+        {.matrix = &layer->kv_a, .output = s->kv},
+        {.matrix = &layer->index_k, .output = s->ik},
     };
-    if (!eng_op_linear(engine, s->n, rows, from_hidden, 3))
+    if (!engine->ops->linear(engine, s->n, rows, from_hidden, 3))
         return false;
-    if (!eng_op_norm(engine, s->q_a, NULL, layer->q_norm, rows, layer->q_a.n, s->qr, NULL))
+    if (!engine->ops->norm(engine, s->q_a, NULL, layer->q_norm, rows, layer->q_a.n, s->qr, NULL))
         return false;
     const eng_product from_latent[] = {
-        {.matrix = &layer->q_b, .rows = rows, .output = s->q},
-        {.matrix = &layer->index_q, .rows = rows, .output = s->iq},
+        {.matrix = &layer->q_b, .output = s->q},
+        {.matrix = &layer->index_q, .output = s->iq},
     };
-    if (!eng_op_linear(engine, s->qr, rows, from_latent, scored ? 2 : 1))
+    if (!engine->ops->linear(engine, s->qr, rows, from_latent, scored ? 2 : 1))
         return false;
     if (scored)
-        eng_op_linear_f32(engine, &layer->index_weights, s->n, NULL, rows, s->wt);
-    return eng_op_put(engine, layer, cache, batch);
+        engine->ops->linear_f32(engine, &layer->index_weights, s->n, NULL, rows, s->wt);
+    return engine->ops->put(engine, layer, cache, batch);
 }
 
 /* s.n -> s.x */
@@ -51,30 +51,32 @@ static bool attention(eng_engine *engine, const eng_layer *layer, const krn_cach
     size_t heads = (size_t)engine->model->shape.head_count;
     if (!attention_inputs(engine, layer, cache, batch, scored))
         return false;
-    if (!eng_op_select(engine, cache, batch, scored))
+    if (!engine->ops->select(engine, cache, batch, scored))
         return false;
-    eng_op_rope_queries(engine, batch);
+    engine->ops->rope_queries(engine, batch);
     for (uint32_t first = 0; first < batch->row_count; first += ENG_ATTEND_ROWS) {
         uint32_t rows = batch->row_count - first;
         rows = rows < ENG_ATTEND_ROWS ? rows : ENG_ATTEND_ROWS;
-        eng_op_heads(engine, &(eng_heads_product){
-                                 .matrices = layer->w_uk,
-                                 .input = eng_row_at(engine, s->q, first, heads * KRN_HEAD_DIM),
-                                 .input_width = KRN_HEAD_DIM,
-                                 .output = s->q_latent,
-                                 .rows = rows,
-                             });
-        eng_op_attend(engine, cache, batch, first, rows);
-        eng_op_heads(engine, &(eng_heads_product){
-                                 .matrices = layer->w_uv,
-                                 .input = s->o,
-                                 .input_width = KRN_LATENT_DIM,
-                                 .output = eng_row_at(engine, s->v, first, heads * KRN_VALUE_DIM),
-                                 .rows = rows,
-                             });
+        engine->ops->heads(engine,
+                           &(eng_heads_product){
+                               .matrices = layer->w_uk,
+                               .input = eng_row_at(engine, s->q, first, heads * KRN_HEAD_DIM),
+                               .input_width = KRN_HEAD_DIM,
+                               .output = s->q_latent,
+                               .rows = rows,
+                           });
+        engine->ops->attend(engine, cache, batch, first, rows);
+        engine->ops->heads(engine,
+                           &(eng_heads_product){
+                               .matrices = layer->w_uv,
+                               .input = s->o,
+                               .input_width = KRN_LATENT_DIM,
+                               .output = eng_row_at(engine, s->v, first, heads * KRN_VALUE_DIM),
+                               .rows = rows,
+                           });
     }
-    const eng_product out = {.matrix = &layer->o, .rows = batch->row_count, .output = s->x};
-    return eng_op_linear(engine, s->v, batch->row_count, &out, 1);
+    const eng_product out = {.matrix = &layer->o, .output = s->x};
+    return engine->ops->linear(engine, s->v, batch->row_count, &out, 1);
 }
 
 /* s.n -> s.x */
@@ -82,109 +84,25 @@ static bool dense_mlp(eng_engine *engine, const eng_layer *layer, uint32_t rows)
 {
     eng_scratch *s = &engine->s;
     const eng_product inputs[] = {
-        {.matrix = &layer->mlp.gate, .rows = rows, .output = s->gate},
-        {.matrix = &layer->mlp.up, .rows = rows, .output = s->up},
+        {.matrix = &layer->mlp.gate, .output = s->gate},
+        {.matrix = &layer->mlp.up, .output = s->up},
     };
-    if (!eng_op_linear(engine, s->n, rows, inputs, 2))
+    if (!engine->ops->linear(engine, s->n, rows, inputs, 2))
         return false;
-    eng_op_silu_mul(engine, s->gate, s->up, (size_t)rows * layer->mlp.gate.n);
-    const eng_product out = {.matrix = &layer->mlp.down, .rows = rows, .output = s->x};
-    return eng_op_linear(engine, s->gate, rows, &out, 1);
+    engine->ops->silu_mul(engine, s->gate, s->up, rows, layer->mlp.gate.n);
+    const eng_product out = {.matrix = &layer->mlp.down, .output = s->x};
+    return engine->ops->linear(engine, s->gate, rows, &out, 1);
 }
 
-static bool moe_route(eng_engine *engine, const eng_layer *layer, uint32_t rows)
-{
-    eng_scratch *s = &engine->s;
-    const mdl_shape *shape = &engine->model->shape;
-    const krn_route_args args = {
-        .experts = (uint32_t)shape->expert_count,
-        .groups = (uint32_t)shape->group_count,
-        .groups_kept = (uint32_t)shape->topk_group_count,
-        .chosen = (uint32_t)shape->experts_per_token,
-        .scaling = (float)shape->routed_scaling_factor,
-        .normalise = true,
-    };
-    eng_op_linear_f32(engine, &layer->router, s->n, NULL, rows, s->router_logits);
-    if (!krn_route(engine->pool, &args, s->router_logits, layer->router_bias, rows, s->experts,
-                   s->expert_weights)) {
-        engine->fault = "a router score";
-        return false;
-    }
-    krn_route_group(s->experts, rows, args.chosen, args.experts, s->expert_offsets, s->expert_rows,
-                    s->expert_places);
-    return true;
-}
-
-/* Outputs of the experts' down projections into s.down (stacked by expert) and s.shared_out. */
-static bool moe_down(eng_engine *engine, const eng_layer *layer, uint32_t rows, uint32_t stacked)
-{
-    eng_scratch *s = &engine->s;
-    eng_product products[KRN_EXPERTS_MAX + 1];
-    uint32_t experts = (uint32_t)engine->model->shape.expert_count, count = 0;
-    size_t hidden = (size_t)engine->model->shape.hidden_size;
-    uint32_t width = layer->experts[0].gate.n, shared_width = layer->mlp.gate.n;
-    void *shared_in = eng_row_at(engine, s->gate, stacked, width);
-    for (uint32_t e = 0; e < experts; e++) {
-        uint32_t at = s->expert_offsets[e];
-        if (s->expert_offsets[e + 1] == at)
-            continue;
-        products[count++] = (eng_product){
-            .matrix = &layer->experts[e].down,
-            .input_row = at,
-            .rows = s->expert_offsets[e + 1] - at,
-            .output = eng_row_at(engine, s->down, at, hidden),
-        };
-    }
-    eng_product shared = {.matrix = &layer->mlp.down, .rows = rows, .output = s->shared_out};
-    if (shared_width == width) { /* same length of rows: one call for all */
-        shared.input_row = stacked;
-        products[count++] = shared;
-        return eng_op_linear(engine, s->gate, stacked + rows, products, count);
-    }
-    return eng_op_linear(engine, s->gate, stacked, products, count) &&
-           eng_op_linear(engine, shared_in, rows, &shared, 1);
-}
-
-/* s.n -> s.x: each expert works on the rows that chose it, stacked by expert. */
+/* s.n -> s.x */
 static bool moe(eng_engine *engine, const eng_layer *layer, uint32_t rows)
 {
+    const eng_ops *ops = engine->ops;
     eng_scratch *s = &engine->s;
-    if (!moe_route(engine, layer, rows))
+    ops->linear_f32(engine, &layer->router, s->n, NULL, rows, s->router_logits);
+    if (!ops->route(engine, layer, rows) || !ops->experts(engine, layer, rows))
         return false;
-    eng_product products[2 * KRN_EXPERTS_MAX + 2];
-    uint32_t experts = (uint32_t)engine->model->shape.expert_count, count = 0;
-    uint32_t stacked = rows * (uint32_t)engine->model->shape.experts_per_token;
-    uint32_t width = layer->experts[0].gate.n, shared_width = layer->mlp.gate.n;
-    for (uint32_t e = 0; e < experts; e++) {
-        uint32_t at = s->expert_offsets[e];
-        if (s->expert_offsets[e + 1] == at)
-            continue;
-        eng_product product = {
-            .matrix = &layer->experts[e].gate,
-            .row_index = s->expert_rows + at,
-            .rows = s->expert_offsets[e + 1] - at,
-            .output = eng_row_at(engine, s->gate, at, width),
-        };
-        products[count++] = product;
-        product.matrix = &layer->experts[e].up;
-        product.output = eng_row_at(engine, s->up, at, width);
-        products[count++] = product;
-    }
-    eng_product shared = {
-        .matrix = &layer->mlp.gate,
-        .rows = rows,
-        .output = eng_row_at(engine, s->gate, stacked, width),
-    };
-    products[count++] = shared;
-    shared.matrix = &layer->mlp.up;
-    shared.output = eng_row_at(engine, s->up, stacked, width);
-    products[count++] = shared;
-    if (!eng_op_linear(engine, s->n, rows, products, count))
-        return false;
-    eng_op_silu_mul(engine, s->gate, s->up, (size_t)stacked * width + (size_t)rows * shared_width);
-    if (!moe_down(engine, layer, rows, stacked))
-        return false;
-    eng_op_combine(engine, rows, s->x);
+    ops->combine(engine, rows, s->x);
     return true;
 }
 
@@ -194,16 +112,19 @@ static void layer_show(eng_engine *engine, uint32_t index, const eng_batch *batc
     eng_scratch *s = &engine->s;
     if (!engine->tap || !engine->tap->layer)
         return;
+    size_t rows = batch->row_count, bytes = rows * eng_hidden_bytes(engine);
+    size_t chosen = rows * (size_t)model->shape.experts_per_token;
+    const eng_ops *ops = engine->ops;
     eng_tap_layer shown = {
         .layer = model->layer_first + index,
         .row_count = batch->row_count,
         .positions = batch->positions,
-        .x = s->x,
-        .res = s->res,
-        .lists = s->lists,
-        .list_counts = s->list_counts,
+        .x = ops->read(engine, s->x, bytes),
+        .res = ops->read(engine, s->res, bytes),
+        .lists = ops->read(engine, s->lists, rows * engine->list_stride * sizeof(uint32_t)),
+        .list_counts = ops->read(engine, s->list_counts, rows * sizeof(uint32_t)),
         .list_stride = engine->list_stride,
-        .experts = dense ? NULL : s->experts,
+        .experts = dense ? NULL : ops->read(engine, s->experts, chosen * sizeof(uint32_t)),
     };
     engine->tap->layer(engine->tap->context, &shown);
 }
@@ -216,12 +137,12 @@ bool eng_layer_run(eng_engine *engine, uint32_t index, const eng_batch *batch, b
     const krn_cache cache = eng_engine_layer_cache(engine, index);
     uint32_t rows = batch->row_count, hidden = (uint32_t)engine->model->shape.hidden_size;
     engine->step_layer = engine->model->layer_first + index;
-    if (!eng_op_norm(engine, s->x, first ? NULL : s->res, layer->input_norm, rows, hidden, s->n,
-                     s->res))
+    if (!engine->ops->norm(engine, s->x, first ? NULL : s->res, layer->input_norm, rows, hidden,
+                           s->n, s->res))
         return false;
     if (!attention(engine, layer, &cache, batch))
         return false;
-    if (!eng_op_norm(engine, s->x, s->res, layer->post_norm, rows, hidden, s->n, s->res))
+    if (!engine->ops->norm(engine, s->x, s->res, layer->post_norm, rows, hidden, s->n, s->res))
         return false;
     bool ok = layer->dense ? dense_mlp(engine, layer, rows) : moe(engine, layer, rows);
     if (ok)
@@ -236,13 +157,13 @@ bool eng_layer_run_keys(eng_engine *engine, uint32_t index, const eng_batch *bat
     const krn_cache cache = eng_engine_layer_cache(engine, index);
     uint32_t rows = batch->row_count;
     engine->step_layer = engine->model->layer_first + index;
-    if (!eng_op_norm(engine, s->x, NULL, layer->input_norm, rows,
-                     (uint32_t)engine->model->shape.hidden_size, s->n, NULL))
+    if (!engine->ops->norm(engine, s->x, NULL, layer->input_norm, rows,
+                           (uint32_t)engine->model->shape.hidden_size, s->n, NULL))
         return false;
     const eng_product products[] = {
-        {.matrix = &layer->kv_a, .rows = rows, .output = s->kv},
-        {.matrix = &layer->index_k, .rows = rows, .output = s->ik},
+        {.matrix = &layer->kv_a, .output = s->kv},
+        {.matrix = &layer->index_k, .output = s->ik},
     };
-    return eng_op_linear(engine, s->n, rows, products, 2) &&
-           eng_op_put(engine, layer, &cache, batch);
+    return engine->ops->linear(engine, s->n, rows, products, 2) &&
+           engine->ops->put(engine, layer, &cache, batch);
 }

@@ -1,7 +1,7 @@
 /* Opens a model directory: shape, checkpoint, hash, ids without token, packed weights.
  *
  * Thread: any at open; immutable afterwards. */
-#include "engine/model.h"
+#include "engine/ops.h"
 
 #include <stdio.h>
 #include <unistd.h>
@@ -101,6 +101,7 @@ sl_status eng_model_open(const eng_model_options *options, eng_model **out_model
     sl_assert(options->dir);
     eng_model *model = sl_alloc(1, sizeof(*model), "engine model");
     model->numerics = options->numerics;
+    model->ops = &eng_ops_cpu;
     sl_status status = model_open(model, options, err);
     if (!sl_is_ok(status)) {
         eng_model_close(model);

@@ -44,9 +44,12 @@ typedef struct eng_layer {
     eng_mlp *experts;         /* [experts] */
 } eng_layer;
 
+typedef struct eng_ops eng_ops;
+
 struct eng_model {
     mdl_shape shape;
     eng_numerics numerics;
+    const eng_ops *ops; /* the backend */
     mdl_checkpoint *checkpoint;
     char hash[2 * MDL_HASH_BYTES + 1];
     uint32_t *undefined; /* bitmap of ids without token; NULL: no tokenizer in the directory */

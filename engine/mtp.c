@@ -4,26 +4,27 @@
  * Thread: the engine thread. */
 #include "engine/mtp.h"
 
-#include <string.h>
-
 #include "base/assert.h"
 
 /* s.mtp_cat = [norm of embedding, norm of h] of each row. */
-static bool mtp_input(eng_engine *engine, uint32_t rows)
+static bool mtp_input(eng_engine *engine, const eng_batch *batch)
 {
     eng_scratch *s = &engine->s;
     const eng_model *model = engine->model;
-    uint32_t hidden = (uint32_t)model->shape.hidden_size;
-    size_t bytes = (size_t)hidden * engine->element_bytes;
-    eng_op_embed(engine, s->mtp_tokens, rows, s->x);
+    uint32_t rows = batch->row_count, hidden = (uint32_t)model->shape.hidden_size;
+    size_t bytes = eng_hidden_bytes(engine);
+    engine->ops->embed(engine, batch, s->x);
     for (uint32_t half = 0; half < 2; half++) {
         const void *input = half ? s->mtp_h : s->x;
         const void *weight = half ? model->mtp_hnorm : model->mtp_enorm;
-        if (!eng_op_norm(engine, input, NULL, weight, rows, hidden, s->n, NULL))
+        if (!engine->ops->norm(engine, input, NULL, weight, rows, hidden, s->n, NULL))
             return false;
-        for (uint32_t i = 0; i < rows; i++)
-            memcpy((uint8_t *)s->mtp_cat + (2 * i + half) * bytes, (uint8_t *)s->n + i * bytes,
-                   bytes);
+        engine->ops->copy(engine, &(eng_pieces){.to = (uint8_t *)s->mtp_cat + half * bytes,
+                                                .from = s->n,
+                                                .to_stride = 2 * bytes,
+                                                .from_stride = bytes,
+                                                .bytes = bytes,
+                                                .count = rows});
     }
     return true;
 }
@@ -35,26 +36,31 @@ bool eng_mtp_run(eng_engine *engine, uint32_t row_count, bool full)
     sl_assert(model->mtp && row_count > 0 && row_count <= engine->rows_max);
     uint32_t hidden = (uint32_t)model->shape.hidden_size, index = model->layer_count - 1;
     engine->step_layer = model->layer_first + index;
-    krn_rope_table(engine->pool, &model->rope, s->mtp_positions, row_count, s->mtp_table);
     const eng_batch batch = {
         .row_count = row_count,
+        .tokens = s->mtp_tokens,
         .rows = s->mtp_rows,
         .table = s->mtp_table,
         .positions = s->mtp_positions,
     };
-    if (!mtp_input(engine, row_count))
+    engine->ops->begin(engine, &batch);
+    if (!mtp_input(engine, &batch))
         return false;
-    const eng_product into = {.matrix = &model->mtp_eh, .rows = row_count, .output = s->x};
-    if (!eng_op_linear(engine, s->mtp_cat, row_count, &into, 1))
+    const eng_product into = {.matrix = &model->mtp_eh, .output = s->x};
+    if (!engine->ops->linear(engine, s->mtp_cat, row_count, &into, 1))
         return false;
     if (!full)
         return eng_layer_run_keys(engine, index, &batch);
     if (!eng_layer_run(engine, index, &batch, true))
         return false;
-    if (!eng_op_norm(engine, s->x, s->res, model->mtp_norm, row_count, hidden, s->head_in, NULL))
+    if (!engine->ops->norm(engine, s->x, s->res, model->mtp_norm, row_count, hidden, s->head_in,
+                           NULL))
         return false;
-    eng_op_linear_f32(engine, &model->head, s->head_in, NULL, row_count, s->logits);
+    engine->ops->linear_f32(engine, &model->head, s->head_in, NULL, row_count, s->logits);
     if (engine->tap && engine->tap->draft)
-        engine->tap->draft(engine->tap->context, s->mtp_positions, row_count, s->logits);
+        engine->tap->draft(
+            engine->tap->context, s->mtp_positions, row_count,
+            engine->ops->read(engine, s->logits,
+                              (size_t)row_count * (size_t)model->shape.vocab_size * sizeof(float)));
     return true;
 }

@@ -1,8 +1,11 @@
-/* Operations of a layer in the engine's numerics: fp8 (bf16 rows, Q128) or plain (f32 rows).
- * Internal to engine/.
+/* What a backend does: the operations of the layer program, and the memory they work on. Internal
+ * to engine/.
  *
- * One place chooses, so that the layer program is written once. `false` = NaN or infinity; then
- * engine->fault names the operation. Thread: the engine thread. */
+ * One table a backend (cpu.c, cuda.c); the program (layer.c, mtp.c, step.c) is written once. `rows`
+ * pointers are the backend's memory: only these operations look into it. An operation may return
+ * before it has run: `false`, NaN or infinity met, may come from a later one, at the latest from
+ * `finish`; then engine->fault names the operation and engine->step_layer the layer. Thread: the
+ * engine thread. */
 #ifndef ENGINE_OPS_H
 #define ENGINE_OPS_H
 
@@ -12,23 +15,14 @@
 extern "C" {
 #endif
 
-/* One matrix over rows of a shared input. */
+#define ENG_PRODUCTS_MAX 3u
+
+/* One matrix over all rows of a shared input. */
 typedef struct eng_product {
     const krn_matrix *matrix;
-    const uint32_t *row_index; /* NULL: rows input_row, input_row + 1, ... */
-    uint32_t input_row;
-    uint32_t rows;
     void *output; /* [rows][matrix->n] */
 } eng_product;
 
-SL_MUST_USE bool eng_op_norm(eng_engine *engine, const void *x, const void *res, const void *weight,
-                             uint32_t rows, uint32_t n, void *out, void *out_res);
-/* input [input_rows][k], k of every matrix; quantised once for all products. */
-SL_MUST_USE bool eng_op_linear(eng_engine *engine, const void *input, uint32_t input_rows,
-                               const eng_product *products, uint32_t count);
-/* f32 output in both numerics: router, weights_proj, head. */
-void eng_op_linear_f32(eng_engine *engine, const krn_matrix *matrix, const void *input,
-                       const uint32_t *row_index, uint32_t rows, float *output);
 /* matrices[h] over column slice h of each input row (W_UK, W_UV). */
 typedef struct eng_heads_product {
     const krn_matrix *matrices; /* [heads] */
@@ -37,26 +31,89 @@ typedef struct eng_heads_product {
     void *output; /* [rows][heads][n] */
     uint32_t rows;
 } eng_heads_product;
-void eng_op_heads(eng_engine *engine, const eng_heads_product *product);
 
-void eng_op_embed(eng_engine *engine, const uint32_t *ids, uint32_t rows, void *out_x);
-void eng_op_silu_mul(eng_engine *engine, void *gate, const void *up, size_t count);
-/* Latent and index rows of the batch into the cache, from s.kv and s.ik. */
-SL_MUST_USE bool eng_op_put(eng_engine *engine, const eng_layer *layer, const krn_cache *cache,
-                            const eng_batch *batch);
-/* s.lists and s.list_counts; scored: s.iq and s.wt are there. */
-SL_MUST_USE bool eng_op_select(eng_engine *engine, const krn_cache *cache, const eng_batch *batch,
-                               bool scored);
-void eng_op_rope_queries(eng_engine *engine, const eng_batch *batch);
-/* Rows [first, first + rows) of the batch: s.q_latent -> s.o. */
-void eng_op_attend(eng_engine *engine, const krn_cache *cache, const eng_batch *batch,
+/* `count` pieces of `bytes` each, from_stride and to_stride bytes apart. */
+typedef struct eng_pieces {
+    void *to;
+    const void *from;
+    size_t to_stride, from_stride, bytes;
+    uint32_t count;
+} eng_pieces;
+
+struct eng_ops {
+    const char *numerics_id;
+    uint32_t expert_align; /* the rows of an expert start at a multiple of it */
+
+    /* The engine's part of the backend; memory: zeroed, for the engine's life. */
+    sl_status (*create)(eng_engine *engine, sl_err *err);
+    void (*destroy)(eng_engine *engine);
+    sl_status (*memory_create)(size_t bytes, void **out_memory, sl_err *err);
+    void (*memory_destroy)(void *memory, size_t bytes);
+    void (*clear)(eng_engine *engine, const eng_pieces *pieces); /* `from` is not looked at */
+    void (*copy)(eng_engine *engine, const eng_pieces *pieces);
+    /* s.moves [count] of `bytes` each. */
+    void (*move)(eng_engine *engine, uint32_t count, size_t bytes);
+    void (*write)(eng_engine *engine, void *to, const void *host, size_t bytes);
+    /* Waits; the values as the host sees them, until the next read of the same place. */
+    void *(*read)(eng_engine *engine, void *at, size_t bytes);
+    /* Before a step's operations look at a sequence's block table, after it was changed. */
+    void (*bind)(eng_engine *engine, const eng_sequence *sequence);
+
+    /* Tokens, rows and rope table of the rows that the operations until the next begin run over. */
+    void (*begin)(eng_engine *engine, const eng_batch *batch);
+    bool (*finish)(eng_engine *engine); /* waits for all of it */
+
+    void (*embed)(eng_engine *engine, const eng_batch *batch, void *out_x);
+    bool (*norm)(eng_engine *engine, const void *x, const void *res, const void *weight,
+                 uint32_t rows, uint32_t n, void *out, void *out_res);
+    /* input [rows][k], k of every matrix; quantised once for all products. */
+    bool (*linear)(eng_engine *engine, const void *input, uint32_t rows,
+                   const eng_product *products, uint32_t count);
+    /* f32 output in all numerics: router, weights_proj, head. row_index: host, or NULL. */
+    void (*linear_f32)(eng_engine *engine, const krn_matrix *matrix, const void *input,
+                       const uint32_t *row_index, uint32_t rows, float *output);
+    void (*heads)(eng_engine *engine, const eng_heads_product *product);
+    void (*silu_mul)(eng_engine *engine, void *gate, const void *up, uint32_t rows, uint32_t n);
+    /* Latent and index rows of the batch into the cache, from s.kv and s.ik. */
+    bool (*put)(eng_engine *engine, const eng_layer *layer, const krn_cache *cache,
+                const eng_batch *batch);
+    /* s.lists and s.list_counts; scored: s.iq and s.wt are there. */
+    bool (*select)(eng_engine *engine, const krn_cache *cache, const eng_batch *batch, bool scored);
+    void (*rope_queries)(eng_engine *engine, const eng_batch *batch);
+    /* Rows [first, first + rows) of the batch: s.q_latent -> s.o. */
+    void (*attend)(eng_engine *engine, const krn_cache *cache, const eng_batch *batch,
                    uint32_t first, uint32_t rows);
-void eng_op_combine(eng_engine *engine, uint32_t rows, void *out_y);
+    /* s.router_logits -> s.experts, s.expert_weights, and the rows of each expert. */
+    bool (*route)(eng_engine *engine, const eng_layer *layer, uint32_t rows);
+    /* s.n -> s.down (rows stacked by expert) and s.shared_out. */
+    bool (*experts)(eng_engine *engine, const eng_layer *layer, uint32_t rows);
+    void (*combine)(eng_engine *engine, uint32_t rows, void *out_y);
+    bool (*finite)(eng_engine *engine, const float *values, size_t count);
+    /* Highest of each row of s.logits, ties to the lowest id; waits. */
+    void (*arg_max)(eng_engine *engine, uint32_t rows, uint32_t *out_ids);
+};
+
+extern const eng_ops eng_ops_cpu;
 
 /* Row `row` of a buffer of rows of `width` elements. */
 static inline void *eng_row_at(const eng_engine *engine, void *rows, size_t row, size_t width)
 {
     return (uint8_t *)rows + row * width * engine->element_bytes;
+}
+
+/* Rows of the experts' stacked inputs and outputs, at most. */
+static inline size_t eng_places_max(const eng_engine *engine)
+{
+    const mdl_shape *shape = &engine->model->shape;
+    size_t align = engine->ops->expert_align;
+    size_t places = engine->rows_max * (size_t)shape->experts_per_token +
+                    (size_t)shape->expert_count * (align - 1);
+    return (places + align - 1) / align * align;
+}
+
+static inline size_t eng_hidden_bytes(const eng_engine *engine)
+{
+    return (size_t)engine->model->shape.hidden_size * engine->element_bytes;
 }
 
 #ifdef __cplusplus

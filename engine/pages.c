@@ -3,8 +3,6 @@
  * Thread: the engine thread. Never grows, never blocks, never touches a page that is not bound. */
 #include "engine/pages.h"
 
-#include <string.h>
-
 #include "base/alloc.h"
 #include "base/assert.h"
 
@@ -17,14 +15,10 @@ static const bool PAGE_MOVES[ENG_PAGE_STATE_COUNT][ENG_PAGE_STATE_COUNT] = {
     [ENG_PAGE_STATE_KEPT] = {[ENG_PAGE_STATE_SEALED] = true, [ENG_PAGE_STATE_FREE] = true},
 };
 
-sl_status eng_pages_init(eng_pages *pages, uint64_t page_bytes, uint32_t page_count, sl_err *err)
+void eng_pages_init(eng_pages *pages, uint32_t page_count)
 {
-    sl_assert(page_count > 0 && page_bytes % 64 == 0);
-    void *memory = NULL;
-    SL_TRY(sl_alloc_pages((size_t)(page_bytes * page_count), &memory, err));
+    sl_assert(page_count > 0);
     *pages = (eng_pages){
-        .memory = memory,
-        .page_bytes = page_bytes,
         .page_count = page_count,
         .free_count = page_count,
         .free_list = sl_alloc(page_count, sizeof(uint32_t), "engine free pages"),
@@ -35,13 +29,10 @@ sl_status eng_pages_init(eng_pages *pages, uint64_t page_bytes, uint32_t page_co
     for (uint32_t i = 0; i < page_count; i++)
         pages->free_list[i] = page_count - 1 - i; /* page 0 is taken first */
     eng_prefix_index_init(&pages->prefix, page_count);
-    return sl_ok();
 }
 
 void eng_pages_fini(eng_pages *pages)
 {
-    if (pages->memory)
-        sl_free_pages(pages->memory, (size_t)(pages->page_bytes * pages->page_count));
     sl_free(pages->free_list);
     sl_free(pages->table);
     eng_prefix_index_fini(&pages->prefix);
@@ -121,7 +112,6 @@ uint32_t eng_pages_take(eng_pages *pages)
     uint32_t page = pages->free_list[--pages->free_count];
     page_set_state(pages, page, ENG_PAGE_STATE_PRIVATE);
     pages->table[page].ref_count = 1;
-    memset(eng_pages_at(pages, page), 0, (size_t)pages->page_bytes);
     return page;
 }
 

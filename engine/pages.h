@@ -1,9 +1,10 @@
 /* The page pool: which pages are free, which are bound by sequences, and which are kept for their
  * tokens. Internal to engine/.
  *
- * Owns the cache's memory. Thread: the engine thread. A page's life: free -> private (one sequence
- * writes it) -> sealed (64 accepted tokens, never written again, may be shared) -> kept (nobody has
- * it bound, the prefix index knows it; the oldest goes first when pages run out) -> free. */
+ * Never touches their memory. Thread: the engine thread. A page's life: free -> private (one
+ * sequence writes it) -> sealed (64 accepted tokens, never written again, may be shared) -> kept
+ * (nobody has it bound, the prefix index knows it; the oldest goes first when pages run out) ->
+ * free. */
 #ifndef ENGINE_PAGES_H
 #define ENGINE_PAGES_H
 
@@ -29,8 +30,6 @@ typedef struct eng_page {
 } eng_page;
 
 typedef struct eng_pages {
-    uint8_t *memory; /* page p at memory + p * page_bytes */
-    uint64_t page_bytes;
     uint32_t page_count;
     uint32_t free_count;
     uint32_t *free_list; /* [page_count], used as a stack */
@@ -40,11 +39,10 @@ typedef struct eng_pages {
     eng_prefix_index prefix;
 } eng_pages;
 
-SL_MUST_USE sl_status eng_pages_init(eng_pages *pages, uint64_t page_bytes, uint32_t page_count,
-                                     sl_err *err);
+void eng_pages_init(eng_pages *pages, uint32_t page_count);
 void eng_pages_fini(eng_pages *pages);
-/* Takes a page, zeroed and private: a free one, else the oldest kept one. ENG_NO_PAGE when there
- * is neither. */
+/* Takes a page, private, its bytes as they were left: a free one, else the oldest kept one.
+ * ENG_NO_PAGE when there is neither. */
 uint32_t eng_pages_take(eng_pages *pages);
 /* One more sequence binds a sealed or kept page. */
 void eng_pages_share(eng_pages *pages, uint32_t page);
@@ -57,11 +55,6 @@ void eng_pages_unseal(eng_pages *pages, uint32_t page);
 void eng_pages_drop_kept(eng_pages *pages);
 /* Pages that a new sequence could bind. */
 uint32_t eng_pages_available(const eng_pages *pages);
-
-static inline uint8_t *eng_pages_at(const eng_pages *pages, uint32_t page)
-{
-    return pages->memory + (uint64_t)page * pages->page_bytes;
-}
 
 #ifdef __cplusplus
 }

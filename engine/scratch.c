@@ -1,4 +1,5 @@
-/* Scratch of a step: every buffer the forward pass needs, carved from one mapping at create.
+/* Scratch of a step: every buffer the forward pass needs, carved at create from one mapping of the
+ * host's memory and one of the backend's.
  *
  * Sizes follow rows_max and the shape; pages of it that no step touches cost no memory. Thread: the
  * engine thread. Never grows. */
@@ -6,7 +7,7 @@
 
 #include "base/alloc.h"
 #include "base/assert.h"
-#include "engine/state.h"
+#include "engine/ops.h"
 
 #define CARVE_ALIGN 64u
 
@@ -28,31 +29,47 @@ static size_t larger(size_t a, size_t b)
     return a > b ? a : b;
 }
 
+static void carve_host(eng_engine *engine, carver *at)
+{
+    eng_scratch *s = &engine->s;
+    size_t rows = engine->rows_max;
+    s->tokens = carve(at, rows, sizeof(uint32_t));
+    s->positions = carve(at, rows, sizeof(uint32_t));
+    s->rows = carve(at, rows, sizeof(krn_row));
+    s->wanted = carve(at, rows, sizeof(uint32_t));
+    s->moves = carve(at, rows, sizeof(eng_move));
+    s->draft_ids = carve(at, rows, sizeof(uint32_t));
+    s->mtp_tokens = carve(at, rows, sizeof(uint32_t));
+    s->mtp_positions = carve(at, rows, sizeof(uint32_t));
+    s->mtp_rows = carve(at, rows, sizeof(krn_row));
+    s->gemms = carve(at, KRN_GEMMS_MAX, sizeof(krn_gemm));
+    uint32_t threads = krn_pool_threads(engine->pool);
+    s->select_bytes = krn_select_scratch_bytes(threads, engine->blocks_max * ENG_PAGE_TOKENS);
+    s->select_scratch = carve(at, s->select_bytes, 1);
+    s->attend_scratch =
+        carve(at,
+              krn_attend_scratch_bytes(threads, (uint32_t)engine->model->shape.head_count,
+                                       engine->list_stride),
+              1);
+}
+
 static void carve_rows(eng_engine *engine, carver *at)
 {
     eng_scratch *s = &engine->s;
     const mdl_shape *shape = &engine->model->shape;
     size_t rows = engine->rows_max, hidden = (size_t)shape->hidden_size;
     size_t vocab = (size_t)shape->vocab_size, element = engine->element_bytes;
-    s->tokens = carve(at, rows, sizeof(uint32_t));
-    s->positions = carve(at, rows, sizeof(uint32_t));
-    s->rows = carve(at, rows, sizeof(krn_row));
     s->table = carve(at, rows * 2 * KRN_ROPE_PAIRS, sizeof(float));
-    s->wanted = carve(at, rows, sizeof(uint32_t));
     s->x = carve(at, rows * hidden, element);
     s->res = carve(at, rows * hidden, element);
     s->n = carve(at, rows * hidden, element);
     s->h = carve(at, rows * hidden, element);
-    s->mtp_tokens = carve(at, rows, sizeof(uint32_t));
-    s->mtp_positions = carve(at, rows, sizeof(uint32_t));
-    s->mtp_rows = carve(at, rows, sizeof(krn_row));
     s->mtp_table = carve(at, rows * 2 * KRN_ROPE_PAIRS, sizeof(float));
     s->mtp_h = carve(at, rows * hidden, element);
     s->mtp_cat = carve(at, rows * 2 * hidden, element);
     s->head_in = carve(at, rows * hidden, element);
     s->logits = carve(at, rows * vocab, sizeof(float));
     s->head_logits = carve(at, vocab, sizeof(float));
-    s->gemms = carve(at, KRN_GEMMS_MAX, sizeof(krn_gemm));
 }
 
 static void carve_attention(eng_engine *engine, carver *at)
@@ -76,11 +93,6 @@ static void carve_attention(eng_engine *engine, carver *at)
     s->q_latent = carve(at, ENG_ATTEND_ROWS * heads * KRN_LATENT_DIM, element);
     s->o = carve(at, ENG_ATTEND_ROWS * heads * KRN_LATENT_DIM, element);
     s->v = carve(at, rows * heads * KRN_VALUE_DIM, element);
-    uint32_t threads = krn_pool_threads(engine->pool);
-    s->select_bytes = krn_select_scratch_bytes(threads, engine->blocks_max * ENG_PAGE_TOKENS);
-    s->select_scratch = carve(at, s->select_bytes, 1);
-    s->attend_scratch =
-        carve(at, krn_attend_scratch_bytes(threads, (uint32_t)heads, engine->list_stride), 1);
 }
 
 static void carve_mlp(eng_engine *engine, carver *at)
@@ -91,25 +103,30 @@ static void carve_mlp(eng_engine *engine, carver *at)
     size_t chosen = (size_t)shape->experts_per_token, element = engine->element_bytes;
     size_t expert_width = (size_t)shape->moe_intermediate_size;
     size_t shared_width = expert_width * (size_t)shape->shared_expert_count;
-    size_t moe_width = chosen * expert_width + shared_width;
-    size_t width = larger((size_t)shape->intermediate_size, moe_width);
-    s->gate = carve(at, rows * width, element);
-    s->up = carve(at, rows * width, element);
-    s->down = carve(at, rows * chosen * hidden, element);
+    size_t places = eng_places_max(engine);
+    size_t wide = larger(rows * (size_t)shape->intermediate_size,
+                         places * expert_width + rows * shared_width);
+    s->gate = carve(at, wide, element);
+    s->up = carve(at, wide, element);
+    s->down = carve(at, places * hidden, element);
     s->shared_out = carve(at, rows * hidden, element);
     s->router_logits = carve(at, rows * (size_t)shape->expert_count, sizeof(float));
     s->experts = carve(at, rows * chosen, sizeof(uint32_t));
     s->expert_weights = carve(at, rows * chosen, sizeof(float));
     s->expert_offsets = carve(at, (size_t)shape->expert_count + 1, sizeof(uint32_t));
-    s->expert_rows = carve(at, rows * chosen, sizeof(uint32_t));
+    s->expert_rows = carve(at, places, sizeof(uint32_t));
     s->expert_places = carve(at, rows * chosen, sizeof(uint32_t));
-    size_t quantised = larger(width, (size_t)shape->head_count * KRN_VALUE_DIM);
-    quantised = larger(quantised, larger(hidden, (size_t)shape->q_lora_rank));
-    s->codes = carve(at, rows * quantised, 1);
-    s->code_scales = carve(at, rows * quantised / KRN_BLOCK, sizeof(float));
+    /* one linear layer's input: of all places, or of the rows as they are */
+    size_t widest = larger((size_t)shape->head_count * KRN_VALUE_DIM,
+                           larger(2 * hidden, (size_t)shape->q_lora_rank));
+    size_t quantised = larger(wide, rows * widest);
+    if (engine->ops->expert_align > 1) /* inputs of the experts are copied, one a place */
+        quantised = larger(quantised, places * hidden);
+    s->codes = carve(at, quantised, 1);
+    s->code_scales = carve(at, quantised / KRN_BLOCK, sizeof(float));
 }
 
-static void carve_all(eng_engine *engine, carver *at)
+static void carve_device(eng_engine *engine, carver *at)
 {
     carve_rows(engine, at);
     carve_attention(engine, at);
@@ -119,13 +136,19 @@ static void carve_all(eng_engine *engine, carver *at)
 sl_status eng_scratch_carve(eng_engine *engine, sl_err *err)
 {
     engine->list_stride = (uint32_t)engine->model->shape.index_topk;
-    carver at = {0};
-    carve_all(engine, &at);
-    SL_TRY(sl_alloc_pages(at.used, &engine->s.memory, err));
-    engine->s.bytes = at.used;
-    at = (carver){.base = engine->s.memory};
-    carve_all(engine, &at);
-    sl_assert(at.used == engine->s.bytes);
+    eng_scratch *s = &engine->s;
+    carver host = {0}, device = {0};
+    carve_host(engine, &host);
+    carve_device(engine, &device);
+    SL_TRY(sl_alloc_pages(host.used, &s->memory, err));
+    s->bytes = host.used;
+    SL_TRY(engine->ops->memory_create(device.used, &s->device_memory, err));
+    s->device_bytes = device.used;
+    host = (carver){.base = s->memory};
+    device = (carver){.base = s->device_memory};
+    carve_host(engine, &host);
+    carve_device(engine, &device);
+    sl_assert(host.used == s->bytes && device.used == s->device_bytes);
     return sl_ok();
 }
 
@@ -133,5 +156,7 @@ void eng_scratch_free(eng_engine *engine)
 {
     if (engine->s.memory)
         sl_free_pages(engine->s.memory, engine->s.bytes);
+    if (engine->s.device_memory)
+        engine->ops->memory_destroy(engine->s.device_memory, engine->s.device_bytes);
     memset(&engine->s, 0, sizeof(engine->s));
 }

@@ -2,10 +2,8 @@
  *
  * Thread: the engine thread. A sequence binds all its pages when it opens, so a running one never
  * waits for memory. */
-#include <string.h>
-
 #include "base/assert.h"
-#include "engine/state.h"
+#include "engine/ops.h"
 
 static sl_status sequence_check_capacity(const eng_engine *engine, uint32_t token_capacity,
                                          sl_err *err)
@@ -80,7 +78,11 @@ static sl_status sequence_bind(eng_sequence *sequence, uint32_t shared, sl_err *
     for (uint32_t i = shared; i < sequence->page_count; i++) {
         sequence->pages[i] = eng_pages_take(&engine->pages);
         sl_assert(sequence->pages[i] != ENG_NO_PAGE);
+        engine->ops->clear(engine, &(eng_pieces){.to = eng_engine_page(engine, sequence->pages[i]),
+                                                 .bytes = (size_t)engine->layout.page_bytes,
+                                                 .count = 1});
     }
+    engine->ops->bind(engine, sequence);
     sequence->open = true;
     sequence->length = shared * ENG_PAGE_TOKENS;
     sequence->step_id = 0;
@@ -180,13 +182,17 @@ void *eng_sequence_h_at(const eng_sequence *sequence, uint32_t length)
     sl_assert(length > 0 && length <= sequence->capacity);
     const eng_engine *engine = sequence->engine;
     uint32_t page = sequence->pages[(length - 1) / ENG_PAGE_TOKENS];
-    return eng_pages_at(&engine->pages, page) + engine->h_final_offset;
+    return eng_engine_page(engine, page) + engine->h_final_offset;
 }
 
 const uint16_t *eng_sequence_h_final(const eng_sequence *sequence)
 {
     sl_assert(sequence->open);
-    return sequence->length ? eng_sequence_h_at(sequence, sequence->length) : NULL;
+    if (sequence->length == 0)
+        return NULL;
+    eng_engine *engine = sequence->engine;
+    return engine->ops->read(engine, eng_sequence_h_at(sequence, sequence->length),
+                             eng_hidden_bytes(engine));
 }
 
 void eng_sequence_set_length(eng_sequence *sequence, uint32_t length)
@@ -207,29 +213,33 @@ void eng_sequence_adopt(eng_sequence *sequence, uint32_t token_count, const uint
     sl_assert(token_count > 0 && token_count <= sequence->capacity);
     sl_assert(!sequence->engine->plain);
     if (h_final && token_count > sequence->length)
-        memcpy(eng_sequence_h_at(sequence, token_count), h_final,
-               (size_t)sequence->engine->model->shape.hidden_size * sizeof(uint16_t));
+        sequence->engine->ops->write(sequence->engine, eng_sequence_h_at(sequence, token_count),
+                                     h_final, eng_hidden_bytes(sequence->engine));
     eng_sequence_set_length(sequence, token_count);
 }
 
-/* Zeroes rows [begin, end) of one page. */
-static void clear_page_rows(const eng_engine *engine, uint8_t *page, uint32_t begin, uint32_t end)
+/* Zeroes `bytes` at `at` of each layer's slice of a page. */
+static void clear_slices(eng_engine *engine, uint8_t *page, size_t at, size_t bytes)
 {
-    uint32_t count = end - begin;
-    for (uint32_t layer = 0; layer < engine->layout.layer_count; layer++) {
-        uint8_t *slice = page + layer * engine->layout.layer_bytes;
-        if (engine->plain) {
-            size_t row = KRN_PLAIN_ROW_DIM * sizeof(float), key = KRN_INDEX_DIM * sizeof(float);
-            memset(slice + begin * row, 0, count * row);
-            memset(slice + KRN_PLAIN_INDEX_AT + begin * key, 0, count * key);
-            continue;
-        }
-        memset(slice + (size_t)begin * KRN_LATENT_ROW_BYTES, 0,
-               (size_t)count * KRN_LATENT_ROW_BYTES);
-        memset(slice + KRN_INDEX_CODES_AT + (size_t)begin * KRN_INDEX_DIM, 0,
-               (size_t)count * KRN_INDEX_DIM);
-        memset(slice + KRN_INDEX_SCALES_AT + begin * sizeof(float), 0, count * sizeof(float));
+    engine->ops->clear(engine, &(eng_pieces){.to = page + at,
+                                             .to_stride = (size_t)engine->layout.layer_bytes,
+                                             .bytes = bytes,
+                                             .count = engine->layout.layer_count});
+}
+
+/* Zeroes rows [begin, end) of one page. */
+static void clear_page_rows(eng_engine *engine, uint8_t *page, uint32_t begin, uint32_t end)
+{
+    size_t first = begin, count = end - begin;
+    if (engine->plain) {
+        size_t row = KRN_PLAIN_ROW_DIM * sizeof(float), key = KRN_INDEX_DIM * sizeof(float);
+        clear_slices(engine, page, first * row, count * row);
+        clear_slices(engine, page, KRN_PLAIN_INDEX_AT + first * key, count * key);
+        return;
     }
+    clear_slices(engine, page, first * KRN_LATENT_ROW_BYTES, count * KRN_LATENT_ROW_BYTES);
+    clear_slices(engine, page, KRN_INDEX_CODES_AT + first * KRN_INDEX_DIM, count * KRN_INDEX_DIM);
+    clear_slices(engine, page, KRN_INDEX_SCALES_AT + first * sizeof(float), count * sizeof(float));
 }
 
 void eng_sequence_clear_rows(eng_sequence *sequence, uint32_t begin, uint32_t end)
@@ -240,7 +250,7 @@ void eng_sequence_clear_rows(eng_sequence *sequence, uint32_t begin, uint32_t en
         uint32_t block = begin / ENG_PAGE_TOKENS, row = begin % ENG_PAGE_TOKENS;
         uint32_t stop = (block + 1) * ENG_PAGE_TOKENS;
         stop = stop < end ? stop : end;
-        uint8_t *page = eng_pages_at(&engine->pages, sequence->pages[block]);
+        uint8_t *page = eng_engine_page(engine, sequence->pages[block]);
         clear_page_rows(engine, page, row, row + (stop - begin));
         begin = stop;
     }
@@ -253,13 +263,19 @@ void eng_sequence_truncate(eng_sequence *sequence, uint32_t token_count)
     if (token_count == sequence->length)
         return;
     sl_assert(sequence->step_id == engine->step_id && token_count > sequence->step_first);
-    size_t bytes = (size_t)engine->model->shape.hidden_size * engine->element_bytes;
+    size_t bytes = eng_hidden_bytes(engine);
     uint32_t row = sequence->step_row + (token_count - 1 - sequence->step_first);
     /* Pages wholly after the cut hold no h_final any more. */
     for (uint32_t block = (token_count - 1) / ENG_PAGE_TOKENS + 1;
          block * ENG_PAGE_TOKENS < sequence->length; block++)
-        memset(eng_sequence_h_at(sequence, block * ENG_PAGE_TOKENS + 1), 0, bytes);
-    memcpy(eng_sequence_h_at(sequence, token_count), (uint8_t *)engine->s.h + row * bytes, bytes);
+        engine->ops->clear(
+            engine, &(eng_pieces){.to = eng_sequence_h_at(sequence, block * ENG_PAGE_TOKENS + 1),
+                                  .bytes = bytes,
+                                  .count = 1});
+    engine->ops->copy(engine, &(eng_pieces){.to = eng_sequence_h_at(sequence, token_count),
+                                            .from = (uint8_t *)engine->s.h + row * bytes,
+                                            .bytes = bytes,
+                                            .count = 1});
     eng_sequence_clear_rows(sequence, token_count, sequence->length);
     eng_sequence_set_length(sequence, token_count);
 }

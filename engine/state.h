@@ -32,24 +32,40 @@ struct eng_sequence {
 /* One forward pass over rows of any sequences. */
 typedef struct eng_batch {
     uint32_t row_count;
+    const uint32_t *tokens;
     const krn_row *rows;
-    const float *table;
+    float *table; /* [row_count][64], filled when the batch begins */
     const uint32_t *positions;
 } eng_batch;
 
+/* `from` and `to` are the backend's memory. */
+typedef struct eng_move {
+    void *to;
+    const void *from;
+} eng_move;
+
 typedef struct eng_scratch {
-    void *memory;
+    void *memory; /* host */
     size_t bytes;
-    /* rows of the step */
+    void *device_memory; /* the backend's: rows and what operations pass on */
+    size_t device_bytes;
+    /* host: rows of the step */
     uint32_t *tokens;
     uint32_t *positions;
     krn_row *rows;
-    float *table; /* [rows][64] cosines and sines */
     uint32_t *wanted;
-    void *x;   /* [rows][hidden] */
-    void *res; /* [rows][hidden] */
-    void *n;   /* [rows][hidden] normed input of attention or MLP */
-    void *h;   /* [rows][hidden] h_final of the last step */
+    eng_move *moves; /* [rows] */
+    uint32_t *draft_ids;
+    uint32_t *mtp_tokens;
+    uint32_t *mtp_positions;
+    krn_row *mtp_rows;
+    krn_gemm *gemms; /* [KRN_GEMMS_MAX] */
+    /* backend: rows of the step */
+    float *table; /* [rows][64] cosines and sines */
+    void *x;      /* [rows][hidden] */
+    void *res;    /* [rows][hidden] */
+    void *n;      /* [rows][hidden] normed input of attention or MLP */
+    void *h;      /* [rows][hidden] h_final of the last step */
     /* activations of an fp8 linear */
     uint8_t *codes;
     float *code_scales;
@@ -83,20 +99,18 @@ typedef struct eng_scratch {
     uint32_t *expert_rows;
     uint32_t *expert_places;
     /* MTP rows */
-    uint32_t *mtp_tokens;
-    uint32_t *mtp_positions;
-    krn_row *mtp_rows;
     float *mtp_table;
     void *mtp_h;   /* [rows][hidden] h of the token before */
     void *mtp_cat; /* [rows][2 * hidden] */
     void *head_in; /* [rows][hidden] */
     float *logits; /* [rows][vocab] */
     float *head_logits;
-    krn_gemm *gemms; /* [KRN_GEMMS_MAX] */
 } eng_scratch;
 
 struct eng_engine {
     const eng_model *model;
+    const eng_ops *ops;
+    void *backend; /* the table's own */
     bool plain;
     uint32_t element_bytes;
     uint32_t rows_max;
@@ -108,6 +122,7 @@ struct eng_engine {
     eng_cache_layout layout;
     uint64_t h_final_offset; /* inside a page */
     uint64_t sum_key;
+    uint8_t *cache; /* backend memory: page p at cache + p * layout.page_bytes */
     eng_pages pages;
     eng_sequence *sequences;
     uint32_t *sequence_pages; /* [sequences_max][blocks_max] */
@@ -125,6 +140,8 @@ struct eng_engine {
 krn_cache eng_engine_layer_cache(const eng_engine *engine, uint32_t layer);
 SL_MUST_USE sl_status eng_scratch_carve(eng_engine *engine, sl_err *err);
 void eng_scratch_free(eng_engine *engine);
+/* Page `page` of the cache, backend memory. */
+uint8_t *eng_engine_page(const eng_engine *engine, uint32_t page);
 /* h_final bytes in the page that holds the token before `length`. */
 void *eng_sequence_h_at(const eng_sequence *sequence, uint32_t length);
 /* Moves the end and seals what is complete. */

@@ -2,8 +2,6 @@
  *
  * Thread: the engine thread. Allocates nothing; on failure no sequence has moved and the rows that
  * were written are zero again. */
-#include <string.h>
-
 #include "base/assert.h"
 #include "engine/mtp.h"
 
@@ -93,7 +91,7 @@ static uint32_t batch_fill(eng_engine *engine, const eng_span *spans, uint32_t s
 static uint32_t batch_fill_mtp(eng_engine *engine, const eng_span *spans, uint32_t span_count)
 {
     eng_scratch *s = &engine->s;
-    size_t bytes = (size_t)engine->model->shape.hidden_size * engine->element_bytes;
+    size_t bytes = eng_hidden_bytes(engine);
     uint32_t count = 0;
     for (uint32_t i = 0; i < span_count; i++) {
         const eng_sequence *sequence = spans[i].sequence;
@@ -103,20 +101,23 @@ static uint32_t batch_fill_mtp(eng_engine *engine, const eng_span *spans, uint32
                 continue;
             const void *before = t > 0 ? (uint8_t *)s->h + (sequence->step_row + t - 1) * bytes
                                        : eng_sequence_h_at(sequence, slot);
-            memcpy((uint8_t *)s->mtp_h + count * bytes, before, bytes);
+            s->moves[count] = (eng_move){(uint8_t *)s->mtp_h + count * bytes, before};
             s->mtp_tokens[count] = spans[i].tokens[t];
             s->mtp_positions[count] = slot - 1;
             s->mtp_rows[count] = (krn_row){.blocks = sequence->pages, .slot = slot, .first = 1};
             count++;
         }
     }
+    if (count > 0)
+        engine->ops->move(engine, count, bytes);
     return count;
 }
 
 /* h_final of the last token of each page that the step wrote to. */
 static void batch_store_h(eng_engine *engine, const eng_span *spans, uint32_t span_count)
 {
-    size_t bytes = (size_t)engine->model->shape.hidden_size * engine->element_bytes;
+    size_t bytes = eng_hidden_bytes(engine);
+    uint32_t count = 0;
     for (uint32_t i = 0; i < span_count; i++) {
         eng_sequence *sequence = spans[i].sequence;
         uint32_t end = sequence->length + spans[i].token_count;
@@ -124,10 +125,11 @@ static void batch_store_h(eng_engine *engine, const eng_span *spans, uint32_t sp
             if (length % ENG_PAGE_TOKENS != 0 && length != end)
                 continue;
             uint32_t row = sequence->step_row + (length - 1 - sequence->length);
-            memcpy(eng_sequence_h_at(sequence, length), (uint8_t *)engine->s.h + row * bytes,
-                   bytes);
+            engine->s.moves[count++] = (eng_move){eng_sequence_h_at(sequence, length),
+                                                  (uint8_t *)engine->s.h + row * bytes};
         }
     }
+    engine->ops->move(engine, count, bytes);
 }
 
 /* ---- step ---- */
@@ -141,25 +143,30 @@ static bool step_main(eng_engine *engine, uint32_t rows, eng_group_fn on_group, 
 {
     eng_scratch *s = &engine->s;
     const eng_model *model = engine->model;
-    krn_rope_table(engine->pool, &model->rope, s->positions, rows, s->table);
     const eng_batch batch = {
         .row_count = rows,
+        .tokens = s->tokens,
         .rows = s->rows,
         .table = s->table,
         .positions = s->positions,
     };
-    eng_op_embed(engine, s->tokens, rows, s->x);
+    engine->ops->begin(engine, &batch);
+    engine->ops->embed(engine, &batch, s->x);
     for (uint32_t layer = 0; layer < model->layer_end - model->layer_first; layer++) {
         if (!eng_layer_run(engine, layer, &batch, layer == 0))
             return false;
-        if (on_group && layer_ends_group(engine, layer))
+        if (on_group && layer_ends_group(engine, layer)) {
+            if (!engine->ops->finish(engine))
+                return false;
             on_group(context, layer / engine->layout.group_layers);
+        }
     }
-    if (!eng_op_norm(engine, s->x, s->res, model->final_norm, rows,
-                     (uint32_t)model->shape.hidden_size, s->h, NULL))
+    if (!engine->ops->norm(engine, s->x, s->res, model->final_norm, rows,
+                           (uint32_t)model->shape.hidden_size, s->h, NULL))
         return false;
     if (engine->tap && engine->tap->normed)
-        engine->tap->normed(engine->tap->context, s->positions, rows, s->h);
+        engine->tap->normed(engine->tap->context, s->positions, rows,
+                            engine->ops->read(engine, s->h, rows * eng_hidden_bytes(engine)));
     return true;
 }
 
@@ -168,13 +175,10 @@ static bool step_logits(eng_engine *engine)
     eng_scratch *s = &engine->s;
     if (engine->step_logits == 0)
         return true;
-    eng_op_linear_f32(engine, &engine->model->head, s->h, s->wanted, engine->step_logits,
-                      s->logits);
-    bool ok = krn_finite(s->logits,
-                         (size_t)engine->step_logits * (size_t)engine->model->shape.vocab_size);
-    if (!ok)
-        engine->fault = "the logits";
-    return ok;
+    engine->ops->linear_f32(engine, &engine->model->head, s->h, s->wanted, engine->step_logits,
+                            s->logits);
+    return engine->ops->finite(
+        engine, s->logits, (size_t)engine->step_logits * (size_t)engine->model->shape.vocab_size);
 }
 
 static bool step_run(eng_engine *engine, const eng_span *spans, uint32_t span_count,
@@ -189,7 +193,7 @@ static bool step_run(eng_engine *engine, const eng_span *spans, uint32_t span_co
     if (!step_logits(engine))
         return false;
     batch_store_h(engine, spans, span_count);
-    return true;
+    return engine->ops->finish(engine);
 }
 
 static sl_status step_fault(const eng_engine *engine, sl_err *err)
@@ -224,15 +228,18 @@ sl_status eng_step(eng_engine *engine, const eng_span *spans, uint32_t span_coun
 float *eng_step_logits(eng_engine *engine, uint32_t row)
 {
     sl_assert(row < engine->step_logits);
-    return engine->s.logits + (size_t)row * (size_t)engine->model->shape.vocab_size;
+    size_t vocab = (size_t)engine->model->shape.vocab_size;
+    return engine->ops->read(engine, engine->s.logits + row * vocab, vocab * sizeof(float));
 }
 
 float *eng_head_logits(eng_engine *engine, const eng_sequence *sequence)
 {
     sl_assert(engine->model->whole && sequence->length > 0);
-    eng_op_linear_f32(engine, &engine->model->head, eng_sequence_h_at(sequence, sequence->length),
-                      NULL, 1, engine->s.head_logits);
-    return engine->s.head_logits;
+    size_t bytes = (size_t)engine->model->shape.vocab_size * sizeof(float);
+    engine->ops->linear_f32(engine, &engine->model->head,
+                            eng_sequence_h_at(sequence, sequence->length), NULL, 1,
+                            engine->s.head_logits);
+    return engine->ops->read(engine, engine->s.head_logits, bytes);
 }
 
 /* ---- drafts ---- */
@@ -266,17 +273,20 @@ static void draft_row(eng_engine *engine, uint32_t row, const eng_sequence *sequ
                       uint32_t token, uint32_t slot)
 {
     eng_scratch *s = &engine->s;
-    size_t bytes = (size_t)engine->model->shape.hidden_size * engine->element_bytes;
-    memcpy((uint8_t *)s->mtp_h + row * bytes, h, bytes);
+    s->moves[row] = (eng_move){(uint8_t *)s->mtp_h + row * eng_hidden_bytes(engine), h};
     s->mtp_tokens[row] = token;
     s->mtp_positions[row] = slot - 1;
     s->mtp_rows[row] = (krn_row){.blocks = sequence->pages, .slot = slot, .first = 1};
 }
 
-static uint32_t draft_of_row(const eng_engine *engine, uint32_t row)
+/* out_drafts[i]: what the layer gives for row i. */
+static bool draft_run(eng_engine *engine, uint32_t rows, uint32_t *out_drafts)
 {
-    uint32_t vocab = (uint32_t)engine->model->shape.vocab_size;
-    return eng_arg_max(engine->s.logits + (size_t)row * vocab, vocab);
+    engine->ops->move(engine, rows, eng_hidden_bytes(engine));
+    if (!eng_mtp_run(engine, rows, true))
+        return false;
+    engine->ops->arg_max(engine, rows, out_drafts);
+    return engine->ops->finish(engine);
 }
 
 sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequences, const uint32_t *next_tokens,
@@ -290,11 +300,7 @@ sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequences, const ui
                   next_tokens[i], sequence->length);
     }
     engine->step_logits = 0; /* the buffer is used for the drafts' */
-    if (!eng_mtp_run(engine, count, true))
-        return step_fault(engine, err);
-    for (uint32_t i = 0; i < count; i++)
-        out_drafts[i] = draft_of_row(engine, i);
-    return sl_ok();
+    return draft_run(engine, count, out_drafts) ? sl_ok() : step_fault(engine, err);
 }
 
 /* Draft number `at` of all that want so many; before the first, h_final of the sequences, then what
@@ -303,7 +309,7 @@ sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequences, const ui
 static bool draft_round(eng_engine *engine, eng_drafts *drafts, uint32_t count, uint32_t at)
 {
     eng_scratch *s = &engine->s;
-    size_t bytes = (size_t)engine->model->shape.hidden_size * engine->element_bytes;
+    size_t bytes = eng_hidden_bytes(engine);
     uint32_t rows = 0, before = 0;
     for (uint32_t i = 0; i < count; i++) {
         const eng_sequence *sequence = drafts[i].sequence;
@@ -319,12 +325,12 @@ static bool draft_round(eng_engine *engine, eng_drafts *drafts, uint32_t count, 
     }
     if (rows == 0)
         return true;
-    if (!eng_mtp_run(engine, rows, true))
+    if (!draft_run(engine, rows, s->draft_ids))
         return false;
     rows = 0;
     for (uint32_t i = 0; i < count; i++)
         if (drafts[i].count > at)
-            drafts[i].tokens[at] = draft_of_row(engine, rows++);
+            drafts[i].tokens[at] = s->draft_ids[rows++];
     return true;
 }
 
@@ -348,12 +354,12 @@ sl_status eng_draft_many(eng_engine *engine, eng_drafts *drafts, uint32_t count,
 /* ---- layers alone ---- */
 
 /* x and res as the engine's rows. */
-static void load_rows(const eng_engine *engine, const uint16_t *values, size_t count, void *out)
+static void load_rows(eng_engine *engine, const uint16_t *values, size_t count, void *out)
 {
     if (engine->plain)
         krn_bf16_to_f32_many(values, count, out);
     else
-        memcpy(out, values, count * sizeof(uint16_t));
+        engine->ops->write(engine, out, values, count * sizeof(uint16_t));
 }
 
 sl_status eng_step_layers(eng_engine *engine, eng_sequence *sequence, const uint16_t *x,
@@ -371,16 +377,16 @@ sl_status eng_step_layers(eng_engine *engine, eng_sequence *sequence, const uint
         s->positions[i] = i;
         s->rows[i] = (krn_row){.blocks = sequence->pages, .slot = i};
     }
-    krn_rope_table(engine->pool, &engine->model->rope, s->positions, row_count, s->table);
     const eng_batch batch = {
         .row_count = row_count,
+        .tokens = s->tokens,
         .rows = s->rows,
         .table = s->table,
         .positions = s->positions,
     };
-    for (uint32_t layer = 0; layer < engine->model->layer_count; layer++) {
-        if (!eng_layer_run(engine, layer, &batch, false))
-            return step_fault(engine, err);
-    }
-    return sl_ok();
+    engine->ops->begin(engine, &batch);
+    bool ok = true;
+    for (uint32_t layer = 0; ok && layer < engine->model->layer_count; layer++)
+        ok = eng_layer_run(engine, layer, &batch, false);
+    return ok && engine->ops->finish(engine) ? sl_ok() : step_fault(engine, err);
 }

@@ -288,8 +288,7 @@ TEST(pages_take_share_and_give)
 {
     static const uint32_t TOKENS[ENG_PAGE_TOKENS] = {1, 2, 3};
     eng_pages pages;
-    sl_err err;
-    assert_ok(eng_pages_init(&pages, 128, 2, &err), &err);
+    eng_pages_init(&pages, 2);
     uint32_t a = eng_pages_take(&pages), b = eng_pages_take(&pages);
     assert_int_equal(a, 0);
     assert_int_equal(b, 1);

@@ -1,9 +1,12 @@
-/* Operations of a layer, dispatched to the fp8 or the plain kernels.
+/* The CPU backend: operations dispatched to the fp8 or the plain kernels, host memory.
  *
- * Owns nothing: works on the engine's scratch. Thread: the engine thread. Takes no decision about
- * what to compute. */
-#include "engine/ops.h"
+ * Owns nothing: works on the engine's scratch, done when it returns. Thread: the engine thread.
+ * Takes no decision about what to compute. */
+#include "engine/cpu.h"
 
+#include <string.h>
+
+#include "base/alloc.h"
 #include "base/assert.h"
 
 static bool fault(eng_engine *engine, bool ok, const char *what)
@@ -13,6 +16,76 @@ static bool fault(eng_engine *engine, bool ok, const char *what)
     return ok;
 }
 
+/* ---- memory ---- */
+
+static sl_status cpu_create(eng_engine *engine, sl_err *err)
+{
+    (void)engine, (void)err;
+    return sl_ok();
+}
+
+static void cpu_destroy(eng_engine *engine)
+{
+    (void)engine;
+}
+
+static sl_status cpu_memory_create(size_t bytes, void **out_memory, sl_err *err)
+{
+    return sl_alloc_pages(bytes, out_memory, err);
+}
+
+static void cpu_clear(eng_engine *engine, const eng_pieces *pieces)
+{
+    (void)engine;
+    for (uint32_t i = 0; i < pieces->count; i++)
+        memset((uint8_t *)pieces->to + i * pieces->to_stride, 0, pieces->bytes);
+}
+
+static void cpu_copy(eng_engine *engine, const eng_pieces *pieces)
+{
+    (void)engine;
+    for (uint32_t i = 0; i < pieces->count; i++)
+        memcpy((uint8_t *)pieces->to + i * pieces->to_stride,
+               (const uint8_t *)pieces->from + i * pieces->from_stride, pieces->bytes);
+}
+
+static void cpu_move(eng_engine *engine, uint32_t count, size_t bytes)
+{
+    for (uint32_t i = 0; i < count; i++)
+        memcpy(engine->s.moves[i].to, engine->s.moves[i].from, bytes);
+}
+
+static void cpu_write(eng_engine *engine, void *to, const void *host, size_t bytes)
+{
+    (void)engine;
+    memcpy(to, host, bytes);
+}
+
+static void *cpu_read(eng_engine *engine, void *at, size_t bytes)
+{
+    (void)engine, (void)bytes;
+    return at;
+}
+
+static void cpu_bind(eng_engine *engine, const eng_sequence *sequence)
+{
+    (void)engine, (void)sequence;
+}
+
+static void cpu_begin(eng_engine *engine, const eng_batch *batch)
+{
+    krn_rope_table(engine->pool, &engine->model->rope, batch->positions, batch->row_count,
+                   batch->table);
+}
+
+static bool cpu_finish(eng_engine *engine)
+{
+    (void)engine;
+    return true;
+}
+
+/* ---- operations ---- */
+
 static float epsilon(const eng_engine *engine)
 {
     return (float)engine->model->shape.rms_eps;
@@ -20,8 +93,8 @@ static float epsilon(const eng_engine *engine)
 
 #define INDEX_NORM_EPSILON 1e-6f /* spec 1: not in the config */
 
-bool eng_op_norm(eng_engine *engine, const void *x, const void *res, const void *weight,
-                 uint32_t rows, uint32_t n, void *out, void *out_res)
+static bool cpu_norm(eng_engine *engine, const void *x, const void *res, const void *weight,
+                     uint32_t rows, uint32_t n, void *out, void *out_res)
 {
     bool ok = engine->plain ? krn_plain_rmsnorm_add(engine->pool, x, res, weight, epsilon(engine),
                                                     rows, n, out, out_res)
@@ -30,8 +103,8 @@ bool eng_op_norm(eng_engine *engine, const void *x, const void *res, const void 
     return fault(engine, ok, "a norm's input");
 }
 
-bool eng_op_linear(eng_engine *engine, const void *input, uint32_t input_rows,
-                   const eng_product *products, uint32_t count)
+bool eng_cpu_linear(eng_engine *engine, const void *input, uint32_t input_rows,
+                    const eng_cpu_product *products, uint32_t count)
 {
     sl_assert(count > 0 && count <= KRN_GEMMS_MAX);
     eng_scratch *s = &engine->s;
@@ -41,7 +114,7 @@ bool eng_op_linear(eng_engine *engine, const void *input, uint32_t input_rows,
                                             s->codes, s->code_scales))
         return fault(engine, false, "a linear layer's input");
     for (uint32_t i = 0; i < count; i++) {
-        const eng_product *product = &products[i];
+        const eng_cpu_product *product = &products[i];
         sl_assert(product->matrix->kind == kind && product->matrix->k == k);
         size_t at = product->input_row;
         s->gemms[i] = (krn_gemm){
@@ -66,8 +139,19 @@ bool eng_op_linear(eng_engine *engine, const void *input, uint32_t input_rows,
     return true;
 }
 
-void eng_op_linear_f32(eng_engine *engine, const krn_matrix *matrix, const void *input,
-                       const uint32_t *row_index, uint32_t rows, float *output)
+static bool cpu_linear(eng_engine *engine, const void *input, uint32_t rows,
+                       const eng_product *products, uint32_t count)
+{
+    eng_cpu_product list[ENG_PRODUCTS_MAX];
+    sl_assert(count <= ENG_PRODUCTS_MAX);
+    for (uint32_t i = 0; i < count; i++)
+        list[i] = (eng_cpu_product){
+            .matrix = products[i].matrix, .rows = rows, .output = products[i].output};
+    return eng_cpu_linear(engine, input, rows, list, count);
+}
+
+static void cpu_linear_f32(eng_engine *engine, const krn_matrix *matrix, const void *input,
+                           const uint32_t *row_index, uint32_t rows, float *output)
 {
     krn_gemm gemm = {
         .matrix = matrix,
@@ -82,7 +166,7 @@ void eng_op_linear_f32(eng_engine *engine, const krn_matrix *matrix, const void 
         krn_linear_f32(engine->pool, &gemm, 1);
 }
 
-void eng_op_heads(eng_engine *engine, const eng_heads_product *product)
+static void cpu_heads(eng_engine *engine, const eng_heads_product *product)
 {
     uint32_t heads = (uint32_t)engine->model->shape.head_count;
     sl_assert(heads <= KRN_GEMMS_MAX);
@@ -104,20 +188,20 @@ void eng_op_heads(eng_engine *engine, const eng_heads_product *product)
         krn_linear_bf16(engine->pool, engine->s.gemms, heads);
 }
 
-void eng_op_embed(eng_engine *engine, const uint32_t *ids, uint32_t rows, void *out_x)
+static void cpu_embed(eng_engine *engine, const eng_batch *batch, void *out_x)
 {
     uint32_t hidden = (uint32_t)engine->model->shape.hidden_size;
     const uint16_t *table = engine->model->embed;
     if (!engine->plain) {
-        krn_embed(table, ids, rows, hidden, out_x);
+        krn_embed(table, batch->tokens, batch->row_count, hidden, out_x);
         return;
     }
-    for (uint32_t i = 0; i < rows; i++)
-        krn_bf16_to_f32_many(table + (size_t)ids[i] * hidden, hidden,
+    for (uint32_t i = 0; i < batch->row_count; i++)
+        krn_bf16_to_f32_many(table + (size_t)batch->tokens[i] * hidden, hidden,
                              (float *)out_x + (size_t)i * hidden);
 }
 
-void eng_op_silu_mul(eng_engine *engine, void *gate, const void *up, size_t count)
+void eng_cpu_silu_mul(eng_engine *engine, void *gate, const void *up, size_t count)
 {
     if (engine->plain)
         krn_plain_silu_mul(engine->pool, gate, up, count, gate);
@@ -125,8 +209,13 @@ void eng_op_silu_mul(eng_engine *engine, void *gate, const void *up, size_t coun
         krn_silu_mul(engine->pool, gate, up, count, gate);
 }
 
-bool eng_op_put(eng_engine *engine, const eng_layer *layer, const krn_cache *cache,
-                const eng_batch *batch)
+static void cpu_silu_mul(eng_engine *engine, void *gate, const void *up, uint32_t rows, uint32_t n)
+{
+    eng_cpu_silu_mul(engine, gate, up, (size_t)rows * n);
+}
+
+static bool cpu_put(eng_engine *engine, const eng_layer *layer, const krn_cache *cache,
+                    const eng_batch *batch)
 {
     eng_scratch *s = &engine->s;
     uint32_t count = batch->row_count;
@@ -149,7 +238,8 @@ bool eng_op_put(eng_engine *engine, const eng_layer *layer, const krn_cache *cac
                  "the index key");
 }
 
-bool eng_op_select(eng_engine *engine, const krn_cache *cache, const eng_batch *batch, bool scored)
+static bool cpu_select(eng_engine *engine, const krn_cache *cache, const eng_batch *batch,
+                       bool scored)
 {
     eng_scratch *s = &engine->s;
     uint32_t heads = (uint32_t)engine->model->shape.index_head_count;
@@ -178,7 +268,7 @@ bool eng_op_select(eng_engine *engine, const krn_cache *cache, const eng_batch *
     return fault(engine, ok, "an index score");
 }
 
-void eng_op_rope_queries(eng_engine *engine, const eng_batch *batch)
+static void cpu_rope_queries(eng_engine *engine, const eng_batch *batch)
 {
     uint32_t heads = (uint32_t)engine->model->shape.head_count;
     if (engine->plain)
@@ -187,8 +277,8 @@ void eng_op_rope_queries(eng_engine *engine, const eng_batch *batch)
         krn_rope_queries(engine->pool, engine->s.q, batch->row_count, heads, batch->table);
 }
 
-void eng_op_attend(eng_engine *engine, const krn_cache *cache, const eng_batch *batch,
-                   uint32_t first, uint32_t rows)
+static void cpu_attend(eng_engine *engine, const krn_cache *cache, const eng_batch *batch,
+                       uint32_t first, uint32_t rows)
 {
     eng_scratch *s = &engine->s;
     uint32_t heads = (uint32_t)engine->model->shape.head_count;
@@ -212,7 +302,7 @@ void eng_op_attend(eng_engine *engine, const krn_cache *cache, const eng_batch *
         krn_attend(engine->pool, &args);
 }
 
-void eng_op_combine(eng_engine *engine, uint32_t rows, void *out_y)
+static void cpu_combine(eng_engine *engine, uint32_t rows, void *out_y)
 {
     eng_scratch *s = &engine->s;
     uint32_t hidden = (uint32_t)engine->model->shape.hidden_size;
@@ -224,3 +314,47 @@ void eng_op_combine(eng_engine *engine, uint32_t rows, void *out_y)
         krn_combine(engine->pool, s->down, s->expert_places, s->expert_weights, chosen,
                     s->shared_out, rows, hidden, out_y);
 }
+
+static bool cpu_finite(eng_engine *engine, const float *values, size_t count)
+{
+    return fault(engine, krn_finite(values, count), "the logits");
+}
+
+static void cpu_arg_max(eng_engine *engine, uint32_t rows, uint32_t *out_ids)
+{
+    uint32_t vocab = (uint32_t)engine->model->shape.vocab_size;
+    for (uint32_t i = 0; i < rows; i++)
+        out_ids[i] = eng_arg_max(engine->s.logits + (size_t)i * vocab, vocab);
+}
+
+const eng_ops eng_ops_cpu = {
+    .numerics_id = KRN_NUMERICS_ID,
+    .expert_align = 1,
+    .create = cpu_create,
+    .destroy = cpu_destroy,
+    .memory_create = cpu_memory_create,
+    .memory_destroy = sl_free_pages,
+    .clear = cpu_clear,
+    .copy = cpu_copy,
+    .move = cpu_move,
+    .write = cpu_write,
+    .read = cpu_read,
+    .bind = cpu_bind,
+    .begin = cpu_begin,
+    .finish = cpu_finish,
+    .embed = cpu_embed,
+    .norm = cpu_norm,
+    .linear = cpu_linear,
+    .linear_f32 = cpu_linear_f32,
+    .heads = cpu_heads,
+    .silu_mul = cpu_silu_mul,
+    .put = cpu_put,
+    .select = cpu_select,
+    .rope_queries = cpu_rope_queries,
+    .attend = cpu_attend,
+    .route = eng_cpu_route,
+    .experts = eng_cpu_experts,
+    .combine = cpu_combine,
+    .finite = cpu_finite,
+    .arg_max = cpu_arg_max,
+};

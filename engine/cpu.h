@@ -1,0 +1,31 @@
+/* The CPU backend's parts: cpu.c, and the experts in cpu_experts.c. Internal to engine/. Thread:
+ * the engine thread. */
+#ifndef ENGINE_CPU_H
+#define ENGINE_CPU_H
+
+#include "engine/ops.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One matrix over rows of a shared input. */
+typedef struct eng_cpu_product {
+    const krn_matrix *matrix;
+    const uint32_t *row_index; /* NULL: rows input_row, input_row + 1, ... */
+    uint32_t input_row;
+    uint32_t rows;
+    void *output; /* [rows][matrix->n] */
+} eng_cpu_product;
+
+/* input [input_rows][k], k of every matrix; quantised once for all products. */
+SL_MUST_USE bool eng_cpu_linear(eng_engine *engine, const void *input, uint32_t input_rows,
+                                const eng_cpu_product *products, uint32_t count);
+void eng_cpu_silu_mul(eng_engine *engine, void *gate, const void *up, size_t count);
+SL_MUST_USE bool eng_cpu_route(eng_engine *engine, const eng_layer *layer, uint32_t rows);
+SL_MUST_USE bool eng_cpu_experts(eng_engine *engine, const eng_layer *layer, uint32_t rows);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
