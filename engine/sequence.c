@@ -116,9 +116,11 @@ sl_status eng_sequence_fork(const eng_sequence *source, uint32_t token_count,
     }
     SL_TRY(sequence_bind(sequence, whole, err));
     if (token_count % ENG_PAGE_TOKENS > 0) {
-        memcpy(eng_pages_at(&engine->pages, sequence->pages[whole]),
-               eng_pages_at(&engine->pages, source->pages[whole]),
-               (size_t)engine->layout.page_bytes);
+        engine->ops->copy(engine,
+                          &(eng_pieces){.to = eng_engine_page(engine, sequence->pages[whole]),
+                                        .from = eng_engine_page(engine, source->pages[whole]),
+                                        .bytes = (size_t)engine->layout.page_bytes,
+                                        .count = 1});
         eng_sequence_clear_rows(sequence, token_count, (whole + 1) * ENG_PAGE_TOKENS);
     }
     eng_sequence_adopt(sequence, token_count, h_final);
