@@ -1,0 +1,125 @@
+"""Hours of mixed traffic: random requests, many of them hung up, on a cache that is too small for all of them. Every answer equals one
+process's, memory stays flat, and nothing is held at the end. SLUICE_SOAK_MINUTES says how long (default 2); SLUICE_SOAK_SEED which traffic.
+"""
+
+import collections
+import os
+import random
+import statistics
+import threading
+import time
+
+from lib import REFERENCE, Cluster, book_text, needle_prompt, tokenize
+
+MINUTES = float(os.environ.get("SLUICE_SOAK_MINUTES", "2"))
+SEED = int(os.environ.get("SLUICE_SOAK_SEED", "1"))
+CLIENTS = 8
+ITEMS = 48
+SAMPLE_SECONDS = 2.0
+GROWTH_MAX = 1.05  # median resident memory of the last third of the run over that of the middle third
+GROWTH_FREE_MB = 8  # below this a growth says nothing
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "Weather of a city", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}]
+
+
+class Item:
+    """A request, and the same for sluice-run."""
+
+    def __init__(self, source):
+        words = source.choice((4, 30, 80, 200, 500, 1200))
+        self.kind = source.choice(("ids", "ids", "chat", "needle"))
+        self.max_tokens = source.choice((1, 8, 24, 60, 120))
+        temperature, seed = source.choice((0.0, 0.7, 1.0)), source.randrange(1 << 32)
+        self.fields = {"max_tokens": self.max_tokens, "temperature": temperature, "top_p": 0.95, "seed": seed}
+        options = ["--max-tokens", str(self.max_tokens), "--temperature", str(temperature), "--top-p", "0.95", "--seed", str(seed)]
+        if self.kind == "ids":
+            self.prompt = [0] + tokenize(book_text(words, source.randrange(4)))  # few texts: prefixes are often shared
+            self.fields["ignore_eos"] = True
+            self.expected = REFERENCE.run(["--ids", ",".join(map(str, self.prompt)), "--ignore-eos", *options])["ids"]
+        else:
+            self.prompt = needle_prompt(words, seed=source.randrange(4)) if self.kind == "needle" else \
+                f"Tell me a story about number {source.randrange(100)}."
+            self.expected = REFERENCE.run(["--chat", *options, self.prompt])["ids"]
+
+    def send(self, cluster, on_chunk, stream):
+        if self.kind == "ids":
+            return cluster.completion(self.prompt, on_chunk, stream=stream, **self.fields)
+        return cluster.chat(self.prompt, on_chunk, stream=stream, **self.fields)
+
+
+class Traffic:
+    """Clients that send until the time is over; what they saw."""
+
+    def __init__(self, cluster, items, seconds):
+        self.cluster, self.items = cluster, items
+        self.deadline = time.monotonic() + seconds
+        self.outcomes = collections.Counter()
+        self.wrong = []
+        self.threads = [threading.Thread(target=self.client, args=(index,)) for index in range(CLIENTS)]
+
+    def client(self, index):
+        source = random.Random(SEED * 1000 + index)
+        while time.monotonic() < self.deadline and not self.wrong:
+            try:
+                self.one(source)
+            except Exception as error:  # a broken connection is a verdict, too
+                self.wrong.append(f"client {index}: {error!r}")
+
+    def one(self, source):
+        item = source.choice(self.items)
+        hang_up_at = source.randrange(item.max_tokens) if source.random() < 0.3 else None
+
+        def on_chunk(answer):
+            if hang_up_at is not None and len(answer.token_ids) >= hang_up_at:
+                raise StopIteration
+        stream = hang_up_at is not None or source.random() < 0.5
+        answer = item.send(self.cluster, on_chunk, stream)
+        if answer.status in (429, 503) and "retry-after" in answer.headers:
+            self.outcomes["refused"] += 1
+        elif answer.status != 200 or answer.error:
+            self.wrong.append(f"{answer.status} {answer.error}")
+        elif stream and not answer.done:
+            self.outcomes["hung up"] += 1
+            if answer.token_ids != item.expected[:len(answer.token_ids)]:
+                self.wrong.append(f"{item.kind} {item.fields}: {answer.token_ids} does not begin {item.expected}")
+        else:
+            self.outcomes["finished"] += 1
+            if answer.token_ids != item.expected:
+                self.wrong.append(f"{item.kind} {item.fields}: {answer.token_ids} instead of {item.expected}")
+
+
+def resident_mb(pid):
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def check_flat(samples):
+    """{node: [MB]} of the whole run."""
+    for name, values in samples.items():
+        third = len(values) // 3
+        middle, last = statistics.median(values[third:2 * third]), statistics.median(values[2 * third:])
+        print(f"{name}: {middle:.0f} MB in the middle third, {last:.0f} MB in the last", flush=True)
+        assert last <= middle * GROWTH_MAX + GROWTH_FREE_MB, f"{name} grows: {values[::max(1, third // 10)]}"
+
+
+def full_mixed_traffic():
+    source = random.Random(SEED)
+    items = [Item(source) for _ in range(ITEMS)]
+    with Cluster("soak", "--prefill", 1, "--decode", 2, "--node-args", "--kv-memory 48MiB --chunk-tokens 256 --mtp-depth 2") as cluster:
+        traffic = Traffic(cluster, items, MINUTES * 60)
+        watched = {node["name"]: node["pid"] for node in cluster.state["nodes"] if node["role"] != "etcd"}
+        samples = {name: [] for name in watched}
+        for thread in traffic.threads:
+            thread.start()
+        over = threading.Event()
+        while any(thread.is_alive() for thread in traffic.threads):
+            for name, pid in watched.items():
+                samples[name].append(resident_mb(pid))
+            over.wait(SAMPLE_SECONDS)
+        for thread in traffic.threads:
+            thread.join()
+        print(f"{MINUTES:g} minutes: {dict(traffic.outcomes)}", flush=True)
+        assert not traffic.wrong, traffic.wrong[:3]
+        assert traffic.outcomes["finished"] and traffic.outcomes["hung up"], traffic.outcomes
+        check_flat(samples)
+        cluster.wait_at_rest()
