@@ -1,9 +1,10 @@
 /* The kernels' threads: a fixed pool that runs independent tasks.
  *
  * krn_pool_run hands out tasks 0..count-1 to the caller and the pool's threads and returns when all
- * are done. Idle threads spin for a few microseconds, then sleep on a futex. Which thread runs a
- * task never shows in a result: tasks own disjoint outputs. One thread at a time may call
- * krn_pool_run on a pool (the engine thread); tasks may not call it. */
+ * are done. Idle threads spin for a few microseconds, then sleep on a futex. Where the machine has
+ * several memory nodes, the pool's threads are spread over them and stay there (base/numa.h). Which
+ * thread runs a task never shows in a result: tasks own disjoint outputs. One thread at a time may
+ * call krn_pool_run on a pool (the engine thread); tasks may not call it. */
 #ifndef KERNELS_POOL_H
 #define KERNELS_POOL_H
 

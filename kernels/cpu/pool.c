@@ -8,6 +8,7 @@
 #include "kernels/cpu/variant.h"
 
 #include "base/alloc.h"
+#include "base/numa.h"
 
 #include <linux/futex.h>
 #include <pthread.h>
@@ -29,6 +30,8 @@ typedef struct pool_thread {
 
 struct krn_pool {
     uint32_t thread_count;
+    uint32_t thread_count_wanted;
+    sl_numa numa;
     uint8_t pad0[64];       /* padding keeps the words that different threads write apart */
     _Atomic uint64_t claim; /* run number << 32 | next task */
     uint8_t pad1[64];
@@ -93,6 +96,7 @@ static void *thread_main(void *argument)
     pool_thread *self = argument;
     krn_pool *pool = self->pool;
     int idle = 0;
+    sl_numa_pin(&pool->numa, self->index, pool->thread_count_wanted);
     while (!atomic_load_explicit(&pool->stop, memory_order_acquire)) {
         uint32_t seen = atomic_load(&pool->wake);
         if (run_one(pool, self->index)) {
@@ -132,6 +136,8 @@ sl_status krn_pool_create(int threads, krn_pool **out_pool, sl_err *err)
     krn_pool *pool =
         sl_alloc(1, sizeof(krn_pool) + (size_t)threads * sizeof(pool_thread), "kernel pool");
     pool->thread_count = 1;
+    pool->thread_count_wanted = (uint32_t)threads;
+    sl_numa_here(&pool->numa);
     atomic_store(&pool->claim, CLAIM_BLOCKED);
     for (int i = 1; i < threads; i++) {
         pool_thread *thread = &pool->threads[i];
