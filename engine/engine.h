@@ -34,12 +34,21 @@ typedef enum eng_numerics {
                            with the plain vectors */
 } eng_numerics;
 
+typedef struct eng_load_progress {
+    uint64_t bytes_done, bytes_total;
+    double seconds; /* since the first byte */
+} eng_load_progress;
+
 typedef struct eng_model_options {
     const char *dir;
     eng_numerics numerics;
-    int layer_first,
-        layer_end; /* main layers [first, end) to load; both 0 = all (and the MTP layer) */
-    int threads;   /* for loading; 0 = all cores */
+    /* Layers [first, end) to load: main ones, or the MTP layer alone (index layer_count); both 0 =
+     * all, the MTP layer and the ends. Files that hold nothing of these need not be there. */
+    int layer_first, layer_end;
+    int threads; /* for loading; 0 = all cores */
+    /* Called on the opening thread about once a second and when all is loaded. NULL: never. */
+    void (*progress)(void *context, const eng_load_progress *progress);
+    void *progress_context;
 } eng_model_options;
 
 SL_MUST_USE sl_status eng_model_open(const eng_model_options *options, eng_model **out_model,
@@ -53,7 +62,7 @@ uint64_t eng_model_kv_bytes(const eng_model *model, uint64_t token_count);
  * with strcmp. */
 typedef struct eng_stamp {
     char numerics_id[32];     /* "cpu-f32-v1" */
-    char model_hash[65];      /* lower-case hex SHA-256 of the checkpoint */
+    char model_hash[65];      /* model/hash.h: what the model is, and sums of what was loaded */
     char weights_version[32]; /* "1": raised by a reload in place */
     char cache_format[32]; /* "v1-64-788-g8": layout version, page tokens, row bytes, layers a group
                             */

@@ -3,7 +3,6 @@
  * Thread: any at open; immutable afterwards. */
 #include "engine/ops.h"
 
-#include <stdio.h>
 #include <unistd.h>
 
 #include "base/alloc.h"
@@ -35,15 +34,19 @@ static sl_status model_set_layers(eng_model *model, const eng_model_options *opt
 {
     const mdl_shape *shape = &model->shape;
     int first = options->layer_first, end = options->layer_end;
-    if (first == 0 && end == 0)
+    bool all = first == 0 && end == 0;
+    if (all)
         end = shape->layer_count;
-    if (first < 0 || first >= end || end > shape->layer_count)
-        return sl_fail(err, SL_INVALID, "layers %d:%d: the model has layers 0:%d", first, end,
-                       shape->layer_count);
+    model->mtp_alone =
+        shape->mtp_layer_count > 0 && first == shape->layer_count && end == first + 1;
+    if (!model->mtp_alone && (first < 0 || first >= end || end > shape->layer_count))
+        return sl_fail(err, SL_INVALID, "layers %d:%d: the model has layers 0:%d%s", first, end,
+                       shape->layer_count,
+                       shape->mtp_layer_count > 0 ? ", and the MTP layer after them, alone" : "");
     model->layer_first = (uint32_t)first;
     model->layer_end = (uint32_t)end;
     model->whole = first == 0 && end == shape->layer_count;
-    model->mtp = options->layer_first == 0 && options->layer_end == 0 && shape->mtp_layer_count > 0;
+    model->mtp = all && shape->mtp_layer_count > 0;
     model->layer_count = model->layer_end - model->layer_first + model->mtp;
     return sl_ok();
 }
@@ -64,15 +67,6 @@ static sl_status model_check_shape(const mdl_shape *shape, sl_err *err)
     return sl_ok();
 }
 
-static sl_status model_hash(eng_model *model, const char *dir, sl_err *err)
-{
-    uint8_t hash[MDL_HASH_BYTES];
-    SL_TRY(mdl_checkpoint_hash(model->checkpoint, dir, hash, err));
-    for (uint32_t i = 0; i < MDL_HASH_BYTES; i++)
-        snprintf(model->hash + 2 * i, 3, "%02x", hash[i]);
-    return sl_ok();
-}
-
 static sl_status model_open(eng_model *model, const eng_model_options *options, sl_err *err)
 {
     SL_TRY(mdl_shape_load(options->dir, &model->shape, err));
@@ -80,9 +74,15 @@ static sl_status model_open(eng_model *model, const eng_model_options *options, 
     SL_TRY(model_check_shape(shape, err));
     SL_TRY(model_set_layers(model, options, err));
     SL_TRY(mdl_checkpoint_open(options->dir, &model->checkpoint, err));
-    SL_TRY(mdl_checkpoint_check(model->checkpoint, shape, err));
-    SL_TRY(model_load_mask(model, options->dir, err));
-    SL_TRY(model_hash(model, options->dir, err));
+    const mdl_part part = {
+        .layer_first = (int32_t)model->layer_first,
+        .layer_end = (int32_t)model->layer_end + model->mtp,
+        .ends = model->whole,
+    };
+    SL_TRY(mdl_checkpoint_check(model->checkpoint, shape, &part, err));
+    SL_TRY(mdl_identity(model->checkpoint, options->dir, model->identity, err));
+    if (model->whole)
+        SL_TRY(model_load_mask(model, options->dir, err));
     krn_rope_config rope = {
         .theta = shape->rope_theta,
         .factor = shape->yarn_factor,
@@ -93,7 +93,7 @@ static sl_status model_open(eng_model *model, const eng_model_options *options, 
     krn_rope_init(&rope, &model->rope);
     model->attention_scale = krn_attention_scale(shape->yarn_factor, shape->yarn_mscale_all_dim);
     model->pow2 = shape->scale_ue8m0 || !shape->quantised;
-    return eng_weights_load(model, options->threads, err);
+    return eng_weights_load(model, options, err);
 }
 
 sl_status eng_model_open(const eng_model_options *options, eng_model **out_model, sl_err *err)

@@ -1,14 +1,14 @@
 /* Weights of one model as the kernels want them. Internal to engine/.
  *
  * Owned by eng_model; immutable after eng_model_open, so shareable among threads. Matrices are
- * packed copies in one arena, embedding and norms point into the mapped checkpoint (plain numerics:
- * f32 copies in the arena). */
+ * packed copies in one arena (fp8 stays one byte a weight), embedding and norms point into the
+ * mapped checkpoint (plain numerics: f32 copies in the arena). */
 #ifndef ENGINE_MODEL_H
 #define ENGINE_MODEL_H
 
 #include "engine/engine.h"
 #include "kernels/kernels.h"
-#include "model/safetensors.h"
+#include "model/hash.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -51,11 +51,13 @@ struct eng_model {
     eng_numerics numerics;
     const eng_ops *ops; /* the backend */
     mdl_checkpoint *checkpoint;
-    char hash[2 * MDL_HASH_BYTES + 1];
+    char identity[MDL_IDENTITY_CHARS + 1];
+    char hash[MDL_HASH_CHARS + 1]; /* set by the load */
     uint32_t *undefined; /* bitmap of ids without token; NULL: no tokenizer in the directory */
     uint32_t layer_first, layer_end;
     bool whole;        /* all main layers: tokens can be stepped */
     bool mtp;          /* the MTP layer is loaded: layers[layer_end - layer_first] */
+    bool mtp_alone;    /* nothing but the MTP layer, layers[0]; mtp is false */
     eng_layer *layers; /* main ones, then MTP */
     uint32_t layer_count;
     const void *embed; /* bf16 [vocab][hidden], mapped, in both numerics */
@@ -72,9 +74,10 @@ struct eng_model {
     size_t arena_bytes;
 };
 
-/* Packs everything; model has shape, numerics, checkpoint and layer range. Errors name the tensor.
- */
-SL_MUST_USE sl_status eng_weights_load(eng_model *model, int threads, sl_err *err);
+/* Packs everything and completes the hash; model has shape, numerics, checkpoint, identity and
+ * layer range. Errors name tensor and file. */
+SL_MUST_USE sl_status eng_weights_load(eng_model *model, const eng_model_options *options,
+                                       sl_err *err);
 void eng_weights_free(eng_model *model);
 
 #ifdef __cplusplus

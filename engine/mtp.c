@@ -6,14 +6,13 @@
 
 #include "base/assert.h"
 
-/* s.mtp_cat = [norm of embedding, norm of h] of each row. */
+/* s.x (embeddings), s.mtp_h -> s.x: eh_proj of [norm of embedding, norm of h] of each row. */
 static bool mtp_input(eng_engine *engine, const eng_batch *batch)
 {
     eng_scratch *s = &engine->s;
     const eng_model *model = engine->model;
     uint32_t rows = batch->row_count, hidden = (uint32_t)model->shape.hidden_size;
     size_t bytes = eng_hidden_bytes(engine);
-    engine->ops->embed(engine, batch, s->x);
     for (uint32_t half = 0; half < 2; half++) {
         const void *input = half ? s->mtp_h : s->x;
         const void *weight = half ? model->mtp_hnorm : model->mtp_enorm;
@@ -26,7 +25,8 @@ static bool mtp_input(eng_engine *engine, const eng_batch *batch)
                                                 .bytes = bytes,
                                                 .count = rows});
     }
-    return true;
+    const eng_product into = {.matrix = &model->mtp_eh, .output = s->x};
+    return engine->ops->linear(engine, s->mtp_cat, rows, &into, 1);
 }
 
 bool eng_mtp_run(eng_engine *engine, uint32_t row_count, bool full)
@@ -44,10 +44,8 @@ bool eng_mtp_run(eng_engine *engine, uint32_t row_count, bool full)
         .positions = s->mtp_positions,
     };
     engine->ops->begin(engine, &batch);
+    engine->ops->embed(engine, &batch, s->x);
     if (!mtp_input(engine, &batch))
-        return false;
-    const eng_product into = {.matrix = &model->mtp_eh, .output = s->x};
-    if (!engine->ops->linear(engine, s->mtp_cat, row_count, &into, 1))
         return false;
     if (!full)
         return eng_layer_run_keys(engine, index, &batch);
@@ -62,5 +60,22 @@ bool eng_mtp_run(eng_engine *engine, uint32_t row_count, bool full)
             engine->tap->context, s->mtp_positions, row_count,
             engine->ops->read(engine, s->logits,
                               (size_t)row_count * (size_t)model->shape.vocab_size * sizeof(float)));
+    return true;
+}
+
+bool eng_mtp_run_alone(eng_engine *engine, const eng_batch *batch)
+{
+    eng_scratch *s = &engine->s;
+    const eng_model *model = engine->model;
+    uint32_t rows = batch->row_count;
+    sl_assert(model->mtp_alone);
+    engine->step_layer = model->layer_first;
+    if (!mtp_input(engine, batch) || !eng_layer_run(engine, 0, batch, true) ||
+        !engine->ops->norm(engine, s->x, s->res, model->mtp_norm, rows,
+                           (uint32_t)model->shape.hidden_size, s->h, NULL))
+        return false;
+    if (engine->tap && engine->tap->normed)
+        engine->tap->normed(engine->tap->context, batch->positions, rows,
+                            engine->ops->read(engine, s->h, rows * eng_hidden_bytes(engine)));
     return true;
 }

@@ -372,7 +372,7 @@ sl_status eng_step_layers(eng_engine *engine, eng_sequence *sequence, const uint
     eng_scratch *s = &engine->s;
     size_t count = (size_t)row_count * (size_t)engine->model->shape.hidden_size;
     load_rows(engine, x, count, s->x);
-    load_rows(engine, res, count, s->res);
+    load_rows(engine, res, count, engine->model->mtp_alone ? s->mtp_h : s->res);
     for (uint32_t i = 0; i < row_count; i++) {
         s->positions[i] = i;
         s->rows[i] = (krn_row){.blocks = sequence->pages, .slot = i};
@@ -385,8 +385,9 @@ sl_status eng_step_layers(eng_engine *engine, eng_sequence *sequence, const uint
         .positions = s->positions,
     };
     engine->ops->begin(engine, &batch);
-    bool ok = true;
-    for (uint32_t layer = 0; ok && layer < engine->model->layer_count; layer++)
+    bool alone = engine->model->mtp_alone;
+    bool ok = !alone || eng_mtp_run_alone(engine, &batch);
+    for (uint32_t layer = 0; !alone && ok && layer < engine->model->layer_count; layer++)
         ok = eng_layer_run(engine, layer, &batch, false);
     return ok && engine->ops->finish(engine) ? sl_ok() : step_fault(engine, err);
 }

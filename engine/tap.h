@@ -37,7 +37,8 @@ typedef struct eng_tap {
 void eng_engine_set_tap(eng_engine *engine, const eng_tap *tap);
 
 /* Runs the loaded layers alone on rows 0..row_count-1 of an empty sequence: x, res bf16
- * [row_count][hidden] that enter the first of them. The tap sees what leaves each. */
+ * [row_count][hidden] that enter the first of them (the MTP layer alone: the next tokens'
+ * embeddings and h_final, spec 5). The tap sees what leaves each. */
 SL_MUST_USE sl_status eng_step_layers(eng_engine *engine, eng_sequence *sequence, const uint16_t *x,
                                       const uint16_t *res, uint32_t row_count, sl_err *err);
 

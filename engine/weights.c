@@ -1,44 +1,56 @@
 /* Packs a checkpoint's tensors into the kernels' layouts.
  *
- * Planning walks the shape and notes one job a tensor (or head) with its place in the arena; then
- * the arena is mapped and a pool runs the jobs. Thread: whoever opens the model; jobs on a pool of
- * its own that ends with the load. Relies on mdl_checkpoint_check: names, shapes, scales and the
- * MTP layer's copies of embedding and head are right; looks for NaN and infinity itself. */
+ * Planning walks the shape and notes one job a tensor with its place in the arena; then the arena
+ * is mapped and a pool runs the jobs. A job reads its tensor (and scales) block by block, judges
+ * and sums the values (engine/tensor_read.h), then packs; what was copied is unmapped from memory
+ * again, the page cache may keep it. Thread: whoever opens the model; jobs on a pool of its own
+ * that ends with the load. Relies on mdl_checkpoint_check: names, dtypes and shapes are right. */
 #include "engine/model.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "base/clock.h"
+#include "base/numa.h"
+#include "engine/tensor_read.h"
 
-#define ARENA_ALIGN 64u
+#define ARENA_ALIGN     64u
+#define PROGRESS_PERIOD (1 * SL_S_NS)
 
 typedef enum job_kind {
-    JOB_MATRIX,       /* tensor [n][k] -> matrix */
-    JOB_HEAD,         /* head `index` of kv_b_proj -> matrix (W_UK) and second (W_UV) */
-    JOB_VECTOR_F32,   /* f32 or bf16 tensor -> f32 copy */
-    JOB_CHECK_FINITE, /* stays mapped; only looked at */
+    JOB_MATRIX,     /* tensor [n][k] -> matrix */
+    JOB_HEADS,      /* kv_b_proj -> matrix[n] (W_UK) and second[n] (W_UV), n heads */
+    JOB_VECTOR_F32, /* f32 or bf16 tensor -> f32 copy */
+    JOB_MAPPED,     /* stays mapped; only looked at */
+    JOB_SAME,       /* only compared with `original`, which is used for both */
 } job_kind;
 
 typedef struct job {
     job_kind kind;
     const mdl_tensor *tensor;
-    const mdl_tensor *scale; /* fp8 only */
-    uint32_t n, k, index;
+    const mdl_tensor *scale;    /* fp8 only */
+    const mdl_tensor *original; /* JOB_SAME only */
+    uint32_t n, k;
     krn_matrix_kind matrix_kind;
-    size_t offset, second_offset;
+    size_t offset;
     krn_matrix *matrix, *second;
     const void **vector;
-    const char *fault; /* set by the job: what is wrong with the tensor */
+    eng_tensor_read read, scale_read; /* set by the job */
 } job;
 
 typedef struct loader {
     eng_model *model;
+    const eng_model_options *options;
     job *jobs;
     uint32_t job_count, job_capacity;
     size_t arena_bytes;
+    uint64_t bytes_total;
+    _Atomic uint64_t bytes_done;
+    sl_time_ns start, progress_at; /* progress_at: the opening thread's */
 } loader;
 
 /* ---- planning ---- */
@@ -51,6 +63,7 @@ static job *loader_add(loader *load, job_kind kind, const mdl_tensor *tensor)
     }
     job *added = &load->jobs[load->job_count++];
     *added = (job){.kind = kind, .tensor = tensor};
+    load->bytes_total += tensor->bytes;
     return added;
 }
 
@@ -127,17 +140,15 @@ static sl_status plan_heads(loader *load, const char *prefix, eng_layer *layer, 
     layer->w_uv = sl_alloc(heads, sizeof(krn_matrix), "W_UV");
     krn_matrix_kind kind =
         load->model->numerics == ENG_NUMERICS_PLAIN ? KRN_MATRIX_F32 : KRN_MATRIX_BF16;
-    for (uint32_t h = 0; h < heads; h++) {
-        job *added = loader_add(load, JOB_HEAD, tensor);
-        added->scale = scale;
-        added->index = h;
-        added->matrix_kind = kind;
-        added->matrix = &layer->w_uk[h];
-        added->second = &layer->w_uv[h];
-        added->offset = loader_take(load, krn_matrix_bytes(kind, KRN_LATENT_DIM, KRN_NOPE_DIM));
-        added->second_offset =
-            loader_take(load, krn_matrix_bytes(kind, KRN_VALUE_DIM, KRN_LATENT_DIM));
-    }
+    job *added = loader_add(load, JOB_HEADS, tensor);
+    added->scale = scale;
+    added->n = heads;
+    added->matrix_kind = kind;
+    added->matrix = layer->w_uk;
+    added->second = layer->w_uv;
+    added->offset =
+        loader_take(load, heads * (krn_matrix_bytes(kind, KRN_LATENT_DIM, KRN_NOPE_DIM) +
+                                   krn_matrix_bytes(kind, KRN_VALUE_DIM, KRN_LATENT_DIM)));
     return sl_ok();
 }
 
@@ -167,7 +178,7 @@ static sl_status plan_norm(loader *load, const char *prefix, const char *name, u
         return plan_f32(load, prefix, full, n, out_vector, err);
     snprintf(full, sizeof(full), "%s%s.weight", prefix, name);
     SL_TRY(loader_find(load, full, n, &tensor, err));
-    loader_add(load, JOB_CHECK_FINITE, tensor);
+    loader_add(load, JOB_MAPPED, tensor);
     *out_vector = tensor->data;
     return sl_ok();
 }
@@ -257,69 +268,49 @@ static sl_status plan_mtp(loader *load, sl_err *err)
     return plan_layer(load, index, &model->layers[model->layer_count - 1], err);
 }
 
-static sl_status plan_model(loader *load, sl_err *err)
+/* The MTP layer's copy may be left out, but must not differ. */
+static void plan_copy(loader *load, const char *name, const mdl_tensor *original)
+{
+    char full[MDL_TENSOR_NAME_MAX + 1];
+    snprintf(full, sizeof(full), "model.layers.%d.%s", load->model->shape.layer_count, name);
+    const mdl_tensor *copy = mdl_checkpoint_find(load->model->checkpoint, full);
+    if (copy)
+        loader_add(load, JOB_SAME, copy)->original = original;
+}
+
+static sl_status plan_ends(loader *load, sl_err *err)
 {
     eng_model *model = load->model;
     uint32_t vocab = (uint32_t)model->shape.vocab_size;
     uint32_t hidden = (uint32_t)model->shape.hidden_size;
-    model->layers = sl_alloc(model->layer_count, sizeof(eng_layer), "layers");
-    for (uint32_t i = model->layer_first; i < model->layer_end; i++)
-        SL_TRY(plan_layer(load, i, &model->layers[i - model->layer_first], err));
-    if (!model->whole)
-        return sl_ok();
-    const mdl_tensor *embed = NULL;
+    const mdl_tensor *embed = NULL, *head = NULL;
     SL_TRY(loader_find(load, "model.embed_tokens.weight", (uint64_t)vocab * hidden, &embed, err));
-    loader_add(load, JOB_CHECK_FINITE, embed);
+    SL_TRY(loader_find(load, "lm_head.weight", (uint64_t)vocab * hidden, &head, err));
+    loader_add(load, JOB_MAPPED, embed);
     model->embed = embed->data;
     SL_TRY(plan_norm(load, "model.", "norm", hidden, &model->final_norm, err));
     SL_TRY(plan_matrix(load, "", "lm_head", vocab, hidden, &model->head, err));
-    return model->mtp ? plan_mtp(load, err) : sl_ok();
+    if (!model->mtp)
+        return sl_ok();
+    plan_copy(load, "embed_tokens.weight", embed);
+    plan_copy(load, "shared_head.head.weight", head);
+    return plan_mtp(load, err);
+}
+
+static sl_status plan_model(loader *load, sl_err *err)
+{
+    eng_model *model = load->model;
+    model->layers = sl_alloc(model->layer_count, sizeof(eng_layer), "layers");
+    if (model->mtp_alone)
+        return plan_mtp(load, err);
+    for (uint32_t i = model->layer_first; i < model->layer_end; i++)
+        SL_TRY(plan_layer(load, i, &model->layers[i - model->layer_first], err));
+    return model->whole ? plan_ends(load, err) : sl_ok();
 }
 
 /* ---- jobs ---- */
 
-static bool finite_bf16(const void *data, size_t count)
-{
-    const uint16_t *values = data;
-    bool ok = true;
-    for (size_t i = 0; i < count; i++)
-        ok &= (values[i] & 0x7F80u) != 0x7F80u;
-    return ok;
-}
-
-static bool finite_f32(const void *data, size_t count)
-{
-    const uint32_t *values = data;
-    bool ok = true;
-    for (size_t i = 0; i < count; i++)
-        ok &= (values[i] & 0x7F800000u) != 0x7F800000u;
-    return ok;
-}
-
-static bool codes_are_numbers(const void *data, size_t count)
-{
-    const uint8_t *codes = data;
-    bool ok = true;
-    for (size_t i = 0; i < count; i++)
-        ok &= (codes[i] & 0x7Fu) != 0x7Fu;
-    return ok;
-}
-
-/* NaN or infinity anywhere in the tensor's data. */
-static const char *tensor_fault(const mdl_tensor *tensor)
-{
-    size_t count = tensor->bytes / mdl_dtype_bytes(tensor->dtype);
-    bool ok = true;
-    if (tensor->dtype == MDL_DTYPE_F8_E4M3)
-        ok = codes_are_numbers(tensor->data, count);
-    else if (tensor->dtype == MDL_DTYPE_BF16)
-        ok = finite_bf16(tensor->data, count);
-    else if (tensor->dtype == MDL_DTYPE_F32)
-        ok = finite_f32(tensor->data, count);
-    return ok ? NULL : "holds NaN or infinity";
-}
-
-/* Scales as f32: the mapped ones, or E8M0 bytes converted (caller frees). */
+/* Scales as f32: the mapped ones, or exponent bytes converted (caller frees). */
 static float *scales_from_e8m0(const mdl_tensor *scale)
 {
     const uint8_t *bytes = scale->data;
@@ -350,14 +341,13 @@ static void run_matrix(job *work, void *arena, const float *scales)
 }
 
 /* W_UK of a head as 512 x 128 (transposed rows 0..127 of the head), W_UV as 128 x 512. */
-static void run_head(job *work, void *arena, const float *scales)
+static void run_head(job *work, uint32_t head, uint8_t *uk, uint8_t *uv, const float *scales)
 {
     const mdl_tensor *tensor = work->tensor;
-    uint8_t *uk = (uint8_t *)arena + work->offset, *uv = (uint8_t *)arena + work->second_offset;
     uint32_t rows = KRN_NOPE_DIM + KRN_VALUE_DIM, k = KRN_LATENT_DIM;
-    size_t at = (size_t)work->index * rows * k, split = (size_t)KRN_NOPE_DIM * k;
+    size_t at = (size_t)head * rows * k, split = (size_t)KRN_NOPE_DIM * k;
     const float *head_scales =
-        scales ? scales + (size_t)work->index * (rows / KRN_BLOCK) * (k / KRN_BLOCK) : NULL;
+        scales ? scales + (size_t)head * (rows / KRN_BLOCK) * (k / KRN_BLOCK) : NULL;
     bool fp8 = tensor->dtype == MDL_DTYPE_F8_E4M3;
     if (work->matrix_kind == KRN_MATRIX_F32) {
         float *wide = sl_alloc((size_t)rows * k, sizeof(float), "wide head");
@@ -365,8 +355,8 @@ static void run_head(job *work, void *arena, const float *scales)
             krn_dequantise_f32((const uint8_t *)tensor->data + at, head_scales, rows, k, wide);
         else
             krn_bf16_to_f32_many((const uint16_t *)tensor->data + at, (size_t)rows * k, wide);
-        krn_matrix_pack_f32(wide, 1, k, k, KRN_NOPE_DIM, uk, work->matrix);
-        krn_matrix_pack_f32(wide + split, k, 1, KRN_VALUE_DIM, k, uv, work->second);
+        krn_matrix_pack_f32(wide, 1, k, k, KRN_NOPE_DIM, uk, &work->matrix[head]);
+        krn_matrix_pack_f32(wide + split, k, 1, KRN_VALUE_DIM, k, uv, &work->second[head]);
         sl_free(wide);
         return;
     }
@@ -375,9 +365,18 @@ static void run_head(job *work, void *arena, const float *scales)
         krn_dequantise_bf16((const uint8_t *)tensor->data + at, head_scales, rows, k, half);
     else
         memcpy(half, (const uint16_t *)tensor->data + at, (size_t)rows * k * sizeof(uint16_t));
-    krn_matrix_pack_bf16(half, 1, k, k, KRN_NOPE_DIM, uk, work->matrix);
-    krn_matrix_pack_bf16(half + split, k, 1, KRN_VALUE_DIM, k, uv, work->second);
+    krn_matrix_pack_bf16(half, 1, k, k, KRN_NOPE_DIM, uk, &work->matrix[head]);
+    krn_matrix_pack_bf16(half + split, k, 1, KRN_VALUE_DIM, k, uv, &work->second[head]);
     sl_free(half);
+}
+
+static void run_heads(job *work, void *arena, const float *scales)
+{
+    uint8_t *at = (uint8_t *)arena + work->offset;
+    size_t uk_bytes = krn_matrix_bytes(work->matrix_kind, KRN_LATENT_DIM, KRN_NOPE_DIM);
+    size_t uv_bytes = krn_matrix_bytes(work->matrix_kind, KRN_VALUE_DIM, KRN_LATENT_DIM);
+    for (uint32_t head = 0; head < work->n; head++, at += uk_bytes + uv_bytes)
+        run_head(work, head, at, at + uk_bytes, scales);
 }
 
 static void run_vector(job *work, void *arena)
@@ -390,53 +389,121 @@ static void run_vector(job *work, void *arena)
     *work->vector = memory;
 }
 
+static void run_pack(job *work, void *arena)
+{
+    float *owned = NULL;
+    const float *scales = work->scale ? work->scale->data : NULL;
+    if (work->scale && work->scale->dtype != MDL_DTYPE_F32)
+        scales = owned = scales_from_e8m0(work->scale);
+    if (work->kind == JOB_MATRIX)
+        run_matrix(work, arena, scales);
+    else if (work->kind == JOB_HEADS)
+        run_heads(work, arena, scales);
+    else
+        run_vector(work, arena);
+    sl_free(owned);
+}
+
+static bool run_read(loader *load, job *work)
+{
+    bool pow2 = load->model->shape.scale_ue8m0;
+    if (work->kind == JOB_SAME)
+        return eng_tensor_compare(work->tensor, work->original, &work->read);
+    return eng_tensor_look(work->tensor, ENG_VALUES_WEIGHTS, &work->read) &&
+           (!work->scale ||
+            eng_tensor_look(work->scale, pow2 ? ENG_VALUES_POW2_SCALES : ENG_VALUES_SCALES,
+                            &work->scale_read));
+}
+
+static void progress(loader *load)
+{
+    sl_time_ns now = sl_now_ns();
+    if (!load->options->progress || now < load->progress_at)
+        return;
+    load->progress_at = now + PROGRESS_PERIOD;
+    eng_load_progress shown = {
+        .bytes_done = atomic_load_explicit(&load->bytes_done, memory_order_relaxed),
+        .bytes_total = load->bytes_total,
+        .seconds = (double)(now - load->start) / (double)SL_S_NS,
+    };
+    load->options->progress(load->options->progress_context, &shown);
+}
+
 static void run_job(void *context, uint32_t task, uint32_t thread)
 {
     loader *load = context;
     job *work = &load->jobs[task];
-    void *arena = load->model->arena;
-    work->fault = tensor_fault(work->tensor);
-    if (work->fault || work->kind == JOB_CHECK_FINITE)
+    if (!run_read(load, work))
         return;
-    if (work->kind == JOB_VECTOR_F32) {
-        run_vector(work, arena);
-        return;
-    }
-    float *owned = NULL;
-    const float *scales = work->scale ? work->scale->data : NULL;
-    if (work->scale && work->scale->dtype == MDL_DTYPE_F8_E8M0)
-        scales = owned = scales_from_e8m0(work->scale);
-    if (work->kind == JOB_MATRIX)
-        run_matrix(work, arena, scales);
-    else
-        run_head(work, arena, scales);
-    sl_free(owned);
+    if (work->kind != JOB_MAPPED && work->kind != JOB_SAME)
+        run_pack(work, load->model->arena);
+    if (work->kind != JOB_MAPPED)
+        eng_tensor_forget(work->tensor);
+    atomic_fetch_add_explicit(&load->bytes_done,
+                              work->tensor->bytes + (work->scale ? work->scale->bytes : 0),
+                              memory_order_relaxed);
+    if (thread == 0)
+        progress(load);
 }
 
-static sl_status loader_run(loader *load, int threads, sl_err *err)
+static sl_status loader_faults(const loader *load, sl_err *err)
 {
-    eng_model *model = load->model;
-    SL_TRY(sl_alloc_pages(load->arena_bytes, &model->arena, err));
-    model->arena_bytes = load->arena_bytes;
-    krn_pool *pool = NULL;
-    SL_TRY(krn_pool_create(threads, &pool, err));
-    krn_pool_run(pool, load->job_count, run_job, load);
-    krn_pool_destroy(pool);
     for (uint32_t i = 0; i < load->job_count; i++) {
         const job *work = &load->jobs[i];
-        if (work->fault)
-            return sl_fail(err, SL_CORRUPT, "tensor %s (%s): %s", work->tensor->name,
-                           work->tensor->file ? work->tensor->file : "?", work->fault);
+        bool weight = work->read.fault[0];
+        const mdl_tensor *tensor = weight ? work->tensor : work->scale;
+        const char *fault = weight ? work->read.fault : work->scale_read.fault;
+        if (fault[0])
+            return sl_fail(err, SL_CORRUPT, "%s: tensor %s: %s", tensor->file, tensor->name, fault);
     }
     return sl_ok();
 }
 
-sl_status eng_weights_load(eng_model *model, int threads, sl_err *err)
+/* The copies that were only compared are not part of what was loaded. */
+static sl_status loader_hash(const loader *load, sl_err *err)
 {
-    loader load = {.model = model};
+    eng_model *model = load->model;
+    mdl_tensor_sum *sums = sl_alloc(2 * (size_t)load->job_count, sizeof(*sums), "tensor sums");
+    size_t count = 0;
+    for (uint32_t i = 0; i < load->job_count; i++) {
+        const job *work = &load->jobs[i];
+        if (work->kind == JOB_SAME)
+            continue;
+        sums[count++] = (mdl_tensor_sum){work->tensor->name, work->read.sum};
+        if (work->scale)
+            sums[count++] = (mdl_tensor_sum){work->scale->name, work->scale_read.sum};
+    }
+    sl_status status = mdl_model_hash(model->identity, sums, count, model->hash, err);
+    sl_free(sums);
+    return status;
+}
+
+static sl_status loader_run(loader *load, sl_err *err)
+{
+    eng_model *model = load->model;
+    SL_TRY(sl_alloc_pages(load->arena_bytes, &model->arena, err));
+    model->arena_bytes = load->arena_bytes;
+    sl_numa_interleave(model->arena, model->arena_bytes);
+    krn_pool *pool = NULL;
+    SL_TRY(krn_pool_create(load->options->threads, &pool, err));
+    load->start = sl_now_ns();
+    load->progress_at = load->start + PROGRESS_PERIOD;
+    krn_pool_run(pool, load->job_count, run_job, load);
+    krn_pool_destroy(pool);
+    SL_TRY(loader_faults(load, err));
+    load->progress_at = 0;
+    progress(load); /* the last: everything is done */
+    return loader_hash(load, err);
+}
+
+sl_status eng_weights_load(eng_model *model, const eng_model_options *options, sl_err *err)
+{
+    loader load = {.model = model, .options = options};
     sl_status status = plan_model(&load, err);
+    for (uint32_t i = 0; i < load.job_count; i++)
+        load.bytes_total += load.jobs[i].scale ? load.jobs[i].scale->bytes : 0;
     if (sl_is_ok(status))
-        status = loader_run(&load, threads, err);
+        status = loader_run(&load, err);
     sl_free(load.jobs);
     return status;
 }

@@ -1,9 +1,8 @@
 /* Which tensors a V3.2 checkpoint holds: the table of the spec, walked against a checkpoint.
  *
- * Owns the marks of one walk. Start-up. */
+ * Owns the marks of one walk. Start-up. Looks at headers only, never at tensor data. */
 #include "model/safetensors.h"
 
-#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,17 +16,20 @@ enum {
     AS_F32 = 1 << MDL_DTYPE_F32,
     AS_BF16 = 1 << MDL_DTYPE_BF16,
     AS_FP8 = 1 << MDL_DTYPE_F8_E4M3,
-    AS_E8M0 = 1 << MDL_DTYPE_F8_E8M0,
+    AS_SCALE = 1 << MDL_DTYPE_F32 | 1 << MDL_DTYPE_F8_E8M0 | 1 << MDL_DTYPE_U8,
 };
 
 typedef struct walk {
     const mdl_checkpoint *checkpoint;
     const mdl_shape *shape;
+    const mdl_part *part;    /* NULL: everything is needed */
     const mdl_tensor *first; /* table base, for marks */
     bool *seen;
+    bool needed; /* what is walked now */
     sl_buf problems;
     size_t problem_count;
-    char prefix[64]; /* "model.layers.3." */
+    const char *absent_file; /* the last one that a problem named */
+    char prefix[64];         /* "model.layers.3." */
 } walk;
 
 static void problem(walk *w, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -49,9 +51,44 @@ static int64_t blocks(int64_t n)
     return (n + MDL_BLOCK - 1) / MDL_BLOCK;
 }
 
-/* cols 0 = a vector. Returns NULL when it is missing or wrong (and says so unless optional). */
-static const mdl_tensor *want(walk *w, const char *name, int dtypes, int64_t rows, int64_t cols,
-                              bool optional)
+static const char *dtypes_text(int dtypes)
+{
+    switch (dtypes) {
+    case AS_FP8:
+        return "F8_E4M3";
+    case AS_BF16:
+        return "BF16";
+    case AS_SCALE:
+        return "F32, F8_E8M0 or U8";
+    default:
+        return "F32 or BF16";
+    }
+}
+
+/* The directory stands in front of the whole message. */
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+/* One problem names one missing file, not each of its thousands of tensors. */
+static void problem_missing(walk *w, const char *full)
+{
+    const char *file;
+    bool there;
+
+    if (!mdl_checkpoint_absent(w->checkpoint, full, &file, &there)) {
+        problem(w, "%s is missing", full);
+    } else if (w->absent_file != file) {
+        w->absent_file = file;
+        problem(w, "%s is missing, perhaps more: %s %s", full, base_name(file),
+                there ? "does not hold it" : "is not there");
+    }
+}
+
+/* cols 0 = a vector. Marks and judges the tensor. */
+static void want(walk *w, const char *name, int dtypes, int64_t rows, int64_t cols, bool optional)
 {
     char full[MDL_TENSOR_NAME_MAX + 1];
     const mdl_tensor *t;
@@ -59,46 +96,17 @@ static const mdl_tensor *want(walk *w, const char *name, int dtypes, int64_t row
     snprintf(full, sizeof(full), "%s%s", w->prefix, name);
     t = mdl_checkpoint_find(w->checkpoint, full);
     if (!t) {
-        if (!optional)
-            problem(w, "%s is missing", full);
-        return NULL;
+        if (!optional && w->needed)
+            problem_missing(w, full);
+        return;
     }
     w->seen[t - w->first] = true;
-    if (!(dtypes & (1 << t->dtype))) {
-        problem(w, "%s has dtype %s", full, mdl_dtype_name(t->dtype));
-        return NULL;
-    }
-    if (t->rank != (cols ? 2 : 1) || t->shape[0] != rows || (cols && t->shape[1] != cols)) {
-        problem(w, "%s has the wrong shape, expected [%lld%s%.0lld]", full, (long long)rows,
-                cols ? ", " : "", (long long)cols);
-        return NULL;
-    }
-    return t;
-}
-
-static void check_scale_values(walk *w, const mdl_tensor *t)
-{
-    size_t count = t->bytes / mdl_dtype_bytes(t->dtype);
-
-    for (size_t i = 0; i < count; i++) {
-        bool good;
-
-        if (t->dtype == MDL_DTYPE_F8_E8M0) {
-            good = ((const uint8_t *)t->data)[i] != 0xFF;
-        } else {
-            uint32_t bits = ((const uint32_t *)t->data)[i];
-            uint32_t exponent = bits >> 23; /* the sign bit makes it too large */
-
-            good = exponent > 0 && exponent < 255;
-            if (w->shape->scale_ue8m0)
-                good = good && (bits & 0x7FFFFF) == 0;
-        }
-        if (!good) {
-            problem(w, "%s: scale %zu is not a %s", t->name, i,
-                    w->shape->scale_ue8m0 ? "power of two" : "positive number");
-            return;
-        }
-    }
+    if (!(dtypes & (1 << t->dtype)))
+        problem(w, "%s has dtype %s, expected %s (%s)", full, mdl_dtype_name(t->dtype),
+                dtypes_text(dtypes), base_name(t->file));
+    else if (t->rank != (cols ? 2 : 1) || t->shape[0] != rows || (cols && t->shape[1] != cols))
+        problem(w, "%s has the wrong shape, expected [%lld%s%.0lld] (%s)", full, (long long)rows,
+                cols ? ", " : "", (long long)cols, base_name(t->file));
 }
 
 /* A matrix that is FP8 with block scales in a quantised checkpoint, else bf16. name has no
@@ -106,16 +114,13 @@ static void check_scale_values(walk *w, const mdl_tensor *t)
 static void want_linear(walk *w, const char *name, int64_t rows, int64_t cols)
 {
     char full[128];
-    const mdl_tensor *scale;
 
     snprintf(full, sizeof(full), "%s.weight", name);
     want(w, full, w->shape->quantised ? AS_FP8 : AS_BF16, rows, cols, false);
     if (!w->shape->quantised)
         return;
     snprintf(full, sizeof(full), "%s.weight_scale_inv", name);
-    scale = want(w, full, AS_F32 | AS_E8M0, blocks(rows), blocks(cols), false);
-    if (scale)
-        check_scale_values(w, scale);
+    want(w, full, AS_SCALE, blocks(rows), blocks(cols), false);
 }
 
 static void want_mlp(walk *w, const char *name, int64_t width)
@@ -171,6 +176,7 @@ static void walk_layer(walk *w, int32_t layer)
     const mdl_shape *s = w->shape;
 
     snprintf(w->prefix, sizeof(w->prefix), "model.layers.%d.", layer);
+    w->needed = !w->part || (layer >= w->part->layer_first && layer < w->part->layer_end);
     want(w, "input_layernorm.weight", AS_BF16, s->hidden_size, 0, false);
     want(w, "post_attention_layernorm.weight", AS_BF16, s->hidden_size, 0, false);
     walk_attention(w);
@@ -180,31 +186,22 @@ static void walk_layer(walk *w, int32_t layer)
         walk_moe(w);
 }
 
-/* The copy may be left out, but it must not differ: the main one is used for both. */
-static void want_copy(walk *w, const char *name, const mdl_tensor *original)
-{
-    const mdl_shape *s = w->shape;
-    const mdl_tensor *copy = want(w, name, AS_BF16, s->vocab_size, s->hidden_size, true);
-
-    if (copy && original && memcmp(copy->data, original->data, copy->bytes) != 0)
-        problem(w, "%s differs from %s", copy->name, original->name);
-}
-
 static void walk_model(walk *w)
 {
     const mdl_shape *s = w->shape;
-    const mdl_tensor *embedding, *head;
 
     w->prefix[0] = '\0';
-    embedding = want(w, "model.embed_tokens.weight", AS_BF16, s->vocab_size, s->hidden_size, false);
-    head = want(w, "lm_head.weight", AS_BF16, s->vocab_size, s->hidden_size, false);
+    w->needed = !w->part || w->part->ends;
+    want(w, "model.embed_tokens.weight", AS_BF16, s->vocab_size, s->hidden_size, false);
+    want(w, "lm_head.weight", AS_BF16, s->vocab_size, s->hidden_size, false);
     want(w, "model.norm.weight", AS_BF16, s->hidden_size, 0, false);
     for (int32_t layer = 0; layer < s->layer_count + s->mtp_layer_count; layer++)
         walk_layer(w, layer);
     if (s->mtp_layer_count == 0)
         return;
-    want_copy(w, "embed_tokens.weight", embedding);
-    want_copy(w, "shared_head.head.weight", head);
+    /* Copies of embedding and head may be left out. */
+    want(w, "embed_tokens.weight", AS_BF16, s->vocab_size, s->hidden_size, true);
+    want(w, "shared_head.head.weight", AS_BF16, s->vocab_size, s->hidden_size, true);
     want(w, "enorm.weight", AS_BF16, s->hidden_size, 0, false);
     want(w, "hnorm.weight", AS_BF16, s->hidden_size, 0, false);
     want(w, "shared_head.norm.weight", AS_BF16, s->hidden_size, 0, false);
@@ -221,26 +218,30 @@ static void list_surplus(walk *w)
 
         if (w->seen[i] || (size > tail && strcmp(name + size - tail, IGNORED) == 0))
             continue;
-        problem(w, "%s is not part of the model", name);
+        problem(w, "%s is not part of the model (%s)", name,
+                base_name(mdl_checkpoint_at(w->checkpoint, i)->file));
     }
 }
 
 sl_status mdl_checkpoint_check(const mdl_checkpoint *checkpoint, const mdl_shape *shape,
-                               sl_err *err)
+                               const mdl_part *part, sl_err *err)
 {
-    walk w = {.checkpoint = checkpoint, .shape = shape};
+    walk w = {.checkpoint = checkpoint, .shape = shape, .part = part};
     sl_status status = sl_ok();
 
     if (mdl_checkpoint_count(checkpoint) == 0)
-        return sl_fail(err, SL_CORRUPT, "checkpoint has no tensors");
+        return sl_fail(err, SL_CORRUPT, "checkpoint has no tensors%s",
+                       mdl_checkpoint_absent_count(checkpoint) > 0
+                           ? ": none of the files that the index names is there"
+                           : "");
     w.first = mdl_checkpoint_at(checkpoint, 0);
     w.seen = sl_alloc(mdl_checkpoint_count(checkpoint), sizeof(*w.seen), "inventory marks");
     sl_buf_init(&w.problems, 8192);
     walk_model(&w);
     list_surplus(&w);
     if (w.problem_count > 0)
-        status = sl_fail(err, SL_CORRUPT, "%zu tensors do not fit the model: %s%s", w.problem_count,
-                         w.problems.data, w.problem_count > LISTED_MAX ? "; ..." : "");
+        status = sl_fail(err, SL_CORRUPT, "%zu problems: %s%s", w.problem_count, w.problems.data,
+                         w.problem_count > LISTED_MAX ? "; ..." : "");
     sl_buf_fini(&w.problems);
     sl_free(w.seen);
     return status;

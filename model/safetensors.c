@@ -34,16 +34,17 @@ static const struct {
 };
 
 typedef struct mapped_file {
-    char *name; /* as shown in messages */
-    uint8_t *memory;
+    char *name;      /* as shown in messages */
+    uint8_t *memory; /* NULL: the index names it, but it is not there */
     size_t bytes;
 } mapped_file;
 
 struct mdl_checkpoint {
     mapped_file *files;
     size_t file_count;
-    mdl_tensor *tensors;
+    mdl_tensor *tensors; /* those that are there, then the absent ones */
     size_t tensor_count;
+    size_t present_count;
     size_t tensor_capacity;
     uint32_t *slots; /* open addressing: index + 1 into tensors, 0 = free */
     size_t slot_count;
@@ -247,6 +248,7 @@ static void align_data(mdl_checkpoint *c, mdl_tensor *tensor)
     c->copies = sl_realloc(c->copies, c->copy_count + 1, sizeof(*c->copies), "unaligned tensors");
     c->copies[c->copy_count++] = copy;
     tensor->data = copy;
+    tensor->copied = true;
 }
 
 static sl_status add_tensors(mdl_checkpoint *c, const mapped_file *file, size_t data_begin,
@@ -350,7 +352,18 @@ static sl_status add_file(mdl_checkpoint *c, const char *path, sl_err *err)
     SL_TRY(map_file(path, file, err));
     file->name = sl_strdup(path, "file name");
     c->file_count++;
-    return read_header(c, file, err);
+    SL_TRY(read_header(c, file, err));
+    c->present_count = c->tensor_count;
+    return sl_ok();
+}
+
+/* A file of the index. One that is not there only makes its tensors absent. */
+static sl_status add_indexed_file(mdl_checkpoint *c, const char *path, sl_err *err)
+{
+    if (access(path, F_OK) == 0 || errno != ENOENT)
+        return add_file(c, path, err);
+    c->files[c->file_count++] = (mapped_file){.name = sl_strdup(path, "file name")};
+    return sl_ok();
 }
 
 static mdl_checkpoint *new_checkpoint(size_t file_count_max)
@@ -403,7 +416,7 @@ static sl_status open_files_of(mdl_checkpoint *c, const char *dir, const sl_json
                 status = sl_fail(err, SL_TOO_LARGE, "%s: index names more than %d files", dir,
                                  MDL_CHECKPOINT_FILES_MAX);
             else
-                status = add_file(c, path, err);
+                status = add_indexed_file(c, path, err);
         }
         sl_free(path);
         SL_TRY(status);
@@ -411,25 +424,37 @@ static sl_status open_files_of(mdl_checkpoint *c, const char *dir, const sl_json
     return sl_ok();
 }
 
-static sl_status check_index(const mdl_checkpoint *c, const char *dir, const sl_json *map,
-                             sl_err *err)
+static sl_status add_absent(mdl_checkpoint *c, const char *dir, const char *name, const char *file,
+                            sl_err *err)
 {
+    char *path = sl_asprintf("file name", "%s/%s", dir, file);
+    const mapped_file *found = find_file(c, path);
+    mdl_tensor tensor = {.name = sl_strdup(name, "tensor name"), .file = found->name};
+    sl_status status = add_tensor(c, &tensor, err);
+
+    if (!sl_is_ok(status))
+        sl_free((void *)tensor.name);
+    sl_free(path);
+    return status;
+}
+
+static sl_status check_index(mdl_checkpoint *c, const char *dir, const sl_json *map, sl_err *err)
+{
+    for (size_t i = 0; i < c->tensor_count; i++) {
+        if (!sl_json_get(map, c->tensors[i].name))
+            return sl_fail(err, SL_CORRUPT, "%s: tensor %s is not in the index", c->tensors[i].file,
+                           c->tensors[i].name);
+    }
     for (size_t i = 0; i < sl_json_count(map); i++) {
         const char *name = sl_json_key(map, i, NULL);
         const char *file = sl_json_string(sl_json_at(map, i), NULL);
         const mdl_tensor *t = mdl_checkpoint_find(c, name);
 
         if (!t)
-            return sl_fail(err, SL_CORRUPT, "%s/%s: tensor %.200s is in the index but missing", dir,
-                           file, name);
-        if (strcmp(strrchr(t->file, '/') + 1, file) != 0)
+            SL_TRY(add_absent(c, dir, name, file, err));
+        else if (strcmp(strrchr(t->file, '/') + 1, file) != 0)
             return sl_fail(err, SL_CORRUPT, "%s: tensor %s is not in %s as the index says", t->file,
                            name, file);
-    }
-    for (size_t i = 0; i < c->tensor_count; i++) {
-        if (!sl_json_get(map, c->tensors[i].name))
-            return sl_fail(err, SL_CORRUPT, "%s: tensor %s is not in the index", c->tensors[i].file,
-                           c->tensors[i].name);
     }
     return sl_ok();
 }
@@ -487,7 +512,8 @@ void mdl_checkpoint_close(mdl_checkpoint *checkpoint)
         sl_free((void *)checkpoint->tensors[i].name);
     sl_free(checkpoint->tensors);
     for (size_t i = 0; i < checkpoint->file_count; i++) {
-        munmap(checkpoint->files[i].memory, checkpoint->files[i].bytes);
+        if (checkpoint->files[i].memory)
+            munmap(checkpoint->files[i].memory, checkpoint->files[i].bytes);
         sl_free(checkpoint->files[i].name);
     }
     for (size_t i = 0; i < checkpoint->copy_count; i++)
@@ -502,12 +528,12 @@ void mdl_checkpoint_close(mdl_checkpoint *checkpoint)
 
 size_t mdl_checkpoint_count(const mdl_checkpoint *checkpoint)
 {
-    return checkpoint->tensor_count;
+    return checkpoint->present_count;
 }
 
 const mdl_tensor *mdl_checkpoint_at(const mdl_checkpoint *checkpoint, size_t index)
 {
-    sl_assert(index < checkpoint->tensor_count);
+    sl_assert(index < checkpoint->present_count);
     return &checkpoint->tensors[index];
 }
 
@@ -515,7 +541,35 @@ const mdl_tensor *mdl_checkpoint_find(const mdl_checkpoint *checkpoint, const ch
 {
     uint32_t slot = *find_slot(checkpoint, name);
 
-    return slot ? &checkpoint->tensors[slot - 1] : NULL;
+    return slot && slot <= checkpoint->present_count ? &checkpoint->tensors[slot - 1] : NULL;
+}
+
+size_t mdl_checkpoint_absent_count(const mdl_checkpoint *checkpoint)
+{
+    return checkpoint->tensor_count - checkpoint->present_count;
+}
+
+bool mdl_checkpoint_absent(const mdl_checkpoint *checkpoint, const char *name,
+                           const char **out_file, bool *out_file_there)
+{
+    uint32_t slot = *find_slot(checkpoint, name);
+
+    if (!slot || slot <= checkpoint->present_count)
+        return false;
+    *out_file = checkpoint->tensors[slot - 1].file;
+    *out_file_there = find_file(checkpoint, *out_file)->memory != NULL;
+    return true;
+}
+
+static sl_status fail_missing(const mdl_checkpoint *checkpoint, const char *name, sl_err *err)
+{
+    const char *file;
+    bool there;
+
+    if (!mdl_checkpoint_absent(checkpoint, name, &file, &there))
+        return sl_fail(err, SL_NOT_FOUND, "tensor %s is missing", name);
+    return sl_fail(err, SL_NOT_FOUND, "tensor %s is missing: the index puts it into %s, which %s",
+                   name, file, there ? "does not hold it" : "is not there");
 }
 
 static void describe(mdl_dtype dtype, int32_t rank, const int64_t *shape, char *out_text,
@@ -538,7 +592,7 @@ sl_status mdl_checkpoint_get(const mdl_checkpoint *checkpoint, const char *name,
 
     sl_assert(rank >= 0 && rank <= MDL_TENSOR_RANK_MAX);
     if (!t)
-        return sl_fail(err, SL_NOT_FOUND, "tensor %s is missing", name);
+        return fail_missing(checkpoint, name, err);
     if (t->dtype != dtype || t->rank != rank ||
         (rank > 0 && memcmp(t->shape, shape, sizeof(*shape) * (size_t)rank) != 0)) {
         describe(t->dtype, t->rank, t->shape, is, sizeof(is));

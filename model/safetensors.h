@@ -1,9 +1,10 @@
 /* Safetensors checkpoints: a directory (index or single file) or one file, mapped and validated.
  *
  * Opening checks everything that can be checked without reading tensor data: header bounds, dtypes,
- * shapes against byte ranges, no gaps, no overlaps, unique names, index against files. Afterwards
- * the checkpoint is immutable and shareable; tensors point into the mapping (unaligned ones into a
- * copy) and live until close.
+ * shapes against byte ranges, no gaps, no overlaps, unique names, index against files. What the
+ * index names but no file holds is absent: an error only for whoever needs it, so that some layers
+ * of a large model can lie on a disk alone. Afterwards the checkpoint is immutable and shareable;
+ * tensors point into the mapping (unaligned ones into a copy) and live until close.
  * Errors name the file and the tensor. Thread: any. */
 #ifndef MODEL_SAFETENSORS_H
 #define MODEL_SAFETENSORS_H
@@ -39,6 +40,7 @@ typedef struct mdl_tensor {
     const void *data; /* row-major, little-endian, aligned to the element size */
     size_t bytes;
     const char *file; /* for messages; NULL is fine when writing */
+    bool copied;      /* data is not in the mapping: it lay unaligned there */
 } mdl_tensor;
 
 typedef struct mdl_checkpoint mdl_checkpoint;
@@ -57,23 +59,29 @@ void mdl_checkpoint_close(mdl_checkpoint *checkpoint);
 size_t mdl_checkpoint_count(const mdl_checkpoint *checkpoint);
 /* In the order of the files and of their data. */
 const mdl_tensor *mdl_checkpoint_at(const mdl_checkpoint *checkpoint, size_t index);
+/* Tensors that the index names but no file holds; NULL from find, not counted above. */
+size_t mdl_checkpoint_absent_count(const mdl_checkpoint *checkpoint);
+/* The file that should hold it and whether that is there at all; false: not absent. */
+bool mdl_checkpoint_absent(const mdl_checkpoint *checkpoint, const char *name,
+                           const char **out_file, bool *out_file_there);
 const mdl_tensor *mdl_checkpoint_find(const mdl_checkpoint *checkpoint, const char *name);
 /* Must exist with this dtype and shape ("missing", "is BF16 [4, 2], expected F32 [4, 4]"). */
 SL_MUST_USE sl_status mdl_checkpoint_get(const mdl_checkpoint *checkpoint, const char *name,
                                          mdl_dtype dtype, int32_t rank, const int64_t *shape,
                                          const mdl_tensor **out_tensor, sl_err *err);
 
-/* Every tensor that spec section 2 lists for the shape is there with the right dtype and shape, and
- * nothing else is (rotary_emb.inv_freq aside). The error lists up to a few names and the count.
- * Under scale_ue8m0 also that F32 scales are powers of two (reads them). */
-SL_MUST_USE sl_status mdl_checkpoint_check(const mdl_checkpoint *checkpoint, const mdl_shape *shape,
-                                           sl_err *err);
+/* What of a model somebody wants to load. */
+typedef struct mdl_part {
+    int32_t layer_first, layer_end; /* the MTP layer is shape.layer_count */
+    bool ends;                      /* embedding, final norm, head */
+} mdl_part;
 
-#define MDL_HASH_BYTES 32
-/* SHA-256 over <dir>/config.json and each tensor's name, dtype, shape and data, by name: the same
- * for another split into files. Reads all data (43 MB: tens of milliseconds). */
-SL_MUST_USE sl_status mdl_checkpoint_hash(const mdl_checkpoint *checkpoint, const char *dir,
-                                          uint8_t out_hash[MDL_HASH_BYTES], sl_err *err);
+/* Every tensor that spec section 2 lists for the shape is there with the right dtype and shape, and
+ * nothing else is (rotary_emb.inv_freq aside); outside the part (NULL = the whole model) tensors
+ * may be absent. The error lists up to a few names and the count. Reads no tensor data: values are
+ * judged by who loads them. */
+SL_MUST_USE sl_status mdl_checkpoint_check(const mdl_checkpoint *checkpoint, const mdl_shape *shape,
+                                           const mdl_part *part, sl_err *err);
 
 /* Writes a file with these tensors through a temporary name. Data is laid out by element size,
  * largest first, so that everything is aligned. */

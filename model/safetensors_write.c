@@ -1,9 +1,8 @@
-/* Writing safetensors files (dumps) and hashing a checkpoint. Owns nothing. */
+/* Writing safetensors files (dumps). Owns nothing. */
 #include "model/safetensors.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,10 +11,6 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 #include "base/json.h"
-
-#define CONFIG_BYTES_MAX ((size_t)1 << 20)
-
-/* --- writing --- */
 
 static int by_element_size(const void *a, const void *b)
 {
@@ -115,76 +110,6 @@ sl_status mdl_safetensors_write(const char *path, const mdl_tensor *tensors, siz
         unlink(temporary);
     sl_free(temporary);
     sl_buf_fini(&header);
-    sl_free(order);
-    return status;
-}
-
-/* --- hashing --- */
-
-static int by_name(const void *a, const void *b)
-{
-    return strcmp((*(const mdl_tensor *const *)a)->name, (*(const mdl_tensor *const *)b)->name);
-}
-
-static bool hash_file(EVP_MD_CTX *md, const char *path)
-{
-    char block[65536];
-    size_t total = 0, n;
-    FILE *file = fopen(path, "rbe");
-    bool good;
-
-    if (!file)
-        return false;
-    do {
-        n = fread(block, 1, sizeof(block), file);
-        total += n;
-        good = EVP_DigestUpdate(md, block, n) == 1 && total <= CONFIG_BYTES_MAX;
-    } while (n == sizeof(block) && good);
-    good = good && !ferror(file);
-    fclose(file);
-    return good;
-}
-
-static bool hash_tensor(EVP_MD_CTX *md, const mdl_tensor *t)
-{
-    uint64_t head[2 + MDL_TENSOR_RANK_MAX] = {(uint64_t)t->dtype, (uint64_t)t->rank};
-
-    for (int32_t i = 0; i < t->rank; i++)
-        head[2 + i] = (uint64_t)t->shape[i];
-    /* Names are NUL-terminated in the stream, so that no two lists of tensors look alike. */
-    return EVP_DigestUpdate(md, t->name, strlen(t->name) + 1) == 1 &&
-           EVP_DigestUpdate(md, mdl_dtype_name(t->dtype), strlen(mdl_dtype_name(t->dtype)) + 1) ==
-               1 &&
-           EVP_DigestUpdate(md, &head[1], sizeof(head) - sizeof(head[0])) == 1 &&
-           EVP_DigestUpdate(md, t->data, t->bytes) == 1;
-}
-
-sl_status mdl_checkpoint_hash(const mdl_checkpoint *checkpoint, const char *dir,
-                              uint8_t out_hash[MDL_HASH_BYTES], sl_err *err)
-{
-    size_t count = mdl_checkpoint_count(checkpoint);
-    const mdl_tensor **order = sl_alloc(count + 1, sizeof(*order), "tensor order");
-    char *config = sl_asprintf("file name", "%s/config.json", dir);
-    EVP_MD_CTX *md = EVP_MD_CTX_new();
-    sl_status status = sl_ok();
-    bool good;
-
-    for (size_t i = 0; i < count; i++)
-        order[i] = mdl_checkpoint_at(checkpoint, i);
-    qsort(order, count, sizeof(*order), by_name);
-    good = md && EVP_DigestInit_ex(md, EVP_sha256(), NULL) == 1;
-    if (!good) {
-        status = sl_fail(err, SL_INTERNAL, "SHA-256 is not available");
-    } else if (!hash_file(md, config)) {
-        status = sl_fail(err, SL_IO, "%s: cannot be read", config);
-    } else {
-        for (size_t i = 0; i < count && good; i++)
-            good = hash_tensor(md, order[i]);
-        if (!good || EVP_DigestFinal_ex(md, out_hash, NULL) != 1)
-            status = sl_fail(err, SL_INTERNAL, "SHA-256 failed");
-    }
-    EVP_MD_CTX_free(md);
-    sl_free(config);
     sl_free(order);
     return status;
 }

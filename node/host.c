@@ -210,13 +210,24 @@ static void on_gauges(void *context, sl_time_ns now)
 
 /* ---- start ---- */
 
+static void on_load_progress(void *context, const eng_load_progress *progress)
+{
+    double done = (double)progress->bytes_done, total = (double)progress->bytes_total;
+    sl_info("weights: %.1f of %.1f GB in %.1f s, %.0f MB/s", done / 1e9, total / 1e9,
+            progress->seconds, progress->seconds > 0 ? done / 1e6 / progress->seconds : 0.0);
+}
+
 static sl_status open_engine(nod_host *host, sl_err *err)
 {
     const nod_options *options = host->options;
     if (options->backend != NOD_BACKEND_CPU)
         return sl_fail(err, SL_UNSUPPORTED,
                        "--backend cuda: this build has no CUDA engine; use --backend cpu");
-    eng_model_options model = {.dir = options->model, .threads = (int)options->threads};
+    eng_model_options model = {
+        .dir = options->model,
+        .threads = (int)options->threads,
+        .progress = on_load_progress,
+    };
     sl_time_ns start = sl_now_ns();
     SL_TRY(eng_model_open(&model, &host->model, err));
     int64_t rows = options->chunk_tokens > options->max_sequences ? options->chunk_tokens

@@ -266,7 +266,7 @@ sl_status rtr_front_create(const rtr_front_options *options, rtr_front **out_fro
         .router_name = front->shared->router_name,
         .incarnation = front->shared->incarnation,
         .loop_index = options->index,
-        .model_hash = front->shared->model_hash,
+        .model_identity = front->shared->model_identity,
     };
     front->nodes = rtr_nodes_create(&nodes, &NODE_EVENTS, front);
     sl_loop_set_after(options->loop, front_after, front);

@@ -96,8 +96,8 @@ static void on_hello(rtr_node *node, const Sluice__V1__HelloReply *hello)
         rpc_call_cancel(node->serve);
         return;
     }
-    const char *own = nodes->options.model_hash;
-    node->incompatible = own && strcmp(own, node->stamp.model_hash) != 0;
+    const char *own = nodes->options.model_identity;
+    node->incompatible = !rtr_stamp_is_model(&node->stamp, own);
     if (node->incompatible)
         sl_warn("node %s serves another model (%.12s) than this router (%.12s): not used",
                 node->info.name, node->stamp.model_hash, own);

@@ -207,7 +207,7 @@ static void place_among(rtr_nodes *nodes, const rtr_request *request, uint32_t p
     rtr_place_query query = {
         .decodes = nodes->decodes,
         .prefills = nodes->prefills,
-        .model_hash = nodes->options.model_hash,
+        .model_identity = nodes->options.model_identity,
         .keep_decode = request ? request->decode : 0,
         .pages = pages,
         .self_prefill = self_prefill,

@@ -41,7 +41,7 @@ typedef struct rtr_nodes_options {
     const char *router_name;
     uint64_t incarnation;
     uint32_t loop_index;
-    const char *model_hash; /* NULL: not checked */
+    const char *model_identity; /* what their model hash begins with; NULL: not checked */
 } rtr_nodes_options;
 
 rtr_nodes *rtr_nodes_create(const rtr_nodes_options *options, const rtr_nodes_events *events,

@@ -11,6 +11,11 @@ bool rtr_stamp_equal(const clu_stamp *a, const clu_stamp *b)
            strcmp(a->cache_format, b->cache_format) == 0;
 }
 
+bool rtr_stamp_is_model(const clu_stamp *stamp, const char *identity)
+{
+    return !identity || strncmp(stamp->model_hash, identity, strlen(identity)) == 0;
+}
+
 static bool listed(const uint64_t *list, uint32_t count, uint64_t id)
 {
     for (uint32_t i = 0; i < count; i++) {
@@ -22,7 +27,7 @@ static bool listed(const uint64_t *list, uint32_t count, uint64_t id)
 
 static bool model_matches(const rtr_place_query *q, const rtr_candidate *c)
 {
-    return !q->model_hash || strcmp(q->model_hash, c->stamp->model_hash) == 0;
+    return rtr_stamp_is_model(c->stamp, q->model_identity);
 }
 
 static bool has_room(const rtr_place_query *q, const rtr_candidate *c)

@@ -32,7 +32,7 @@ typedef struct rtr_place_query {
     size_t decode_count;
     const rtr_candidate *prefills;
     size_t prefill_count;
-    const char *model_hash;     /* NULL: not checked against the router's own */
+    const char *model_identity; /* of the router's own model; NULL: not checked */
     uint64_t keep_decode;       /* not 0: this one, whatever its load */
     uint32_t pages;             /* that the request will need */
     bool self_prefill;          /* without a prefill rank the decode rank may compute the prompt */
@@ -47,6 +47,9 @@ typedef struct rtr_place_result {
 
 void rtr_place(const rtr_place_query *query, rtr_place_result *out_result);
 bool rtr_stamp_equal(const clu_stamp *a, const clu_stamp *b);
+/* Whether a node serves the model with this identity (model/hash.h): its hash begins with it. NULL:
+ * any. */
+bool rtr_stamp_is_model(const clu_stamp *stamp, const char *identity);
 
 #ifdef __cplusplus
 }

@@ -5,30 +5,28 @@
 #include "base/log.h"
 #include "base/rng.h"
 #include "model/config.h"
-#include "model/safetensors.h"
+#include "model/hash.h"
 
 #include <stdio.h>
 #include <string.h>
 
 #define INLINE_BYTES (16u << 10) /* a millisecond or two of encoding */
 
-/* A router host may hold tokenizer and config only; then stamps are compared among nodes alone. */
-static void load_hash(const char *dir, char out_hash[65])
+/* A router host may hold tokenizer and config only, or some of the weights: then stamps are
+ * compared among nodes alone. Headers are enough: no weights are read. */
+static void load_identity(const char *dir, char out_text[MDL_IDENTITY_CHARS + 1])
 {
     mdl_checkpoint *checkpoint = NULL;
-    uint8_t hash[MDL_HASH_BYTES];
     sl_err err;
-    out_hash[0] = 0;
-    if (!sl_is_ok(mdl_checkpoint_open(dir, &checkpoint, &err))) {
-        sl_warn("no weights to compare the nodes' model with: %s", err.text);
-        return;
-    }
-    if (sl_is_ok(mdl_checkpoint_hash(checkpoint, dir, hash, &err))) {
-        for (size_t i = 0; i < MDL_HASH_BYTES; i++)
-            snprintf(out_hash + 2 * i, 3, "%02x", hash[i]);
-    } else {
-        sl_warn("no hash to compare the nodes' model with: %s", err.text);
-    }
+    out_text[0] = 0;
+    sl_status status = mdl_checkpoint_open(dir, &checkpoint, &err);
+    if (sl_is_ok(status) && mdl_checkpoint_absent_count(checkpoint) > 0)
+        status = sl_fail(&err, SL_NOT_FOUND, "%s: %zu tensors of the index are not there", dir,
+                         mdl_checkpoint_absent_count(checkpoint));
+    if (sl_is_ok(status))
+        status = mdl_identity(checkpoint, dir, out_text, &err);
+    if (!sl_is_ok(status))
+        sl_warn("nothing to compare the nodes' model with: %s", err.text);
     mdl_checkpoint_close(checkpoint);
 }
 
@@ -72,7 +70,7 @@ sl_status rtr_settings_load(const rtr_options *options, rtr_settings *out, sl_er
     SL_TRY(mdl_shape_load(options->model, &out->shape, err));
     SL_TRY(mdl_sampling_load(options->model, &shared->api.sampling_defaults, err));
     SL_TRY(mdl_tokenizer_load(options->model, &out->tokenizer, err));
-    load_hash(options->model, out->model_hash);
+    load_identity(options->model, out->model_identity);
     out->model_name = options->model_name ? sl_strdup(options->model_name, "model name")
                                           : directory_name(options->model);
     shared->api.tokenizer = out->tokenizer;
@@ -81,7 +79,7 @@ sl_status rtr_settings_load(const rtr_options *options, rtr_settings *out, sl_er
     shared->api.chat.mode_default = default_mode(out->model_name);
     shared->api.max_tokens_default = (uint32_t)options->max_tokens_default;
     shared->api.plain_content = options->plain_content;
-    shared->model_hash = out->model_hash[0] ? out->model_hash : NULL;
+    shared->model_identity = out->model_identity[0] ? out->model_identity : NULL;
     shared->started_at = sl_wall_ns() / SL_S_NS;
     shared->incarnation = sl_random_u64();
     shared->queue_max = (uint32_t)options->queue_max;

@@ -14,7 +14,7 @@ typedef struct rtr_settings {
     mdl_tokenizer *tokenizer;
     mdl_shape shape;
     char *model_name;
-    char model_hash[65]; /* "" when the directory holds no weights */
+    char model_identity[65]; /* "" when the directory holds not all weights */
 } rtr_settings;
 
 /* The result must not move afterwards. */

@@ -19,8 +19,8 @@ typedef struct rtr_shared {
     rtr_request_limits limits; /* max_tokens is each request's own */
     const char *router_name;
     uint64_t incarnation;
-    const char *model_hash; /* NULL: not checked */
-    uint64_t started_at;    /* seconds since 1970 */
+    const char *model_identity; /* what their model hash begins with; NULL: not checked */
+    uint64_t started_at;        /* seconds since 1970 */
     uint64_t call_key[2];
     uint32_t queue_max;    /* requests without a place, of one loop */
     uint32_t context_max;  /* the model's, or less by option */

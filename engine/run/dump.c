@@ -326,6 +326,8 @@ sl_status eng_run_dump_write_layers(eng_run_dump *dump, const char *path, sl_err
     int64_t n = dump->o.prompt_count, hidden = dump->hidden;
     add_tensor(dump, "layer_x", MDL_DTYPE_BF16, dump->layer_x, (int64_t[3]){n, hidden});
     add_tensor(dump, "layer_res", MDL_DTYPE_BF16, dump->layer_res, (int64_t[3]){n, hidden});
+    if ((int64_t)dump->o.layer_first == dump->o.shape->layer_count) /* the MTP layer */
+        add_tensor(dump, "normed_last", MDL_DTYPE_F32, dump->normed_last, (int64_t[3]){hidden});
     add_common(dump);
     return mdl_safetensors_write(path, dump->tensors, dump->tensor_count, err);
 }

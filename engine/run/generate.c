@@ -10,6 +10,7 @@
 #include "base/assert.h"
 #include "base/clock.h"
 #include "engine/run/dump.h"
+#include "engine/run/progress.h"
 
 typedef struct session {
     const eng_run_generate_args *args;
@@ -111,6 +112,7 @@ static sl_status session_open(session *run, sl_err *err)
         .dir = options->model,
         .numerics = (eng_numerics)options->numerics,
         .threads = (int)options->threads,
+        .progress = eng_run_show_progress,
     };
     SL_TRY(eng_model_open(&model_options, &run->model, err));
     uint32_t *forced = NULL, forced_count = 0;

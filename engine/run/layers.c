@@ -4,8 +4,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "engine/run/dump.h"
 #include "engine/run/generate.h"
+#include "engine/run/progress.h"
 #include "model/config.h"
 #include "model/safetensors.h"
 
@@ -19,6 +21,8 @@ typedef struct layers_run {
     eng_engine *engine;
     eng_sequence *sequence;
     eng_run_dump *dump;
+    eng_load_progress loaded;
+    double step_ms;
 } layers_run;
 
 static sl_status layers_check(layers_run *run, sl_err *err)
@@ -39,9 +43,9 @@ static sl_status layers_read(layers_run *run, sl_err *err)
 {
     mdl_shape shape;
     SL_TRY(mdl_shape_load(run->options->model, &shape, err));
-    if (run->end > shape.layer_count)
-        return sl_fail(err, SL_INVALID, "--layers %s: the model has layers 0:%d",
-                       run->options->layers, shape.layer_count);
+    if (run->end > shape.layer_count + shape.mtp_layer_count)
+        return sl_fail(err, SL_INVALID, "--layers %s: the model has layers 0:%d and %d MTP layer",
+                       run->options->layers, shape.layer_count, shape.mtp_layer_count);
     SL_TRY(mdl_checkpoint_open_file(run->options->hidden_in, &run->file, err));
     const mdl_tensor *x = mdl_checkpoint_find(run->file, "layer_x");
     int64_t rows = x && x->rank == 2 ? x->shape[0] : 0;
@@ -66,6 +70,8 @@ static sl_status layers_open(layers_run *run, sl_err *err)
         .layer_first = run->first,
         .layer_end = run->end,
         .threads = (int)options->threads,
+        .progress = eng_run_show_progress,
+        .progress_context = &run->loaded,
     };
     SL_TRY(eng_model_open(&model_options, &run->model, err));
     eng_options engine_options = {
@@ -88,6 +94,22 @@ static sl_status layers_open(layers_run *run, sl_err *err)
     return sl_ok();
 }
 
+static sl_status layers_step(layers_run *run, sl_err *err)
+{
+    sl_time_ns start = sl_now_ns();
+    SL_TRY(eng_step_layers(run->engine, run->sequence, run->x, run->res, run->rows, err));
+    run->step_ms = (double)(sl_now_ns() - start) / (double)SL_MS_NS;
+    return sl_ok();
+}
+
+static void layers_print(const layers_run *run)
+{
+    printf("{\"rows\":%u,\"loaded_bytes\":%llu,\"timing\":{\"load_ms\":%.3f,"
+           "\"step_ms\":%.3f},\"model_hash\":\"%s\"}\n",
+           run->rows, (unsigned long long)run->loaded.bytes_total, run->loaded.seconds * 1e3,
+           run->step_ms, eng_engine_stamp(run->engine)->model_hash);
+}
+
 sl_status eng_run_layers(const eng_run_options *options, sl_err *err)
 {
     layers_run run = {.options = options};
@@ -96,9 +118,11 @@ sl_status eng_run_layers(const eng_run_options *options, sl_err *err)
     if (sl_is_ok(status))
         status = layers_open(&run, err);
     if (sl_is_ok(status))
-        status = eng_step_layers(run.engine, run.sequence, run.x, run.res, run.rows, err);
+        status = layers_step(&run, err);
     if (sl_is_ok(status))
         status = eng_run_dump_write_layers(run.dump, options->dump, err);
+    if (sl_is_ok(status) && options->json)
+        layers_print(&run);
     eng_run_dump_destroy(run.dump);
     if (run.sequence)
         eng_sequence_close(run.sequence);

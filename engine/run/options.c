@@ -164,7 +164,8 @@ static const sl_option OPTIONS[] = {
      .section = "Output",
      .type = SL_OPTION_STRING,
      .offset = AT(layers),
-     .help = "A:B, run layers A..B-1 alone on --hidden-in and --dump what leaves them"},
+     .help = "A:B, load and run layers A..B-1 alone on --hidden-in and --dump what leaves them; "
+             "the MTP layer, which comes after the last, runs by itself"},
     {.name = "hidden-in",
      .section = "Output",
      .type = SL_OPTION_STRING,

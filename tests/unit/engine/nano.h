@@ -28,6 +28,7 @@
 typedef struct nano_options {
     bool bf16;             /* no fp8 at all */
     bool e8m0;             /* scales as exponent bytes */
+    bool scales_u8;        /* whose type is called U8 */
     bool no_copies;        /* without the MTP layer's embedding and head */
     bool echo;             /* layers add little and MTP passes the embedding on, so that its drafts
                               are often right */
@@ -38,6 +39,9 @@ typedef struct nano_options {
     const char *huge;      /* all elements of this bf16 tensor become the largest one */
     const char *reshape;   /* one row less */
     const char *bad_scale; /* first scale becomes 3 */
+    const char *change;    /* lowest bit of the first byte of this tensor flips */
+    const char *retype;    /* this tensor says it is of `type` */
+    mdl_dtype type;
 } nano_options;
 
 typedef struct nano {
@@ -90,6 +94,12 @@ static inline void nano_f32(nano *n, const char *prefix, const char *name, int64
         out[i] = centre + nano_random(n, size);
 }
 
+static inline mdl_dtype nano_scale_type(const nano_options *options)
+{
+    mdl_dtype bytes = options->scales_u8 ? MDL_DTYPE_U8 : MDL_DTYPE_F8_E8M0;
+    return options->e8m0 ? bytes : MDL_DTYPE_F32;
+}
+
 static inline void nano_linear(nano *n, const char *prefix, const char *base, int64_t rows,
                                int64_t cols)
 {
@@ -108,8 +118,7 @@ static inline void nano_linear(nano *n, const char *prefix, const char *base, in
         codes[i] = krn_f32_to_e4m3(nano_random(n, size) * 1024.0f);
     snprintf(name, sizeof(name), "%.100s.weight_scale_inv", base);
     int64_t block_rows = (rows + 127) / 128, block_cols = (cols + 127) / 128;
-    t = nano_add(n, prefix, name, n->options->e8m0 ? MDL_DTYPE_F8_E8M0 : MDL_DTYPE_F32, block_rows,
-                 block_cols);
+    t = nano_add(n, prefix, name, nano_scale_type(n->options), block_rows, block_cols);
     for (int64_t i = 0; i < block_rows * block_cols; i++) {
         int exponent = -10 - (int)(i % 3);
         if (n->options->e8m0)
@@ -231,6 +240,10 @@ static inline void nano_spoil(nano *n)
             ((uint16_t *)data)[k] = 0x7f7f;
         if (o->bad_scale && strcmp(t->name, o->bad_scale) == 0)
             *(float *)data = 3.0f;
+        if (o->change && strcmp(t->name, o->change) == 0)
+            *(uint8_t *)data ^= 1;
+        if (o->retype && strcmp(t->name, o->retype) == 0)
+            t->dtype = o->type;
         if (o->reshape && strcmp(t->name, o->reshape) == 0) {
             t->bytes -= t->bytes / (size_t)t->shape[0];
             t->shape[0]--;

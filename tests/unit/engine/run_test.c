@@ -16,6 +16,7 @@ int sluice_run_main(int argc, char **argv);
 #include "engine/run/input.c"
 #include "engine/run/layers.c"
 #include "engine/run/options.c"
+#include "engine/run/progress.c"
 
 #define DEMO "models/demo"
 /* <BOS> "Once upon a time there was a" */

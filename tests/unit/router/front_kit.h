@@ -81,7 +81,7 @@ static inline void kit_open(kit *k, void (*change)(rtr_shared *shared))
     };
     k->shared.router_name = "router-test";
     k->shared.incarnation = 5;
-    k->shared.model_hash = "hash";
+    k->shared.model_identity = "hash";
     k->shared.queue_max = 4;
     k->shared.context_max = 100000;
     k->shared.inline_bytes = 32768;

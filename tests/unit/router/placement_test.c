@@ -3,11 +3,11 @@
 
 #include "router/placement.h"
 
-static const clu_stamp STAMP = {"cpu", "hash", "1", "v1"};
+static const clu_stamp STAMP = {"cpu", "hash-content", "1", "v1"};
 static const clu_stamp OTHER_MODEL = {"cpu", "other", "1", "v1"};
-static const clu_stamp OTHER_NUMERICS = {"gpu", "hash", "1", "v1"};
-static const clu_stamp OTHER_WEIGHTS = {"cpu", "hash", "2", "v1"};
-static const clu_stamp OTHER_FORMAT = {"cpu", "hash", "1", "v2"};
+static const clu_stamp OTHER_NUMERICS = {"gpu", "hash-content", "1", "v1"};
+static const clu_stamp OTHER_WEIGHTS = {"cpu", "hash-content", "2", "v1"};
+static const clu_stamp OTHER_FORMAT = {"cpu", "hash-content", "1", "v2"};
 
 #define NODE(number, label)                                                            \
     {                                                                                  \
@@ -33,7 +33,7 @@ static void setup(fixture *f)
                                  .decode_count = 3,
                                  .prefills = f->prefills,
                                  .prefill_count = 3,
-                                 .model_hash = "hash",
+                                 .model_identity = "hash",
                                  .pages = 10,
                                  .request = &f->request};
 }
@@ -124,7 +124,7 @@ TEST(stamps_must_match)
     for (int i = 0; i < 3; i++)
         f.decodes[i].stamp = &OTHER_MODEL;
     check(&f, RTR_LACK_DECODE, 0, 0); /* a pair, but of another model than the router's */
-    f.query.model_hash = NULL;
+    f.query.model_identity = NULL;
     check(&f, RTR_LACK_NONE, 1, 11);
 }
 
