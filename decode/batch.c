@@ -25,6 +25,8 @@ struct dec_batch {
     eng_engine *engine;
     eng_worker_client *client;
     dec_batch_options options;
+    dec_job *opening[DEC_SEQUENCES_MAX]; /* their known pages are being read */
+    uint32_t opening_count;
     active active[DEC_SEQUENCES_MAX];
     uint32_t active_count;
     eng_span spans[DEC_SEQUENCES_MAX];
@@ -56,7 +58,6 @@ void dec_job_destroy(dec_job *job)
     sl_free(job->tokens);
     sl_free(job->h_final);
     sl_free(job->pages);
-    dec_handout_destroy(job->handout);
     sl_free(job);
 }
 
@@ -68,11 +69,6 @@ static void emit(dec_batch *batch, dec_job *job, dec_batch_event_kind kind, dec_
     eng_worker_emit(batch->client, &event);
 }
 
-static bool wants_routing(const dec_job *job)
-{
-    return job->handout && job->handout->o.routing;
-}
-
 static void open_failed(dec_batch *batch, dec_job *job)
 {
     job->sequence = NULL;
@@ -81,7 +77,8 @@ static void open_failed(dec_batch *batch, dec_job *job)
 
 static void opened(dec_batch *batch, dec_job *job)
 {
-    for (uint32_t block = 0; block < job->block_count; block++)
+    uint32_t blocks = (job->token_count + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
+    for (uint32_t block = 0; block < blocks; block++)
         job->pages[block] = eng_sequence_page(job->sequence, block);
     dec_forks_add_open(&batch->forks, job);
     emit(batch, job, DEC_BATCH_OPENED, DEC_FINISH_NONE);
@@ -93,14 +90,12 @@ static void fork_job(dec_batch *batch, dec_job *job)
     const dec_job *source = job->source;
     sl_status status = eng_sequence_fork(source->sequence, job->token_count, source->h_final,
                                          job->token_capacity, &job->sequence, &job->err);
-    if (!sl_is_ok(status)) {
+    if (sl_is_ok(status))
+        status = eng_sequence_bind(job->sequence, job->token_capacity, &job->err);
+    if (sl_is_ok(status))
+        opened(batch, job);
+    else
         open_failed(batch, job);
-        return;
-    }
-    if (wants_routing(job))
-        memcpy(job->handout->first_row, source->handout->first_row,
-               job->handout->o.routing->row_bytes);
-    opened(batch, job);
 }
 
 static void open_fork(dec_batch *batch, dec_job *job)
@@ -123,6 +118,13 @@ static void prompt_done(dec_batch *batch, dec_job *job)
         fork_job(batch, fork);
 }
 
+/* What the cache knew of the prompt is there. */
+static void ready(dec_batch *batch, dec_job *job)
+{
+    job->known_blocks = eng_sequence_length(job->sequence) / ENG_PAGE_TOKENS;
+    opened(batch, job);
+}
+
 static void open_job(dec_batch *batch, dec_job *job)
 {
     if (job->source) {
@@ -135,14 +137,29 @@ static void open_job(dec_batch *batch, dec_job *job)
         .token_count = batch->options.prefix_cache ? job->token_count - 1 : 0,
         .space = job->cache_space,
     };
-    sl_status status = eng_sequence_open_prefix(batch->engine, job->token_capacity, &prefix,
-                                                &job->sequence, &job->err);
+    sl_status status =
+        eng_sequence_open_prefix(batch->engine, job->token_capacity, job->token_capacity, &prefix,
+                                 &job->sequence, &job->err);
     if (!sl_is_ok(status)) {
         open_failed(batch, job);
-        return;
+    } else if (eng_sequence_ready(job->sequence)) {
+        ready(batch, job);
+    } else {
+        sl_assert(batch->opening_count < DEC_SEQUENCES_MAX);
+        batch->opening[batch->opening_count++] = job;
     }
-    job->known_blocks = eng_sequence_length(job->sequence) / ENG_PAGE_TOKENS;
-    opened(batch, job);
+}
+
+static void poll_opening(dec_batch *batch)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < batch->opening_count; i++) {
+        if (eng_sequence_ready(batch->opening[i]->sequence))
+            ready(batch, batch->opening[i]);
+        else
+            batch->opening[count++] = batch->opening[i];
+    }
+    batch->opening_count = count;
 }
 
 static void activate(dec_batch *batch, dec_job *job, job_phase phase)
@@ -187,12 +204,9 @@ static void close_job(dec_batch *batch, dec_job *job)
     emit(batch, job, DEC_BATCH_CLOSED, DEC_FINISH_NONE);
 }
 
-/* h_final of all tokens is there: keeps it, because the sequence's own moves on. routing: of the
- * row it is of; NULL: not wanted, or there already. */
-static void note_prompt(dec_batch *batch, dec_job *job, const uint8_t *routing)
+/* h_final of all tokens is there: keeps it, because the sequence's own moves on. */
+static void note_prompt(dec_batch *batch, dec_job *job)
 {
-    if (routing)
-        memcpy(job->handout->first_row, routing, job->handout->o.routing->row_bytes);
     memcpy(job->h_final, eng_sequence_h_final(job->sequence),
            batch->options.hidden_size * sizeof(job->h_final[0]));
     prompt_done(batch, job);
@@ -205,7 +219,7 @@ static void run_self(dec_batch *batch, dec_job *job)
     bool complete = job->prefilled == job->token_count;
     activate(batch, job, complete ? PHASE_ADOPTED : PHASE_PREFILL);
     if (complete)
-        note_prompt(batch, job, NULL);
+        note_prompt(batch, job);
 }
 
 static void on_command(void *context, const void *item)
@@ -241,22 +255,14 @@ static bool is_stop(const dec_batch *batch, const dec_job *job, uint32_t id)
     return false;
 }
 
-/* Of a row of the step; NULL: not wanted. */
-static const uint8_t *routing_of(const dec_batch *batch, const dec_job *job, uint32_t row)
-{
-    return wants_routing(job) ? eng_step_routing(batch->engine, row) : NULL;
-}
-
-/* Draws the next token from a row's logits, tells the control thread; the result says whether the
- * job goes on. */
-static dec_finish draw(dec_batch *batch, dec_job *job, float *logits, const uint8_t *routing)
+/* Draws the next token from logits, tells the control thread; the result says whether the job goes
+ * on. */
+static dec_finish draw(dec_batch *batch, dec_job *job, float *logits)
 {
     uint32_t position = job->token_count;
     sl_assert(position < job->token_capacity);
     eng_sample(batch->engine, logits, &job->sampling, job->tokens, job->token_count,
                job->prompt_count, position, &batch->sampled);
-    if (job->handout)
-        dec_handout_note(job->handout, batch->engine, routing);
     uint32_t id = batch->sampled.id;
     job->tokens[job->token_count++] = id;
     emit(batch, job, DEC_BATCH_TOKEN, DEC_FINISH_NONE);
@@ -285,9 +291,8 @@ static void draw_adopted(dec_batch *batch)
             i++;
             continue;
         }
-        dec_job *job = entry->job;
-        dec_finish why = draw(batch, job, eng_head_logits(batch->engine, job->sequence),
-                              job->handout ? job->handout->first_row : NULL);
+        dec_finish why =
+            draw(batch, entry->job, eng_head_logits(batch->engine, entry->job->sequence));
         if (why == DEC_FINISH_NONE) {
             entry->phase = PHASE_DECODE;
             i++;
@@ -302,9 +307,7 @@ static void add_span(dec_batch *batch, uint32_t index, uint32_t count, uint32_t 
 {
     dec_job *job = batch->active[index].job;
     uint32_t from = eng_sequence_length(job->sequence);
-    bool routing = wants_routing(job) && logits != ENG_LOGITS_NONE;
-    batch->spans[count] =
-        (eng_span){job->sequence, job->tokens + from, token_count, logits, routing};
+    batch->spans[count] = (eng_span){job->sequence, job->tokens + from, token_count, logits};
     batch->span_active[count] = index;
 }
 
@@ -418,15 +421,14 @@ static void fail_spans(dec_batch *batch, uint32_t count, const sl_err *err)
 /* The rows of a sequence that generates: the draw of each decides whether the draft after it was
  * right. Rows of wrong drafts go, and so do those behind the end, so that the cache holds what
  * plain decoding leaves: all tokens but the last. */
-static dec_finish draw_run(dec_batch *batch, active *entry, uint32_t logits_row, uint32_t row)
+static dec_finish draw_run(dec_batch *batch, active *entry, uint32_t row)
 {
     dec_job *job = entry->job;
     uint32_t accepted = 0;
     dec_finish why = DEC_FINISH_NONE;
     for (;;) {
         uint32_t draft = job->tokens[job->token_count]; /* the draw takes its place */
-        why = draw(batch, job, eng_step_logits(batch->engine, logits_row + accepted),
-                   routing_of(batch, job, row + accepted));
+        why = draw(batch, job, eng_step_logits(batch->engine, row + accepted));
         bool right = accepted < entry->drafted && job->tokens[job->token_count - 1] == draft;
         if (!right)
             break;
@@ -446,25 +448,22 @@ static dec_finish draw_run(dec_batch *batch, active *entry, uint32_t logits_row,
 static void draw_spans(dec_batch *batch, uint32_t count)
 {
     dec_finish why[DEC_SEQUENCES_MAX] = {DEC_FINISH_NONE};
-    uint32_t row = 0, end = 0, logits_row = 0; /* of the span in the step, and among its logits */
-    for (uint32_t i = 0; i < count; i++, row = end) {
+    uint32_t row = 0;
+    for (uint32_t i = 0; i < count; i++) {
         uint32_t index = batch->span_active[i];
         active *entry = &batch->active[index];
-        dec_job *job = entry->job;
         const eng_span *span = &batch->spans[i];
-        end = row + span->token_count;
         if (entry->phase == PHASE_DECODE) {
-            why[index] = draw_run(batch, entry, logits_row, row);
-            logits_row += span->token_count;
+            why[index] = draw_run(batch, entry, row);
+            row += span->token_count;
             continue;
         }
-        job->prefilled += span->token_count;
+        entry->job->prefilled += span->token_count;
         if (span->logits == ENG_LOGITS_NONE)
             continue;
         entry->phase = PHASE_DECODE;
-        const uint8_t *routing = routing_of(batch, job, end - 1);
-        note_prompt(batch, job, routing);
-        why[index] = draw(batch, job, eng_step_logits(batch->engine, logits_row++), routing);
+        note_prompt(batch, entry->job);
+        why[index] = draw(batch, entry->job, eng_step_logits(batch->engine, row++));
     }
     for (uint32_t i = batch->active_count; i-- > 0;)
         if (why[i] != DEC_FINISH_NONE)
@@ -474,6 +473,7 @@ static void draw_spans(dec_batch *batch, uint32_t count)
 static bool on_run(void *context)
 {
     dec_batch *batch = context;
+    poll_opening(batch);
     if (batch->active_count == 0)
         return false;
     draw_adopted(batch);
@@ -500,6 +500,7 @@ static void on_stop(void *context)
     batch->forks.waiting_count = 0;
     for (uint32_t i = 0; i < batch->active_count; i++)
         release(batch, batch->active[i].job);
+    batch->opening_count = 0;
     batch->active_count = 0;
 }
 

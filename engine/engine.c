@@ -136,6 +136,12 @@ static sl_status engine_set_options(eng_engine *engine, const eng_options *optio
     if (page_count >= ENG_NO_PAGE)
         page_count = ENG_NO_PAGE - 1;
     engine->layout.page_count = (uint32_t)page_count;
+    uint64_t percent = options->overcommit_percent ? options->overcommit_percent : 100;
+    if (percent < 100 || percent > ENG_OVERCOMMIT_MAX)
+        return sl_fail(err, SL_INVALID, "overcommit of %llu %%: 100 to %u are possible",
+                       (unsigned long long)percent, ENG_OVERCOMMIT_MAX);
+    uint64_t promisable = page_count * percent / 100;
+    engine->pages_promisable = promisable < UINT32_MAX ? (uint32_t)promisable : UINT32_MAX;
     engine->blocks_max = (engine->context_max + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
     if (engine->blocks_max > engine->layout.page_count)
         engine->blocks_max = engine->layout.page_count;
@@ -158,6 +164,45 @@ static uint64_t engine_cache_bytes(const eng_engine *engine)
     return engine->layout.page_bytes * engine->layout.page_count;
 }
 
+static sl_status engine_open_tier(eng_engine *engine, const eng_options *options, sl_err *err)
+{
+    if (!options->tier_path)
+        return sl_ok();
+    eng_tier_options tier = {
+        .path = options->tier_path,
+        .bytes = options->tier_bytes,
+        .stamp = &engine->stamp,
+        .sum_key = engine->sum_key,
+        .page_bytes = engine->layout.page_bytes,
+    };
+    return eng_tier_open(&tier, &engine->tier, err);
+}
+
+static bool spill_page(void *context, uint32_t page)
+{
+    eng_engine *engine = context;
+    const eng_prefix_entry *entry = &engine->pages.prefix.entries[page];
+    if (!eng_tier_can_take(engine->tier))
+        return false;
+    const void *bytes =
+        engine->ops->read(engine, eng_engine_page(engine, page), (size_t)engine->layout.page_bytes);
+    eng_tier_put(engine->tier, entry->chain, entry->tokens, bytes);
+    return true;
+}
+
+/* The names of blocks must outlive the process where their pages do. */
+static void engine_make_pages(eng_engine *engine)
+{
+    uint64_t key[ENG_CHAIN_KEY_WORDS];
+    sl_random_bytes(key, sizeof(key));
+    eng_pages_init(&engine->pages, engine->layout.page_count,
+                   engine->tier ? eng_tier_key(engine->tier) : key);
+    if (!engine->tier)
+        return;
+    engine->pages.spill = spill_page;
+    engine->pages.spill_context = engine;
+}
+
 static sl_status engine_build(eng_engine *engine, const eng_options *options, sl_err *err)
 {
     SL_TRY(engine_set_options(engine, options, err));
@@ -165,14 +210,13 @@ static sl_status engine_build(eng_engine *engine, const eng_options *options, sl
     SL_TRY(engine->ops->create(engine, err));
     SL_TRY(engine->ops->memory_create(engine_cache_bytes(engine), &cache, err));
     engine->cache = cache;
-    eng_pages_init(&engine->pages, engine->layout.page_count);
     engine_set_stamp(engine);
+    SL_TRY(engine_open_tier(engine, options, err));
+    engine_make_pages(engine);
     engine_make_sequences(engine);
     SL_TRY(krn_pool_create(options->threads, &engine->pool, err));
-    const mdl_shape *shape = &engine->model->shape;
-    mdl_routing_layout_init(shape, &engine->routing);
-    engine->routing_rows = sl_alloc(engine->rows_max, engine->routing.row_bytes, "routing rows");
     SL_TRY(eng_scratch_carve(engine, err));
+    const mdl_shape *shape = &engine->model->shape;
     eng_sampler_init(&engine->sampler, (uint32_t)shape->vocab_size, (uint32_t)shape->eos_id,
                      engine->model->undefined);
     return sl_ok();
@@ -200,11 +244,11 @@ void eng_engine_destroy(eng_engine *engine)
     if (!engine)
         return;
     eng_sampler_fini(&engine->sampler);
-    sl_free(engine->routing_rows);
     eng_scratch_free(engine);
     krn_pool_destroy(engine->pool);
     sl_free(engine->sequences);
     sl_free(engine->sequence_pages);
+    eng_tier_close(engine->tier);
     eng_pages_fini(&engine->pages);
     if (engine->cache)
         engine->ops->memory_destroy(engine->cache, engine_cache_bytes(engine));
@@ -227,9 +271,25 @@ uint8_t *eng_engine_cache_base(const eng_engine *engine)
     return engine->cache;
 }
 
+void eng_engine_count_pages(const eng_engine *engine, eng_page_counts *out_counts)
+{
+    uint32_t bound = engine->layout.page_count - eng_pages_available(&engine->pages);
+    uint64_t taken = (uint64_t)bound + engine->promised;
+    uint64_t left = taken < engine->pages_promisable ? engine->pages_promisable - taken : 0;
+    *out_counts = (eng_page_counts){
+        .free = engine->pages.free_count,
+        .kept = engine->pages.kept_count,
+        .bound = bound,
+        .promised = engine->promised,
+        .grantable = left < engine->layout.page_count ? (uint32_t)left : engine->layout.page_count,
+    };
+}
+
 uint32_t eng_engine_pages_free(const eng_engine *engine)
 {
-    return eng_pages_available(&engine->pages);
+    eng_page_counts counts;
+    eng_engine_count_pages(engine, &counts);
+    return counts.grantable;
 }
 
 uint32_t eng_engine_pages_kept(const eng_engine *engine)
@@ -237,14 +297,30 @@ uint32_t eng_engine_pages_kept(const eng_engine *engine)
     return engine->pages.kept_count;
 }
 
+void eng_engine_set_reserve(eng_engine *engine, uint32_t page_count)
+{
+    engine->reserve = page_count;
+}
+
+bool eng_engine_tier_stats(const eng_engine *engine, eng_tier_stats *out_stats)
+{
+    if (!engine->tier)
+        return false;
+    eng_tier_stats_get(engine->tier, out_stats);
+    return true;
+}
+
+void eng_engine_set_wake(eng_engine *engine, void (*wake)(void *context), void *context)
+{
+    if (engine->tier)
+        eng_tier_set_wake(engine->tier, wake, context);
+}
+
 void eng_engine_drop_kept(eng_engine *engine)
 {
     eng_pages_drop_kept(&engine->pages);
-}
-
-const mdl_routing_layout *eng_engine_routing(const eng_engine *engine)
-{
-    return &engine->routing;
+    if (engine->tier)
+        eng_tier_clear(engine->tier);
 }
 
 void eng_engine_set_tap(eng_engine *engine, const eng_tap *tap)
@@ -258,9 +334,4 @@ void eng_sample(eng_engine *engine, float *logits, const mdl_sampling *params,
 {
     eng_sampler_draw(&engine->sampler, logits, params, context, context_count, prompt_count,
                      position, out_sampled);
-}
-
-uint32_t eng_sample_mask(eng_engine *engine, uint8_t *out)
-{
-    return eng_sampler_mask(&engine->sampler, out);
 }

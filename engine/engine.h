@@ -12,7 +12,6 @@
 #define ENGINE_ENGINE_H
 
 #include "base/status.h"
-#include "model/handout.h"
 #include "model/sampling.h"
 #include "model/shape.h"
 
@@ -73,13 +72,18 @@ typedef struct eng_stamp {
 
 typedef struct eng_engine eng_engine;
 
+#define ENG_OVERCOMMIT_MAX 10000u
+
 typedef struct eng_options {
     uint64_t kv_bytes; /* cache memory; at least one page */
     int layer_group;   /* layers in one piece on the wire; 0 = 8 */
     int sequences_max; /* 0 = 64 */
     int rows_max; /* rows of one step (chunk tokens or batch), <= ENG_BATCH_ROWS_MAX; 0 = 1024 */
-    uint32_t context_max; /* tokens of one sequence; 0 = the shape's position_max */
-    int threads;          /* CPU pool, the calling thread included; 0 = all cores */
+    uint32_t context_max;        /* tokens of one sequence; 0 = the shape's position_max */
+    int threads;                 /* CPU pool, the calling thread included; 0 = all cores */
+    uint32_t overcommit_percent; /* pages promised to sequences, of those there are; 0 = 100 */
+    const char *tier_path;       /* second cache tier: a file; NULL = none */
+    uint64_t tier_bytes;
 } eng_options;
 
 /* A page is contiguous over all layers (main 0..L-1, then MTP), each 64 x 656 B latent then 64 x
@@ -107,20 +111,53 @@ uint8_t *eng_engine_cache_base(const eng_engine *engine);
 /* Slice of one piece inside a page. */
 void eng_layout_piece(const eng_cache_layout *layout, const mdl_shape *shape, uint32_t group,
                       uint64_t *out_offset, uint64_t *out_bytes);
-/* Pages that a new sequence could bind: free ones and those that are only kept for their tokens. */
+/* Pages that a new sequence may be promised. Kept ones count as free, promised ones do not. */
 uint32_t eng_engine_pages_free(const eng_engine *engine);
-/* Of those, the kept ones. */
+/* Pages that nobody has bound, but that are kept for their tokens. */
 uint32_t eng_engine_pages_kept(const eng_engine *engine);
-/* Forgets all kept pages (operator's wish, new weights). */
+/* Forgets all kept pages, on all tiers (operator's wish, new weights). */
 void eng_engine_drop_kept(eng_engine *engine);
+/* So many pages are for whoever asks with eng_engine_set_reserve(0) first: no sequence opens into
+ * them. */
+void eng_engine_set_reserve(eng_engine *engine, uint32_t page_count);
+
+/* Pages by what they are; free + kept + bound = all. */
+typedef struct eng_page_counts {
+    uint32_t free;
+    uint32_t kept;
+    uint32_t bound;     /* by sequences */
+    uint32_t promised;  /* to sequences, not bound yet */
+    uint32_t grantable; /* eng_engine_pages_free */
+} eng_page_counts;
+void eng_engine_count_pages(const eng_engine *engine, eng_page_counts *out_counts);
+
+/* The second tier, counted since start. */
+typedef struct eng_tier_stats {
+    uint64_t pages, pages_max;
+    uint64_t pages_at_start;   /* valid ones that the file held */
+    uint64_t dropped_at_start; /* damaged ones */
+    const char *begun_anew;    /* NULL: the file went on; else why not ("" = it was empty) */
+    uint64_t hits, misses;     /* blocks read; prefixes that ended in neither tier */
+    uint64_t bytes_written, bytes_read;
+    uint64_t corrupt; /* blocks dropped because their sum or tokens differed */
+    uint64_t failed;  /* reads and writes that the file system refused */
+} eng_tier_stats;
+/* false: there is no second tier. Any thread. */
+bool eng_engine_tier_stats(const eng_engine *engine, eng_tier_stats *out_stats);
+/* Takes in what was read from the second tier and asks for more; true while a sequence waits for
+ * reads. Between steps, often. */
+bool eng_engine_poll(eng_engine *engine, uint64_t now_ns);
+/* Copies a few kept pages for the second tier, ahead of need; when the turn's work is done. */
+void eng_engine_spill(eng_engine *engine);
+/* wake is called by another thread whenever a poll is worthwhile, until it is set to NULL. */
+void eng_engine_set_wake(eng_engine *engine, void (*wake)(void *context), void *context);
 
 /* --- sequences (engine thread only) --- */
 
 typedef struct eng_sequence eng_sequence;
 
-/* Binds pages for `token_capacity` tokens now, so that a running sequence never waits for one.
- * SL_FULL: no slot or not enough pages; SL_TOO_LARGE: over context_max or more than the cache could
- * ever hold. Pages come zeroed. */
+/* Binds pages for `token_capacity` tokens now. SL_FULL: no slot or not enough pages; SL_TOO_LARGE:
+ * over context_max or more than the cache could ever hold. Pages come zeroed. */
 SL_MUST_USE sl_status eng_sequence_open(eng_engine *engine, uint32_t token_capacity,
                                         eng_sequence **out_sequence, sl_err *err);
 /* A token stream whose whole blocks may be, or may be made, known to the cache. space keeps
@@ -131,18 +168,28 @@ typedef struct eng_prefix {
     uint64_t space;
 } eng_prefix;
 
-/* As eng_sequence_open, but starts with the pages of the longest known prefix: whole blocks of
- * prefix->tokens, compared token by token. Its length tells how many tokens are there already (up
- * to token_count; h_final came along); these pages are shared and never written. */
+/* As eng_sequence_open, but binds pages for the first `token_bound` tokens only; the others are
+ * promised (see eng_options.overcommit_percent) and bound by eng_sequence_bind. Starts with the
+ * pages of the longest known prefix: whole blocks of prefix->tokens. Once it is ready its length
+ * tells how many tokens are there already (up to token_count; h_final came along); these pages are
+ * shared and never written. */
 SL_MUST_USE sl_status eng_sequence_open_prefix(eng_engine *engine, uint32_t token_capacity,
-                                               const eng_prefix *prefix,
+                                               uint32_t token_bound, const eng_prefix *prefix,
                                                eng_sequence **out_sequence, sl_err *err);
 /* As eng_sequence_open, but starts with the first token_count tokens of `source`, which holds them
  * (or more): whole blocks are shared, the rows of the last one copied. h_final: of the last of them
- * (bf16; source's own may have moved on). */
+ * (bf16; source's own may have moved on). Pages for more are promised, as above. */
 SL_MUST_USE sl_status eng_sequence_fork(const eng_sequence *source, uint32_t token_count,
                                         const uint16_t *h_final, uint32_t token_capacity,
                                         eng_sequence **out_sequence, sl_err *err);
+/* false: blocks are still read from the second tier, by eng_engine_poll; until then only close may
+ * be called. The wait is bounded: what does not come is left to be computed. */
+bool eng_sequence_ready(const eng_sequence *sequence);
+/* Binds pages so that `token_count` tokens have room (at most the capacity). SL_FULL: none is left,
+ * which cannot happen while no more pages are promised than there are. */
+SL_MUST_USE sl_status eng_sequence_bind(eng_sequence *sequence, uint32_t token_count, sl_err *err);
+/* Tokens that have room in bound pages, at most the capacity. */
+uint32_t eng_sequence_room(const eng_sequence *sequence);
 /* Makes the sequence's complete blocks known: prefix->tokens are the tokens it holds, all accepted
  * (no drafts). May be called again as it grows. Known pages live on after close until their memory
  * is needed, the oldest first. */
@@ -178,7 +225,6 @@ typedef struct eng_span {
                                sequence's length */
     uint32_t token_count;
     eng_logits_want logits;
-    bool routing; /* keep which experts its rows choose, for eng_step_routing */
 } eng_span;
 
 /* Called on the engine thread during eng_step: the rows of layer group `group` of all spans are in
@@ -186,17 +232,13 @@ typedef struct eng_span {
 typedef void (*eng_group_fn)(void *context, uint32_t group);
 
 /* Runs all spans through the model in one batch and appends them to the cache. SL_INVALID: a token
- * id out of range; SL_TOO_LARGE: over a sequence's capacity or rows_max; SL_INTERNAL: NaN or inf
+ * id out of range; SL_TOO_LARGE: over a sequence's room or rows_max; SL_INTERNAL: NaN or inf
  * (names the layer). On error no sequence has changed its length. */
 SL_MUST_USE sl_status eng_step(eng_engine *engine, const eng_span *spans, uint32_t span_count,
                                eng_group_fn on_group, void *context, sl_err *err);
 /* f32 [vocab] of row `row` counted over the spans' wanted rows in order; valid until the next step.
  */
 float *eng_step_logits(eng_engine *engine, uint32_t row);
-/* Which experts row `row` of the step chose, counted over all rows of all spans in order; of a span
- * that wanted it (model/handout.h has the layout). Valid until the next step. */
-const uint8_t *eng_step_routing(const eng_engine *engine, uint32_t row);
-const mdl_routing_layout *eng_engine_routing(const eng_engine *engine);
 /* Logits of a sequence from its h_final alone (first token after a hand-over): f32 [vocab],
  * bit-equal to the step's. Valid until the next call. */
 float *eng_head_logits(eng_engine *engine, const eng_sequence *sequence);
@@ -205,8 +247,8 @@ float *eng_head_logits(eng_engine *engine, const eng_sequence *sequence);
 
 /* Draft of the token after next_tokens[i], which was sampled for sequences[i] but not stepped yet:
  * arg-max of the MTP layer's row (h_final, next token). Each sequence at most once, not empty,
- * below its capacity. The row written at slot `length` of the MTP layer is the one that the next
- * step writes again. SL_UNSUPPORTED: a model without MTP layer. */
+ * with room for one more. The row written at slot `length` of the MTP layer is the one that the
+ * next step writes again. SL_UNSUPPORTED: a model without MTP layer. */
 SL_MUST_USE sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequences,
                                 const uint32_t *next_tokens, uint32_t count, uint32_t *out_drafts,
                                 sl_err *err);
@@ -215,7 +257,7 @@ SL_MUST_USE sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequenc
 typedef struct eng_drafts {
     eng_sequence *sequence;
     uint32_t next_token;             /* sampled, not stepped yet */
-    uint32_t count;                  /* wanted: 1 .. ENG_DRAFTS_MAX, length + count <= capacity */
+    uint32_t count;                  /* wanted: 1 .. ENG_DRAFTS_MAX, length + count <= room */
     uint32_t tokens[ENG_DRAFTS_MAX]; /* out: drafts of the tokens after next_token, in order */
 } eng_drafts;
 
@@ -253,10 +295,6 @@ typedef struct eng_sampled {
 void eng_sample(eng_engine *engine, float *logits, const mdl_sampling *params,
                 const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
                 uint32_t position, eng_sampled *out_sampled);
-/* Record of the ids that the last eng_sample could have drawn (model/handout.h): what top_k, top_p
- * and min_p left; of temperature 0 the one id. out: mdl_mask_bytes_max of the vocabulary; returns
- * the record's bytes. */
-uint32_t eng_sample_mask(eng_engine *engine, uint8_t *out);
 
 #ifdef __cplusplus
 }

@@ -15,7 +15,7 @@ static const bool PAGE_MOVES[ENG_PAGE_STATE_COUNT][ENG_PAGE_STATE_COUNT] = {
     [ENG_PAGE_STATE_KEPT] = {[ENG_PAGE_STATE_SEALED] = true, [ENG_PAGE_STATE_FREE] = true},
 };
 
-void eng_pages_init(eng_pages *pages, uint32_t page_count)
+void eng_pages_init(eng_pages *pages, uint32_t page_count, const uint64_t key[ENG_CHAIN_KEY_WORDS])
 {
     sl_assert(page_count > 0);
     *pages = (eng_pages){
@@ -25,10 +25,11 @@ void eng_pages_init(eng_pages *pages, uint32_t page_count)
         .table = sl_alloc(page_count, sizeof(eng_page), "engine pages"),
         .oldest = ENG_NO_PAGE,
         .youngest = ENG_NO_PAGE,
+        .unspilled = ENG_NO_PAGE,
     };
     for (uint32_t i = 0; i < page_count; i++)
         pages->free_list[i] = page_count - 1 - i; /* page 0 is taken first */
-    eng_prefix_index_init(&pages->prefix, page_count);
+    eng_prefix_index_init(&pages->prefix, page_count, key);
 }
 
 void eng_pages_fini(eng_pages *pages)
@@ -63,6 +64,8 @@ static void kept_push(eng_pages *pages, uint32_t page)
     else
         pages->oldest = page;
     pages->youngest = page;
+    if (pages->unspilled == ENG_NO_PAGE)
+        pages->unspilled = page;
     pages->kept_count++;
 }
 
@@ -77,6 +80,8 @@ static void kept_remove(eng_pages *pages, uint32_t page)
         pages->table[entry->younger].older = entry->older;
     else
         pages->youngest = entry->older;
+    if (pages->unspilled == page)
+        pages->unspilled = entry->younger;
     pages->kept_count--;
 }
 
@@ -95,6 +100,15 @@ static void kept_free_oldest(eng_pages *pages)
     page_free(pages, page);
 }
 
+bool eng_pages_spill_ahead(eng_pages *pages)
+{
+    uint32_t page = pages->unspilled;
+    if (!pages->spill || page == ENG_NO_PAGE || !pages->spill(pages->spill_context, page))
+        return false;
+    pages->unspilled = pages->table[page].younger;
+    return true;
+}
+
 void eng_pages_drop_kept(eng_pages *pages)
 {
     while (pages->kept_count > 0)
@@ -105,8 +119,13 @@ void eng_pages_drop_kept(eng_pages *pages)
 
 uint32_t eng_pages_take(eng_pages *pages)
 {
-    if (pages->free_count == 0 && pages->kept_count > 0)
+    if (pages->free_count == 0 && pages->kept_count > 0) {
+        /* Mostly it was spilled ahead; if it was not and cannot be now, it is forgotten: a step
+         * must not wait for a disk. */
+        if (pages->oldest == pages->unspilled)
+            (void)eng_pages_spill_ahead(pages);
         kept_free_oldest(pages);
+    }
     if (pages->free_count == 0)
         return ENG_NO_PAGE;
     uint32_t page = pages->free_list[--pages->free_count];

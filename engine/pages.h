@@ -3,8 +3,8 @@
  *
  * Never touches their memory. Thread: the engine thread. A page's life: free -> private (one
  * sequence writes it) -> sealed (64 accepted tokens, never written again, may be shared) -> kept
- * (nobody has it bound, the prefix index knows it; the oldest goes first when pages run out) ->
- * free. */
+ * (nobody has it bound, the prefix index knows it; the oldest goes first when pages run out,
+ * spilled to a second tier if there is one) -> free. */
 #ifndef ENGINE_PAGES_H
 #define ENGINE_PAGES_H
 
@@ -36,10 +36,14 @@ typedef struct eng_pages {
     eng_page *table;     /* [page_count] */
     uint32_t kept_count;
     uint32_t oldest, youngest; /* of the kept ones */
+    uint32_t unspilled;        /* the oldest kept one that was not spilled since it is kept */
     eng_prefix_index prefix;
+    /* Copies a kept page to the second tier; false: not now. NULL: there is none. */
+    bool (*spill)(void *context, uint32_t page);
+    void *spill_context;
 } eng_pages;
 
-void eng_pages_init(eng_pages *pages, uint32_t page_count);
+void eng_pages_init(eng_pages *pages, uint32_t page_count, const uint64_t key[ENG_CHAIN_KEY_WORDS]);
 void eng_pages_fini(eng_pages *pages);
 /* Takes a page, private, its bytes as they were left: a free one, else the oldest kept one.
  * ENG_NO_PAGE when there is neither. */
@@ -53,6 +57,9 @@ void eng_pages_seal(eng_pages *pages, uint32_t page);
 void eng_pages_unseal(eng_pages *pages, uint32_t page);
 /* Frees all kept pages. */
 void eng_pages_drop_kept(eng_pages *pages);
+/* Spills the oldest kept page that was not spilled yet, so that memory is had at once when pages
+ * run out, and the tier survives the process. false: nothing to do now. */
+bool eng_pages_spill_ahead(eng_pages *pages);
 /* Pages that a new sequence could bind. */
 uint32_t eng_pages_available(const eng_pages *pages);
 

@@ -9,6 +9,7 @@
 #include "engine/pages.h"
 #include "engine/sampler.h"
 #include "engine/tap.h"
+#include "engine/tier.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -22,8 +23,15 @@ struct eng_sequence {
     bool in_step; /* guards against one sequence in two spans */
     uint32_t length;
     uint32_t capacity;
-    uint32_t page_count;
-    uint32_t *pages; /* [blocks_max], carved */
+    uint32_t page_count; /* bound */
+    bool loading;        /* blocks are read from the second tier; with: */
+    uint32_t opening;    /* counts, so that reads for an earlier life are told apart */
+    uint32_t found;      /* blocks that were known when it opened, in either tier */
+    uint32_t known;      /* of them those that may still come */
+    uint32_t asked;      /* of them those that are there or asked for */
+    uint32_t wanted;     /* pages to be bound in the end */
+    uint64_t patience;   /* when to go on without */
+    uint32_t *pages;     /* [blocks_max], carved */
     uint32_t step_id;
     uint32_t step_row;   /* where this sequence's rows lie in the last step's h_final rows */
     uint32_t step_first; /* position of that row */
@@ -124,6 +132,12 @@ struct eng_engine {
     uint64_t sum_key;
     uint8_t *cache; /* backend memory: page p at cache + p * layout.page_bytes */
     eng_pages pages;
+    eng_tier *tier; /* NULL: none */
+    uint32_t pages_promisable;
+    uint32_t promised; /* pages that sequences may still bind */
+    uint32_t growing;  /* sequences that may */
+    uint32_t reserve;  /* pages kept out of new sequences' hands */
+    uint32_t loading;  /* sequences */
     eng_sequence *sequences;
     uint32_t *sequence_pages; /* [sequences_max][blocks_max] */
     krn_pool *pool;
@@ -131,12 +145,8 @@ struct eng_engine {
     eng_scratch s;
     uint32_t step_id;
     uint32_t step_logits; /* rows valid in s.logits */
-    uint32_t step_rows;
-    bool step_routing; /* a span wants it: s.routing is filled */
-    mdl_routing_layout routing;
-    uint8_t *routing_rows; /* [rows_max][routing.row_bytes] */
-    uint32_t step_layer;   /* for fault messages, with: */
-    const char *fault;     /* the operation that met NaN or infinity */
+    uint32_t step_layer;  /* for fault messages, with: */
+    const char *fault;    /* the operation that met NaN or infinity */
     const eng_tap *tap;
 };
 

@@ -18,15 +18,16 @@ static sl_status span_check(const eng_engine *engine, const eng_span *span, uint
                             sl_err *err)
 {
     const eng_sequence *sequence = span->sequence;
-    sl_assert(sequence->open && sequence->engine == engine);
+    sl_assert(sequence->open && !sequence->loading && sequence->engine == engine);
     if (span->token_count == 0)
         return sl_fail(err, SL_INVALID, "span %u has no tokens", index);
     if (sequence->in_step)
         return sl_fail(err, SL_INVALID, "span %u: its sequence is in the step twice", index);
-    if (span->token_count > sequence->capacity - sequence->length)
+    uint32_t room = eng_sequence_room(sequence);
+    if (span->token_count > room - sequence->length)
         return sl_fail(err, SL_TOO_LARGE,
                        "span %u: %u tokens after %u, the sequence has room for %u", index,
-                       span->token_count, sequence->length, sequence->capacity);
+                       span->token_count, sequence->length, room);
     for (uint32_t i = 0; i < span->token_count; i++) {
         if (span->tokens[i] >= (uint32_t)engine->model->shape.vocab_size)
             return sl_fail(err, SL_INVALID, "token id %u at position %u: the vocabulary has %d",
@@ -68,7 +69,6 @@ static uint32_t batch_fill(eng_engine *engine, const eng_span *spans, uint32_t s
 {
     eng_scratch *s = &engine->s;
     uint32_t row = 0, wanted = 0;
-    engine->step_routing = false;
     for (uint32_t i = 0; i < span_count; i++) {
         const eng_span *span = &spans[i];
         eng_sequence *sequence = span->sequence;
@@ -82,10 +82,8 @@ static uint32_t batch_fill(eng_engine *engine, const eng_span *spans, uint32_t s
             if (span->token_count - t <= span_wanted(span))
                 s->wanted[wanted++] = row;
         }
-        engine->step_routing = engine->step_routing || span->routing;
     }
     engine->step_logits = wanted;
-    engine->step_rows = row;
     return row;
 }
 
@@ -235,12 +233,6 @@ float *eng_step_logits(eng_engine *engine, uint32_t row)
     return engine->ops->read(engine, engine->s.logits + row * vocab, vocab * sizeof(float));
 }
 
-const uint8_t *eng_step_routing(const eng_engine *engine, uint32_t row)
-{
-    sl_assert(engine->step_routing && row < engine->step_rows);
-    return engine->routing_rows + (size_t)row * engine->routing.row_bytes;
-}
-
 float *eng_head_logits(eng_engine *engine, const eng_sequence *sequence)
 {
     sl_assert(engine->model->whole && sequence->length > 0);
@@ -260,7 +252,7 @@ static sl_status draft_check(const eng_engine *engine, const eng_sequence *seque
     if (wanted == 0 || wanted > ENG_DRAFTS_MAX)
         return sl_fail(err, SL_INVALID, "draft %u: %u drafts, 1 to %u are possible", index, wanted,
                        ENG_DRAFTS_MAX);
-    if (wanted > sequence->capacity - sequence->length)
+    if (wanted > eng_sequence_room(sequence) - sequence->length)
         return sl_fail(err, SL_TOO_LARGE, "draft %u: the sequence is full", index);
     if (token >= (uint32_t)engine->model->shape.vocab_size)
         return sl_fail(err, SL_INVALID, "draft %u: token id %u", index, token);

@@ -13,6 +13,9 @@
 #include "base/clock.h"
 #include "base/ring.h"
 
+#define POLL_NS \
+    (50 * SL_MS_NS) /* while reads of the second tier are awaited: a limit on their wait */
+
 struct eng_worker_client {
     eng_worker *worker;
     const eng_worker_ops *ops;
@@ -32,8 +35,19 @@ struct eng_worker {
     pthread_t thread;
     bool running;
     _Atomic bool stopping;
-    _Atomic uint32_t pages_free;
+    _Atomic uint32_t pages_free, pages_kept, pages_bound, pages_promised, pages_grantable;
 };
+
+static void publish_pages(eng_worker *worker)
+{
+    eng_page_counts counts;
+    eng_engine_count_pages(worker->engine, &counts);
+    atomic_store_explicit(&worker->pages_free, counts.free, memory_order_relaxed);
+    atomic_store_explicit(&worker->pages_kept, counts.kept, memory_order_relaxed);
+    atomic_store_explicit(&worker->pages_bound, counts.bound, memory_order_relaxed);
+    atomic_store_explicit(&worker->pages_promised, counts.promised, memory_order_relaxed);
+    atomic_store_explicit(&worker->pages_grantable, counts.grantable, memory_order_relaxed);
+}
 
 sl_status eng_worker_create(eng_engine *engine, eng_worker **out_worker, sl_err *err)
 {
@@ -44,7 +58,7 @@ sl_status eng_worker_create(eng_engine *engine, eng_worker **out_worker, sl_err 
         sl_free(worker);
         return status;
     }
-    atomic_store(&worker->pages_free, eng_engine_pages_free(engine));
+    publish_pages(worker);
     *out_worker = worker;
     return sl_ok();
 }
@@ -80,18 +94,26 @@ static bool worker_take_commands(eng_worker *worker)
     return took;
 }
 
+static void wake(void *context)
+{
+    eng_worker *worker = context;
+    sl_mailbox_wake(worker->doorbell);
+}
+
 static void *worker_main(void *argument)
 {
     eng_worker *worker = argument;
     while (!atomic_load_explicit(&worker->stopping, memory_order_acquire)) {
         sl_mailbox_clear(worker->doorbell);
         bool busy = worker_take_commands(worker);
+        sl_time_ns now = sl_now_ns();
+        bool reads = eng_engine_poll(worker->engine, now);
         for (int i = 0; i < worker->client_count; i++)
             busy |= worker->clients[i].ops->run(worker->clients[i].context);
-        atomic_store_explicit(&worker->pages_free, eng_engine_pages_free(worker->engine),
-                              memory_order_relaxed);
+        eng_engine_spill(worker->engine); /* its end wakes the thread, and so on until all is out */
+        publish_pages(worker);
         if (!busy)
-            sl_mailbox_wait(worker->doorbell, SL_NEVER);
+            sl_mailbox_wait(worker->doorbell, reads ? now + POLL_NS : SL_NEVER);
     }
     for (int i = 0; i < worker->client_count; i++)
         worker->clients[i].ops->stop(worker->clients[i].context);
@@ -101,6 +123,7 @@ static void *worker_main(void *argument)
 sl_status eng_worker_start(eng_worker *worker, sl_err *err)
 {
     sl_assert(!worker->running);
+    eng_engine_set_wake(worker->engine, wake, worker);
     int error = pthread_create(&worker->thread, NULL, worker_main, worker);
     if (error != 0)
         return sl_fail(err, SL_INTERNAL, "cannot start the engine thread (error %d)", error);
@@ -115,6 +138,7 @@ void eng_worker_stop(eng_worker *worker)
     atomic_store_explicit(&worker->stopping, true, memory_order_release);
     sl_mailbox_wake(worker->doorbell);
     pthread_join(worker->thread, NULL);
+    eng_engine_set_wake(worker->engine, NULL, NULL);
     worker->running = false;
 }
 
@@ -133,9 +157,25 @@ void eng_worker_destroy(eng_worker *worker)
     sl_free(worker);
 }
 
+static uint32_t load(const _Atomic uint32_t *count)
+{
+    return atomic_load_explicit(count, memory_order_relaxed);
+}
+
 uint32_t eng_worker_pages_free(const eng_worker *worker)
 {
-    return atomic_load_explicit(&worker->pages_free, memory_order_relaxed);
+    return load(&worker->pages_grantable);
+}
+
+void eng_worker_count_pages(const eng_worker *worker, eng_page_counts *out_counts)
+{
+    *out_counts = (eng_page_counts){
+        .free = load(&worker->pages_free),
+        .kept = load(&worker->pages_kept),
+        .bound = load(&worker->pages_bound),
+        .promised = load(&worker->pages_promised),
+        .grantable = load(&worker->pages_grantable),
+    };
 }
 
 bool eng_worker_post(eng_worker_client *client, const void *command)
@@ -162,8 +202,7 @@ void eng_worker_poll(eng_worker_client *client, void (*fn)(void *context, const 
 void eng_worker_emit(eng_worker_client *client, const void *event)
 {
     /* Who hears that a sequence is closed must see its pages free. */
-    atomic_store_explicit(&client->worker->pages_free,
-                          eng_engine_pages_free(client->worker->engine), memory_order_relaxed);
+    publish_pages(client->worker);
     /* Back-pressure, not a race: the ring is full for as long as the control thread needs to take
      * what it holds. */
     const struct timespec pause = {0, 50 * 1000};

@@ -41,8 +41,10 @@ SL_MUST_USE sl_status eng_worker_start(eng_worker *worker, sl_err *err);
  */
 void eng_worker_stop(eng_worker *worker);
 void eng_worker_destroy(eng_worker *worker);
-/* Published by the engine thread after each turn. Any thread. */
+/* Published by the engine thread after each turn. Any thread. Each number is right, but they may be
+ * of two turns. */
 uint32_t eng_worker_pages_free(const eng_worker *worker);
+void eng_worker_count_pages(const eng_worker *worker, eng_page_counts *out_counts);
 
 /* Control thread. false = the inbox is full (capacity is sized so that this is a bug or an
  * overload: refuse the request). */

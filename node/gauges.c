@@ -1,5 +1,6 @@
 /* Numbers that are read off the services rather than counted: refreshed by a timer. Thread: control
  * loop. */
+#include "base/log.h"
 #include "node/internal.h"
 
 void nod_gauges_create(nod_host *host)
@@ -19,14 +20,53 @@ void nod_gauges_create(nod_host *host)
         sl_counter(metrics, "sluice_kv_received_pieces_total", "verified pieces fetched", NULL);
     host->kv_mismatches = sl_counter(metrics, "sluice_kv_sum_mismatches_total",
                                      "fetched pieces whose sum differed", NULL);
+    eng_tier_stats tier;
+    if (!eng_engine_tier_stats(host->engine, &tier))
+        return;
+    host->tier_pages =
+        sl_gauge(metrics, "sluice_kv_tier_pages", "pages of the second tier", "state");
+    host->tier_lookups = sl_counter(metrics, "sluice_kv_tier_lookups_total",
+                                    "hit: blocks read from the second tier; miss: prefixes that "
+                                    "ended in neither tier",
+                                    "result");
+    host->tier_bytes =
+        sl_counter(metrics, "sluice_kv_tier_bytes_total", "page bytes, by direction", "direction");
+    host->tier_dropped =
+        sl_counter(metrics, "sluice_kv_tier_dropped_total",
+                   "blocks that were not served: damaged, or refused by the disk", "reason");
+}
+
+static void update_tier(nod_host *host)
+{
+    eng_tier_stats now, *seen = &host->tier_seen;
+    if (!eng_engine_tier_stats(host->engine, &now))
+        return;
+    sl_metric_set(host->tier_pages, "used", (double)now.pages);
+    sl_metric_set(host->tier_pages, "free", (double)(now.pages_max - now.pages));
+    sl_metric_add(host->tier_lookups, "hit", (double)(now.hits - seen->hits));
+    sl_metric_add(host->tier_lookups, "miss", (double)(now.misses - seen->misses));
+    sl_metric_add(host->tier_bytes, "written", (double)(now.bytes_written - seen->bytes_written));
+    sl_metric_add(host->tier_bytes, "read", (double)(now.bytes_read - seen->bytes_read));
+    sl_metric_add(host->tier_dropped, "corrupt", (double)(now.corrupt - seen->corrupt));
+    sl_metric_add(host->tier_dropped, "io", (double)(now.failed - seen->failed));
+    if (now.corrupt > seen->corrupt)
+        sl_warn("--kv-disk: %llu pages differed from their sums and are dropped",
+                (unsigned long long)(now.corrupt - seen->corrupt));
+    if (now.failed > seen->failed)
+        sl_warn("--kv-disk: %llu reads or writes failed: is the disk full?",
+                (unsigned long long)(now.failed - seen->failed));
+    *seen = now;
 }
 
 void nod_gauges_update(nod_host *host)
 {
-    uint32_t total = eng_engine_layout(host->engine)->page_count;
-    uint32_t free_pages = eng_worker_pages_free(host->worker);
-    sl_metric_set(host->pages_gauge, "free", free_pages);
-    sl_metric_set(host->pages_gauge, "used", total - free_pages);
+    eng_page_counts pages;
+    eng_worker_count_pages(host->worker, &pages);
+    sl_metric_set(host->pages_gauge, "free", pages.free);
+    sl_metric_set(host->pages_gauge, "kept", pages.kept);
+    sl_metric_set(host->pages_gauge, "used", pages.bound);
+    sl_metric_set(host->pages_gauge, "promised", pages.promised);
+    update_tier(host);
     Sluice__V1__Load load = SLUICE__V1__LOAD__INIT;
     nod_host_load(host, &load);
     sl_metric_set(host->running_gauge, NULL, load.running);

@@ -15,9 +15,11 @@
 #include "node/internal.h"
 
 #define GAUGE_PERIOD_NS (100 * SL_MS_NS)
+#define NOD_PATH_MAX    4096
 #define LEAVE_NS        SL_S_NS /* for calls that are still open once nothing runs any more */
 
-static const char *const FAULT_SITES[] = {"prefill.group", "decode.step", NULL};
+static const char *const FAULT_SITES[] = {"prefill.group", "decode.step", "tier.write", "tier.read",
+                                          NULL};
 
 static const char *const STATE_NAMES[NOD_STATE_COUNT] = {
     [NOD_STATE_STARTING] = "starting",
@@ -217,12 +219,45 @@ static void on_load_progress(void *context, const eng_load_progress *progress)
             progress->seconds, progress->seconds > 0 ? done / 1e6 / progress->seconds : 0.0);
 }
 
+/* "FILE:SIZE" of --kv-disk. */
+static sl_status split_kv_disk(const char *text, char *out_path, size_t size, uint64_t *out_bytes,
+                               sl_err *err)
+{
+    const char *colon = strrchr(text, ':');
+    if (!colon || colon == text || (size_t)(colon - text) >= size ||
+        !sl_parse_bytes(colon + 1, out_bytes))
+        return sl_fail(err, SL_INVALID, "--kv-disk \"%s\": want FILE:SIZE, as in kv.cache:4GiB",
+                       text);
+    memcpy(out_path, text, (size_t)(colon - text));
+    out_path[colon - text] = '\0';
+    return sl_ok();
+}
+
+static void tell_tier(const nod_host *host)
+{
+    eng_tier_stats tier;
+    if (!eng_engine_tier_stats(host->engine, &tier))
+        return;
+    if (tier.begun_anew && tier.begun_anew[0])
+        sl_warn("--kv-disk %s: what it held is dropped: %s", host->options->kv_disk,
+                tier.begun_anew);
+    if (tier.dropped_at_start > 0)
+        sl_warn("--kv-disk %s: %llu damaged pages are dropped", host->options->kv_disk,
+                (unsigned long long)tier.dropped_at_start);
+    sl_info("--kv-disk %s: %llu of %llu pages are there already", host->options->kv_disk,
+            (unsigned long long)tier.pages_at_start, (unsigned long long)tier.pages_max);
+}
+
 static sl_status open_engine(nod_host *host, sl_err *err)
 {
     const nod_options *options = host->options;
     if (options->backend != NOD_BACKEND_CPU)
         return sl_fail(err, SL_UNSUPPORTED,
                        "--backend cuda: this build has no CUDA engine; use --backend cpu");
+    char tier_path[NOD_PATH_MAX];
+    uint64_t tier_bytes = 0;
+    if (options->kv_disk)
+        SL_TRY(split_kv_disk(options->kv_disk, tier_path, sizeof(tier_path), &tier_bytes, err));
     eng_model_options model = {
         .dir = options->model,
         .threads = (int)options->threads,
@@ -242,8 +277,11 @@ static sl_status open_engine(nod_host *host, sl_err *err)
         .rows_max = (int)host->rows_max,
         .context_max = (uint32_t)options->context_max,
         .threads = (int)options->threads,
+        .tier_path = options->kv_disk ? tier_path : NULL,
+        .tier_bytes = tier_bytes,
     };
     SL_TRY(eng_engine_create(host->model, &engine, &host->engine, err));
+    tell_tier(host);
     const eng_cache_layout *layout = eng_engine_layout(host->engine);
     host->context_max = options->context_max ? (uint32_t)options->context_max
                                              : (uint32_t)eng_model_shape(host->model)->position_max;

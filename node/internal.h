@@ -40,6 +40,8 @@ typedef struct nod_host {
     sl_metric *pages_gauge, *running_gauge, *waiting_gauge, *etcd_gauge, *kv_gauge, *kv_received,
         *kv_pieces, *kv_mismatches;
     uint64_t kv_received_seen, kv_pieces_seen, kv_mismatches_seen;
+    sl_metric *tier_pages, *tier_lookups, *tier_bytes, *tier_dropped;
+    eng_tier_stats tier_seen;
     uint32_t context_max;
     uint32_t rows_max; /* of one step of the engine */
 } nod_host;

@@ -24,6 +24,7 @@ typedef struct nod_options {
     int role;    /* nod_role */
     int backend; /* nod_backend */
     uint64_t kv_memory;
+    const char *kv_disk;
     int64_t layer_group;
     int64_t max_sequences;
     int64_t queue_max;

@@ -18,6 +18,8 @@ struct pre_compute {
     const eng_cache_layout *layout;
     eng_worker_client *client;
     pre_compute_options options;
+    pre_task *opening[PRE_JOBS_MAX]; /* their known pages are being read */
+    uint32_t opening_count;
     pre_task *active[PRE_JOBS_MAX];
     uint32_t active_count;
     eng_span spans[PRE_JOBS_MAX];
@@ -26,7 +28,7 @@ struct pre_compute {
 };
 
 pre_task *pre_task_create(const uint32_t *tokens, uint32_t token_count, uint32_t group_count,
-                          size_t final_bytes)
+                          uint32_t hidden_size)
 {
     sl_assert(token_count > 0 && group_count > 0 && group_count <= PRE_GROUPS_MAX);
     pre_task *task = sl_alloc(1, sizeof(*task), "prefill task");
@@ -37,8 +39,7 @@ pre_task *pre_task_create(const uint32_t *tokens, uint32_t token_count, uint32_t
     task->pages = sl_alloc(task->block_count, sizeof(*task->pages), "prefill task pages");
     task->sums =
         sl_alloc((size_t)task->block_count * group_count, sizeof(*task->sums), "prefill task sums");
-    task->final = sl_alloc(1, final_bytes, "prefill task final");
-    task->final_bytes = final_bytes;
+    task->h_final = sl_alloc(hidden_size, sizeof(*task->h_final), "prefill task h_final");
     return task;
 }
 
@@ -50,7 +51,7 @@ void pre_task_destroy(pre_task *task)
     sl_free(task->tokens);
     sl_free(task->pages);
     sl_free(task->sums);
-    sl_free(task->final);
+    sl_free(task->h_final);
     sl_free(task);
 }
 
@@ -61,47 +62,73 @@ static void emit(pre_compute *compute, pre_task *task, pre_compute_event_kind ki
     eng_worker_emit(compute->client, &event);
 }
 
-/* Rows from here on must be computed, whatever the cache knows: what they chose is wanted. */
-static uint32_t rows_wanted_from(const pre_task *task)
+static void remove_task(pre_task **list, uint32_t *count, uint32_t index)
 {
-    return task->last_routing ? task->token_count - 1 : task->token_count;
+    --*count;
+    memmove(&list[index], &list[index + 1], (*count - index) * sizeof(list[0]));
 }
 
-static void open_task(pre_compute *compute, pre_task *task)
+static void remove_active(pre_compute *compute, uint32_t index)
 {
-    const eng_prefix prefix = {
-        .tokens = task->tokens,
-        .token_count = compute->options.prefix_cache ? rows_wanted_from(task) : 0,
-        .space = task->cache_space,
-    };
-    sl_status status = eng_sequence_open_prefix(compute->engine, task->token_count, &prefix,
-                                                &task->sequence, &task->err);
-    if (!sl_is_ok(status)) {
-        task->sequence = NULL;
-        emit(compute, task, PRE_COMPUTE_OPEN_FAILED, 0, 0);
-        return;
-    }
+    remove_task(compute->active, &compute->active_count, index);
+}
+
+static void opened(pre_compute *compute, pre_task *task)
+{
     for (uint32_t block = 0; block < task->block_count; block++)
         task->pages[block] = eng_sequence_page(task->sequence, block);
     task->tokens_known = task->tokens_done = eng_sequence_length(task->sequence);
     emit(compute, task, PRE_COMPUTE_OPENED, 0, 0);
 }
 
-static void remove_active(pre_compute *compute, uint32_t index)
+static void open_task(pre_compute *compute, pre_task *task)
 {
-    compute->active_count--;
-    memmove(&compute->active[index], &compute->active[index + 1],
-            (compute->active_count - index) * sizeof(compute->active[0]));
+    const eng_prefix prefix = {
+        .tokens = task->tokens,
+        .token_count = compute->options.prefix_cache ? task->token_count : 0,
+        .space = task->cache_space,
+    };
+    sl_status status =
+        eng_sequence_open_prefix(compute->engine, task->token_count, task->token_count, &prefix,
+                                 &task->sequence, &task->err);
+    if (!sl_is_ok(status)) {
+        task->sequence = NULL;
+        emit(compute, task, PRE_COMPUTE_OPEN_FAILED, 0, 0);
+    } else if (eng_sequence_ready(task->sequence)) {
+        opened(compute, task);
+    } else {
+        sl_assert(compute->opening_count < PRE_JOBS_MAX);
+        compute->opening[compute->opening_count++] = task;
+    }
+}
+
+static void poll_opening(pre_compute *compute)
+{
+    for (uint32_t i = 0; i < compute->opening_count;) {
+        pre_task *task = compute->opening[i];
+        if (!eng_sequence_ready(task->sequence)) {
+            i++;
+            continue;
+        }
+        remove_task(compute->opening, &compute->opening_count, i);
+        opened(compute, task);
+    }
+}
+
+static void forget_task(pre_task **list, uint32_t *count, const pre_task *task)
+{
+    for (uint32_t i = 0; i < *count; i++) {
+        if (list[i] == task) {
+            remove_task(list, count, i);
+            return;
+        }
+    }
 }
 
 static void close_task(pre_compute *compute, pre_task *task)
 {
-    for (uint32_t i = 0; i < compute->active_count; i++) {
-        if (compute->active[i] == task) {
-            remove_active(compute, i);
-            break;
-        }
-    }
+    forget_task(compute->opening, &compute->opening_count, task);
+    forget_task(compute->active, &compute->active_count, task);
     if (task->sequence) /* its OPEN may have failed meanwhile */
         eng_sequence_close(task->sequence);
     task->sequence = NULL;
@@ -121,8 +148,8 @@ static void make_sum(pre_compute *compute, pre_task *task, uint32_t block, uint3
 
 static void finish_task(pre_compute *compute, pre_task *task)
 {
-    memcpy(task->final, eng_sequence_h_final(task->sequence),
-           (size_t)compute->shape->hidden_size * sizeof(uint16_t));
+    memcpy(task->h_final, eng_sequence_h_final(task->sequence),
+           (size_t)compute->shape->hidden_size * sizeof(*task->h_final));
     emit(compute, task, PRE_COMPUTE_DONE, 0, 0);
 }
 
@@ -193,32 +220,17 @@ static void build_spans(pre_compute *compute)
         pre_task *task = compute->active[i];
         uint32_t left = task->token_count - task->tokens_done;
         uint32_t rows = left < rows_left ? left : rows_left;
-        compute->spans[i] = (eng_span){task->sequence, task->tokens + task->tokens_done, rows,
-                                       ENG_LOGITS_NONE, task->last_routing && rows == left};
+        compute->spans[i] =
+            (eng_span){task->sequence, task->tokens + task->tokens_done, rows, ENG_LOGITS_NONE};
         compute->span_count++;
         rows_left -= rows;
     }
 }
 
-static uint32_t step_rows(const pre_compute *compute)
-{
-    uint32_t rows = 0;
-    for (uint32_t i = 0; i < compute->span_count; i++)
-        rows += compute->spans[i].token_count;
-    return rows;
-}
-
-static void keep_routing(const pre_compute *compute, pre_task *task, uint32_t row)
-{
-    size_t bytes = eng_engine_routing(compute->engine)->row_bytes;
-    memcpy(task->final + task->final_bytes - bytes, eng_step_routing(compute->engine, row), bytes);
-}
-
 /* The step's spans belong to the first span_count active tasks. */
 static void after_step(pre_compute *compute, sl_status status, const sl_err *err, uint64_t step_ns)
 {
-    uint32_t row = step_rows(compute);
-    for (uint32_t i = compute->span_count; i-- > 0; row -= compute->spans[i].token_count) {
+    for (uint32_t i = compute->span_count; i-- > 0;) {
         pre_task *task = compute->active[i];
         if (!sl_is_ok(status)) {
             task->err = *err;
@@ -235,8 +247,6 @@ static void after_step(pre_compute *compute, sl_status status, const sl_err *err
         emit(compute, task, PRE_COMPUTE_PROGRESS, 0, 0);
         if (task->tokens_done < task->token_count)
             continue;
-        if (task->last_routing)
-            keep_routing(compute, task, row - 1);
         remove_active(compute, i);
         finish_task(compute, task);
     }
@@ -245,6 +255,7 @@ static void after_step(pre_compute *compute, sl_status status, const sl_err *err
 static bool on_run(void *context)
 {
     pre_compute *compute = context;
+    poll_opening(compute);
     if (compute->active_count == 0)
         return false;
     build_spans(compute);
@@ -262,6 +273,7 @@ static bool on_run(void *context)
 static void on_stop(void *context)
 {
     pre_compute *compute = context;
+    compute->opening_count = 0;
     compute->active_count = 0;
 }
 

@@ -119,19 +119,19 @@ TEST(bad_steps_move_nothing)
         sl_code code;
         const char *part;
     } CASES[] = {
-        {{{a, bad, 2, ENG_LOGITS_NONE, false}}, 1, SL_INVALID, "token id 320 at position 11"},
-        {{{a, tokens, 0, ENG_LOGITS_NONE, false}}, 1, SL_INVALID, "no tokens"},
-        {{{a, tokens, 31, ENG_LOGITS_NONE, false}}, 1, SL_TOO_LARGE, "room for 40"},
-        {{{b, tokens, 33, ENG_LOGITS_NONE, false}}, 1, SL_TOO_LARGE, "33 rows"},
-        {{{a, tokens, 20, ENG_LOGITS_NONE, false}, {b, tokens, 20, ENG_LOGITS_NONE, false}},
+        {{{a, bad, 2, ENG_LOGITS_NONE}}, 1, SL_INVALID, "token id 320 at position 11"},
+        {{{a, tokens, 0, ENG_LOGITS_NONE}}, 1, SL_INVALID, "no tokens"},
+        {{{a, tokens, 31, ENG_LOGITS_NONE}}, 1, SL_TOO_LARGE, "room for 40"},
+        {{{b, tokens, 33, ENG_LOGITS_NONE}}, 1, SL_TOO_LARGE, "33 rows"},
+        {{{a, tokens, 20, ENG_LOGITS_NONE}, {b, tokens, 20, ENG_LOGITS_NONE}},
          2,
          SL_TOO_LARGE,
          "40 rows"},
-        {{{a, tokens, 1, ENG_LOGITS_NONE, false}, {a, tokens, 1, ENG_LOGITS_NONE, false}},
+        {{{a, tokens, 1, ENG_LOGITS_NONE}, {a, tokens, 1, ENG_LOGITS_NONE}},
          2,
          SL_INVALID,
          "twice"},
-        {{{a, tokens, 1, ENG_LOGITS_NONE, false}}, 0, SL_INVALID, "0 spans"},
+        {{{a, tokens, 1, ENG_LOGITS_NONE}}, 0, SL_INVALID, "0 spans"},
     };
     for (size_t i = 0; i < sizeof(CASES) / sizeof(CASES[0]); i++) {
         assert_code(eng_step(r.engine, CASES[i].spans, CASES[i].count, NULL, NULL, &err),
@@ -243,7 +243,7 @@ TEST(nan_is_a_fault_not_an_answer)
     uint8_t saved[4];
     memcpy(saved, scale, sizeof(saved));
     memset(scale, 0xff, sizeof(saved));
-    eng_span span = {sequence, tokens + 20, 3, ENG_LOGITS_LAST, false};
+    eng_span span = {sequence, tokens + 20, 3, ENG_LOGITS_LAST};
     assert_code(eng_step(r.engine, &span, 1, NULL, NULL, &err), SL_INTERNAL);
     assert_text_contains(err.text, "layer 1");
     assert_text_contains(err.text, "NaN");
@@ -287,24 +287,26 @@ TEST(layout_covers_the_page)
 TEST(pages_take_share_and_give)
 {
     static const uint32_t TOKENS[ENG_PAGE_TOKENS] = {1, 2, 3};
+    static const eng_chain CHAIN = {1, 2};
     eng_pages pages;
-    eng_pages_init(&pages, 2);
+    static const uint64_t KEY[ENG_CHAIN_KEY_WORDS] = {1, 2, 3, 4};
+    eng_pages_init(&pages, 2, KEY);
     uint32_t a = eng_pages_take(&pages), b = eng_pages_take(&pages);
     assert_int_equal(a, 0);
     assert_int_equal(b, 1);
     assert_int_equal(eng_pages_take(&pages), ENG_NO_PAGE);
     eng_pages_seal(&pages, a);
-    eng_prefix_index_add(&pages.prefix, a, 0, ENG_NO_PAGE, TOKENS);
+    eng_prefix_index_add(&pages.prefix, a, CHAIN, TOKENS);
     eng_pages_share(&pages, a);
     eng_pages_give(&pages, a);
     eng_pages_give(&pages, b);
     assert_int_equal(pages.free_count, 1);
     eng_pages_give(&pages, a);
     assert_int_equal(pages.kept_count, 1);
-    assert_int_equal(eng_prefix_index_find(&pages.prefix, 0, ENG_NO_PAGE, TOKENS), a);
+    assert_int_equal(eng_prefix_index_find(&pages.prefix, CHAIN, TOKENS), a);
     assert_int_equal(eng_pages_take(&pages), b);
     assert_int_equal(eng_pages_take(&pages), a); /* the kept one makes room */
-    assert_int_equal(eng_prefix_index_find(&pages.prefix, 0, ENG_NO_PAGE, TOKENS), ENG_NO_PAGE);
+    assert_int_equal(eng_prefix_index_find(&pages.prefix, CHAIN, TOKENS), ENG_NO_PAGE);
     eng_pages_give(&pages, a);
     eng_pages_give(&pages, b);
     assert_int_equal(pages.free_count, 2);
@@ -350,7 +352,7 @@ TEST(a_layer_alone_equals_the_step)
     tap.context = alone;
     eng_engine_set_tap(engine, &tap);
     sequence = sequence_open(engine, 20);
-    eng_span span = {sequence, tokens, 20, ENG_LOGITS_NONE, false};
+    eng_span span = {sequence, tokens, 20, ENG_LOGITS_NONE};
     assert_code(eng_step(engine, &span, 1, NULL, NULL, &err), SL_UNSUPPORTED);
     assert_code(eng_step_layers(engine, sequence, log->x[0], log->res[0], 21, &err), SL_TOO_LARGE);
     assert_ok(eng_step_layers(engine, sequence, log->x[0], log->res[0], 20, &err), &err);

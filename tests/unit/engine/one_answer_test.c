@@ -86,7 +86,8 @@ static bool runner_open(trial *t, runner *r)
 {
     sl_err err;
     eng_prefix prefix = prefix_of(r, r->known);
-    sl_status status = eng_sequence_open_prefix(t->engine, TOTAL_MAX, &prefix, &r->sequence, &err);
+    sl_status status =
+        eng_sequence_open_prefix(t->engine, TOTAL_MAX, TOTAL_MAX, &prefix, &r->sequence, &err);
     if (status.code == SL_FULL)
         return false;
     assert_ok(status, &err);
@@ -162,12 +163,11 @@ static void step(trial *t, runner *const *chosen, uint32_t count, bool first_run
         uint32_t at = eng_sequence_length(r->sequence), wait = r->known - at;
         uint32_t n = wait < t->plan->chunk ? wait : t->plan->chunk;
         spans[used] = (eng_span){r->sequence, r->tokens + at, n,
-                                 n == wait ? ENG_LOGITS_LAST : ENG_LOGITS_NONE, false};
+                                 n == wait ? ENG_LOGITS_LAST : ENG_LOGITS_NONE};
         if (r->draft_count) {
             fed[used][0] = r->tokens[at];
             memcpy(fed[used] + 1, r->drafts, sizeof(r->drafts));
-            spans[used] =
-                (eng_span){r->sequence, fed[used], 1 + r->draft_count, ENG_LOGITS_ALL, false};
+            spans[used] = (eng_span){r->sequence, fed[used], 1 + r->draft_count, ENG_LOGITS_ALL};
         }
         if (rows + spans[used].token_count > ROWS_MAX)
             break;

@@ -11,7 +11,8 @@ static eng_sequence *open_known(eng_engine *engine, const uint32_t *tokens, uint
     const eng_prefix prefix = {tokens, count, space};
     eng_sequence *sequence = NULL;
     sl_err err;
-    assert_ok(eng_sequence_open_prefix(engine, LENGTH + 40, &prefix, &sequence, &err), &err);
+    assert_ok(eng_sequence_open_prefix(engine, LENGTH + 40, LENGTH + 40, &prefix, &sequence, &err),
+              &err);
     return sequence;
 }
 
@@ -177,7 +178,8 @@ TEST(kept_pages_give_way)
     for (uint32_t i = 0; i < 2; i++) {
         eng_sequence *sequence = NULL;
         const eng_prefix prefix = {tokens[i], KNOWN[i], 0};
-        assert_ok(eng_sequence_open_prefix(small, KNOWN[i], &prefix, &sequence, &err), &err);
+        assert_ok(eng_sequence_open_prefix(small, KNOWN[i], KNOWN[i], &prefix, &sequence, &err),
+                  &err);
         assert_int_equal(eng_sequence_length(sequence), KNOWN[i]);
         eng_sequence_close(sequence);
     }
@@ -201,11 +203,11 @@ TEST(full_with_a_hit_leaves_it_kept)
     publish_and_close(sequence, tokens, 128, 0);
     eng_sequence *other = sequence_open(small, 64), *refused = NULL;
     const eng_prefix prefix = {tokens, 128, 0};
-    assert_code(eng_sequence_open_prefix(small, 5 * 64, &prefix, &refused, &err), SL_FULL);
+    assert_code(eng_sequence_open_prefix(small, 5 * 64, 5 * 64, &prefix, &refused, &err), SL_FULL);
     assert_null(refused);
     assert_int_equal(eng_engine_pages_kept(small), 2);
     assert_int_equal(eng_engine_pages_free(small), 4);
-    assert_ok(eng_sequence_open_prefix(small, 4 * 64, &prefix, &refused, &err), &err);
+    assert_ok(eng_sequence_open_prefix(small, 4 * 64, 4 * 64, &prefix, &refused, &err), &err);
     assert_int_equal(eng_sequence_length(refused), 128);
     eng_sequence_close(refused);
     eng_sequence_close(other);
@@ -242,7 +244,35 @@ TEST(adopt_behind_a_hit)
     rig_close(&r);
 }
 
-/* The index against a list of all that should be known, over random operations. */
+/* A block that went away and comes back in another page continues the chain behind it. */
+TEST(a_chain_does_not_depend_on_pages)
+{
+    uint32_t tokens[LENGTH];
+    rig r;
+    sl_err err;
+    rig_open(&r);
+    eng_engine *small = rig_engine(
+        &r, &(eng_options){.kv_bytes = eng_model_kv_bytes(r.model, 4 * 64), .rows_max = 256});
+    stream_fill(8, LENGTH, tokens);
+    eng_sequence *first = sequence_open(small, 64), *all = sequence_open(small, 192);
+    sequence_feed(small, first, tokens, 64, 64, NULL);
+    sequence_feed(small, all, tokens, 192, 64, NULL);
+    publish_and_close(first, tokens, 64, 0);
+    publish_and_close(all, tokens, 192, 0); /* its own first block is not kept: the other's is */
+    assert_int_equal(eng_engine_pages_kept(small), 3);
+    eng_sequence *other = sequence_open(small, 128); /* the oldest kept one goes: the first block */
+    eng_sequence_close(other);
+    first = sequence_open(small, 64);
+    sequence_feed(small, first, tokens, 64, 64, NULL);
+    publish_and_close(first, tokens, 64, 0);
+    const eng_prefix prefix = {tokens, 192, 0};
+    assert_ok(eng_sequence_open_prefix(small, 192, 192, &prefix, &all, &err), &err);
+    assert_int_equal(eng_sequence_length(all), 192);
+    eng_sequence_close(all);
+    eng_engine_destroy(small);
+    rig_close(&r);
+}
+
 /* A fork holds what a sequence with the same tokens holds, wherever it is cut, and neither of the
  * two is changed by what the other does. */
 TEST(a_fork_is_a_copy)
@@ -272,6 +302,9 @@ TEST(a_fork_is_a_copy)
         assert_memory_equal(eng_sequence_h_final(fork), h, sizeof(h));
         sl_free(after);
         eng_sequence_close(source); /* the shared pages live on */
+        assert_int_equal(eng_engine_pages_free(r.engine), free_pages - 4); /* rest: promised */
+        assert_ok(eng_sequence_bind(fork, LENGTH + 40, &err), &err);
+        assert_int_equal(eng_sequence_room(fork), LENGTH + 40);
         sequence_feed(r.engine, fork, tokens + cut, LENGTH + 40 - cut, 50, logits);
         assert_memory_equal(logits, expected, sizeof(logits));
         eng_sequence_close(fork);
@@ -303,38 +336,40 @@ TEST(a_fork_without_room_takes_nothing)
     rig_close(&r);
 }
 
+/* The index against a list of all that should be known, over random operations. */
 TEST(index_agrees_with_a_list)
 {
     enum { PAGES = 32, STEPS = 4000 };
+    static const uint64_t KEY[ENG_CHAIN_KEY_WORDS] = {1, 2, 3, 4};
     struct {
         bool used;
-        uint32_t parent, generation, token;
+        eng_chain chain;
+        uint32_t token;
     } known[PAGES] = {0};
-    uint32_t generation[PAGES] = {0};
     eng_prefix_index index;
-    eng_prefix_index_init(&index, PAGES);
+    eng_prefix_index_init(&index, PAGES, KEY);
     for (uint32_t step = 0; step < STEPS; step++) {
         uint32_t page = (uint32_t)(sl_keyed_uniform(1, step, 1) * PAGES);
-        uint32_t parent = (uint32_t)(sl_keyed_uniform(1, step, 2) * (PAGES + 1));
+        uint32_t before = (uint32_t)(sl_keyed_uniform(1, step, 2) * (PAGES + 1));
         uint32_t tokens[ENG_PAGE_TOKENS] = {(uint32_t)(sl_keyed_uniform(1, step, 3) * 3)};
-        parent = parent == PAGES || !known[parent].used ? ENG_NO_PAGE : parent;
+        eng_chain parent = before == PAGES ? (eng_chain){0} : known[before].chain;
+        eng_chain chain = eng_prefix_chain(&index, 0, parent, tokens);
+        assert_false(eng_chain_equal(chain, eng_prefix_chain(&index, 1, parent, tokens)));
         uint32_t expected = ENG_NO_PAGE;
-        for (uint32_t i = 0; i < PAGES; i++) {
-            if (known[i].used && known[i].parent == parent && known[i].token == tokens[0] &&
-                (parent == ENG_NO_PAGE || known[i].generation == generation[parent]))
+        for (uint32_t i = 0; i < PAGES; i++)
+            if (known[i].used && eng_chain_equal(known[i].chain, chain))
                 expected = i;
-        }
-        assert_int_equal(eng_prefix_index_find(&index, 0, parent, tokens), expected);
+        assert_int_equal(eng_prefix_index_find(&index, chain, tokens), expected);
+        tokens[ENG_PAGE_TOKENS - 1] = 9; /* the chain alone is not enough */
+        assert_int_equal(eng_prefix_index_find(&index, chain, tokens), ENG_NO_PAGE);
+        tokens[ENG_PAGE_TOKENS - 1] = 0;
         if (known[page].used) {
             eng_prefix_index_remove(&index, page);
             known[page].used = false;
-            generation[page]++;
-        } else if (expected == ENG_NO_PAGE && page != parent) {
-            eng_prefix_index_add(&index, page, 0, parent, tokens);
-            known[page].used = true;
-            known[page].parent = parent;
-            known[page].generation = parent == ENG_NO_PAGE ? 0 : generation[parent];
-            known[page].token = tokens[0];
+        } else {
+            eng_prefix_index_add(&index, page, chain, tokens);
+            known[page].used = expected == ENG_NO_PAGE;
+            known[page].chain = chain;
         }
         assert_int_equal(eng_prefix_index_has(&index, page), known[page].used);
     }
@@ -351,6 +386,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(adopt_behind_a_hit),
     cmocka_unit_test(a_fork_is_a_copy),
     cmocka_unit_test(a_fork_without_room_takes_nothing),
+    cmocka_unit_test(a_chain_does_not_depend_on_pages),
     cmocka_unit_test(index_agrees_with_a_list),
 };
 TEST_MAIN(TESTS)

@@ -69,8 +69,7 @@ static inline void sequence_feed(eng_engine *engine, eng_sequence *sequence, con
         eng_span span = {.sequence = sequence,
                          .tokens = tokens + at,
                          .token_count = count - at < chunk ? count - at : chunk,
-                         .logits = ENG_LOGITS_LAST,
-                         .routing = true};
+                         .logits = ENG_LOGITS_LAST};
         assert_ok(eng_step(engine, &span, 1, NULL, NULL, &err), &err);
     }
     if (out_logits)
