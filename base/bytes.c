@@ -174,6 +174,21 @@ void sl_buf_printf(sl_buf *buf, const char *format, ...)
     va_end(again);
 }
 
+void sl_buf_base64(sl_buf *buf, const void *data, size_t size)
+{
+    static const char DIGITS[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const uint8_t *at = data;
+    for (; size > 0; at += 3) {
+        size_t n = size < 3 ? size : 3;
+        uint32_t bits =
+            (uint32_t)at[0] << 16 | (n > 1 ? (uint32_t)at[1] << 8 : 0) | (n > 2 ? at[2] : 0);
+        char out[4] = {DIGITS[bits >> 18], DIGITS[bits >> 12 & 63],
+                       n > 1 ? DIGITS[bits >> 6 & 63] : '=', n > 2 ? DIGITS[bits & 63] : '='};
+        sl_buf_append(buf, out, sizeof(out));
+        size -= n;
+    }
+}
+
 void sl_buf_consume(sl_buf *buf, size_t size)
 {
     sl_assert(size <= buf->size);

@@ -81,6 +81,8 @@ void sl_buf_append(sl_buf *buf, const void *data, size_t size);
 void sl_buf_puts(sl_buf *buf, const char *text);
 void sl_buf_putc(sl_buf *buf, char c);
 void sl_buf_printf(sl_buf *buf, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Base64 (RFC 4648, padded). */
+void sl_buf_base64(sl_buf *buf, const void *data, size_t size);
 /* Drops the first `size` bytes. */
 void sl_buf_consume(sl_buf *buf, size_t size);
 /* Hands the bytes to the caller (sl_free); the buffer is empty afterwards. */

@@ -42,6 +42,17 @@ static sl_status sampling_from_wire(const Sluice__V1__Sampling *wire, int32_t vo
     return sl_ok();
 }
 
+static dec_handout_options handout_options(const dec_service *service,
+                                           const Sluice__V1__Admit *admit, uint32_t capacity)
+{
+    const Sluice__V1__Handout *wire = admit->handout;
+    return (dec_handout_options){
+        .routing = wire && wire->routing ? eng_engine_routing(service->options.engine) : NULL,
+        .mask_vocab = wire && wire->sampling_mask ? (uint32_t)service->shape->vocab_size : 0,
+        .token_capacity = capacity,
+    };
+}
+
 static sl_status check(const dec_service *service, const Sluice__V1__Admit *admit,
                        mdl_sampling *out_sampling, sl_err *err)
 {
@@ -69,7 +80,9 @@ static sl_status check(const dec_service *service, const Sluice__V1__Admit *admi
         admit->n_tokens - admit->prompt_count >= (size_t)out_sampling->max_tokens)
         return sl_fail(err, SL_INVALID, "max_tokens %d with %zu tokens generated already",
                        out_sampling->max_tokens, admit->n_tokens - admit->prompt_count);
-    return sl_ok();
+    dec_handout_options handout =
+        handout_options(service, admit, (uint32_t)out_sampling->max_tokens);
+    return dec_handout_check(&handout, err);
 }
 
 static dec_slot *find(dec_service *service, const char *request_id)
@@ -90,8 +103,10 @@ static sl_status find_source(dec_service *service, const dec_stream *stream,
         slot->core.state >= DEC_STATE_CLOSING)
         return sl_fail(err, SL_UNAVAILABLE,
                        "request %s, whose prompt was to be copied, is not here", admit->fork_of);
+    bool routing = admit->handout && admit->handout->routing;
     if (!admit->self_prefill || slot->token_count != admit->n_tokens ||
         slot->job->cache_space != admit->cache_space ||
+        routing != (slot->job->handout && slot->job->handout->o.routing) ||
         memcmp(slot->job->tokens, admit->tokens, admit->n_tokens * sizeof(admit->tokens[0])) != 0)
         return sl_fail(err, SL_INVALID, "request %s has another prompt, so it cannot be copied",
                        admit->fork_of);
@@ -127,6 +142,9 @@ static void fill_slot(dec_service *service, dec_slot *slot, dec_stream *stream,
     slot->groups_verified = sl_alloc(slot->prompt_blocks, sizeof(uint16_t), "decode slot blocks");
     slot->first_index = (uint32_t)admit->n_tokens - admit->prompt_count;
     slot->log_capacity = (uint32_t)capacity - slot->token_count;
+    dec_handout_options handout = handout_options(service, admit, slot->log_capacity);
+    if (handout.routing || handout.mask_vocab)
+        slot->job->handout = dec_handout_create(&handout);
     slot->log = sl_alloc(slot->log_capacity, sizeof(*slot->log), "decode token log");
     if (sampling->logprob_count > 0)
         slot->log_top = sl_alloc((size_t)slot->log_capacity * (size_t)sampling->logprob_count,

@@ -58,6 +58,7 @@ void dec_job_destroy(dec_job *job)
     sl_free(job->tokens);
     sl_free(job->h_final);
     sl_free(job->pages);
+    dec_handout_destroy(job->handout);
     sl_free(job);
 }
 
@@ -67,6 +68,11 @@ static void emit(dec_batch *batch, dec_job *job, dec_batch_event_kind kind, dec_
     if (kind == DEC_BATCH_TOKEN)
         event.sampled = batch->sampled;
     eng_worker_emit(batch->client, &event);
+}
+
+static bool wants_routing(const dec_job *job)
+{
+    return job->handout && job->handout->o.routing;
 }
 
 static void open_failed(dec_batch *batch, dec_job *job)
@@ -92,10 +98,14 @@ static void fork_job(dec_batch *batch, dec_job *job)
                                          job->token_capacity, &job->sequence, &job->err);
     if (sl_is_ok(status))
         status = eng_sequence_bind(job->sequence, job->token_capacity, &job->err);
-    if (sl_is_ok(status))
-        opened(batch, job);
-    else
+    if (!sl_is_ok(status)) {
         open_failed(batch, job);
+        return;
+    }
+    if (wants_routing(job))
+        memcpy(job->handout->first_row, source->handout->first_row,
+               job->handout->o.routing->row_bytes);
+    opened(batch, job);
 }
 
 static void open_fork(dec_batch *batch, dec_job *job)
@@ -204,9 +214,12 @@ static void close_job(dec_batch *batch, dec_job *job)
     emit(batch, job, DEC_BATCH_CLOSED, DEC_FINISH_NONE);
 }
 
-/* h_final of all tokens is there: keeps it, because the sequence's own moves on. */
-static void note_prompt(dec_batch *batch, dec_job *job)
+/* h_final of all tokens is there: keeps it, because the sequence's own moves on. routing: of the
+ * row it is of; NULL: not wanted, or there already. */
+static void note_prompt(dec_batch *batch, dec_job *job, const uint8_t *routing)
 {
+    if (routing)
+        memcpy(job->handout->first_row, routing, job->handout->o.routing->row_bytes);
     memcpy(job->h_final, eng_sequence_h_final(job->sequence),
            batch->options.hidden_size * sizeof(job->h_final[0]));
     prompt_done(batch, job);
@@ -219,7 +232,7 @@ static void run_self(dec_batch *batch, dec_job *job)
     bool complete = job->prefilled == job->token_count;
     activate(batch, job, complete ? PHASE_ADOPTED : PHASE_PREFILL);
     if (complete)
-        note_prompt(batch, job);
+        note_prompt(batch, job, NULL);
 }
 
 static void on_command(void *context, const void *item)
@@ -255,14 +268,22 @@ static bool is_stop(const dec_batch *batch, const dec_job *job, uint32_t id)
     return false;
 }
 
-/* Draws the next token from logits, tells the control thread; the result says whether the job goes
- * on. */
-static dec_finish draw(dec_batch *batch, dec_job *job, float *logits)
+/* Of a row of the step; NULL: not wanted. */
+static const uint8_t *routing_of(const dec_batch *batch, const dec_job *job, uint32_t row)
+{
+    return wants_routing(job) ? eng_step_routing(batch->engine, row) : NULL;
+}
+
+/* Draws the next token from a row's logits, tells the control thread; the result says whether the
+ * job goes on. */
+static dec_finish draw(dec_batch *batch, dec_job *job, float *logits, const uint8_t *routing)
 {
     uint32_t position = job->token_count;
     sl_assert(position < job->token_capacity);
     eng_sample(batch->engine, logits, &job->sampling, job->tokens, job->token_count,
                job->prompt_count, position, &batch->sampled);
+    if (job->handout)
+        dec_handout_note(job->handout, batch->engine, routing);
     uint32_t id = batch->sampled.id;
     job->tokens[job->token_count++] = id;
     emit(batch, job, DEC_BATCH_TOKEN, DEC_FINISH_NONE);
@@ -291,8 +312,9 @@ static void draw_adopted(dec_batch *batch)
             i++;
             continue;
         }
-        dec_finish why =
-            draw(batch, entry->job, eng_head_logits(batch->engine, entry->job->sequence));
+        dec_job *job = entry->job;
+        dec_finish why = draw(batch, job, eng_head_logits(batch->engine, job->sequence),
+                              job->handout ? job->handout->first_row : NULL);
         if (why == DEC_FINISH_NONE) {
             entry->phase = PHASE_DECODE;
             i++;
@@ -307,7 +329,9 @@ static void add_span(dec_batch *batch, uint32_t index, uint32_t count, uint32_t 
 {
     dec_job *job = batch->active[index].job;
     uint32_t from = eng_sequence_length(job->sequence);
-    batch->spans[count] = (eng_span){job->sequence, job->tokens + from, token_count, logits};
+    bool routing = wants_routing(job) && logits != ENG_LOGITS_NONE;
+    batch->spans[count] =
+        (eng_span){job->sequence, job->tokens + from, token_count, logits, routing};
     batch->span_active[count] = index;
 }
 
@@ -421,14 +445,15 @@ static void fail_spans(dec_batch *batch, uint32_t count, const sl_err *err)
 /* The rows of a sequence that generates: the draw of each decides whether the draft after it was
  * right. Rows of wrong drafts go, and so do those behind the end, so that the cache holds what
  * plain decoding leaves: all tokens but the last. */
-static dec_finish draw_run(dec_batch *batch, active *entry, uint32_t row)
+static dec_finish draw_run(dec_batch *batch, active *entry, uint32_t logits_row, uint32_t row)
 {
     dec_job *job = entry->job;
     uint32_t accepted = 0;
     dec_finish why = DEC_FINISH_NONE;
     for (;;) {
         uint32_t draft = job->tokens[job->token_count]; /* the draw takes its place */
-        why = draw(batch, job, eng_step_logits(batch->engine, row + accepted));
+        why = draw(batch, job, eng_step_logits(batch->engine, logits_row + accepted),
+                   routing_of(batch, job, row + accepted));
         bool right = accepted < entry->drafted && job->tokens[job->token_count - 1] == draft;
         if (!right)
             break;
@@ -448,22 +473,25 @@ static dec_finish draw_run(dec_batch *batch, active *entry, uint32_t row)
 static void draw_spans(dec_batch *batch, uint32_t count)
 {
     dec_finish why[DEC_SEQUENCES_MAX] = {DEC_FINISH_NONE};
-    uint32_t row = 0;
-    for (uint32_t i = 0; i < count; i++) {
+    uint32_t row = 0, end = 0, logits_row = 0; /* of the span in the step, and among its logits */
+    for (uint32_t i = 0; i < count; i++, row = end) {
         uint32_t index = batch->span_active[i];
         active *entry = &batch->active[index];
+        dec_job *job = entry->job;
         const eng_span *span = &batch->spans[i];
+        end = row + span->token_count;
         if (entry->phase == PHASE_DECODE) {
-            why[index] = draw_run(batch, entry, row);
-            row += span->token_count;
+            why[index] = draw_run(batch, entry, logits_row, row);
+            logits_row += span->token_count;
             continue;
         }
-        entry->job->prefilled += span->token_count;
+        job->prefilled += span->token_count;
         if (span->logits == ENG_LOGITS_NONE)
             continue;
         entry->phase = PHASE_DECODE;
-        note_prompt(batch, entry->job);
-        why[index] = draw(batch, entry->job, eng_step_logits(batch->engine, row++));
+        const uint8_t *routing = routing_of(batch, job, end - 1);
+        note_prompt(batch, job, routing);
+        why[index] = draw(batch, job, eng_step_logits(batch->engine, logits_row++), routing);
     }
     for (uint32_t i = batch->active_count; i-- > 0;)
         if (why[i] != DEC_FINISH_NONE)

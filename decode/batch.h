@@ -12,6 +12,7 @@
 
 #include "base/metrics.h"
 #include "decode/draft.h"
+#include "decode/handout.h"
 #include "engine/worker.h"
 
 #ifdef __cplusplus
@@ -49,7 +50,8 @@ typedef struct dec_job {
     const struct dec_job *source;
     bool prompt_done; /* the cache holds the tokens it was admitted with; h_final is of the last */
     dec_draft draft;
-    sl_err err; /* why OPEN failed or the job ended as FAILED */
+    dec_handout *handout; /* NULL: nothing is wanted beside the tokens */
+    sl_err err;           /* why OPEN failed or the job ended as FAILED */
 } dec_job;
 
 typedef enum dec_command_kind {

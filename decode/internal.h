@@ -91,6 +91,9 @@ void dec_stream_send_refused(dec_stream *stream, const char *request_id, uint32_
 /* Sends what the slots of this stream have, as far as the router's window allows. */
 void dec_stream_flush(dec_stream *stream);
 
+/* Of routing and masks in one message; with the window this stays within what a call may queue. */
+#define DEC_MESSAGE_HANDOUT_BYTES (64u << 10)
+
 /* admit.c: checks an Admit, makes the slot and its job. */
 void dec_admit(dec_service *service, dec_stream *stream, const Sluice__V1__Admit *admit);
 

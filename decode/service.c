@@ -171,7 +171,10 @@ static void on_commit(dec_service *service, dec_slot *slot, const kvt_event *eve
 {
     if (!event->final)
         return;
-    size_t expected = (size_t)service->shape->hidden_size * sizeof(uint16_t);
+    dec_handout *handout = slot->job->handout;
+    size_t hidden = (size_t)service->shape->hidden_size * sizeof(uint16_t);
+    size_t row = handout && handout->o.routing ? handout->o.routing->row_bytes : 0;
+    size_t expected = hidden + row;
     if (event->payload_bytes != expected || event->tokens != slot->token_count) {
         /* The sender speaks the protocol but not about this prompt: as a failed transfer. */
         slot->err.code =
@@ -182,7 +185,9 @@ static void on_commit(dec_service *service, dec_slot *slot, const kvt_event *eve
         dec_slot_event(service, slot, &failed);
         return;
     }
-    memcpy(slot->job->h_final, event->payload, expected);
+    memcpy(slot->job->h_final, event->payload, hidden);
+    if (row)
+        memcpy(handout->first_row, (const uint8_t *)event->payload + hidden, row);
     sl_metric_observe(service->transfer_seconds,
                       (double)(sl_loop_now(service->options.loop) - slot->admitted_at) / 1e9);
     dec_event committed = {.kind = DEC_EVENT_COMMITTED};

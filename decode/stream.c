@@ -96,6 +96,7 @@ void dec_stream_send_refused(dec_stream *stream, const char *request_id, uint32_
 typedef struct run {
     Sluice__V1__TokenRun message;
     Sluice__V1__Failure failure;
+    bool whole; /* all tokens of the slot, and its end */
 } run;
 
 static Sluice__V1__TokenLogprobs *make_logprobs(const dec_token *token)
@@ -122,7 +123,41 @@ static void free_logprobs(Sluice__V1__TokenLogprobs *logprobs)
     sl_free(logprobs);
 }
 
-static run *make_run(dec_slot *slot)
+/* How many tokens the next run may carry; takes their hand-outs' bytes off the budget. */
+static uint32_t tokens_to_send(const dec_slot *slot, uint32_t *budget)
+{
+    const dec_handout *handout = slot->job->handout;
+    uint32_t left = slot->log_count - slot->log_sent, count = 0;
+    if (!handout)
+        return left;
+    for (; count<left && * budget> 0; count++) {
+        uint32_t bytes = dec_handout_bytes(handout, slot->log_sent + count);
+        *budget -= bytes < *budget ? bytes : *budget;
+    }
+    return count;
+}
+
+/* Routing is borrowed from the job, masks too. */
+static void add_handout(const dec_slot *slot, Sluice__V1__TokenRun *message)
+{
+    const dec_handout *handout = slot->job->handout;
+    if (handout->o.routing) {
+        size_t bytes = handout->o.routing->row_bytes;
+        message->routing.data = handout->rows + slot->log_sent * bytes;
+        message->routing.len = message->n_ids * bytes;
+    }
+    if (!handout->o.mask_vocab)
+        return;
+    message->n_sampling_masks = message->n_ids;
+    message->sampling_masks =
+        sl_alloc(message->n_ids, sizeof(*message->sampling_masks), "decode flush");
+    for (size_t i = 0; i < message->n_ids; i++) {
+        sl_span mask = dec_handout_mask(handout, slot->log_sent + (uint32_t)i);
+        message->sampling_masks[i] = (ProtobufCBinaryData){mask.size, (uint8_t *)mask.data};
+    }
+}
+
+static run *make_run(const dec_service *service, dec_slot *slot, uint32_t *budget)
 {
     run *out = sl_alloc(1, sizeof(*out), "decode flush");
     Sluice__V1__TokenRun *message = &out->message;
@@ -130,7 +165,13 @@ static run *make_run(dec_slot *slot)
     message->request_id = slot->request_id;
     message->epoch = slot->core.epoch;
     message->first_index = slot->first_index + slot->log_sent;
-    message->n_ids = slot->log_count - slot->log_sent;
+    message->n_ids = tokens_to_send(slot, budget);
+    out->whole = slot->log_sent + message->n_ids == slot->log_count;
+    if (slot->job->handout) {
+        add_handout(slot, message);
+        message->weights_version =
+            (char *)eng_engine_stamp(service->options.engine)->weights_version;
+    }
     message->ids = sl_alloc(message->n_ids, sizeof(uint32_t), "decode flush");
     bool logprobs = slot->job->sampling.logprob_count >= 0;
     if (logprobs) {
@@ -143,8 +184,9 @@ static run *make_run(dec_slot *slot)
         if (logprobs)
             message->logprobs[i] = make_logprobs(token);
     }
-    message->finish = slot->finish;
-    if (slot->finish == SLUICE__V1__FINISH__FINISH_FAILED) {
+    if (out->whole)
+        message->finish = slot->finish;
+    if (message->finish == SLUICE__V1__FINISH__FINISH_FAILED) {
         sluice__v1__failure__init(&out->failure);
         out->failure.code = (uint32_t)slot->err.code;
         out->failure.message = slot->err.text;
@@ -158,6 +200,7 @@ static void free_run(run *out)
     for (size_t i = 0; i < out->message.n_logprobs; i++)
         free_logprobs(out->message.logprobs[i]);
     sl_free(out->message.logprobs);
+    sl_free(out->message.sampling_masks);
     sl_free(out->message.ids);
     sl_free(out);
 }
@@ -169,21 +212,20 @@ static bool has_news(const dec_slot *slot, const dec_stream *stream)
             (slot->finish != SLUICE__V1__FINISH__FINISH_NONE && !slot->finish_sent));
 }
 
-void dec_stream_flush(dec_stream *stream)
+/* One message with what the slots have, or with the load alone when that is due. */
+static void flush_message(dec_stream *stream)
 {
     dec_service *service = stream->service;
-    if (!(stream->dirty || (stream->greeted && stream->load_due)) ||
-        stream->messages_sent - stream->messages_taken >= DEC_WINDOW_MESSAGES)
-        return;
     stream->dirty = false;
     Sluice__V1__TokenRun *runs[DEC_SEQUENCES_MAX];
     dec_slot *slots[DEC_SEQUENCES_MAX];
     size_t count = 0;
+    uint32_t budget = DEC_MESSAGE_HANDOUT_BYTES;
     for (uint32_t i = 0; i < service->options.sequences_max; i++) {
         if (!has_news(&service->slots[i], stream))
             continue;
         slots[count] = &service->slots[i];
-        runs[count++] = &make_run(&service->slots[i])->message;
+        runs[count++] = &make_run(service, &service->slots[i], &budget)->message;
     }
     if (count == 0 && !(stream->greeted && stream->load_due))
         return;
@@ -201,10 +243,23 @@ void dec_stream_flush(dec_stream *stream)
     message.step = &step;
     stream_write(stream, &message);
     for (size_t i = 0; i < count; i++) {
+        const run *sent = (run *)runs[i];
+        slots[i]->log_sent += (uint32_t)sent->message.n_ids;
+        slots[i]->finish_sent = sent->message.finish != SLUICE__V1__FINISH__FINISH_NONE;
+        stream->dirty = stream->dirty || !sent->whole;
         free_run((run *)runs[i]);
-        slots[i]->log_sent = slots[i]->log_count;
-        slots[i]->finish_sent = slots[i]->finish != SLUICE__V1__FINISH__FINISH_NONE;
         dec_slot_settle(service, slots[i]);
+    }
+}
+
+void dec_stream_flush(dec_stream *stream)
+{
+    while ((stream->dirty || (stream->greeted && stream->load_due)) &&
+           stream->messages_sent - stream->messages_taken < DEC_WINDOW_MESSAGES) {
+        uint64_t sent = stream->messages_sent;
+        flush_message(stream);
+        if (stream->messages_sent == sent) /* nothing to say, or it broke */
+            break;
     }
 }
 

@@ -215,8 +215,10 @@ static sl_status engine_build(eng_engine *engine, const eng_options *options, sl
     engine_make_pages(engine);
     engine_make_sequences(engine);
     SL_TRY(krn_pool_create(options->threads, &engine->pool, err));
-    SL_TRY(eng_scratch_carve(engine, err));
     const mdl_shape *shape = &engine->model->shape;
+    mdl_routing_layout_init(shape, &engine->routing);
+    engine->routing_rows = sl_alloc(engine->rows_max, engine->routing.row_bytes, "routing rows");
+    SL_TRY(eng_scratch_carve(engine, err));
     eng_sampler_init(&engine->sampler, (uint32_t)shape->vocab_size, (uint32_t)shape->eos_id,
                      engine->model->undefined);
     return sl_ok();
@@ -244,6 +246,7 @@ void eng_engine_destroy(eng_engine *engine)
     if (!engine)
         return;
     eng_sampler_fini(&engine->sampler);
+    sl_free(engine->routing_rows);
     eng_scratch_free(engine);
     krn_pool_destroy(engine->pool);
     sl_free(engine->sequences);
@@ -323,6 +326,11 @@ void eng_engine_drop_kept(eng_engine *engine)
         eng_tier_clear(engine->tier);
 }
 
+const mdl_routing_layout *eng_engine_routing(const eng_engine *engine)
+{
+    return &engine->routing;
+}
+
 void eng_engine_set_tap(eng_engine *engine, const eng_tap *tap)
 {
     engine->tap = tap;
@@ -334,4 +342,9 @@ void eng_sample(eng_engine *engine, float *logits, const mdl_sampling *params,
 {
     eng_sampler_draw(&engine->sampler, logits, params, context, context_count, prompt_count,
                      position, out_sampled);
+}
+
+uint32_t eng_sample_mask(eng_engine *engine, uint8_t *out)
+{
+    return eng_sampler_mask(&engine->sampler, out);
 }

@@ -12,6 +12,7 @@
 #define ENGINE_ENGINE_H
 
 #include "base/status.h"
+#include "model/handout.h"
 #include "model/sampling.h"
 #include "model/shape.h"
 
@@ -225,6 +226,7 @@ typedef struct eng_span {
                                sequence's length */
     uint32_t token_count;
     eng_logits_want logits;
+    bool routing; /* keep which experts its rows choose, for eng_step_routing */
 } eng_span;
 
 /* Called on the engine thread during eng_step: the rows of layer group `group` of all spans are in
@@ -239,6 +241,10 @@ SL_MUST_USE sl_status eng_step(eng_engine *engine, const eng_span *spans, uint32
 /* f32 [vocab] of row `row` counted over the spans' wanted rows in order; valid until the next step.
  */
 float *eng_step_logits(eng_engine *engine, uint32_t row);
+/* Which experts row `row` of the step chose, counted over all rows of all spans in order; of a span
+ * that wanted it (model/handout.h has the layout). Valid until the next step. */
+const uint8_t *eng_step_routing(const eng_engine *engine, uint32_t row);
+const mdl_routing_layout *eng_engine_routing(const eng_engine *engine);
 /* Logits of a sequence from its h_final alone (first token after a hand-over): f32 [vocab],
  * bit-equal to the step's. Valid until the next call. */
 float *eng_head_logits(eng_engine *engine, const eng_sequence *sequence);
@@ -295,6 +301,10 @@ typedef struct eng_sampled {
 void eng_sample(eng_engine *engine, float *logits, const mdl_sampling *params,
                 const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
                 uint32_t position, eng_sampled *out_sampled);
+/* Record of the ids that the last eng_sample could have drawn (model/handout.h): what top_k, top_p
+ * and min_p left; of temperature 0 the one id. out: mdl_mask_bytes_max of the vocabulary; returns
+ * the record's bytes. */
+uint32_t eng_sample_mask(eng_engine *engine, uint8_t *out);
 
 #ifdef __cplusplus
 }

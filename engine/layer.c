@@ -94,6 +94,23 @@ static bool dense_mlp(eng_engine *engine, const eng_layer *layer, uint32_t rows)
     return engine->ops->linear(engine, s->gate, rows, &out, 1);
 }
 
+/* Of main layers: drafts are not what the model answers with. */
+static void keep_routing(eng_engine *engine, uint32_t rows)
+{
+    const mdl_routing_layout *layout = &engine->routing;
+    if (!engine->step_routing || engine->step_layer >= (uint32_t)engine->model->shape.layer_count)
+        return;
+    size_t count = (size_t)rows * layout->chosen;
+    const uint32_t *experts =
+        engine->ops->read(engine, engine->s.experts, count * sizeof(*experts));
+    const float *weights =
+        engine->ops->read(engine, engine->s.expert_weights, count * sizeof(*weights));
+    for (uint32_t row = 0; row < rows; row++)
+        mdl_routing_put(layout, engine->step_layer, experts + (size_t)row * layout->chosen,
+                        weights + (size_t)row * layout->chosen,
+                        engine->routing_rows + (size_t)row * layout->row_bytes);
+}
+
 /* s.n -> s.x */
 static bool moe(eng_engine *engine, const eng_layer *layer, uint32_t rows)
 {
@@ -103,6 +120,7 @@ static bool moe(eng_engine *engine, const eng_layer *layer, uint32_t rows)
     if (!ops->route(engine, layer, rows) || !ops->experts(engine, layer, rows))
         return false;
     ops->combine(engine, rows, s->x);
+    keep_routing(engine, rows);
     return true;
 }
 

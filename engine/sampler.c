@@ -256,6 +256,8 @@ static uint32_t draw(eng_sampler *sampler, const float *logits, float max,
         keep_top(sampler, params);
     else
         memset(sampler->kept, 0xff, (sampler->vocab_size + 63) / 64 * sizeof(uint64_t));
+    bool cut = params->top_k > 0 || params->top_p < 1.0f || params->min_p > 0.0f;
+    sampler->mask = cut ? MDL_MASK_BITMAP : MDL_MASK_UNCUT;
     if (params->min_p > 0.0f)
         keep_min_p(sampler, p_max, params->min_p);
     return pick(sampler, sl_keyed_uniform(params->seed, position, SAMPLER_STREAM));
@@ -275,8 +277,10 @@ void eng_sampler_draw(eng_sampler *sampler, float *logits, const mdl_sampling *p
     sl_assert(isfinite(max));
 
     eng_sampled sampled = {.id = best};
+    sampler->mask = MDL_MASK_LIST;
     if (params->temperature > 0.0f)
         sampled.id = draw(sampler, logits, max, params, position);
+    sampler->last_id = sampled.id;
     if (params->logprob_count >= 0) {
         double norm = log_sum_exp(logits, sampler->vocab_size, max);
         sampled.logprob = (float)((double)logits[sampled.id] - norm);
@@ -287,4 +291,16 @@ void eng_sampler_draw(eng_sampler *sampler, float *logits, const mdl_sampling *p
             sampled.top[i].logprob = (float)((double)sampled.top[i].logprob - norm);
     }
     *out_sampled = sampled;
+}
+
+uint32_t eng_sampler_mask(eng_sampler *sampler, uint8_t *out)
+{
+    uint32_t vocab = sampler->vocab_size;
+    if (sampler->mask == MDL_MASK_LIST)
+        return mdl_mask_pack_one(sampler->last_id, out);
+    if (sampler->mask == MDL_MASK_UNCUT)
+        return mdl_mask_pack(NULL, vocab, out);
+    if (vocab % 64) /* ids that are none */
+        sampler->kept[vocab / 64] &= (1ull << (vocab % 64)) - 1;
+    return mdl_mask_pack(sampler->kept, vocab, out);
 }

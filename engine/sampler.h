@@ -18,6 +18,9 @@ typedef struct eng_sampler {
     uint32_t *heap;            /* [vocab_size] */
     uint32_t *count;           /* [vocab_size], zero between calls */
     uint64_t *kept;            /* bitmap [vocab_size] */
+    /* of the last draw, for its mask */
+    mdl_mask_kind mask; /* LIST: last_id alone; BITMAP: kept */
+    uint32_t last_id;
 } eng_sampler;
 
 void eng_sampler_init(eng_sampler *sampler, uint32_t vocab_size, uint32_t eos_id,
@@ -27,6 +30,8 @@ void eng_sampler_fini(eng_sampler *sampler);
 void eng_sampler_draw(eng_sampler *sampler, float *logits, const mdl_sampling *params,
                       const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
                       uint32_t position, eng_sampled *out_sampled);
+/* As eng_sample_mask in engine.h. */
+uint32_t eng_sampler_mask(eng_sampler *sampler, uint8_t *out);
 /* Highest logit, ties to the lowest id. */
 uint32_t eng_arg_max(const float *logits, uint32_t count);
 

@@ -145,8 +145,12 @@ struct eng_engine {
     eng_scratch s;
     uint32_t step_id;
     uint32_t step_logits; /* rows valid in s.logits */
-    uint32_t step_layer;  /* for fault messages, with: */
-    const char *fault;    /* the operation that met NaN or infinity */
+    uint32_t step_rows;
+    bool step_routing; /* a span wants it: s.routing is filled */
+    mdl_routing_layout routing;
+    uint8_t *routing_rows; /* [rows_max][routing.row_bytes] */
+    uint32_t step_layer;   /* for fault messages, with: */
+    const char *fault;     /* the operation that met NaN or infinity */
     const eng_tap *tap;
 };
 

@@ -69,6 +69,7 @@ static uint32_t batch_fill(eng_engine *engine, const eng_span *spans, uint32_t s
 {
     eng_scratch *s = &engine->s;
     uint32_t row = 0, wanted = 0;
+    engine->step_routing = false;
     for (uint32_t i = 0; i < span_count; i++) {
         const eng_span *span = &spans[i];
         eng_sequence *sequence = span->sequence;
@@ -82,8 +83,10 @@ static uint32_t batch_fill(eng_engine *engine, const eng_span *spans, uint32_t s
             if (span->token_count - t <= span_wanted(span))
                 s->wanted[wanted++] = row;
         }
+        engine->step_routing = engine->step_routing || span->routing;
     }
     engine->step_logits = wanted;
+    engine->step_rows = row;
     return row;
 }
 
@@ -231,6 +234,12 @@ float *eng_step_logits(eng_engine *engine, uint32_t row)
     sl_assert(row < engine->step_logits);
     size_t vocab = (size_t)engine->model->shape.vocab_size;
     return engine->ops->read(engine, engine->s.logits + row * vocab, vocab * sizeof(float));
+}
+
+const uint8_t *eng_step_routing(const eng_engine *engine, uint32_t row)
+{
+    sl_assert(engine->step_routing && row < engine->step_rows);
+    return engine->routing_rows + (size_t)row * engine->routing.row_bytes;
 }
 
 float *eng_head_logits(eng_engine *engine, const eng_sequence *sequence)

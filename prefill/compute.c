@@ -28,7 +28,7 @@ struct pre_compute {
 };
 
 pre_task *pre_task_create(const uint32_t *tokens, uint32_t token_count, uint32_t group_count,
-                          uint32_t hidden_size)
+                          size_t final_bytes)
 {
     sl_assert(token_count > 0 && group_count > 0 && group_count <= PRE_GROUPS_MAX);
     pre_task *task = sl_alloc(1, sizeof(*task), "prefill task");
@@ -39,7 +39,8 @@ pre_task *pre_task_create(const uint32_t *tokens, uint32_t token_count, uint32_t
     task->pages = sl_alloc(task->block_count, sizeof(*task->pages), "prefill task pages");
     task->sums =
         sl_alloc((size_t)task->block_count * group_count, sizeof(*task->sums), "prefill task sums");
-    task->h_final = sl_alloc(hidden_size, sizeof(*task->h_final), "prefill task h_final");
+    task->final = sl_alloc(1, final_bytes, "prefill task final");
+    task->final_bytes = final_bytes;
     return task;
 }
 
@@ -51,7 +52,7 @@ void pre_task_destroy(pre_task *task)
     sl_free(task->tokens);
     sl_free(task->pages);
     sl_free(task->sums);
-    sl_free(task->h_final);
+    sl_free(task->final);
     sl_free(task);
 }
 
@@ -60,6 +61,12 @@ static void emit(pre_compute *compute, pre_task *task, pre_compute_event_kind ki
 {
     pre_compute_event event = {kind, group, blocks, task->tokens_done, task};
     eng_worker_emit(compute->client, &event);
+}
+
+/* Rows from here on must be computed, whatever the cache knows: what they chose is wanted. */
+static uint32_t rows_wanted_from(const pre_task *task)
+{
+    return task->last_routing ? task->token_count - 1 : task->token_count;
 }
 
 static void remove_task(pre_task **list, uint32_t *count, uint32_t index)
@@ -85,7 +92,7 @@ static void open_task(pre_compute *compute, pre_task *task)
 {
     const eng_prefix prefix = {
         .tokens = task->tokens,
-        .token_count = compute->options.prefix_cache ? task->token_count : 0,
+        .token_count = compute->options.prefix_cache ? rows_wanted_from(task) : 0,
         .space = task->cache_space,
     };
     sl_status status =
@@ -148,8 +155,8 @@ static void make_sum(pre_compute *compute, pre_task *task, uint32_t block, uint3
 
 static void finish_task(pre_compute *compute, pre_task *task)
 {
-    memcpy(task->h_final, eng_sequence_h_final(task->sequence),
-           (size_t)compute->shape->hidden_size * sizeof(*task->h_final));
+    memcpy(task->final, eng_sequence_h_final(task->sequence),
+           (size_t)compute->shape->hidden_size * sizeof(uint16_t));
     emit(compute, task, PRE_COMPUTE_DONE, 0, 0);
 }
 
@@ -220,17 +227,32 @@ static void build_spans(pre_compute *compute)
         pre_task *task = compute->active[i];
         uint32_t left = task->token_count - task->tokens_done;
         uint32_t rows = left < rows_left ? left : rows_left;
-        compute->spans[i] =
-            (eng_span){task->sequence, task->tokens + task->tokens_done, rows, ENG_LOGITS_NONE};
+        compute->spans[i] = (eng_span){task->sequence, task->tokens + task->tokens_done, rows,
+                                       ENG_LOGITS_NONE, task->last_routing && rows == left};
         compute->span_count++;
         rows_left -= rows;
     }
 }
 
+static uint32_t step_rows(const pre_compute *compute)
+{
+    uint32_t rows = 0;
+    for (uint32_t i = 0; i < compute->span_count; i++)
+        rows += compute->spans[i].token_count;
+    return rows;
+}
+
+static void keep_routing(const pre_compute *compute, pre_task *task, uint32_t row)
+{
+    size_t bytes = eng_engine_routing(compute->engine)->row_bytes;
+    memcpy(task->final + task->final_bytes - bytes, eng_step_routing(compute->engine, row), bytes);
+}
+
 /* The step's spans belong to the first span_count active tasks. */
 static void after_step(pre_compute *compute, sl_status status, const sl_err *err, uint64_t step_ns)
 {
-    for (uint32_t i = compute->span_count; i-- > 0;) {
+    uint32_t row = step_rows(compute);
+    for (uint32_t i = compute->span_count; i-- > 0; row -= compute->spans[i].token_count) {
         pre_task *task = compute->active[i];
         if (!sl_is_ok(status)) {
             task->err = *err;
@@ -247,6 +269,8 @@ static void after_step(pre_compute *compute, sl_status status, const sl_err *err
         emit(compute, task, PRE_COMPUTE_PROGRESS, 0, 0);
         if (task->tokens_done < task->token_count)
             continue;
+        if (task->last_routing)
+            keep_routing(compute, task, row - 1);
         remove_active(compute, i);
         finish_task(compute, task);
     }

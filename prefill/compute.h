@@ -23,13 +23,15 @@ typedef struct pre_task {
     uint32_t token_count;
     uint32_t block_count;
     uint64_t cache_space;  /* of the request */
+    bool last_routing;     /* `final` ends with what the last token's row chose */
     uint32_t tokens_known; /* found in the cache by OPEN */
     uint32_t tokens_done;
     eng_sequence *sequence;
-    uint32_t *pages;   /* [block_count], set by OPEN */
-    uint64_t *sums;    /* [block_count][group_count]; an entry is set before the GROUP event that
-                          covers it */
-    uint16_t *h_final; /* bf16 [hidden], set before COMPUTED */
+    uint32_t *pages; /* [block_count], set by OPEN */
+    uint64_t *sums;  /* [block_count][group_count]; an entry is set before the GROUP event that
+                        covers it */
+    uint8_t *final;  /* of the last commit: h_final, bf16 [hidden], then routing; set before DONE */
+    size_t final_bytes;
     uint64_t compute_ns;
     sl_err err; /* why OPEN or a step failed */
 } pre_task;
@@ -80,7 +82,7 @@ eng_worker_client *pre_compute_client(pre_compute *compute);
 
 /* tokens: [token_count], copied. */
 pre_task *pre_task_create(const uint32_t *tokens, uint32_t token_count, uint32_t group_count,
-                          uint32_t hidden_size);
+                          size_t final_bytes);
 void pre_task_destroy(pre_task *task);
 
 #ifdef __cplusplus

@@ -268,8 +268,8 @@ static void on_computed(slot *job)
     sl_metric_add(service->prompt_tokens, NULL, job->task->token_count - job->task->tokens_known);
     kvt_commit commit = {.tokens = job->task->token_count,
                          .final = true,
-                         .payload = job->task->h_final,
-                         .payload_bytes = (size_t)service->shape->hidden_size * sizeof(uint16_t)};
+                         .payload = job->task->final,
+                         .payload_bytes = job->task->final_bytes};
     sl_status status = kvt_send_commit(job->send, &commit, &job->err);
     if (!sl_is_ok(status)) {
         fail_send(job, status);
@@ -440,9 +440,12 @@ static void fill_slot(slot *job, rpc_server_call *call, const Sluice__V1__Prefil
     job->first_block = request->ticket->first_block;
     for (uint32_t group = 0; group < service->layout->group_count; group++)
         job->announced[group] = job->first_block;
-    job->task =
-        pre_task_create(request->tokens, (uint32_t)request->n_tokens, service->layout->group_count,
-                        (uint32_t)service->shape->hidden_size);
+    size_t final_bytes = (size_t)service->shape->hidden_size * sizeof(uint16_t);
+    if (request->last_routing)
+        final_bytes += eng_engine_routing(service->options.engine)->row_bytes;
+    job->task = pre_task_create(request->tokens, (uint32_t)request->n_tokens,
+                                service->layout->group_count, final_bytes);
+    job->task->last_routing = request->last_routing;
     job->task->cache_space = request->cache_space;
     job->task->slot = (uint32_t)(job - service->slots);
 }

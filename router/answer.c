@@ -35,7 +35,9 @@ typedef struct choice {
     mdl_message message; /* not streamed */
     pending_delta delta;
     size_t text_offset;
-    const char *finish; /* NULL: goes on */
+    rtr_handout *handout;   /* NULL: not wanted */
+    uint32_t pushed, shown; /* tokens; of their hand-outs */
+    const char *finish;     /* NULL: goes on */
 } choice;
 
 struct rtr_answer {
@@ -124,6 +126,17 @@ static void put_token_ids(choice *c)
     rtr_json_ids(out, (const uint32_t *)c->delta.ids.data, c->delta.ids.count);
 }
 
+static void put_handout(choice *c)
+{
+    sl_buf *out = &c->answer->out;
+    if (!c->handout || c->shown == c->pushed)
+        return;
+    sl_buf_puts(out, ",\"sluice\":{");
+    rtr_handout_write(c->handout, c->shown, c->pushed, out);
+    sl_buf_putc(out, '}');
+    c->shown = c->pushed;
+}
+
 /* With it the choice can be asked for again, alone. */
 static void put_seed(choice *c)
 {
@@ -155,6 +168,7 @@ static void note_token(choice *c, uint32_t id, const rtr_token_logprobs *logprob
     const rtr_answer *a = c->answer;
     pending_delta *d = &c->delta;
     const mdl_tokenizer *tokenizer = a->options.tokenizer;
+    c->pushed++;
     if (a->options.request->return_token_ids)
         mdl_ids_push(&d->ids, (int32_t)id);
     if (!a->want_logprobs || !logprobs)
@@ -249,6 +263,7 @@ static void write_chunk(choice *c, const char *finish)
         sl_buf_puts(&a->out, "null");
     }
     put_token_ids(c);
+    put_handout(c);
     sl_buf_puts(&a->out, "}]");
     chunk_close(a);
     delta_clear(d);
@@ -352,6 +367,7 @@ static void put_choice(choice *c)
     sl_buf_printf(out, ",\"finish_reason\":\"%s\"", c->finish);
     put_seed(c);
     put_token_ids(c);
+    put_handout(c);
     sl_buf_putc(out, '}');
 }
 
@@ -394,6 +410,13 @@ static sl_status choice_init(rtr_answer *a, uint32_t index, sl_err *err)
     delta_init(&c->delta);
     mdl_message_init(&c->message);
     mdl_detok_init(&c->detok, a->options.tokenizer);
+    if (request->want_routing || request->want_mask)
+        c->handout = rtr_handout_create(&(rtr_handout_options){
+            .shape = a->options.shape,
+            .routing = request->want_routing,
+            .masks = request->want_mask,
+            .bytes_max = RTR_HANDOUT_BYTES_MAX / request->choice_count,
+        });
     char id[64];
     snprintf(id, sizeof id, index ? "%s-%u" : "%s", a->options.request_id, index);
     mdl_output_options output = {
@@ -444,6 +467,7 @@ void rtr_answer_destroy(rtr_answer *a)
         mdl_output_destroy(a->choices[i].output);
         mdl_message_fini(&a->choices[i].message);
         delta_fini(&a->choices[i].delta);
+        rtr_handout_destroy(a->choices[i].handout);
     }
     sl_free(a->choices);
     sl_buf_fini(&a->text);
@@ -476,6 +500,12 @@ void rtr_answer_begin(rtr_answer *a, const char *fingerprint)
 void rtr_answer_set_cached(rtr_answer *a, uint32_t cached_tokens)
 {
     a->usage.cached_tokens = cached_tokens;
+}
+
+rtr_handout *rtr_answer_handout(rtr_answer *a, uint32_t index)
+{
+    sl_assert(index < a->choice_count);
+    return a->choices[index].handout;
 }
 
 bool rtr_answer_push(rtr_answer *a, uint32_t index, const uint32_t *ids,

@@ -9,6 +9,7 @@
 
 #include "model/output.h"
 #include "router/api_request.h"
+#include "router/handout.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -28,6 +29,7 @@ typedef struct rtr_token_logprobs {
 typedef struct rtr_answer_options {
     const rtr_api_request *request; /* borrowed for the answer's life */
     const mdl_tokenizer *tokenizer;
+    const mdl_shape *shape; /* for hand-outs; NULL if none is wanted */
     const char *request_id;
     const char *model;
     uint64_t created; /* seconds since 1970 */
@@ -50,6 +52,9 @@ void rtr_answer_destroy(rtr_answer *answer);
  */
 void rtr_answer_begin(rtr_answer *answer, const char *fingerprint);
 void rtr_answer_set_cached(rtr_answer *answer, uint32_t cached_tokens);
+/* What the choice hands out, for the caller to fill before it pushes the tokens; NULL: nothing is
+ * wanted. */
+rtr_handout *rtr_answer_handout(rtr_answer *answer, uint32_t choice);
 /* logprobs: one for each id if the request wants them, else NULL. False once a stop string was met:
  * the rest was not taken; go on with rtr_answer_finish(MDL_FINISH_STOP). */
 SL_MUST_USE bool rtr_answer_push(rtr_answer *answer, uint32_t choice, const uint32_t *ids,

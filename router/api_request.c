@@ -4,6 +4,7 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 #include "base/rng.h"
+#include "model/handout.h"
 #include "model/output.h"
 #include "router/limits.h"
 
@@ -172,6 +173,39 @@ static bool read_stream(rtr_api_request *r, const sl_json *root, rtr_api_error *
         return wrong_type(error, "stream_options", "an object", options);
     return read_bool(options, "include_usage", "stream_options.include_usage", &r->include_usage,
                      error);
+}
+
+/* Our own object: a name we do not know is a mistake, not another server's field. */
+static bool read_handout(rtr_api_request *r, const sl_json *root, rtr_api_error *error)
+{
+    const sl_json *json = given(root, "sluice");
+    if (!json)
+        return true;
+    if (sl_json_typeof(json) != SL_JSON_OBJECT)
+        return wrong_type(error, "sluice", "an object", json);
+    for (size_t i = 0; i < sl_json_count(json); i++) {
+        const char *key = sl_json_key(json, i, NULL);
+        if (strcmp(key, "routing") != 0 && strcmp(key, "sampling_mask") != 0)
+            return fail(error, 400, NULL, "sluice",
+                        "sluice: \"%.64s\" is not known; routing and sampling_mask are", key);
+    }
+    return read_bool(json, "routing", "sluice.routing", &r->want_routing, error) &&
+           read_bool(json, "sampling_mask", "sluice.sampling_mask", &r->want_mask, error);
+}
+
+static bool check_handout_size(const rtr_api_settings *settings, const rtr_api_request *r,
+                               rtr_api_error *error)
+{
+    mdl_routing_layout layout;
+    mdl_routing_layout_init(settings->shape, &layout);
+    uint64_t tokens = (uint64_t)r->choice_count * (uint64_t)r->sampling.max_tokens;
+    if (!r->want_routing || tokens * layout.row_bytes <= RTR_HANDOUT_BYTES_MAX)
+        return true;
+    return fail(error, 400, "too_large", "sluice.routing",
+                "sluice.routing: %llu tokens (n times max_tokens) of %u bytes; at most %u fit into "
+                "one answer",
+                (unsigned long long)tokens, layout.row_bytes,
+                RTR_HANDOUT_BYTES_MAX / layout.row_bytes);
 }
 
 static bool add_stop(rtr_api_request *r, const sl_json *json, const char *path,
@@ -370,7 +404,8 @@ static bool prepare_generation(const rtr_api_settings *settings, rtr_api_request
     r->choice_count = 1;
     if (!read_stream(r, root, error) || !read_count(root, "n", &r->choice_count, error) ||
         !check_string(root, "user", error) || !read_cache_salt(r, root, error) ||
-        !read_stop(r, root, error) || !check_logprobs_type(r->kind, root, error) ||
+        !read_stop(r, root, error) || !read_handout(r, root, error) ||
+        !check_logprobs_type(r->kind, root, error) ||
         !read_bool(root, "return_token_ids", "return_token_ids", &r->return_token_ids, error))
         return false;
     if (!sl_is_ok(mdl_sampling_parse(root, &settings->sampling_defaults,
@@ -380,7 +415,8 @@ static bool prepare_generation(const rtr_api_settings *settings, rtr_api_request
         return false;
     bool encoded = r->kind == RTR_API_CHAT ? encode_chat(settings, r, root, error)
                                            : read_prompt(settings, r, root, error);
-    if (!encoded || !resolve_lengths(settings, r, context_max, error))
+    if (!encoded || !resolve_lengths(settings, r, context_max, error) ||
+        !check_handout_size(settings, r, error))
         return false;
     draw_seed(&r->sampling);
     return true;

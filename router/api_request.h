@@ -49,6 +49,8 @@ typedef struct rtr_api_request {
     bool include_usage;
     bool return_token_ids;
     uint32_t choice_count; /* n */
+    bool want_routing;     /* "sluice": {..}, per generated token */
+    bool want_mask;
     uint64_t cache_space;  /* of cache_salt: cached prefixes are shared inside one only */
     mdl_sampling sampling; /* seed set, max_tokens set */
     const char *stops[16]; /* borrowed from doc */

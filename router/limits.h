@@ -21,8 +21,10 @@ extern "C" {
 #define RTR_HTTP_LINGER_BYTES      (64ull << 20) /* discarded after an early error answer */
 
 /* Requests */
-#define RTR_ID_SIZE               32u /* "r-" + 16 hex digits, of a choice "-" and its index; NUL */
-#define RTR_CHOICES_MAX           128u /* `n` of one request */
+#define RTR_ID_SIZE     32u  /* "r-" + 16 hex digits, of a choice "-" and its index; NUL */
+#define RTR_CHOICES_MAX 128u /* `n` of one request */
+#define RTR_HANDOUT_BYTES_MAX \
+    (32u << 20) /* routing, or masks, of one request; half of the backlog */
 #define RTR_PROMPT_MAX            (1u << 20)
 #define RTR_ANSWER_TOKEN_TEXT_MAX 4096u /* text of one token */
 #define RTR_ATTEMPTS_MAX          16u   /* what --attempts may be at most */

@@ -230,6 +230,10 @@ static void act_admit(rtr_live *live, const rtr_action *action)
     admit.prefill_deadline_ms = live->front->shared->prefill_deadline_ms;
     admit.self_prefill = live->core.prefill == 0;
     admit.cache_space = live->request->cache_space;
+    Sluice__V1__Handout handout = SLUICE__V1__HANDOUT__INIT;
+    handout.routing = live->request->want_routing;
+    handout.sampling_mask = live->request->want_mask;
+    admit.handout = &handout;
     if (live->forks)
         admit.fork_of = live->lead->id;
     live->forks = false; /* refused, it is a sequence like any other */
@@ -288,6 +292,7 @@ static void act_run_prefill(rtr_live *live, const rtr_action *action)
     request.epoch = action->epoch;
     request.ticket = live->ticket;
     request.cache_space = live->request->cache_space;
+    request.last_routing = live->request->want_routing;
     request.tokens = all_tokens(live, &request.n_tokens);
     sl_status status = rtr_nodes_run_prefill(live->front->nodes, action->node, &request,
                                              &PREFILL_EVENTS, live, &live->prefill_call, &err);
@@ -514,6 +519,7 @@ static void live_prepared(rtr_live *live)
     rtr_answer_options options = {
         .request = live->request,
         .tokenizer = shared->api.tokenizer,
+        .shape = shared->api.shape,
         .request_id = live->id,
         .model = shared->api.model_name,
         .created = live->created,

@@ -43,10 +43,27 @@ static void copy_logprobs(const Sluice__V1__TokenRun *run, uint32_t index, rtr_t
     }
 }
 
+/* False: the rank did not send what the request wants; the answer has failed. */
+static bool take_handout(rtr_live *live, uint32_t skip, uint32_t count)
+{
+    rtr_handout *handout =
+        live->lead->exchange ? rtr_answer_handout(live->lead->answer, live->index) : NULL;
+    rtr_api_error error;
+    sl_err err;
+    if (!handout || sl_is_ok(rtr_handout_take(handout, live->run, skip, count, &err)))
+        return true;
+    sl_warn("request %s: %s: %s", live->id, live->decode_name, err.text);
+    rtr_api_error_set(&error, err.code, err.text);
+    rtr_live_fail(live, &error);
+    return false;
+}
+
 void rtr_live_take_tokens(rtr_live *live, uint32_t skip, uint32_t count)
 {
     const Sluice__V1__TokenRun *run = live->run;
     sl_assert(run && skip + count <= run->n_ids);
+    if (!take_handout(live, skip, count))
+        return;
     reserve(live, count);
     memcpy(live->tokens + live->token_count, run->ids + skip, count * sizeof *live->tokens);
     for (uint32_t i = 0; live->logprobs && i < count; i++)

@@ -23,6 +23,7 @@ typedef struct session {
     uint32_t capacity; /* tokens that ids and the sequence hold */
     uint32_t max_tokens;
     uint32_t draft_depth;
+    uint32_t last_row; /* of the last step of the prompt */
 } session;
 
 /* ---- set-up ---- */
@@ -115,6 +116,7 @@ static sl_status session_open(session *run, sl_err *err)
         .progress = eng_run_show_progress,
     };
     SL_TRY(eng_model_open(&model_options, &run->model, err));
+    run->result->shape = *eng_model_shape(run->model);
     uint32_t *forced = NULL, forced_count = 0;
     if (options->force_ids)
         SL_TRY(eng_run_parse_list("force-ids", options->force_ids, 1u << 20, &forced, &forced_count,
@@ -147,12 +149,14 @@ static sl_status session_step(session *run, uint32_t from, uint32_t count, float
         .tokens = run->result->ids + from,
         .token_count = count,
         .logits = run->dump ? ENG_LOGITS_ALL : ENG_LOGITS_LAST,
+        .routing = run->args->options->handout,
     };
     SL_TRY(eng_step(run->engine, &span, 1, NULL, NULL, err));
     uint32_t last = run->dump ? count - 1 : 0;
     for (uint32_t i = 0; run->dump && i < count; i++)
         eng_run_dump_logits(run->dump, eng_step_logits(run->engine, i));
     *out_logits = eng_step_logits(run->engine, last);
+    run->last_row = count - 1;
     return sl_ok();
 }
 
@@ -190,14 +194,28 @@ static void session_show(session *run, size_t from)
         run->args->on_text(run->args->context, text->data + from, text->size - from);
 }
 
-/* Draws the next token; false: it was the last one. */
-static bool session_draw(session *run, float *logits)
+/* What the token just drawn from row `row` of the step hands out. */
+static void session_hand_out(session *run, uint32_t row)
+{
+    eng_run_result *result = run->result;
+    uint32_t vocab = (uint32_t)eng_model_shape(run->model)->vocab_size;
+    uint8_t *mask = sl_alloc(1, mdl_mask_bytes_max(vocab), "run mask");
+    sl_buf_append(&result->masks, mask, eng_sample_mask(run->engine, mask));
+    sl_free(mask);
+    sl_buf_append(&result->routing, eng_step_routing(run->engine, row),
+                  eng_engine_routing(run->engine)->row_bytes);
+}
+
+/* Draws the next token from row `row` of the step; false: it was the last one. */
+static bool session_draw(session *run, float *logits, uint32_t row)
 {
     eng_run_result *result = run->result;
     uint32_t made = result->count - result->prompt_count - result->forced_count;
     eng_sampled sampled;
     eng_sample(run->engine, logits, run->args->sampling, result->ids, result->count,
                result->prompt_count, result->count, &sampled);
+    if (run->args->options->handout)
+        session_hand_out(run, row);
     if (result->sampled)
         result->sampled[made] = sampled;
     result->ids[result->count++] = sampled.id;
@@ -243,6 +261,7 @@ static sl_status session_advance(session *run, bool *out_goes_on, sl_err *err)
         .tokens = result->ids + result->count - 1,
         .token_count = 1 + drafted,
         .logits = ENG_LOGITS_ALL,
+        .routing = run->args->options->handout,
     };
     SL_TRY(eng_step(run->engine, &span, 1, NULL, NULL, err));
     result->steps++;
@@ -253,7 +272,7 @@ static sl_status session_advance(session *run, bool *out_goes_on, sl_err *err)
     uint32_t row = 0;
     do {
         uint32_t draft = row < drafted ? result->ids[result->count] : 0;
-        goes_on = session_draw(run, eng_step_logits(run->engine, row));
+        goes_on = session_draw(run, eng_step_logits(run->engine, row), row);
         right = row < drafted && result->ids[result->count - 1] == draft;
         result->accepted += right;
         row++;
@@ -265,7 +284,7 @@ static sl_status session_advance(session *run, bool *out_goes_on, sl_err *err)
 
 static sl_status session_decode(session *run, float *logits, sl_err *err)
 {
-    bool goes_on = session_draw(run, logits);
+    bool goes_on = session_draw(run, logits, run->last_row);
     while (goes_on)
         SL_TRY(session_advance(run, &goes_on, err));
     size_t from = run->result->text.size;
@@ -302,6 +321,8 @@ sl_status eng_run_generate(const eng_run_generate_args *args, eng_run_result *re
 {
     session run = {.args = args, .result = result};
     sl_buf_init(&result->text, 0);
+    sl_buf_init(&result->routing, 0);
+    sl_buf_init(&result->masks, 0);
     sl_status status = session_open(&run, err);
     if (sl_is_ok(status))
         status = session_run(&run, err);
@@ -314,4 +335,6 @@ void eng_run_result_fini(eng_run_result *result)
     sl_free(result->ids);
     sl_free(result->sampled);
     sl_buf_fini(&result->text);
+    sl_buf_fini(&result->routing);
+    sl_buf_fini(&result->masks);
 }

@@ -17,7 +17,10 @@ typedef struct eng_run_result {
     uint32_t forced_count;
     uint32_t count;
     eng_sampled *sampled; /* of the generated ones; with --logprobs only */
-    sl_buf text;          /* of the generated ones, end of sentence excluded */
+    sl_buf routing;       /* rows of the generated ones, with --handout; model/handout.h */
+    sl_buf masks;
+    mdl_shape shape;
+    sl_buf text; /* of the generated ones, end of sentence excluded */
     const char *finish_reason;
     uint32_t steps; /* of the model after the prompt */
     uint32_t drafted;

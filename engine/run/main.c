@@ -90,6 +90,31 @@ static void append_logprobs(sl_buf *out, const eng_run_result *result, uint32_t 
     sl_buf_puts(out, "]");
 }
 
+static void append_blob(sl_buf *out, const char *name, sl_buf *head, const sl_buf *rows)
+{
+    sl_buf_append(head, rows->data, rows->size);
+    sl_buf_printf(out, ",\"%s\":\"", name);
+    sl_buf_base64(out, head->data, head->size);
+    sl_buf_putc(out, '"');
+    sl_buf_clear(head);
+}
+
+/* As the router writes it. */
+static void append_handout(sl_buf *out, const eng_run_result *result, uint32_t count)
+{
+    sl_buf bytes;
+    sl_buf_init(&bytes, 0);
+    sl_buf_puts(out, ",\"sluice\":{\"first_token\":0,\"weights_versions\":[[0,\"1\"]]");
+    mdl_routing_layout layout;
+    mdl_routing_layout_init(&result->shape, &layout);
+    mdl_routing_header(&layout, count, &bytes);
+    append_blob(out, "routing", &bytes, &result->routing);
+    mdl_mask_header((uint32_t)result->shape.vocab_size, count, &bytes);
+    append_blob(out, "sampling_mask", &bytes, &result->masks);
+    sl_buf_putc(out, '}');
+    sl_buf_fini(&bytes);
+}
+
 static void print_json(const eng_run_result *result, const mdl_sampling *sampling)
 {
     uint32_t given = result->prompt_count + result->forced_count;
@@ -109,6 +134,8 @@ static void print_json(const eng_run_result *result, const mdl_sampling *samplin
                   (unsigned long long)sampling->seed);
     if (result->sampled)
         append_logprobs(&out, result, result->count - given);
+    if (result->masks.size > 0)
+        append_handout(&out, result, result->count - given);
     if (result->drafted > 0)
         sl_buf_printf(&out, ",\"mtp\":{\"steps\":%u,\"drafted\":%u,\"accepted\":%u}", result->steps,
                       result->drafted, result->accepted);

@@ -150,6 +150,13 @@ static const sl_option OPTIONS[] = {
      .offset = AT(json),
      .default_text = "false",
      .help = "print one JSON object at the end instead of streaming text"},
+    {.name = "handout",
+     .section = "Output",
+     .type = SL_OPTION_BOOL,
+     .offset = AT(handout),
+     .default_text = "false",
+     .help =
+         "with --json: routed experts and sampling masks of the generated tokens, for training"},
     {.name = "dump",
      .section = "Output",
      .type = SL_OPTION_STRING,

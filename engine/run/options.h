@@ -42,6 +42,7 @@ typedef struct eng_run_options {
     const char *hidden_in;
     /* output */
     bool json;
+    bool handout;
     const char *dump;
     const char *dump_positions;
     bool tokenize;

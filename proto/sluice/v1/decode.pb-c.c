@@ -733,7 +733,7 @@ const ProtobufCMessageDescriptor sluice__v1__hello__descriptor =
   (ProtobufCMessageInit) sluice__v1__hello__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[9] =
+static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[10] =
 {
   {
     "request_id",
@@ -843,11 +843,24 @@ static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[9] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "handout",
+    10,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Admit, handout),
+    &sluice__v1__handout__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__admit__field_indices_by_name[] = {
   7,   /* field[7] = cache_space */
   1,   /* field[1] = epoch */
   8,   /* field[8] = fork_of */
+  9,   /* field[9] = handout */
   5,   /* field[5] = prefill_deadline_ms */
   3,   /* field[3] = prompt_count */
   0,   /* field[0] = request_id */
@@ -858,7 +871,7 @@ static const unsigned sluice__v1__admit__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__admit__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 9 }
+  { 0, 10 }
 };
 const ProtobufCMessageDescriptor sluice__v1__admit__descriptor =
 {
@@ -868,7 +881,7 @@ const ProtobufCMessageDescriptor sluice__v1__admit__descriptor =
   "Sluice__V1__Admit",
   "sluice.v1",
   sizeof(Sluice__V1__Admit),
-  9,
+  10,
   sluice__v1__admit__field_descriptors,
   sluice__v1__admit__field_indices_by_name,
   1,  sluice__v1__admit__number_ranges,
@@ -1374,7 +1387,7 @@ const ProtobufCMessageDescriptor sluice__v1__token_logprobs__descriptor =
   (ProtobufCMessageInit) sluice__v1__token_logprobs__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__token_run__field_descriptors[7] =
+static const ProtobufCFieldDescriptor sluice__v1__token_run__field_descriptors[10] =
 {
   {
     "request_id",
@@ -1460,6 +1473,42 @@ static const ProtobufCFieldDescriptor sluice__v1__token_run__field_descriptors[7
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "routing",
+    8,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BYTES,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__TokenRun, routing),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "sampling_masks",
+    9,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_BYTES,
+    offsetof(Sluice__V1__TokenRun, n_sampling_masks),
+    offsetof(Sluice__V1__TokenRun, sampling_masks),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "weights_version",
+    10,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__TokenRun, weights_version),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__token_run__field_indices_by_name[] = {
   1,   /* field[1] = epoch */
@@ -1469,11 +1518,14 @@ static const unsigned sluice__v1__token_run__field_indices_by_name[] = {
   3,   /* field[3] = ids */
   4,   /* field[4] = logprobs */
   0,   /* field[0] = request_id */
+  7,   /* field[7] = routing */
+  8,   /* field[8] = sampling_masks */
+  9,   /* field[9] = weights_version */
 };
 static const ProtobufCIntRange sluice__v1__token_run__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 7 }
+  { 0, 10 }
 };
 const ProtobufCMessageDescriptor sluice__v1__token_run__descriptor =
 {
@@ -1483,7 +1535,7 @@ const ProtobufCMessageDescriptor sluice__v1__token_run__descriptor =
   "Sluice__V1__TokenRun",
   "sluice.v1",
   sizeof(Sluice__V1__TokenRun),
-  7,
+  10,
   sluice__v1__token_run__field_descriptors,
   sluice__v1__token_run__field_indices_by_name,
   1,  sluice__v1__token_run__number_ranges,

@@ -120,10 +120,11 @@ struct  Sluice__V1__Admit
    * Refused when that one is gone.
    */
   char *fork_of;
+  Sluice__V1__Handout *handout;
 };
 #define SLUICE__V1__ADMIT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__admit__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0,NULL, 0, NULL, 0, 0, 0, (char *)protobuf_c_empty_string }
+    , (char *)protobuf_c_empty_string, 0, 0,NULL, 0, NULL, 0, 0, 0, (char *)protobuf_c_empty_string, NULL }
 
 
 struct  Sluice__V1__Cancel
@@ -255,10 +256,20 @@ struct  Sluice__V1__TokenRun
   Sluice__V1__TokenLogprobs **logprobs;
   Sluice__V1__Finish finish;
   Sluice__V1__Failure *failure;
+  /*
+   * For Handout, as many as ids: rows and records of model/handout.h.
+   */
+  ProtobufCBinaryData routing;
+  size_t n_sampling_masks;
+  ProtobufCBinaryData *sampling_masks;
+  /*
+   * that drew these tokens
+   */
+  char *weights_version;
 };
 #define SLUICE__V1__TOKEN_RUN__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__token_run__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0, 0,NULL, 0,NULL, SLUICE__V1__FINISH__FINISH_NONE, NULL }
+    , (char *)protobuf_c_empty_string, 0, 0, 0,NULL, 0,NULL, SLUICE__V1__FINISH__FINISH_NONE, NULL, {0,NULL}, 0,NULL, (char *)protobuf_c_empty_string }
 
 
 /*

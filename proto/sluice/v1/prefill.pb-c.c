@@ -232,7 +232,7 @@ void   sluice__v1__prefill_done__free_unpacked
   assert(message->base.descriptor == &sluice__v1__prefill_done__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor sluice__v1__prefill_request__field_descriptors[5] =
+static const ProtobufCFieldDescriptor sluice__v1__prefill_request__field_descriptors[6] =
 {
   {
     "request_id",
@@ -294,10 +294,23 @@ static const ProtobufCFieldDescriptor sluice__v1__prefill_request__field_descrip
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "last_routing",
+    6,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PrefillRequest, last_routing),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__prefill_request__field_indices_by_name[] = {
   4,   /* field[4] = cache_space */
   1,   /* field[1] = epoch */
+  5,   /* field[5] = last_routing */
   0,   /* field[0] = request_id */
   3,   /* field[3] = ticket */
   2,   /* field[2] = tokens */
@@ -305,7 +318,7 @@ static const unsigned sluice__v1__prefill_request__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__prefill_request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 5 }
+  { 0, 6 }
 };
 const ProtobufCMessageDescriptor sluice__v1__prefill_request__descriptor =
 {
@@ -315,7 +328,7 @@ const ProtobufCMessageDescriptor sluice__v1__prefill_request__descriptor =
   "Sluice__V1__PrefillRequest",
   "sluice.v1",
   sizeof(Sluice__V1__PrefillRequest),
-  5,
+  6,
   sluice__v1__prefill_request__field_descriptors,
   sluice__v1__prefill_request__field_indices_by_name,
   1,  sluice__v1__prefill_request__number_ranges,

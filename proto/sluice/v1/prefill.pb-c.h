@@ -40,10 +40,14 @@ struct  Sluice__V1__PrefillRequest
    * cached prefixes are shared inside one space only
    */
   uint64_t cache_space;
+  /*
+   * the final commit also carries which experts the last token chose
+   */
+  protobuf_c_boolean last_routing;
 };
 #define SLUICE__V1__PREFILL_REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__prefill_request__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0,NULL, NULL, 0 }
+    , (char *)protobuf_c_empty_string, 0, 0,NULL, NULL, 0, 0 }
 
 
 typedef enum {

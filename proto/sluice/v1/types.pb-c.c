@@ -187,6 +187,51 @@ void   sluice__v1__sampling__free_unpacked
   assert(message->base.descriptor == &sluice__v1__sampling__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   sluice__v1__handout__init
+                     (Sluice__V1__Handout         *message)
+{
+  static const Sluice__V1__Handout init_value = SLUICE__V1__HANDOUT__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__handout__get_packed_size
+                     (const Sluice__V1__Handout *message)
+{
+  assert(message->base.descriptor == &sluice__v1__handout__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__handout__pack
+                     (const Sluice__V1__Handout *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__handout__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__handout__pack_to_buffer
+                     (const Sluice__V1__Handout *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__handout__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__Handout *
+       sluice__v1__handout__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__Handout *)
+     protobuf_c_message_unpack (&sluice__v1__handout__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__handout__free_unpacked
+                     (Sluice__V1__Handout *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__handout__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   sluice__v1__ticket__init
                      (Sluice__V1__Ticket         *message)
 {
@@ -687,6 +732,57 @@ const ProtobufCMessageDescriptor sluice__v1__sampling__descriptor =
   sluice__v1__sampling__field_indices_by_name,
   1,  sluice__v1__sampling__number_ranges,
   (ProtobufCMessageInit) sluice__v1__sampling__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__handout__field_descriptors[2] =
+{
+  {
+    "routing",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Handout, routing),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "sampling_mask",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Handout, sampling_mask),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__handout__field_indices_by_name[] = {
+  0,   /* field[0] = routing */
+  1,   /* field[1] = sampling_mask */
+};
+static const ProtobufCIntRange sluice__v1__handout__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor sluice__v1__handout__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.Handout",
+  "Handout",
+  "Sluice__V1__Handout",
+  "sluice.v1",
+  sizeof(Sluice__V1__Handout),
+  2,
+  sluice__v1__handout__field_descriptors,
+  sluice__v1__handout__field_indices_by_name,
+  1,  sluice__v1__handout__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__handout__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor sluice__v1__ticket__field_descriptors[11] =

@@ -19,6 +19,7 @@ typedef struct Sluice__V1__Stamp Sluice__V1__Stamp;
 typedef struct Sluice__V1__Failure Sluice__V1__Failure;
 typedef struct Sluice__V1__LogitBias Sluice__V1__LogitBias;
 typedef struct Sluice__V1__Sampling Sluice__V1__Sampling;
+typedef struct Sluice__V1__Handout Sluice__V1__Handout;
 typedef struct Sluice__V1__Ticket Sluice__V1__Ticket;
 typedef struct Sluice__V1__Load Sluice__V1__Load;
 
@@ -100,6 +101,26 @@ struct  Sluice__V1__Sampling
 #define SLUICE__V1__SAMPLING__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__sampling__descriptor) \
     , 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0,NULL, 0, 0, 0, 0 }
+
+
+/*
+ * What a request wants handed out for training beside its tokens (model/handout.h).
+ */
+struct  Sluice__V1__Handout
+{
+  ProtobufCMessage base;
+  /*
+   * of the row that drew each generated token
+   */
+  protobuf_c_boolean routing;
+  /*
+   * of each draw
+   */
+  protobuf_c_boolean sampling_mask;
+};
+#define SLUICE__V1__HANDOUT__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__handout__descriptor) \
+    , 0, 0 }
 
 
 /*
@@ -232,6 +253,25 @@ Sluice__V1__Sampling *
 void   sluice__v1__sampling__free_unpacked
                      (Sluice__V1__Sampling *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__Handout methods */
+void   sluice__v1__handout__init
+                     (Sluice__V1__Handout         *message);
+size_t sluice__v1__handout__get_packed_size
+                     (const Sluice__V1__Handout   *message);
+size_t sluice__v1__handout__pack
+                     (const Sluice__V1__Handout   *message,
+                      uint8_t             *out);
+size_t sluice__v1__handout__pack_to_buffer
+                     (const Sluice__V1__Handout   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__Handout *
+       sluice__v1__handout__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__handout__free_unpacked
+                     (Sluice__V1__Handout *message,
+                      ProtobufCAllocator *allocator);
 /* Sluice__V1__Ticket methods */
 void   sluice__v1__ticket__init
                      (Sluice__V1__Ticket         *message);
@@ -284,6 +324,9 @@ typedef void (*Sluice__V1__LogitBias_Closure)
 typedef void (*Sluice__V1__Sampling_Closure)
                  (const Sluice__V1__Sampling *message,
                   void *closure_data);
+typedef void (*Sluice__V1__Handout_Closure)
+                 (const Sluice__V1__Handout *message,
+                  void *closure_data);
 typedef void (*Sluice__V1__Ticket_Closure)
                  (const Sluice__V1__Ticket *message,
                   void *closure_data);
@@ -300,6 +343,7 @@ extern const ProtobufCMessageDescriptor sluice__v1__stamp__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__failure__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__logit_bias__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__sampling__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__handout__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__ticket__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__load__descriptor;
 

@@ -99,6 +99,22 @@ TEST(buffer_long_printf)
     sl_buf_fini(&buf);
 }
 
+/* RFC 4648, section 10. */
+TEST(base64_known_answers)
+{
+    static const char *const CASES[][2] = {
+        {"", ""},        {"f", "Zg=="},          {"fo", "Zm8="},
+        {"foo", "Zm9v"}, {"foobar", "Zm9vYmFy"}, {"\xff\xef\xbe", "/+++"}};
+    for (size_t i = 0; i < sizeof(CASES) / sizeof(CASES[0]); i++) {
+        sl_buf buf;
+        sl_buf_init(&buf, 0);
+        sl_buf_puts(&buf, "x");
+        sl_buf_base64(&buf, CASES[i][0], strlen(CASES[i][0]));
+        assert_string_equal(buf.data + 1, CASES[i][1]);
+        sl_buf_fini(&buf);
+    }
+}
+
 TEST(utf8_every_code_point_round_trips)
 {
     char bytes[4];
@@ -154,6 +170,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(buffer_consume_and_take),
     cmocka_unit_test(buffer_long_printf),
     cmocka_unit_test(utf8_every_code_point_round_trips),
+    cmocka_unit_test(base64_known_answers),
     cmocka_unit_test(utf8_refuses),
 };
 TEST_MAIN(tests)

@@ -16,6 +16,7 @@ typedef struct ask {
     uint32_t prompt_count;
     uint32_t capacity; /* 0 = prompt and max_tokens */
     bool handed_over;  /* the prompt's pages come from another engine */
+    bool handout;      /* routing and masks too */
     uint32_t fork_of;  /* 1 + index of the ask whose prompt it copies; 0 = none */
     mdl_sampling sampling;
 } ask;
@@ -26,6 +27,7 @@ typedef struct outcome {
     dec_finish finish;
     uint8_t *kept; /* pages that the cache knows at the end */
     size_t kept_bytes;
+    sl_buf handout;
 } outcome;
 
 typedef struct run {
@@ -59,7 +61,21 @@ static void hand_over(run *u, dec_job *job)
                eng_engine_cache_base(u->donor) + eng_sequence_page(from, i) * layout->page_bytes,
                layout->page_bytes);
     memcpy(job->h_final, eng_sequence_h_final(from), NANO_HIDDEN * sizeof(uint16_t));
+    if (job->handout)
+        memcpy(job->handout->first_row, eng_step_routing(u->donor, (job->token_count - 1) % CHUNK),
+               job->handout->o.routing->row_bytes);
     eng_sequence_close(from);
+}
+
+/* Of a token just told of. */
+static void keep_handout(outcome *out, const dec_handout *handout, uint32_t index)
+{
+    uint32_t row = handout->o.routing->row_bytes;
+    sl_span mask = dec_handout_mask(handout, index);
+    assert_true(mdl_mask_check(mask, NANO_VOCAB));
+    assert_int_equal(dec_handout_bytes(handout, index), row + mask.size);
+    sl_buf_append(&out->handout, handout->rows + (size_t)index * row, row);
+    sl_buf_append(&out->handout, mask.data, mask.size);
 }
 
 static void on_event(void *context, const void *item)
@@ -77,7 +93,10 @@ static void on_event(void *context, const void *item)
         break;
     case DEC_BATCH_TOKEN:
         assert_true(out->count < TOKENS_MAX);
-        out->sampled[out->count++] = event->sampled;
+        out->sampled[out->count] = event->sampled;
+        if (job->handout)
+            keep_handout(out, job->handout, out->count);
+        out->count++;
         break;
     case DEC_BATCH_FINISHED:
         out->finish = event->finish;
@@ -100,6 +119,10 @@ static void make_job(run *u, uint32_t index)
     /* so that each keeps its own pages */
     job->cache_space = a->fork_of ? a->fork_of - 1 : index;
     job->sampling = a->sampling;
+    dec_handout_options handout = {eng_engine_routing(u->engine), NANO_VOCAB,
+                                   capacity - a->prompt_count};
+    if (a->handout)
+        job->handout = dec_handout_create(&handout);
     if (a->fork_of)
         job->source = u->jobs[a->fork_of - 1];
     u->jobs[index] = job;
@@ -184,8 +207,10 @@ static run run_at(rig *r, uint32_t depth, uint32_t rows_max, const ask *asks, ui
 
 static void run_free(run *u)
 {
-    for (uint32_t i = 0; i < u->count; i++)
+    for (uint32_t i = 0; i < u->count; i++) {
         sl_free(u->outcomes[i].kept);
+        sl_buf_fini(&u->outcomes[i].handout);
+    }
     sl_free(u->outcomes);
 }
 
@@ -201,6 +226,9 @@ static void assert_same(const outcome *a, const outcome *b)
     }
     assert_int_equal(a->count, b->count);
     assert_int_equal(a->finish, b->finish);
+    assert_int_equal(a->handout.size, b->handout.size);
+    if (a->handout.size > 0)
+        assert_memory_equal(a->handout.data, b->handout.data, a->handout.size);
     assert_int_equal(a->kept_bytes, b->kept_bytes);
     if (a->kept_bytes > 0)
         assert_memory_equal(a->kept, b->kept, a->kept_bytes);
@@ -262,6 +290,8 @@ static uint32_t make_asks(rig *r, ask *asks)
     asks[n].sampling.bias_count = 1;
     asks[n].sampling.bias[0] = (mdl_logit_bias){5, 2};
     asks[n++].sampling.logprob_count = 5;
+    asks[n] = asks[n - 1]; /* the same, and what it hands out */
+    asks[n++].handout = true;
     asks[n] = ask_of(62, 30, 0);
     asks[n++].sampling.logprob_count = 0;
     asks[n] = ask_of(57, 100, 0); /* ends at the window, which is a page's edge */
@@ -272,6 +302,7 @@ static uint32_t make_asks(rig *r, ask *asks)
     asks[n++] = ask_of(64, 2, 0);
     asks[n++] = ask_of(1, 3, 0);
     asks[n] = ask_of(100, 50, 0.2f);
+    asks[n].handout = true;
     asks[n++].handed_over = true;
     run plain = run_at(r, 0, 0, asks, 2);
     for (uint32_t i = 0; i < 2; i++) { /* stop ids: alone, and held back by min_tokens */
@@ -337,9 +368,10 @@ TEST(forks_give_what_they_give_alone)
     asks[4] = fork_of(asks, 3, 73);
     asks[4].sampling.max_tokens = 50;
     asks[5] = ask_of(64, 30, 0.7f);
-    asks[5].handed_over = true;
+    asks[5].handed_over = asks[5].handout = true;
     asks[6] = fork_of(asks, 5, 74);
     asks[7] = ask_of(1, 12, 1.0f);
+    asks[7].handout = true;
     asks[8] = fork_of(asks, 7, 75);
     for (uint32_t depth = 0; depth <= 2; depth += 2) {
         run u = run_at(&r, depth, 0, asks, COUNT);

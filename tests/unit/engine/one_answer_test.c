@@ -163,11 +163,12 @@ static void step(trial *t, runner *const *chosen, uint32_t count, bool first_run
         uint32_t at = eng_sequence_length(r->sequence), wait = r->known - at;
         uint32_t n = wait < t->plan->chunk ? wait : t->plan->chunk;
         spans[used] = (eng_span){r->sequence, r->tokens + at, n,
-                                 n == wait ? ENG_LOGITS_LAST : ENG_LOGITS_NONE};
+                                 n == wait ? ENG_LOGITS_LAST : ENG_LOGITS_NONE, false};
         if (r->draft_count) {
             fed[used][0] = r->tokens[at];
             memcpy(fed[used] + 1, r->drafts, sizeof(r->drafts));
-            spans[used] = (eng_span){r->sequence, fed[used], 1 + r->draft_count, ENG_LOGITS_ALL};
+            spans[used] =
+                (eng_span){r->sequence, fed[used], 1 + r->draft_count, ENG_LOGITS_ALL, false};
         }
         if (rows + spans[used].token_count > ROWS_MAX)
             break;

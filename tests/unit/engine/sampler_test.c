@@ -142,6 +142,55 @@ TEST(top_k_and_min_p)
     assert_int_equal(drawn_set(logits, &params), 0x6);
 }
 
+/* Bit i: id i is in the mask; the mask is one record. */
+static uint32_t mask_of(const float *logits, const mdl_sampling *params, mdl_mask_kind *out_kind)
+{
+    eng_sampler sampler;
+    eng_sampled sampled;
+    float copy[VOCAB];
+    uint8_t out[64];
+    uint32_t set = 0;
+    memcpy(copy, logits, sizeof(copy));
+    eng_sampler_init(&sampler, VOCAB, 1, NULL);
+    eng_sampler_draw(&sampler, copy, params, NULL, 0, 0, 3, &sampled);
+    uint32_t bytes = eng_sampler_mask(&sampler, out);
+    eng_sampler_fini(&sampler);
+    assert_true(mdl_mask_check((sl_span){out, bytes}, VOCAB));
+    *out_kind = (mdl_mask_kind)out[0];
+    for (uint32_t id = 0; id < 32 && out[0] == MDL_MASK_BITMAP; id++)
+        set |= (uint32_t)(out[5 + id / 8] >> (id % 8) & 1) << id;
+    for (uint32_t i = 0; out[0] == MDL_MASK_LIST && i < out[1]; i++)
+        set |= 1u << out[5 + 4 * i];
+    assert_true(out[0] == MDL_MASK_UNCUT || (set >> sampled.id & 1));
+    return set;
+}
+
+/* The mask is the set of ids that are drawn at some position. */
+TEST(masks_hold_what_can_be_drawn)
+{
+    static const float P[12] = {0.1f, 0.3f, 0.3f, 0.1f, 0.02f, 0.02f, 0.03f, 0.03f, 0.04f, 0.06f};
+    static const mdl_sampling CASES[] = {
+        {.top_k = 3},    {.top_k = 9},     {.top_p = 0.8f},
+        {.min_p = 0.1f}, {.min_p = 0.05f}, {.top_k = 8, .top_p = 0.9f, .min_p = 0.15f}};
+    float logits[VOCAB];
+    mdl_mask_kind kind;
+    set_probabilities(logits, P, 12);
+    mdl_sampling params = defaults();
+    assert_int_equal(mask_of(logits, &params, &kind), 0);
+    assert_int_equal(kind, MDL_MASK_UNCUT);
+    for (size_t i = 0; i < sizeof(CASES) / sizeof(CASES[0]); i++) {
+        params = defaults();
+        params.top_k = CASES[i].top_k;
+        params.min_p = CASES[i].min_p;
+        params.top_p = CASES[i].top_p > 0 ? CASES[i].top_p : 1;
+        uint32_t set = mask_of(logits, &params, &kind);
+        assert_int_equal(set, drawn_set(logits, &params));
+        assert_int_equal(kind, __builtin_popcount(set) > 3 ? MDL_MASK_BITMAP : MDL_MASK_LIST);
+    }
+    params.temperature = 0;
+    assert_int_equal(mask_of(logits, &params, &kind), 1u << 1);
+}
+
 TEST(temperature_sharpens)
 {
     static const float P[2] = {0.4f, 0.6f};
@@ -299,6 +348,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(frequencies_follow_probabilities),
     cmocka_unit_test(top_p_keeps_the_crossing_token),
     cmocka_unit_test(top_k_and_min_p),
+    cmocka_unit_test(masks_hold_what_can_be_drawn),
     cmocka_unit_test(temperature_sharpens),
     cmocka_unit_test(penalties_count_generated_tokens),
     cmocka_unit_test(tiny_repetition_penalty),

@@ -1,6 +1,10 @@
 /* One answer: chunking, batching, threads, hand-over and drafts change no bit of a step. */
 #include "tests/unit/engine/support.h"
 
+#include <math.h>
+
+#include "engine/tap.h"
+
 #include "kernels/kernels.h"
 
 #define PROMPT 200u /* past index_topk and three page edges */
@@ -60,7 +64,7 @@ TEST(batch_changes_nothing)
             uint32_t before = TOTAL - i - last;
             sequences[i] = sequence_open(r.engine, TOTAL);
             sequence_feed(r.engine, sequences[i], tokens[i], before, 40, NULL);
-            spans[i] = (eng_span){sequences[i], tokens[i] + before, last, ENG_LOGITS_LAST};
+            spans[i] = (eng_span){sequences[i], tokens[i] + before, last, ENG_LOGITS_LAST, false};
         }
         assert_ok(eng_step(r.engine, spans, batch, NULL, NULL, &err), &err);
         for (uint32_t i = 0; i < batch; i++)
@@ -107,8 +111,8 @@ TEST(rows_at_the_selection_edge)
         sequence_feed(r.engine, a, tokens, n, n, alone);
         sequence_feed(r.engine, b, tokens, n - 1, n - 1, NULL);
         const eng_span spans[] = {
-            {longer, tokens + NANO_TOPK + 40 + (n - NANO_TOPK + 1), 1, ENG_LOGITS_NONE},
-            {b, tokens + n - 1, 1, ENG_LOGITS_LAST},
+            {longer, tokens + NANO_TOPK + 40 + (n - NANO_TOPK + 1), 1, ENG_LOGITS_NONE, false},
+            {b, tokens + n - 1, 1, ENG_LOGITS_LAST, false},
         };
         assert_ok(eng_step(r.engine, spans, 2, NULL, NULL, &err), &err);
         assert_memory_equal(eng_step_logits(r.engine, 0), alone, sizeof(alone));
@@ -171,7 +175,7 @@ TEST(adopted_pages_continue_alike)
         assert_ok(eng_draft(other, &b, &tokens[n], 1, &draft_b, &err), &err);
         assert_int_equal(draft_a, draft_b);
         for (uint32_t t = n; t < n + 3; t++) {
-            eng_span span = {a, tokens + t, 1, ENG_LOGITS_LAST};
+            eng_span span = {a, tokens + t, 1, ENG_LOGITS_LAST, false};
             assert_ok(eng_step(r.engine, &span, 1, NULL, NULL, &err), &err);
             span.sequence = b;
             assert_ok(eng_step(other, &span, 1, NULL, NULL, &err), &err);
@@ -208,6 +212,79 @@ static void note_group(void *context, uint32_t group)
     log->groups[log->count++] = group;
 }
 
+typedef struct routing_log {
+    uint32_t experts[4][64][3];
+} routing_log;
+
+static void note_experts(void *context, const eng_tap_layer *shown)
+{
+    routing_log *log = context;
+    for (uint32_t row = 0; shown->experts && shown->layer < 4 && row < shown->row_count; row++)
+        memcpy(log->experts[shown->layer][shown->positions[row]], shown->experts + row * 3,
+               sizeof(log->experts[0][0]));
+}
+
+/* One row says what the tap showed, with weights that add up to the scaling. */
+static void check_routing(const mdl_routing_layout *layout, const uint8_t *bytes,
+                          const routing_log *log, uint32_t row, float scaling)
+{
+    sl_reader at = sl_reader_init(bytes, layout->row_bytes);
+    for (uint32_t layer = 0; layer < layout->layer_count; layer++)
+        for (uint32_t i = 0; i < 3; i++)
+            assert_int_equal(sl_read_u16(&at), log->experts[layout->first_layer + layer][row][i]);
+    for (uint32_t layer = 0; layer < layout->layer_count; layer++) {
+        float sum = 0, weight;
+        for (uint32_t i = 0; i < 3; i++) {
+            uint32_t bits = sl_read_u32(&at);
+            memcpy(&weight, &bits, sizeof(weight));
+            assert_true(weight > 0);
+            sum += weight;
+        }
+        assert_true(fabsf(sum - scaling) < 1e-4f);
+    }
+    assert_true(sl_reader_ok(&at) && sl_reader_left(&at) == 0);
+}
+
+/* What is handed out is what the tap shows, and the same for every chunking and company. */
+TEST(routing_is_handed_out)
+{
+    enum { N = 40 };
+    uint32_t tokens[2][N];
+    sl_err err;
+    rig r;
+    rig_open(&r);
+    const mdl_routing_layout *layout = eng_engine_routing(r.engine);
+    float scaling = (float)eng_model_shape(r.model)->routed_scaling_factor;
+    assert_int_equal(layout->chosen, 3);
+    routing_log *log = sl_alloc(1, sizeof(*log), "log of a test");
+    uint8_t *whole = sl_alloc(N, layout->row_bytes, "rows of a test");
+    const eng_tap tap = {.context = log, .layer = note_experts};
+    stream_fill(1, N, tokens[0]);
+    stream_fill(2, N, tokens[1]);
+    eng_engine_set_tap(r.engine, &tap);
+    eng_sequence *a = sequence_open(r.engine, N), *b = sequence_open(r.engine, N);
+    eng_span span = {a, tokens[0], N, ENG_LOGITS_NONE, true};
+    assert_ok(eng_step(r.engine, &span, 1, NULL, NULL, &err), &err);
+    memcpy(whole, eng_step_routing(r.engine, 0), (size_t)N * layout->row_bytes);
+    eng_engine_set_tap(r.engine, NULL);
+    for (uint32_t row = 0; row < N; row++)
+        check_routing(layout, whole + (size_t)row * layout->row_bytes, log, row, scaling);
+    eng_sequence_close(a);
+    a = sequence_open(r.engine, N);
+    for (uint32_t at = 0; at < N; at += 8) { /* behind another sequence's rows */
+        eng_span spans[] = {{b, tokens[1] + at, 8, ENG_LOGITS_NONE, false},
+                            {a, tokens[0] + at, 8, ENG_LOGITS_LAST, true}};
+        assert_ok(eng_step(r.engine, spans, 2, NULL, NULL, &err), &err);
+        assert_memory_equal(eng_step_routing(r.engine, 8), whole + (size_t)at * layout->row_bytes,
+                            8 * layout->row_bytes);
+    }
+    eng_sequence_close(a);
+    eng_sequence_close(b);
+    sl_free(whole);
+    sl_free(log);
+    rig_close(&r);
+}
+
 TEST(groups_are_told_in_order)
 {
     uint32_t tokens[4];
@@ -219,7 +296,7 @@ TEST(groups_are_told_in_order)
         eng_engine *engine =
             rig_engine(&r, &(eng_options){.kv_bytes = 2 << 20, .layer_group = layers});
         group_log log = {.engine = engine, .sequence = sequence_open(engine, 8)};
-        eng_span span = {log.sequence, tokens, 4, ENG_LOGITS_NONE};
+        eng_span span = {log.sequence, tokens, 4, ENG_LOGITS_NONE, false};
         assert_ok(eng_step(engine, &span, 1, note_group, &log, &err), &err);
         assert_int_equal(log.count, eng_engine_layout(engine)->group_count);
         for (uint32_t i = 0; i < log.count; i++)
@@ -245,7 +322,7 @@ TEST(truncated_rows_leave_no_trace)
         sequence_feed(r.engine, a, tokens, n, n, NULL);
         sequence_feed(r.engine, a, tokens + n, 1, 1, plain);
         sequence_feed(r.engine, b, tokens, n, n, NULL);
-        eng_span span = {b, tokens + n, 4, ENG_LOGITS_ALL}; /* the last three are "drafts" */
+        eng_span span = {b, tokens + n, 4, ENG_LOGITS_ALL, false}; /* the last three are "drafts" */
         assert_ok(eng_step(r.engine, &span, 1, NULL, NULL, &err), &err);
         assert_memory_equal(eng_step_logits(r.engine, 0), plain, sizeof(plain));
         eng_sequence_truncate(b, n + 1);
@@ -311,7 +388,8 @@ TEST(many_drafts_leave_no_trace)
         assert_ok(eng_draft(r.engine, &alone.sequence, &tokens[n], 1, &first, &err), &err);
         assert_int_equal(alone.tokens[0], first);
         memcpy(drafts[i].tokens, alone.tokens, sizeof(alone.tokens));
-        eng_span span = {alone.sequence, (uint32_t[4]){tokens[n], 1, 2, 3}, 4, ENG_LOGITS_ALL};
+        eng_span span = {alone.sequence, (uint32_t[4]){tokens[n], 1, 2, 3}, 4, ENG_LOGITS_ALL,
+                         false};
         assert_ok(eng_step(r.engine, &span, 1, NULL, NULL, &err), &err);
         eng_sequence_truncate(alone.sequence, n + 1);
         assert_int_equal(eng_sequence_length(alone.sequence), n + 1);
@@ -397,11 +475,17 @@ TEST(kinds_of_checkpoints)
 }
 
 static const struct CMUnitTest TESTS[] = {
-    cmocka_unit_test(chunk_size_changes_nothing),    cmocka_unit_test(batch_changes_nothing),
-    cmocka_unit_test(threads_change_nothing),        cmocka_unit_test(rows_at_the_selection_edge),
-    cmocka_unit_test(adopted_pages_continue_alike),  cmocka_unit_test(groups_are_told_in_order),
-    cmocka_unit_test(truncated_rows_leave_no_trace), cmocka_unit_test(drafts_are_one_answer_too),
-    cmocka_unit_test(many_drafts_leave_no_trace),    cmocka_unit_test(drafts_refused),
+    cmocka_unit_test(chunk_size_changes_nothing),
+    cmocka_unit_test(batch_changes_nothing),
+    cmocka_unit_test(threads_change_nothing),
+    cmocka_unit_test(rows_at_the_selection_edge),
+    cmocka_unit_test(adopted_pages_continue_alike),
+    cmocka_unit_test(routing_is_handed_out),
+    cmocka_unit_test(groups_are_told_in_order),
+    cmocka_unit_test(truncated_rows_leave_no_trace),
+    cmocka_unit_test(drafts_are_one_answer_too),
+    cmocka_unit_test(many_drafts_leave_no_trace),
+    cmocka_unit_test(drafts_refused),
     cmocka_unit_test(kinds_of_checkpoints),
 };
 TEST_MAIN(TESTS)

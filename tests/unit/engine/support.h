@@ -69,7 +69,8 @@ static inline void sequence_feed(eng_engine *engine, eng_sequence *sequence, con
         eng_span span = {.sequence = sequence,
                          .tokens = tokens + at,
                          .token_count = count - at < chunk ? count - at : chunk,
-                         .logits = ENG_LOGITS_LAST};
+                         .logits = ENG_LOGITS_LAST,
+                         .routing = true};
         assert_ok(eng_step(engine, &span, 1, NULL, NULL, &err), &err);
     }
     if (out_logits)

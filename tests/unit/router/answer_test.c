@@ -35,6 +35,7 @@ static void open_fixture(fixture *f, rtr_api_kind kind, const char *body, const 
         fail_msg("%s", error.message);
     rtr_answer_options options = {.request = f->request,
                                   .tokenizer = kit_tokenizer,
+                                  .shape = &kit_shape,
                                   .request_id = "r-1",
                                   .model = "demo",
                                   .created = 12};
@@ -377,6 +378,58 @@ TEST(two_choices)
     close_fixture(&f);
 }
 
+/* Hand-outs of two tokens in a stream: each chunk says what its tokens are, base64 of its rows. */
+TEST(hand_outs)
+{
+    fixture f;
+    sl_err err;
+    mdl_routing_layout layout;
+    uint8_t rows[2 * 256] = {0}, mask[2][9];
+    ProtobufCBinaryData masks[2];
+    Sluice__V1__TokenRun run = SLUICE__V1__TOKEN_RUN__INIT;
+    open_fixture(
+        &f, RTR_API_COMPLETION,
+        "{\"prompt\":\"x\",\"stream\":true,\"sluice\":{\"routing\":true,\"sampling_mask\":true}}",
+        "I am");
+    mdl_routing_layout_init(&kit_shape, &layout);
+    assert_true(2 * layout.row_bytes <= sizeof rows);
+    for (uint32_t i = 0; i < 2; i++)
+        masks[i] = (ProtobufCBinaryData){mdl_mask_pack_one(i, mask[i]), mask[i]};
+    rtr_handout *handout = rtr_answer_handout(f.answer, 0);
+    assert_non_null(handout);
+    run.n_ids = 2;
+    run.routing = (ProtobufCBinaryData){2 * layout.row_bytes, rows};
+    run.sampling_masks = masks;
+    run.n_sampling_masks = 2;
+    assert_code(rtr_handout_take(handout, &run, 0, 2, &err), SL_UNSUPPORTED); /* no version */
+    run.weights_version = "7";
+    run.routing.len--;
+    assert_code(rtr_handout_take(handout, &run, 0, 2, &err), SL_CORRUPT);
+    run.routing.len = 0;
+    assert_code(rtr_handout_take(handout, &run, 0, 2, &err), SL_UNSUPPORTED);
+    run.routing.len = 2 * layout.row_bytes;
+    run.n_sampling_masks = 1;
+    assert_code(rtr_handout_take(handout, &run, 0, 2, &err), SL_CORRUPT);
+    run.n_sampling_masks = 2;
+    assert_ok(rtr_handout_take(handout, &run, 0, 1, &err), &err);
+    run.weights_version = "8";
+    assert_ok(rtr_handout_take(handout, &run, 1, 1, &err), &err);
+    mask[1][0] = 9;
+    assert_code(rtr_handout_take(handout, &run, 1, 1, &err), SL_CORRUPT);
+    rtr_answer_begin(f.answer, "x");
+    for (uint32_t i = 0; i < 2; i++)
+        assert_true(rtr_answer_push(f.answer, 0, (const uint32_t *)f.ids.data + i, NULL, 1));
+    rtr_answer_finish(f.answer, 0, MDL_FINISH_STOP);
+    const char *text = rtr_answer_output(f.answer)->data;
+    assert_text_contains(
+        text,
+        "\"sluice\":{\"first_token\":0,\"weights_versions\":[[0,\"7\"]],\"routing\":\"U0xSVAEA");
+    assert_text_contains(text, "\"sampling_mask\":\"U0xTTQEAACAAAAAAAQAAAAEBAAAAAAAAAA==\"");
+    assert_text_contains(text, "\"sluice\":{\"first_token\":1,\"weights_versions\":[[1,\"8\"]]");
+    assert_text_contains(text, "\"finish_reason\":\"stop\"}]}"); /* nothing left for the end */
+    close_fixture(&f);
+}
+
 TEST(error_in_a_stream)
 {
     fixture f;
@@ -419,6 +472,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(stop_string_in_every_cut),
     cmocka_unit_test(log_probabilities),
     cmocka_unit_test(two_choices),
+    cmocka_unit_test(hand_outs),
     cmocka_unit_test(error_in_a_stream),
     cmocka_unit_test(incomplete_character_at_the_end),
 };

@@ -43,6 +43,9 @@ static const bad_case BAD[] = {
     {C, CHAT("\"stream_options\":[]"), 400, "stream_options", "must be an object"},
     {C, CHAT("\"stream_options\":{\"include_usage\":0}"), 400, "stream_options.include_usage",
      "must be true or false"},
+    {C, CHAT("\"sluice\":true"), 400, "sluice", "must be an object"},
+    {C, CHAT("\"sluice\":{\"rooting\":true}"), 400, "sluice", "\"rooting\" is not known"},
+    {C, CHAT("\"sluice\":{\"routing\":1}"), 400, "sluice.routing", "true or false"},
     {C, CHAT("\"n\":129"), 400, "n", "1 to 128"},
     {C, CHAT("\"n\":0"), 400, "n", "1 to 128"},
     {C, CHAT("\"n\":\"1\""), 400, "n", "must be an integer"},
@@ -284,6 +287,18 @@ TEST(statuses)
     }
 }
 
+TEST(routing_is_bounded)
+{
+    static const char BODY[] = CHAT("\"sluice\":{\"routing\":true},\"n\":4,\"max_tokens\":90000");
+    rtr_api_request *request = NULL;
+    rtr_api_error error;
+    assert_false(
+        rtr_api_prepare(&kit_settings, RTR_API_CHAT, BODY, strlen(BODY), 100000, &request, &error));
+    assert_int_equal(error.status, 400);
+    assert_string_equal(error.param, "sluice.routing");
+    assert_text_contains(error.message, "360000 tokens (n times max_tokens) of 120 bytes");
+}
+
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(wrong_requests_are_refused_by_name),
     cmocka_unit_test(defaults_and_unknown_fields),
@@ -293,6 +308,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(prompt_over_the_limit_is_told_with_counts),
     cmocka_unit_test(special_tokens_in_content),
     cmocka_unit_test(deep_json_is_refused),
+    cmocka_unit_test(routing_is_bounded),
     cmocka_unit_test(statuses),
 };
 API_TEST_MAIN(TESTS)
