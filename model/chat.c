@@ -152,7 +152,7 @@ static sl_status read_tools(mdl_chat *chat, const sl_json *tools, const char *fi
 static sl_status read_tool_choice(mdl_chat *chat, const sl_json *request, sl_err *err)
 {
     const sl_json *choice = sl_json_get(request, "tool_choice");
-    const char *text = sl_json_string(choice, NULL);
+    const char *text = sl_json_string(choice, NULL), *type;
 
     if (!is_given(choice) || (text && strcmp(text, "auto") == 0))
         return sl_ok();
@@ -160,13 +160,27 @@ static sl_status read_tool_choice(mdl_chat *chat, const sl_json *request, sl_err
         chat->tools_off = true;
         return sl_ok();
     }
-    if ((text && strcmp(text, "required") == 0) || sl_json_typeof(choice) == SL_JSON_OBJECT)
-        return sl_fail(err, SL_UNSUPPORTED,
-                       "tool_choice: forcing a call is not supported yet, use \"auto\" or "
-                       "\"none\"");
+    chat->calls_forced = true;
+    if (text && strcmp(text, "required") == 0)
+        return sl_ok();
+    type = sl_json_string(sl_json_get(choice, "type"), NULL);
+    chat->forced_name = sl_json_string(sl_json_get(sl_json_get(choice, "function"), "name"), NULL);
+    if (type && strcmp(type, "function") == 0 && chat->forced_name)
+        return sl_ok();
     return sl_fail(err, SL_INVALID,
-                   "tool_choice: must be \"auto\", \"none\", \"required\" or an "
-                   "object");
+                   "tool_choice: must be \"auto\", \"none\", \"required\" or {\"type\": "
+                   "\"function\", \"function\": {\"name\": ..}}");
+}
+
+static sl_status read_parallel(mdl_chat *chat, const sl_json *request, sl_err *err)
+{
+    const sl_json *parallel = sl_json_get(request, "parallel_tool_calls");
+    bool many = true;
+
+    if (is_given(parallel) && !sl_json_bool(parallel, &many))
+        return sl_fail(err, SL_INVALID, "parallel_tool_calls: must be true or false");
+    chat->one_call = !many || chat->forced_name;
+    return sl_ok();
 }
 
 /* --- calls --- */
@@ -404,6 +418,16 @@ static sl_status attach_tools(mdl_chat *chat, const sl_json *request, sl_err *er
     return sl_ok();
 }
 
+static sl_status check_forced(const mdl_chat *chat, sl_err *err)
+{
+    if (chat->calls_forced && chat->tool_count == 0)
+        return sl_fail(err, SL_INVALID, "tool_choice: forces a call, and there are no tools");
+    if (chat->forced_name && !mdl_chat_tool_known(chat, chat->forced_name))
+        return sl_fail(err, SL_INVALID, "tool_choice: the function \"%.128s\" is not among tools",
+                       chat->forced_name);
+    return sl_ok();
+}
+
 static sl_status read_format(mdl_chat *chat, const sl_json *request, sl_err *err)
 {
     const sl_json *format = sl_json_get(request, "response_format");
@@ -472,8 +496,10 @@ static sl_status read_request(mdl_chat *chat, const sl_json *request, sl_err *er
         return sl_fail(err, SL_INVALID, "continue_final_message: must be true or false");
     SL_TRY(read_mode(chat, request, err));
     SL_TRY(read_tool_choice(chat, request, err));
+    SL_TRY(read_parallel(chat, request, err));
     SL_TRY(read_messages(chat, request, err));
     SL_TRY(attach_tools(chat, request, err));
+    SL_TRY(check_forced(chat, err));
     SL_TRY(read_format(chat, request, err));
     return mdl_chat_check_order(chat, continue_final, err);
 }
@@ -570,6 +596,32 @@ const sl_json *mdl_chat_parameter_schema(const mdl_chat *chat, const char *tool_
     const sl_json *parameters = sl_json_get(find_tool(chat, tool_name), "parameters");
 
     return sl_json_get(sl_json_get(parameters, "properties"), parameter_name);
+}
+
+const sl_json *mdl_chat_tool(const mdl_chat *chat, size_t index)
+{
+    sl_assert(index < chat->tool_count);
+    return chat->tools[index];
+}
+
+bool mdl_chat_calls_forced(const mdl_chat *chat)
+{
+    return chat->calls_forced;
+}
+
+const char *mdl_chat_forced_name(const mdl_chat *chat)
+{
+    return chat->forced_name;
+}
+
+bool mdl_chat_one_call(const mdl_chat *chat)
+{
+    return chat->one_call;
+}
+
+bool mdl_chat_continues(const mdl_chat *chat)
+{
+    return chat->messages[chat->message_count - 1].prefix;
 }
 
 mdl_response_format mdl_chat_response_format(const mdl_chat *chat)

@@ -59,6 +59,15 @@ const char *mdl_chat_tool_name(const mdl_chat *chat, size_t index);
 const sl_json *mdl_chat_parameter_schema(const mdl_chat *chat, const char *tool_name,
                                          const char *parameter_name);
 bool mdl_chat_tool_known(const mdl_chat *chat, const char *tool_name);
+/* The function object as the client sent it. */
+const sl_json *mdl_chat_tool(const mdl_chat *chat, size_t index);
+/* The answer must be calls: of the one function named, or (NULL) of any. */
+bool mdl_chat_calls_forced(const mdl_chat *chat);
+const char *mdl_chat_forced_name(const mdl_chat *chat);
+/* At most one call, where calls are constrained. */
+bool mdl_chat_one_call(const mdl_chat *chat);
+/* The last message is an assistant's that the answer goes on with. */
+bool mdl_chat_continues(const mdl_chat *chat);
 mdl_response_format mdl_chat_response_format(const mdl_chat *chat);
 const sl_json *mdl_chat_response_schema(const mdl_chat *chat); /* NULL unless JSON_SCHEMA */
 /* For metrics and hints: assistant messages of the current loop with calls but no reasoning (in

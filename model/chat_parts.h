@@ -49,7 +49,10 @@ struct mdl_chat {
     ptrdiff_t last;        /* last user or developer message, -1 = none */
     const sl_json **tools; /* function objects */
     size_t tool_count;
-    bool tools_off; /* tool_choice none */
+    bool tools_off;          /* tool_choice none */
+    bool calls_forced;       /* tool_choice required or a function */
+    const char *forced_name; /* of the function */
+    bool one_call;
     mdl_response_format format;
     const sl_json *schema;
 };

@@ -542,11 +542,11 @@ TEST(refused_tools_and_calls)
 
     for (size_t i = 0; i < sizeof(CASES) / sizeof(CASES[0]); i++)
         check_refused(CASES[i].request, NULL, SL_INVALID, CASES[i].part);
-    check_refused("{\"messages\":[" U "],\"tools\":[" F "],\"tool_choice\":\"required\"}", NULL,
-                  SL_UNSUPPORTED, "tool_choice");
+    check_refused("{\"messages\":[" U "],\"tool_choice\":\"required\"}", NULL, SL_INVALID,
+                  "there are no tools");
     check_refused("{\"messages\":[" U "],\"tools\":[" F "],\"tool_choice\":{\"type\":\"function\","
-                  "\"function\":{\"name\":\"f\"}}}",
-                  NULL, SL_UNSUPPORTED, "tool_choice");
+                  "\"function\":{\"name\":\"g\"}}}",
+                  NULL, SL_INVALID, "is not among tools");
     check_refused("{\"messages\":[" U "],\"tools\":[" F "]}", &speciale, SL_INVALID,
                   "does not support tool calls");
     check_refused("{\"messages\":[" U "],\"thinking\":{\"type\":\"disabled\"}}", &speciale,

@@ -1,0 +1,243 @@
+/* Automata: made by walking a matcher's states, combined by walking pairs of states, trimmed
+ * backwards from the accepting ones. Any thread. */
+#include "model/dfa.h"
+
+#include <string.h>
+
+#include "base/alloc.h"
+#include "model/grammar_parts.h"
+#include "model/matcher.h"
+
+static mdl_dfa *dfa_alloc(uint32_t states_max, uint32_t class_count)
+{
+    mdl_dfa *dfa = sl_alloc(1, sizeof(*dfa), "dfa");
+    dfa->class_count = class_count;
+    dfa->accepts = sl_alloc(states_max, sizeof(bool), "dfa");
+    dfa->next = sl_alloc((size_t)states_max * class_count, sizeof(uint32_t), "dfa");
+    return dfa;
+}
+
+void mdl_dfa_destroy(mdl_dfa *dfa)
+{
+    if (!dfa)
+        return;
+    sl_free(dfa->accepts);
+    sl_free(dfa->next);
+    sl_free(dfa);
+}
+
+/* ---- trimming ---- */
+
+/* Marks the states from which an accepting one can be reached: backwards, until nothing changes.
+ * Edges mostly lead to higher numbers, so few passes are needed. */
+static void mark_alive(const mdl_dfa *dfa, bool *alive)
+{
+    for (bool changed = true; changed;) {
+        changed = false;
+        for (uint32_t s = dfa->state_count; s-- > 1;) {
+            bool now = dfa->accepts[s];
+            for (uint32_t c = 0; c < dfa->class_count && !now; c++)
+                now = alive[dfa->next[s * dfa->class_count + c]];
+            changed |= now && !alive[s];
+            alive[s] |= now;
+        }
+    }
+}
+
+static sl_status trim(mdl_dfa *dfa, sl_err *err)
+{
+    bool *alive = sl_alloc(dfa->state_count, sizeof(bool), "dfa trim");
+    uint32_t *name = sl_alloc(dfa->state_count, sizeof(uint32_t), "dfa trim");
+    uint32_t count = 1, classes = dfa->class_count;
+    mark_alive(dfa, alive);
+    bool any = alive[1];
+    for (uint32_t s = 1; s < dfa->state_count; s++)
+        name[s] = alive[s] ? count++ : 0;
+    for (uint32_t s = 1; s < dfa->state_count && any; s++) {
+        if (!alive[s])
+            continue;
+        for (uint32_t c = 0; c < classes; c++)
+            dfa->next[name[s] * classes + c] = name[dfa->next[s * classes + c]];
+        dfa->accepts[name[s]] = dfa->accepts[s];
+    }
+    dfa->state_count = count;
+    dfa->next = sl_realloc(dfa->next, (size_t)count * classes, sizeof(uint32_t), "dfa");
+    sl_free(alive);
+    sl_free(name);
+    return any ? sl_ok() : sl_fail(err, SL_INVALID, "no text satisfies it");
+}
+
+/* Hands the trimmed automaton over, or destroys it. */
+static sl_status complete(mdl_dfa *dfa, sl_status status, mdl_dfa **out_dfa, sl_err *err)
+{
+    if (sl_is_ok(status))
+        status = trim(dfa, err);
+    if (sl_is_ok(status))
+        *out_dfa = dfa;
+    else
+        mdl_dfa_destroy(dfa);
+    return status;
+}
+
+/* ---- from a grammar ---- */
+
+static sl_status too_many(sl_err *err)
+{
+    return sl_fail(err, SL_TOO_LARGE, "too large: its automaton needs more than %u states",
+                   MDL_DFA_STATES_MAX);
+}
+
+static sl_status walk_matcher(mdl_matcher *matcher, mdl_dfa *dfa, sl_err *err)
+{
+    /* The matcher numbers its states from 2 in the order of discovery: ours are one less. */
+    if (mdl_matcher_start(matcher) == MDL_STATE_FULL)
+        return too_many(err);
+    uint8_t class_byte[256];
+    for (unsigned byte = 0; byte < 256; byte++)
+        class_byte[dfa->class_of[byte]] = (uint8_t)byte;
+    for (uint32_t s = MDL_STATE_DEAD + 1; s < mdl_matcher_state_count(matcher); s++) {
+        dfa->accepts[s - 1] = mdl_matcher_accepts(matcher, s);
+        for (uint32_t c = 0; c < dfa->class_count; c++) {
+            uint32_t to = mdl_matcher_byte(matcher, s, class_byte[c]);
+            if (to == MDL_STATE_FULL)
+                return too_many(err);
+            dfa->next[(s - 1) * dfa->class_count + c] = to - 1;
+        }
+    }
+    dfa->state_count = mdl_matcher_state_count(matcher) - 1;
+    return sl_ok();
+}
+
+sl_status mdl_dfa_create(const mdl_grammar *grammar, mdl_dfa **out_dfa, sl_err *err)
+{
+    mdl_matcher *matcher = mdl_matcher_create(grammar, MDL_DFA_STATES_MAX);
+    mdl_dfa *dfa = dfa_alloc(MDL_DFA_STATES_MAX, mdl_matcher_class_count(matcher));
+    memcpy(dfa->class_of, mdl_matcher_class_of(matcher), sizeof(dfa->class_of));
+    sl_status status = walk_matcher(matcher, dfa, err);
+    mdl_matcher_destroy(matcher);
+    return complete(dfa, status, out_dfa, err);
+}
+
+/* ---- pairs ---- */
+
+typedef struct pairs {
+    const mdl_dfa *a, *b;
+    bool minus; /* a without b; else both */
+    uint32_t a_of[MDL_DFA_STATES_MAX], b_of[MDL_DFA_STATES_MAX];
+    uint32_t table[4 * MDL_DFA_STATES_MAX];
+    uint32_t count;
+} pairs;
+
+/* The number of a pair; 0 = dead; UINT32_MAX = no room. */
+static uint32_t pair_find(pairs *p, uint32_t a, uint32_t b)
+{
+    if (a == 0 || (b == 0 && !p->minus))
+        return 0;
+    uint32_t mask = 4 * MDL_DFA_STATES_MAX - 1, slot = (a * 0x9e3779b1u ^ b * 0x85ebca6bu) & mask;
+    for (; p->table[slot]; slot = (slot + 1) & mask)
+        if (p->a_of[p->table[slot]] == a && p->b_of[p->table[slot]] == b)
+            return p->table[slot];
+    if (p->count == MDL_DFA_STATES_MAX)
+        return UINT32_MAX;
+    p->a_of[p->count] = a;
+    p->b_of[p->count] = b;
+    p->table[slot] = p->count;
+    return p->count++;
+}
+
+/* Classes on which both agree: out_class, and a byte of each. */
+static uint32_t pair_classes(const mdl_dfa *a, const mdl_dfa *b, uint8_t out_class[256],
+                             uint8_t out_byte[256])
+{
+    uint32_t count = 0;
+    for (unsigned byte = 0; byte < 256; byte++) {
+        uint32_t c = 0;
+        while (c < count && (a->class_of[out_byte[c]] != a->class_of[byte] ||
+                             b->class_of[out_byte[c]] != b->class_of[byte]))
+            c++;
+        if (c == count)
+            out_byte[count++] = (uint8_t)byte;
+        out_class[byte] = (uint8_t)c;
+    }
+    return count;
+}
+
+static sl_status walk_pairs(pairs *p, mdl_dfa *dfa, const uint8_t class_byte[256], sl_err *err)
+{
+    p->count = 1;
+    (void)pair_find(p, 1, 1);
+    for (uint32_t s = 1; s < p->count; s++) {
+        bool in_b = p->b_of[s] != 0 && p->b->accepts[p->b_of[s]];
+        dfa->accepts[s] = p->a->accepts[p->a_of[s]] && in_b != p->minus;
+        for (uint32_t c = 0; c < dfa->class_count; c++) {
+            uint32_t a = mdl_dfa_step(p->a, p->a_of[s], class_byte[c]);
+            uint32_t b = p->b_of[s] ? mdl_dfa_step(p->b, p->b_of[s], class_byte[c]) : 0;
+            uint32_t to = pair_find(p, a, b);
+            if (to == UINT32_MAX)
+                return too_many(err);
+            dfa->next[s * dfa->class_count + c] = to;
+        }
+    }
+    dfa->state_count = p->count;
+    return sl_ok();
+}
+
+static sl_status combine(const mdl_dfa *a, const mdl_dfa *b, bool minus, mdl_dfa **out_dfa,
+                         sl_err *err)
+{
+    uint8_t class_of[256], class_byte[256];
+    mdl_dfa *dfa = dfa_alloc(MDL_DFA_STATES_MAX, pair_classes(a, b, class_of, class_byte));
+    memcpy(dfa->class_of, class_of, sizeof(class_of));
+    pairs *p = sl_alloc(1, sizeof(*p), "dfa pairs");
+    p->a = a;
+    p->b = b;
+    p->minus = minus;
+    sl_status status = walk_pairs(p, dfa, class_byte, err);
+    sl_free(p);
+    return complete(dfa, status, out_dfa, err);
+}
+
+sl_status mdl_dfa_both(const mdl_dfa *a, const mdl_dfa *b, mdl_dfa **out_dfa, sl_err *err)
+{
+    return combine(a, b, false, out_dfa, err);
+}
+
+sl_status mdl_dfa_without(const mdl_dfa *a, const mdl_dfa *b, mdl_dfa **out_dfa, sl_err *err)
+{
+    return combine(a, b, true, out_dfa, err);
+}
+
+/* ---- text without marks ---- */
+
+static sl_status text_dfa(const char *const *marks, size_t mark_count, mdl_dfa **out_dfa,
+                          sl_err *err)
+{
+    mdl_grammar *g = mdl_grammar_create();
+    mdl_node any = mdl_grammar_code_points(g, 0, 0x10ffff), mark = MDL_NODE_NONE;
+    mdl_node text = mdl_grammar_repeat(g, any, 0, MDL_REPEAT_ANY), node = text;
+    for (size_t i = 0; i < mark_count; i++)
+        mark = mdl_grammar_or(g, mdl_grammar_text(g, marks[i]), mark);
+    if (mark_count > 0)
+        node = mdl_grammar_then(g, text, mdl_grammar_then(g, mark, text));
+    sl_status status = mdl_grammar_finish(g, node, err);
+    if (sl_is_ok(status))
+        status = mdl_dfa_create(g, out_dfa, err);
+    mdl_grammar_destroy(g);
+    return status;
+}
+
+sl_status mdl_grammar_unmarked(mdl_grammar *grammar, const char *const *marks, size_t mark_count,
+                               mdl_node *out_node, sl_err *err)
+{
+    mdl_dfa *all = NULL, *marked = NULL, *without = NULL;
+    sl_status status = text_dfa(NULL, 0, &all, err);
+    if (sl_is_ok(status))
+        status = text_dfa(marks, mark_count, &marked, err);
+    if (sl_is_ok(status))
+        status = mdl_dfa_without(all, marked, &without, err);
+    mdl_dfa_destroy(all);
+    mdl_dfa_destroy(marked);
+    if (sl_is_ok(status))
+        *out_node = mdl_grammar_dfa(grammar, without);
+    return status;
+}

@@ -1,0 +1,34 @@
+/* Deterministic automata over bytes, for what a grammar cannot say: both of two, one but not the
+ * other.
+ *
+ * Made from a finished grammar, combined, and handed to another grammar as a node. Trimmed: an
+ * accepting state can be reached from every state, so no dead end can be entered. Immutable.
+ * Thread: any. */
+#ifndef MODEL_DFA_H
+#define MODEL_DFA_H
+
+#include "model/grammar.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MDL_DFA_STATES_MAX 4096u
+
+void mdl_dfa_destroy(mdl_dfa *dfa);
+/* Symbols count as dead ends. SL_TOO_LARGE: more states than MDL_DFA_STATES_MAX; SL_INVALID: no
+ * text matches. */
+SL_MUST_USE sl_status mdl_dfa_create(const mdl_grammar *grammar, mdl_dfa **out_dfa, sl_err *err);
+/* Texts of both, and texts of a that are none of b. */
+SL_MUST_USE sl_status mdl_dfa_both(const mdl_dfa *a, const mdl_dfa *b, mdl_dfa **out_dfa,
+                                   sl_err *err);
+SL_MUST_USE sl_status mdl_dfa_without(const mdl_dfa *a, const mdl_dfa *b, mdl_dfa **out_dfa,
+                                      sl_err *err);
+/* Any text in which none of the marks occurs, as a node. */
+SL_MUST_USE sl_status mdl_grammar_unmarked(mdl_grammar *grammar, const char *const *marks,
+                                           size_t mark_count, mdl_node *out_node, sl_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,62 @@
+/* The inside of a grammar, shared by the files that build and run it. Not for others. */
+#ifndef MODEL_GRAMMAR_PARTS_H
+#define MODEL_GRAMMAR_PARTS_H
+
+#include "model/grammar.h"
+
+typedef enum mdl_node_kind {
+    MDL_NODE_KIND_EMPTY,
+    MDL_NODE_KIND_SET,     /* a: set */
+    MDL_NODE_KIND_SYMBOL,  /* a: mdl_symbol */
+    MDL_NODE_KIND_LITERAL, /* a: offset, b: size > 0 */
+    MDL_NODE_KIND_THEN,    /* a, b */
+    MDL_NODE_KIND_OR,      /* a, b */
+    MDL_NODE_KIND_REPEAT,  /* a: node, b: min, c: max */
+    MDL_NODE_KIND_RULE,    /* a: rule */
+    MDL_NODE_KIND_DFA,     /* a: dfa */
+} mdl_node_kind;
+
+#define MDL_HEIGHT_NONE 0xffffu /* of a node that cannot end */
+
+typedef struct mdl_grammar_node {
+    uint8_t kind;
+    bool nullable;
+    uint16_t height; /* rules inside one another that its shortest end needs */
+    uint32_t a, b, c;
+} mdl_grammar_node;
+
+struct mdl_grammar {
+    mdl_grammar_node *nodes;
+    uint32_t node_count, node_capacity;
+    mdl_byte_set *sets;
+    uint32_t set_count, set_capacity;
+    mdl_node *rules; /* bodies; NONE = not defined yet */
+    uint32_t rule_count, rule_capacity;
+    char *text; /* of literals */
+    uint32_t text_size, text_capacity;
+    mdl_dfa **dfas;
+    uint32_t dfa_count, dfa_capacity;
+    mdl_node root;
+    const char *over; /* what passed its bound, NULL = nothing */
+};
+
+/* Marks which bytes every part of the grammar treats alike: out_class[byte], numbered from 0.
+ * Returns how many classes there are. */
+uint32_t mdl_grammar_classes(const mdl_grammar *grammar, uint8_t out_class[256]);
+
+/* A deterministic automaton over bytes. State 0 is dead, state 1 the start; from every other state
+ * an accepting one can be reached. */
+struct mdl_dfa {
+    uint32_t state_count;
+    uint32_t class_count;
+    uint8_t class_of[256];
+    bool *accepts;  /* [state_count] */
+    uint32_t *next; /* [state_count][class_count] */
+};
+
+static inline uint32_t mdl_dfa_step(const mdl_dfa *dfa, uint32_t state, unsigned byte)
+{
+    return dfa->next[state * dfa->class_count + dfa->class_of[byte]];
+}
+
+#endif

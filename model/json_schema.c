@@ -1,0 +1,549 @@
+/* The schema compiler: see json_schema.h. Recursion follows the schema and is bounded; references
+ * become rules, each compiled once. Any thread; no I/O. */
+#include "model/json_schema.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "model/json_schema_parts.h"
+
+#define ALTERNATIVES_MAX 256u
+#define VALUES_MAX       8192u
+
+static mdl_schema_all all_of_one(const sl_json *schema)
+{
+    return (mdl_schema_all){.items = {{.schema = schema}}, .count = 1};
+}
+
+/* ---- objects ---- */
+
+/* Chains of members, from the last to the first: behind nothing, and behind another member. */
+typedef struct chain {
+    mdl_node first, more; /* NONE: nothing can stand here */
+} chain;
+
+static mdl_node comma(mdl_schema_compiler *c)
+{
+    return mdl_grammar_then(c->grammar, mdl_grammar_text(c->grammar, ","), mdl_json_space(c));
+}
+
+/* Puts a member before the chain; optional: it may be left out. */
+static void chain_prepend(mdl_schema_compiler *c, chain *at, mdl_node member, bool optional)
+{
+    mdl_grammar *g = c->grammar;
+    mdl_node with = mdl_grammar_then(g, member, at->more);
+    mdl_node behind = mdl_grammar_then(g, comma(c), with);
+    at->first = mdl_grammar_or(g, with, optional ? at->first : MDL_NODE_NONE);
+    at->more = mdl_grammar_or(g, behind, optional ? at->more : MDL_NODE_NONE);
+}
+
+static mdl_node bracketed(mdl_schema_compiler *c, const char *brackets, mdl_node members,
+                          bool may_be_empty)
+{
+    mdl_grammar *g = c->grammar;
+    char open[2] = {brackets[0], 0}, close[2] = {brackets[1], 0};
+    members = mdl_grammar_then(g, mdl_json_space(c), members);
+    members = mdl_grammar_then(g, members, mdl_json_space(c));
+    if (may_be_empty)
+        members = mdl_grammar_or(g, members, MDL_NODE_EMPTY);
+    members = mdl_grammar_then(g, members, mdl_grammar_text(g, close));
+    return mdl_grammar_then(g, mdl_grammar_text(g, open), members);
+}
+
+/* Does a closed schema leave the property out? */
+static bool is_closed_out(const mdl_schema_facts *f, const mdl_schema_property *p)
+{
+    for (uint32_t i = 0; i < f->closed_count; i++)
+        if (!sl_json_get(sl_json_get(f->closed[i], "properties"), p->name))
+            return true;
+    return false;
+}
+
+static sl_status property_value(mdl_schema_compiler *c, const mdl_schema_facts *f,
+                                const mdl_schema_property *p, mdl_node *out_node)
+{
+    mdl_schema_all all = p->all;
+    char name[80];
+    if (!p->declared && f->additional)
+        all = all_of_one(f->additional);
+    size_t before = mdl_schema_enter(c, "properties");
+    snprintf(name, sizeof(name), "%.*s", (int)(p->name_size < 64 ? p->name_size : 64), p->name);
+    mdl_schema_enter(c, name);
+    sl_status status = mdl_schema_value(c, &all, MDL_JSON_ANY, out_node);
+    mdl_schema_leave(c, before);
+    return status;
+}
+
+static sl_status additional_members(mdl_schema_compiler *c, const mdl_schema_facts *f, chain *at)
+{
+    mdl_grammar *g = c->grammar;
+    mdl_schema_all all = {.count = 0};
+    mdl_node key, value;
+    if (f->closed_count > 0 || (!f->additional && (f->property_count > 0 || c->strict)))
+        return sl_ok();
+    if (f->additional)
+        all = all_of_one(f->additional);
+    SL_TRY(mdl_json_other_key(c, f, &key));
+    size_t before = mdl_schema_enter(c, "additionalProperties");
+    SL_TRY(mdl_schema_value(c, &all, MDL_JSON_ANY, &value));
+    mdl_schema_leave(c, before);
+    mdl_node member = mdl_grammar_then(g, key, value);
+    mdl_node behind = mdl_grammar_then(g, comma(c), member);
+    at->more = mdl_grammar_repeat(g, behind, 0, MDL_REPEAT_ANY);
+    at->first = mdl_grammar_then(g, member, at->more);
+    return sl_ok();
+}
+
+static sl_status compile_object(mdl_schema_compiler *c, const mdl_schema_facts *f,
+                                mdl_node *out_node)
+{
+    chain at = {.first = MDL_NODE_NONE, .more = MDL_NODE_EMPTY};
+    bool may_be_empty = true;
+    SL_TRY(additional_members(c, f, &at));
+    for (size_t i = f->property_count; i-- > 0;) {
+        const mdl_schema_property *p = &f->properties[i];
+        mdl_node value;
+        if (is_closed_out(f, p)) {
+            if (p->required)
+                return mdl_schema_fail(c, SL_INVALID, "required",
+                                       "names a property that additionalProperties forbids");
+            continue;
+        }
+        SL_TRY(property_value(c, f, p, &value));
+        mdl_node member =
+            mdl_grammar_then(c->grammar, mdl_json_key(c, p->name, p->name_size), value);
+        chain_prepend(c, &at, member, !p->required);
+        may_be_empty &= !p->required;
+    }
+    *out_node = bracketed(c, "{}", at.first, may_be_empty);
+    return sl_ok();
+}
+
+/* ---- arrays ---- */
+
+/* What stands behind the prefix: elements of one kind. */
+static sl_status rest_of_array(mdl_schema_compiler *c, const mdl_schema_facts *f, uint32_t prefix,
+                               chain *at)
+{
+    mdl_grammar *g = c->grammar;
+    uint32_t least = f->items_min > prefix ? f->items_min - prefix : 0;
+    uint32_t most = f->items_max == MDL_SCHEMA_COUNT_ANY ? MDL_REPEAT_ANY : f->items_max - prefix;
+    mdl_node item;
+    if (f->items_none || most == 0) {
+        *at = (chain){MDL_NODE_NONE, least > 0 ? MDL_NODE_NONE : MDL_NODE_EMPTY};
+        return sl_ok();
+    }
+    size_t before = mdl_schema_enter(c, "items");
+    SL_TRY(mdl_schema_value(c, &f->items, MDL_JSON_ANY, &item));
+    mdl_schema_leave(c, before);
+    mdl_node behind = mdl_grammar_then(g, comma(c), item);
+    at->more = mdl_grammar_repeat(g, behind, least, most);
+    mdl_node others = mdl_grammar_repeat(g, behind, least > 0 ? least - 1 : 0,
+                                         most == MDL_REPEAT_ANY ? most : most - 1);
+    at->first = mdl_grammar_then(g, item, others);
+    return sl_ok();
+}
+
+static sl_status compile_array(mdl_schema_compiler *c, const mdl_schema_facts *f,
+                               mdl_node *out_node)
+{
+    mdl_grammar *g = c->grammar;
+    chain at;
+    uint32_t prefix = (uint32_t)sl_json_count(f->prefix_items);
+    if (f->items_min > f->items_max)
+        return mdl_schema_fail(c, SL_INVALID, "maxItems", "is less than minItems");
+    prefix = prefix < f->items_max ? prefix : f->items_max;
+    SL_TRY(rest_of_array(c, f, prefix, &at));
+    for (uint32_t i = prefix; i-- > 0;) {
+        mdl_schema_all all = all_of_one(sl_json_at(f->prefix_items, i));
+        mdl_node item;
+        size_t before = mdl_schema_enter_index(c, "prefixItems", i);
+        SL_TRY(mdl_schema_value(c, &all, MDL_JSON_ANY, &item));
+        mdl_schema_leave(c, before);
+        /* Elements cannot be left out, but the array may end before them. */
+        at.first = mdl_grammar_then(g, item, at.more);
+        at.more = mdl_grammar_then(g, comma(c), at.first);
+        if (i >= f->items_min)
+            at.more = mdl_grammar_or(g, at.more, MDL_NODE_EMPTY);
+    }
+    *out_node = bracketed(c, "[]", at.first, f->items_min == 0);
+    if (*out_node == MDL_NODE_NONE)
+        return mdl_schema_fail(c, SL_INVALID, "minItems", "is more than the array may hold");
+    return sl_ok();
+}
+
+/* ---- constants ---- */
+
+static bool is_constrained(const mdl_schema_facts *f)
+{
+    return f->property_count || f->closed_count || f->additional || f->items.count ||
+           f->items_none || f->prefix_items || f->items_min || f->pattern_count || f->format ||
+           f->items_max != MDL_SCHEMA_COUNT_ANY || f->length_min || f->bounds.lower ||
+           f->length_max != MDL_SCHEMA_COUNT_ANY || f->bounds.upper;
+}
+
+/* Scalars share their prefixes; objects and arrays stand for themselves. */
+static sl_status compile_values(mdl_schema_compiler *c, const mdl_schema_facts *f, unsigned kinds,
+                                mdl_node *out_node)
+{
+    size_t max = f->value_is_list[0] ? sl_json_count(f->values[0]) : 1;
+    if (max > VALUES_MAX)
+        return mdl_schema_fail(c, SL_TOO_LARGE, "enum", "more than 8192 values");
+    if (is_constrained(f))
+        return mdl_schema_fail(c, SL_UNSUPPORTED, f->value_is_list[0] ? "enum" : "const",
+                               "beside other keywords than type is not supported");
+    const sl_json **values = sl_alloc(max, sizeof(*values), "schema values");
+    mdl_word *words = sl_alloc(max, sizeof(*words), "schema values");
+    sl_buf *texts = sl_alloc(max, sizeof(*texts), "schema values");
+    size_t count = mdl_schema_values(f, kinds, values, max), word_count = 0;
+    mdl_node out = MDL_NODE_NONE;
+    for (size_t i = 0; i < count; i++) {
+        sl_buf_init(&texts[i], 0);
+        if (mdl_schema_kind_of(values[i]) & (MDL_JSON_OBJECT | MDL_JSON_ARRAY)) {
+            out = mdl_grammar_or(c->grammar, mdl_json_value(c, values[i]), out);
+            continue;
+        }
+        if (c->raw) {
+            size_t size;
+            const char *text = sl_json_string(values[i], &size);
+            sl_buf_append(&texts[i], text, size);
+        } else {
+            sl_json_write(&texts[i], values[i]);
+        }
+        words[word_count++] = (mdl_word){texts[i].data, texts[i].size};
+    }
+    out = mdl_grammar_or(c->grammar, mdl_grammar_words(c->grammar, words, word_count), out);
+    for (size_t i = 0; i < count; i++)
+        sl_buf_fini(&texts[i]);
+    sl_free(values);
+    sl_free(words);
+    sl_free(texts);
+    *out_node = out; /* NONE: none of the wanted kinds */
+    return sl_ok();
+}
+
+/* ---- one value ---- */
+
+static sl_status compile_number(mdl_schema_compiler *c, const mdl_schema_facts *f, bool integer,
+                                mdl_node *out_node)
+{
+    sl_err inner = {0};
+    sl_status status = mdl_json_number(c->grammar, integer, &f->bounds, out_node, &inner);
+    if (sl_is_ok(status))
+        return status;
+    return mdl_schema_fail(c, status.code, f->bounds.lower ? "minimum" : "maximum", inner.text);
+}
+
+static sl_status compile_kind(mdl_schema_compiler *c, const mdl_schema_facts *f, unsigned kind,
+                              unsigned kinds, mdl_node *out_node)
+{
+    mdl_grammar *g = c->grammar;
+    switch (kind) {
+    case MDL_JSON_OBJECT:
+        return compile_object(c, f, out_node);
+    case MDL_JSON_ARRAY:
+        return compile_array(c, f, out_node);
+    case MDL_JSON_STRING:
+        return mdl_json_string(c, f, out_node);
+    case MDL_JSON_INTEGER: /* numbers are all of them */
+        if (kinds & MDL_JSON_NUMBER)
+            return sl_ok();
+        return compile_number(c, f, true, out_node);
+    case MDL_JSON_NUMBER:
+        return compile_number(c, f, !(kinds & MDL_JSON_INTEGER), out_node);
+    case MDL_JSON_BOOLEAN:
+        *out_node = mdl_grammar_or(g, mdl_grammar_text(g, "true"), mdl_grammar_text(g, "false"));
+        return sl_ok();
+    default:
+        *out_node = mdl_grammar_text(g, "null");
+        return sl_ok();
+    }
+}
+
+static sl_status compile_facts(mdl_schema_compiler *c, const mdl_schema_facts *f, unsigned wanted,
+                               mdl_node *out_node)
+{
+    unsigned kinds = mdl_schema_kinds(f) & wanted;
+    mdl_node out = MDL_NODE_NONE;
+    if (f->value_count > 0)
+        return compile_values(c, f, kinds, out_node);
+    for (unsigned kind = 1; kind < MDL_JSON_ANY; kind <<= 1) {
+        mdl_node node = MDL_NODE_NONE;
+        if (!(kinds & kind))
+            continue;
+        SL_TRY(compile_kind(c, f, kind, kinds, &node));
+        out = mdl_grammar_or(c->grammar, node, out);
+    }
+    *out_node = out;
+    return sl_ok();
+}
+
+/* ---- references ---- */
+
+static sl_status compile_reference(mdl_schema_compiler *c, const sl_json *reference,
+                                   mdl_node *out_node)
+{
+    const sl_json *target;
+    SL_TRY(mdl_schema_resolve(c, reference, &target));
+    for (size_t i = 0; i < c->rule_count; i++) {
+        if (c->rules[i].schema == target) {
+            *out_node = c->rules[i].rule;
+            return sl_ok();
+        }
+    }
+    if (c->rule_count == c->rule_capacity) {
+        c->rule_capacity = c->rule_capacity ? 2 * c->rule_capacity : 16;
+        c->rules = sl_realloc(c->rules, c->rule_capacity, sizeof(c->rules[0]), "schema rules");
+    }
+    mdl_node rule = mdl_grammar_rule(c->grammar), body;
+    c->rules[c->rule_count++] = (mdl_schema_rule){target, rule};
+    mdl_schema_all all = all_of_one(target);
+    size_t before = c->path_size;
+    char text[100];
+    snprintf(text, sizeof(text), "%.96s", sl_json_string(reference, NULL));
+    mdl_schema_enter(c, text);
+    SL_TRY(mdl_schema_value(c, &all, MDL_JSON_ANY, &body));
+    mdl_schema_leave(c, before);
+    mdl_grammar_define(c->grammar, rule, body);
+    *out_node = rule;
+    return sl_ok();
+}
+
+/* ---- alternatives ---- */
+
+/* The first group of alternatives in the list, its item and which it is. */
+static const sl_json *find_group(const mdl_schema_all *all, uint32_t *out_index, unsigned *out_bit)
+{
+    static const struct {
+        const char *name;
+        unsigned bit;
+    } GROUPS[] = {{"anyOf", MDL_SKIP_ANY_OF}, {"oneOf", MDL_SKIP_ONE_OF}};
+    for (uint32_t i = 0; i < all->count; i++) {
+        for (size_t k = 0; k < 2; k++) {
+            const sl_json *group = sl_json_get(all->items[i].schema, GROUPS[k].name);
+            if (!group || (all->items[i].skip & GROUPS[k].bit))
+                continue;
+            *out_index = i;
+            *out_bit = GROUPS[k].bit;
+            return group;
+        }
+    }
+    return NULL;
+}
+
+/* oneOf: no value may satisfy two alternatives. */
+static sl_status check_one_of(mdl_schema_compiler *c, const sl_json *group)
+{
+    for (size_t i = 0; i < sl_json_count(group); i++) {
+        for (size_t k = i + 1; k < sl_json_count(group); k++) {
+            bool disjoint;
+            SL_TRY(mdl_schema_disjoint(c, sl_json_at(group, i), sl_json_at(group, k), &disjoint));
+            if (!disjoint)
+                return sl_fail(c->err, SL_UNSUPPORTED,
+                               "%s.oneOf: alternatives %zu and %zu may both match; use anyOf, or "
+                               "tell them apart by type or by a required constant",
+                               c->path, i, k);
+        }
+    }
+    return sl_ok();
+}
+
+static sl_status compile_group(mdl_schema_compiler *c, const mdl_schema_all *all, unsigned kinds,
+                               const sl_json *group, uint32_t index, unsigned bit,
+                               mdl_node *out_node)
+{
+    const char *name = bit == MDL_SKIP_ANY_OF ? "anyOf" : "oneOf";
+    size_t count = sl_json_count(group);
+    mdl_node out = MDL_NODE_NONE;
+    if (sl_json_typeof(group) != SL_JSON_ARRAY || count == 0)
+        return mdl_schema_fail(c, SL_INVALID, name, "must be an array with at least one schema");
+    if (count > ALTERNATIVES_MAX || all->count == MDL_SCHEMA_ALL_MAX)
+        return mdl_schema_fail(c, SL_TOO_LARGE, name, "too many alternatives");
+    if (bit == MDL_SKIP_ONE_OF)
+        SL_TRY(check_one_of(c, group));
+    for (size_t i = count; i-- > 0;) {
+        mdl_schema_all with = *all;
+        mdl_node node;
+        with.items[index].skip |= bit;
+        with.items[with.count++] = (mdl_schema_item){.schema = sl_json_at(group, i)};
+        size_t before = mdl_schema_enter_index(c, name, i);
+        SL_TRY(mdl_schema_value(c, &with, kinds, &node));
+        mdl_schema_leave(c, before);
+        out = mdl_grammar_or(c->grammar, node, out);
+    }
+    *out_node = out;
+    return sl_ok();
+}
+
+static sl_status check_schemas(const mdl_schema_compiler *c, const mdl_schema_all *all)
+{
+    for (uint32_t i = 0; i < all->count; i++) {
+        sl_json_type type = sl_json_typeof(all->items[i].schema);
+        if (type != SL_JSON_OBJECT && type != SL_JSON_TRUE && type != SL_JSON_FALSE)
+            return mdl_schema_fail(c, SL_INVALID, "", "must be a schema: an object, true or false");
+    }
+    return sl_ok();
+}
+
+static sl_status compile_flat(mdl_schema_compiler *c, mdl_schema_all *all, unsigned kinds,
+                              mdl_node *out_node)
+{
+    uint32_t index;
+    unsigned bit;
+    mdl_schema_facts facts;
+    SL_TRY(check_schemas(c, all));
+    SL_TRY(mdl_schema_flatten(c, all));
+    if (all->count == 0 && kinds == MDL_JSON_ANY) {
+        *out_node = mdl_json_any(c);
+        return sl_ok();
+    }
+    if (all->count == 1 && mdl_schema_is_reference(&all->items[0])) {
+        const sl_json *reference = sl_json_get(all->items[0].schema, "$ref");
+        if (kinds == MDL_JSON_ANY)
+            return compile_reference(c, reference, out_node);
+        const sl_json *target;
+        SL_TRY(mdl_schema_resolve(c, reference, &target));
+        mdl_schema_all inner = all_of_one(target);
+        return mdl_schema_value(c, &inner, kinds, out_node);
+    }
+    const sl_json *group = find_group(all, &index, &bit);
+    if (group)
+        return compile_group(c, all, kinds, group, index, bit, out_node);
+    sl_status status = mdl_schema_collect(c, all, &facts);
+    if (sl_is_ok(status))
+        status = compile_facts(c, &facts, kinds, out_node);
+    mdl_schema_facts_fini(&facts);
+    return status;
+}
+
+sl_status mdl_schema_value(mdl_schema_compiler *c, const mdl_schema_all *all, unsigned kinds,
+                           mdl_node *out_node)
+{
+    mdl_schema_all flat = *all;
+    if (++c->depth > MDL_SCHEMA_DEPTH_MAX)
+        return mdl_schema_fail(c, SL_TOO_LARGE, "", "schemas nested deeper than 64");
+    if (mdl_grammar_node_count(c->grammar) >= MDL_GRAMMAR_NODES_MAX)
+        return mdl_schema_fail(c, SL_TOO_LARGE, "", "the schema needs too large a grammar");
+    SL_TRY(compile_flat(c, &flat, kinds, out_node));
+    c->depth--;
+    return sl_ok();
+}
+
+/* ---- entry ---- */
+
+static mdl_schema_compiler compiler(mdl_grammar *grammar, const sl_json *root,
+                                    const mdl_schema_options *options, sl_err *err)
+{
+    mdl_schema_compiler c = {
+        .grammar = grammar,
+        .root = root,
+        .strict = options && options->strict,
+        .space = MDL_NODE_NONE,
+        .text = MDL_NODE_NONE,
+        .any = MDL_NODE_NONE,
+        .err = err,
+    };
+    if (options && options->path)
+        mdl_schema_enter(&c, options->path);
+    return c;
+}
+
+sl_status mdl_schema_compile(mdl_grammar *grammar, const sl_json *schema,
+                             const mdl_schema_options *options, mdl_node *out_node, sl_err *err)
+{
+    mdl_schema_compiler c = compiler(grammar, schema, options, err);
+    mdl_schema_all all = all_of_one(schema);
+    mdl_node node;
+    sl_status status = mdl_schema_value(&c, &all, MDL_JSON_ANY, &node);
+    sl_free(c.rules);
+    if (sl_is_ok(status) && node == MDL_NODE_NONE)
+        return mdl_schema_fail(&c, SL_INVALID, "", "no value satisfies the schema");
+    if (sl_is_ok(status))
+        *out_node = node;
+    return status;
+}
+
+mdl_node mdl_schema_any_object(mdl_grammar *grammar)
+{
+    mdl_schema_compiler c = compiler(grammar, NULL, NULL, NULL);
+    return mdl_json_any_object(&c);
+}
+
+/* ---- the parameters of a call ---- */
+
+/* One tag; a value that may be a string or not can be written either way. */
+static sl_status parameter(mdl_schema_compiler *c, const mdl_schema_property *p, mdl_node *out_node)
+{
+    mdl_grammar *g = c->grammar;
+    mdl_node text, other, out;
+    c->raw = true;
+    SL_TRY(mdl_schema_value(c, &p->all, MDL_JSON_STRING, &text));
+    c->raw = false;
+    SL_TRY(mdl_schema_value(c, &p->all, MDL_JSON_ANY & ~(unsigned)MDL_JSON_STRING, &other));
+    text = mdl_grammar_then(g, mdl_grammar_text(g, "true\">"), text);
+    other = mdl_grammar_then(g, mdl_grammar_text(g, "false\">"), other);
+    mdl_node end = mdl_grammar_then(g, mdl_grammar_symbol(g, MDL_SYMBOL_DSML),
+                                    mdl_grammar_text(g, "parameter>"));
+    end = mdl_grammar_then(g, mdl_grammar_text(g, "</"), end);
+    out = mdl_grammar_then(g, mdl_grammar_or(g, text, other), end);
+    out = mdl_grammar_then(g, mdl_grammar_text(g, "\" string=\""), out);
+    out = mdl_grammar_then(g, mdl_grammar_literal(g, p->name, p->name_size), out);
+    out = mdl_grammar_then(g, mdl_grammar_text(g, "parameter name=\""), out);
+    out = mdl_grammar_then(g, mdl_grammar_symbol(g, MDL_SYMBOL_DSML), out);
+    *out_node = mdl_grammar_then(g, mdl_grammar_text(g, "<"), out);
+    return sl_ok();
+}
+
+static sl_status parameters(mdl_schema_compiler *c, const mdl_schema_facts *f, mdl_node *out_node)
+{
+    mdl_grammar *g = c->grammar;
+    mdl_node first = MDL_NODE_EMPTY, more = MDL_NODE_EMPTY;
+    for (size_t i = f->property_count; i-- > 0;) {
+        const mdl_schema_property *p = &f->properties[i];
+        mdl_node one;
+        if (strpbrk(p->name, "\"<>\n") || p->name_size == 0 || strlen(p->name) != p->name_size)
+            return mdl_schema_fail(c, SL_UNSUPPORTED, "properties",
+                                   "a parameter's name with \", <, > or a newline");
+        char name[80];
+        snprintf(name, sizeof(name), "properties.%.64s", p->name);
+        size_t before = mdl_schema_enter(c, name);
+        SL_TRY(parameter(c, p, &one));
+        if (one == MDL_NODE_NONE && p->required)
+            return mdl_schema_fail(c, SL_INVALID, "", "no value satisfies the schema");
+        mdl_schema_leave(c, before);
+        mdl_node with = mdl_grammar_then(g, one, more);
+        mdl_node behind = mdl_grammar_then(g, mdl_grammar_text(g, "\n"), with);
+        first = mdl_grammar_or(g, with, p->required ? MDL_NODE_NONE : first);
+        more = mdl_grammar_or(g, behind, p->required ? MDL_NODE_NONE : more);
+    }
+    *out_node = first;
+    return sl_ok();
+}
+
+sl_status mdl_schema_parameters(mdl_grammar *grammar, const sl_json *schema,
+                                const mdl_schema_options *options, mdl_node *out_node, sl_err *err)
+{
+    mdl_schema_compiler c = compiler(grammar, schema, options, err);
+    mdl_schema_all all = all_of_one(schema);
+    mdl_schema_facts facts = {0};
+    uint32_t index;
+    unsigned bit;
+    if (!schema) {
+        *out_node = MDL_NODE_EMPTY;
+        return sl_ok();
+    }
+    c.unmarked = true;
+    SL_TRY(mdl_schema_flatten(&c, &all));
+    if (find_group(&all, &index, &bit) ||
+        (all.count == 1 && mdl_schema_is_reference(&all.items[0])))
+        return mdl_schema_fail(&c, SL_UNSUPPORTED, "",
+                               "must be one object with properties where calls are constrained");
+    sl_status status = mdl_schema_collect(&c, &all, &facts);
+    if (sl_is_ok(status))
+        status = parameters(&c, &facts, out_node);
+    mdl_schema_facts_fini(&facts);
+    sl_free(c.rules);
+    return status;
+}

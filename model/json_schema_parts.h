@@ -1,0 +1,160 @@
+/* The inside of the schema compiler, shared by its files. Not for others. */
+#ifndef MODEL_JSON_SCHEMA_PARTS_H
+#define MODEL_JSON_SCHEMA_PARTS_H
+
+#include "model/json_schema.h"
+
+#define MDL_SCHEMA_ALL_MAX   16  /* schemas that hold for one value together */
+#define MDL_SCHEMA_FEW_MAX   4   /* patterns, enums of one value */
+#define MDL_SCHEMA_PATH_MAX  400 /* longer ones are cut */
+#define MDL_SCHEMA_COUNT_ANY UINT32_MAX
+
+typedef enum mdl_json_kind {
+    MDL_JSON_OBJECT = 1 << 0,
+    MDL_JSON_ARRAY = 1 << 1,
+    MDL_JSON_STRING = 1 << 2,
+    MDL_JSON_NUMBER = 1 << 3,  /* any, integers too */
+    MDL_JSON_INTEGER = 1 << 4, /* set without NUMBER: integers only */
+    MDL_JSON_BOOLEAN = 1 << 5,
+    MDL_JSON_NULL = 1 << 6,
+    MDL_JSON_ANY = (1 << 7) - 1,
+} mdl_json_kind;
+
+/* Parts of a schema that are accounted for elsewhere. */
+typedef enum mdl_schema_skip {
+    MDL_SKIP_REF = 1 << 0,
+    MDL_SKIP_ALL_OF = 1 << 1,
+    MDL_SKIP_ANY_OF = 1 << 2,
+    MDL_SKIP_ONE_OF = 1 << 3,
+} mdl_schema_skip;
+
+typedef struct mdl_schema_item {
+    const sl_json *schema;
+    unsigned skip;
+} mdl_schema_item;
+
+/* Schemas that all hold for one value. */
+typedef struct mdl_schema_all {
+    mdl_schema_item items[MDL_SCHEMA_ALL_MAX];
+    uint32_t count;
+} mdl_schema_all;
+
+typedef struct mdl_schema_property {
+    const char *name;
+    size_t name_size;
+    bool required;
+    bool declared; /* by properties, not by required alone */
+    mdl_schema_all all;
+} mdl_schema_property;
+
+typedef struct mdl_json_bounds {
+    const char *lower, *upper; /* number texts, NULL = none */
+    bool lower_open, upper_open;
+} mdl_json_bounds;
+
+/* What the schemas of one value say together, groups of alternatives aside. */
+typedef struct mdl_schema_facts {
+    unsigned kinds;
+    unsigned hints; /* kinds that the keywords speak of */
+    bool typed;     /* a type was given */
+    mdl_schema_property *properties;
+    size_t property_count, property_capacity;
+    const sl_json *closed[MDL_SCHEMA_FEW_MAX]; /* schemas with additionalProperties false */
+    uint32_t closed_count;
+    const sl_json *additional; /* additionalProperties as a schema, or true */
+    mdl_schema_all items;
+    bool items_none; /* items false */
+    const sl_json *prefix_items;
+    uint32_t items_min, items_max;
+    uint32_t length_min, length_max;
+    const sl_json *patterns[MDL_SCHEMA_FEW_MAX];
+    uint32_t pattern_count;
+    const char *format;
+    mdl_json_bounds bounds;
+    const sl_json *values[MDL_SCHEMA_FEW_MAX]; /* enum arrays and constants */
+    bool value_is_list[MDL_SCHEMA_FEW_MAX];
+    uint32_t value_count;
+} mdl_schema_facts;
+
+typedef struct mdl_schema_rule {
+    const sl_json *schema;
+    mdl_node rule;
+} mdl_schema_rule;
+
+typedef struct mdl_schema_compiler {
+    mdl_grammar *grammar;
+    const sl_json *root;
+    bool strict;
+    bool raw;      /* strings stand as they are, not as JSON */
+    bool unmarked; /* the model's markup stands around: its mark is kept out of strings */
+    char path[MDL_SCHEMA_PATH_MAX];
+    size_t path_size;
+    int depth;
+    mdl_schema_rule *rules; /* of $ref targets */
+    size_t rule_count, rule_capacity;
+    mdl_node space, text, any; /* shared nodes; NONE = not made yet */
+    sl_err *err;
+} mdl_schema_compiler;
+
+/* ---- json_schema_facts.c ---- */
+
+/* Appends ".name" to the path; the returned size is given back to leave. */
+size_t mdl_schema_enter(mdl_schema_compiler *c, const char *name);
+size_t mdl_schema_enter_index(mdl_schema_compiler *c, const char *name, size_t index);
+void mdl_schema_leave(mdl_schema_compiler *c, size_t size);
+/* "path.keyword: ..." */
+SL_MUST_USE sl_status mdl_schema_fail(const mdl_schema_compiler *c, sl_code code,
+                                      const char *keyword, const char *what);
+
+/* Resolves references and allOf into the list, drops what says nothing. */
+SL_MUST_USE sl_status mdl_schema_flatten(mdl_schema_compiler *c, mdl_schema_all *all);
+/* A schema that is a reference and nothing else. */
+bool mdl_schema_is_reference(const mdl_schema_item *item);
+SL_MUST_USE sl_status mdl_schema_resolve(const mdl_schema_compiler *c, const sl_json *reference,
+                                         const sl_json **out_target);
+/* all: flat. facts: to be given to fini, also after a failure. */
+SL_MUST_USE sl_status mdl_schema_collect(mdl_schema_compiler *c, const mdl_schema_all *all,
+                                         mdl_schema_facts *facts);
+void mdl_schema_facts_fini(mdl_schema_facts *facts);
+/* The kinds that are left. */
+unsigned mdl_schema_kinds(const mdl_schema_facts *facts);
+unsigned mdl_schema_kind_of(const sl_json *value);
+/* The values of enum and const that all of them and the kinds allow, in order. */
+size_t mdl_schema_values(const mdl_schema_facts *facts, unsigned kinds, const sl_json **out_values,
+                         size_t max);
+/* Can no value satisfy both? */
+SL_MUST_USE sl_status mdl_schema_disjoint(mdl_schema_compiler *c, const sl_json *a,
+                                          const sl_json *b, bool *out_disjoint);
+
+/* ---- json_schema.c ---- */
+
+/* One value of the wanted kinds; NONE when no such value satisfies the schemas. */
+SL_MUST_USE sl_status mdl_schema_value(mdl_schema_compiler *c, const mdl_schema_all *all,
+                                       unsigned kinds, mdl_node *out_node);
+
+/* ---- json_text.c: the texts of JSON ---- */
+
+mdl_node mdl_json_space(mdl_schema_compiler *c);
+mdl_node mdl_json_any(mdl_schema_compiler *c);
+/* An object or an array of anything. */
+mdl_node mdl_json_any_object(mdl_schema_compiler *c);
+mdl_node mdl_json_any_array(mdl_schema_compiler *c);
+mdl_node mdl_json_value(mdl_schema_compiler *c, const sl_json *value);
+/* "name" and the colon behind it. */
+mdl_node mdl_json_key(mdl_schema_compiler *c, const char *name, size_t size);
+/* A key that is none of the properties'. */
+SL_MUST_USE sl_status mdl_json_other_key(mdl_schema_compiler *c, const mdl_schema_facts *facts,
+                                         mdl_node *out_node);
+/* A string: with quotes and escapes, or as it is when the compiler is set to raw. */
+SL_MUST_USE sl_status mdl_json_string(mdl_schema_compiler *c, const mdl_schema_facts *facts,
+                                      mdl_node *out_node);
+
+/* ---- json_number.c ---- */
+
+/* Is a bound tighter: a > b? */
+bool mdl_json_number_above(const char *a, const char *b);
+SL_MUST_USE sl_status mdl_json_number(mdl_grammar *grammar, bool integer,
+                                      const mdl_json_bounds *bounds, mdl_node *out_node,
+                                      sl_err *err);
+
+#endif

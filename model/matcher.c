@@ -1,0 +1,522 @@
+/* The lazy automaton over a grammar.
+ *
+ * A cell is a stack: a node to be matched, how far it is (bytes of a literal, turns of a repeat, a
+ * DFA's state), and the cell below, which is matched afterwards. Equal stacks are one cell. A state
+ * is the set of cells whose next byte is open; stepping follows those that take the byte and
+ * expands what comes to the top. Everything lives in tables of fixed size; a cell's `next` is
+ * always older than the cell, which is what lets keep_only compact them in place. */
+#include "model/matcher.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "model/grammar_parts.h"
+
+#define CELLS_PER_STATE 8u
+#define SETS_PER_STATE  32u
+#define SET_MAX         1024u /* cells of one state */
+#define WORK_MAX        8192u
+#define BOTTOM          0u /* the cell below the last: popping it accepts */
+
+typedef struct cell {
+    uint32_t node, progress, next, level;
+} cell;
+
+typedef struct future {
+    uint32_t begin, count; /* in sets */
+    bool accepts;
+    uint8_t plain; /* 0 = not known, 1 = no, 2 = yes */
+} future;
+
+struct mdl_matcher {
+    const mdl_grammar *grammar;
+    uint64_t id;
+    uint32_t epoch;
+    uint8_t class_of[256];
+    uint8_t class_byte[256]; /* one byte of each class */
+    uint32_t class_count, symbol_count;
+
+    cell *cells;
+    uint32_t *stamps;  /* [cell]: last closure that saw it */
+    uint32_t *turns;   /* [cell]: fewest turns with which that closure saw it; scratch */
+    uint32_t *cell_of; /* hash table */
+    uint32_t cell_count, cells_max, cell_mask;
+    uint32_t stamp;
+
+    future *states;
+    uint32_t *rows; /* [state][symbol]: 0 = not known yet */
+    uint32_t *sets;
+    uint32_t *state_of; /* hash table */
+    uint32_t state_count, states_max, state_mask;
+    uint32_t set_used, sets_max;
+    uint32_t start;
+
+    uint32_t work[WORK_MAX];
+    uint32_t work_count;
+    uint32_t result[SET_MAX];
+    uint32_t result_count;
+    bool accepts;
+    bool full;
+};
+
+static uint32_t power_of_two(uint32_t at_least)
+{
+    uint32_t power = 1;
+    while (power < at_least)
+        power *= 2;
+    return power;
+}
+
+mdl_matcher *mdl_matcher_create(const mdl_grammar *grammar, uint32_t states_max)
+{
+    static _Atomic uint64_t ids;
+    mdl_matcher *m = sl_alloc(1, sizeof(*m), "matcher");
+    m->grammar = grammar;
+    m->id = atomic_fetch_add(&ids, 1) + 1;
+    m->class_count = mdl_grammar_classes(grammar, m->class_of);
+    m->symbol_count = m->class_count + MDL_SYMBOL_COUNT;
+    for (unsigned byte = 0; byte < 256; byte++)
+        m->class_byte[m->class_of[byte]] = (uint8_t)byte;
+    m->states_max = states_max ? states_max : MDL_MATCHER_STATES_MAX;
+    m->cells_max = CELLS_PER_STATE * m->states_max + WORK_MAX;
+    m->sets_max = SETS_PER_STATE * m->states_max + SET_MAX;
+    m->cell_mask = power_of_two(2 * m->cells_max) - 1;
+    m->state_mask = power_of_two(2 * m->states_max) - 1;
+    m->cells = sl_alloc(m->cells_max, sizeof(cell), "matcher cells");
+    m->stamps = sl_alloc(m->cells_max, sizeof(uint32_t), "matcher cells");
+    m->turns = sl_alloc(m->cells_max, sizeof(uint32_t), "matcher cells");
+    m->cell_of = sl_alloc(m->cell_mask + 1, sizeof(uint32_t), "matcher cells");
+    m->states = sl_alloc(m->states_max, sizeof(future), "matcher states");
+    m->rows =
+        sl_alloc((size_t)m->states_max * m->symbol_count, sizeof(uint32_t), "matcher states");
+    m->sets = sl_alloc(m->sets_max, sizeof(uint32_t), "matcher states");
+    m->state_of = sl_alloc(m->state_mask + 1, sizeof(uint32_t), "matcher states");
+    m->cell_count = 1;
+    m->state_count = MDL_STATE_DEAD + 1;
+    return m;
+}
+
+void mdl_matcher_destroy(mdl_matcher *matcher)
+{
+    if (!matcher)
+        return;
+    sl_free(matcher->cells);
+    sl_free(matcher->stamps);
+    sl_free(matcher->turns);
+    sl_free(matcher->cell_of);
+    sl_free(matcher->states);
+    sl_free(matcher->rows);
+    sl_free(matcher->sets);
+    sl_free(matcher->state_of);
+    sl_free(matcher);
+}
+
+/* ---- interning ---- */
+
+static uint32_t mix(uint32_t hash, uint32_t value)
+{
+    hash = (hash ^ value) * 0x9e3779b1u;
+    return hash ^ hash >> 15;
+}
+
+static uint32_t cell_slot(const mdl_matcher *m, const cell *c)
+{
+    uint32_t hash = mix(mix(mix(mix(0, c->node), c->progress), c->next), c->level);
+    for (uint32_t slot = hash & m->cell_mask;; slot = (slot + 1) & m->cell_mask) {
+        uint32_t index = m->cell_of[slot];
+        if (index == 0 || memcmp(&m->cells[index], c, sizeof(*c)) == 0)
+            return slot;
+    }
+}
+
+/* Without room: BOTTOM, and the matcher is marked full. */
+static uint32_t intern_cell(mdl_matcher *m, cell c)
+{
+    uint32_t slot = cell_slot(m, &c);
+    if (m->cell_of[slot])
+        return m->cell_of[slot];
+    if (m->cell_count == m->cells_max) {
+        m->full = true;
+        return BOTTOM;
+    }
+    m->cells[m->cell_count] = c;
+    m->cell_of[slot] = m->cell_count;
+    return m->cell_count++;
+}
+
+/* The state of result and accepts. */
+static uint32_t intern_state(mdl_matcher *m)
+{
+    if (m->result_count == 0 && !m->accepts)
+        return MDL_STATE_DEAD;
+    uint32_t hash = mix(0, m->accepts), bytes = m->result_count * (uint32_t)sizeof(uint32_t);
+    for (uint32_t i = 0; i < m->result_count; i++)
+        hash = mix(hash, m->result[i]);
+    uint32_t slot = hash & m->state_mask;
+    for (; m->state_of[slot]; slot = (slot + 1) & m->state_mask) {
+        const future *s = &m->states[m->state_of[slot]];
+        if (s->accepts == m->accepts && s->count == m->result_count &&
+            memcmp(m->sets + s->begin, m->result, bytes) == 0)
+            return m->state_of[slot];
+    }
+    if (m->state_count == m->states_max || m->set_used + m->result_count > m->sets_max) {
+        m->full = true;
+        return MDL_STATE_FULL;
+    }
+    memcpy(m->sets + m->set_used, m->result, bytes);
+    m->states[m->state_count] =
+        (future){.begin = m->set_used, .count = m->result_count, .accepts = m->accepts};
+    m->set_used += m->result_count;
+    m->state_of[slot] = m->state_count;
+    return m->state_count++;
+}
+
+/* ---- closure ---- */
+
+static void push(mdl_matcher *m, uint32_t index)
+{
+    if (m->work_count == WORK_MAX)
+        m->full = true;
+    else
+        m->work[m->work_count++] = index;
+}
+
+static void push_cell(mdl_matcher *m, uint32_t node, uint32_t progress, uint32_t next,
+                      uint32_t level)
+{
+    uint32_t index = intern_cell(m, (cell){node, progress, next, level});
+    if (!m->full)
+        push(m, index);
+}
+
+/* Is there still room for the rules that the node's shortest text needs? */
+static bool fits(const mdl_matcher *m, uint32_t node, uint32_t level)
+{
+    return level + m->grammar->nodes[node].height <= MDL_GRAMMAR_NEST_MAX;
+}
+
+/* With a body that may be empty, more turns allow less: only the fewest seen count. */
+static bool seen_with_fewer_turns(mdl_matcher *m, cell c)
+{
+    uint32_t progress = c.progress;
+    c.progress = UINT32_MAX;
+    uint32_t any = intern_cell(m, c);
+    if (m->full)
+        return true;
+    if (m->stamps[any] == m->stamp && m->turns[any] <= progress)
+        return true;
+    m->stamps[any] = m->stamp;
+    m->turns[any] = progress;
+    return false;
+}
+
+static void expand_repeat(mdl_matcher *m, cell c, const mdl_grammar_node *node)
+{
+    bool empty_turns = m->grammar->nodes[node->a].nullable;
+    if (empty_turns && seen_with_fewer_turns(m, c))
+        return;
+    if (c.progress >= node->b)
+        push(m, c.next);
+    if (c.progress >= node->c || !fits(m, node->a, c.level))
+        return;
+    uint32_t turns = c.progress + 1;
+    if (node->c == MDL_REPEAT_ANY && turns > node->b)
+        turns = node->b;
+    uint32_t again = intern_cell(m, (cell){c.node, turns, c.next, c.level});
+    push_cell(m, node->a, 0, again, c.level);
+}
+
+static void expand(mdl_matcher *m, uint32_t index)
+{
+    const mdl_grammar *g = m->grammar;
+    cell c = m->cells[index];
+    const mdl_grammar_node *node = &g->nodes[c.node];
+    uint32_t below;
+    switch ((mdl_node_kind)node->kind) {
+    case MDL_NODE_KIND_EMPTY:
+        push(m, c.next);
+        return;
+    case MDL_NODE_KIND_THEN:
+        below = intern_cell(m, (cell){node->b, 0, c.next, c.level});
+        push_cell(m, node->a, 0, below, c.level);
+        return;
+    case MDL_NODE_KIND_OR:
+        if (fits(m, node->b, c.level))
+            push_cell(m, node->b, 0, c.next, c.level);
+        if (fits(m, node->a, c.level))
+            push_cell(m, node->a, 0, c.next, c.level);
+        return;
+    case MDL_NODE_KIND_REPEAT:
+        expand_repeat(m, c, node);
+        return;
+    case MDL_NODE_KIND_RULE:
+        push_cell(m, g->rules[node->a], 0, c.next, c.level + 1);
+        return;
+    case MDL_NODE_KIND_DFA:
+        if (g->dfas[node->a]->accepts[c.progress ? c.progress : 1])
+            push(m, c.next);
+        break;
+    case MDL_NODE_KIND_SET:
+    case MDL_NODE_KIND_SYMBOL:
+    case MDL_NODE_KIND_LITERAL:
+        break;
+    }
+    if (m->result_count == SET_MAX)
+        m->full = true;
+    else
+        m->result[m->result_count++] = index;
+}
+
+static void sort(uint32_t *values, uint32_t count)
+{
+    /* Shell's sort: sets are short, and mostly in order already. */
+    for (uint32_t gap = count / 2; gap > 0; gap /= 2) {
+        for (uint32_t i = gap; i < count; i++) {
+            uint32_t value = values[i], at = i;
+            for (; at >= gap && values[at - gap] > value; at -= gap)
+                values[at] = values[at - gap];
+            values[at] = value;
+        }
+    }
+}
+
+static void closure_begin(mdl_matcher *m)
+{
+    m->stamp++;
+    m->work_count = 0;
+    m->result_count = 0;
+    m->accepts = false;
+    m->full = false;
+}
+
+/* The state of all that the pushed cells can come to without another byte. */
+static uint32_t closure_end(mdl_matcher *m)
+{
+    while (m->work_count > 0 && !m->full) {
+        uint32_t index = m->work[--m->work_count];
+        if (index == BOTTOM) {
+            m->accepts = true;
+        } else if (m->stamps[index] != m->stamp) {
+            m->stamps[index] = m->stamp;
+            expand(m, index);
+        }
+    }
+    if (m->full)
+        return MDL_STATE_FULL;
+    sort(m->result, m->result_count);
+    return intern_state(m);
+}
+
+/* ---- stepping ---- */
+
+uint32_t mdl_matcher_start(mdl_matcher *matcher)
+{
+    if (matcher->start != MDL_STATE_FULL)
+        return matcher->start;
+    closure_begin(matcher);
+    push_cell(matcher, matcher->grammar->root, 0, BOTTOM, 0);
+    matcher->start = closure_end(matcher);
+    return matcher->start;
+}
+
+static void step_cell(mdl_matcher *m, uint32_t index, uint32_t symbol)
+{
+    const mdl_grammar *g = m->grammar;
+    cell c = m->cells[index];
+    const mdl_grammar_node *node = &g->nodes[c.node];
+    if (node->kind == MDL_NODE_KIND_SYMBOL) {
+        if (symbol == m->class_count + node->a)
+            push(m, c.next);
+        return;
+    }
+    if (symbol >= m->class_count)
+        return;
+    uint8_t byte = m->class_byte[symbol];
+    if (node->kind == MDL_NODE_KIND_SET) {
+        if (mdl_byte_set_has(&g->sets[node->a], byte))
+            push(m, c.next);
+    } else if (node->kind == MDL_NODE_KIND_LITERAL) {
+        if ((uint8_t)g->text[node->a + c.progress] != byte)
+            return;
+        if (c.progress + 1 == node->b)
+            push(m, c.next);
+        else
+            push_cell(m, c.node, c.progress + 1, c.next, c.level);
+    } else {
+        uint32_t to = mdl_dfa_step(g->dfas[node->a], c.progress ? c.progress : 1, byte);
+        if (to != 0)
+            push_cell(m, c.node, to, c.next, c.level);
+    }
+}
+
+static uint32_t step(mdl_matcher *m, uint32_t from, uint32_t symbol)
+{
+    sl_assert(from >= MDL_STATE_DEAD && from < m->state_count);
+    uint32_t *row = &m->rows[(size_t)from * m->symbol_count + symbol];
+    if (*row)
+        return *row;
+    if (from == MDL_STATE_DEAD)
+        return MDL_STATE_DEAD;
+    const future *s = &m->states[from];
+    closure_begin(m);
+    for (uint32_t i = 0; i < s->count; i++)
+        step_cell(m, m->sets[s->begin + i], symbol);
+    *row = closure_end(m);
+    return *row;
+}
+
+uint32_t mdl_matcher_byte(mdl_matcher *matcher, uint32_t state, uint8_t byte)
+{
+    return step(matcher, state, matcher->class_of[byte]);
+}
+
+uint32_t mdl_matcher_symbol(mdl_matcher *matcher, uint32_t state, mdl_symbol symbol)
+{
+    return step(matcher, state, matcher->class_count + (uint32_t)symbol);
+}
+
+bool mdl_matcher_accepts(const mdl_matcher *matcher, uint32_t state)
+{
+    return matcher->states[state].accepts;
+}
+
+/* ---- plain text ---- */
+
+/* Does every choice of `count` bytes, the first of [first, last], lead to `target`? */
+static bool all_lead_to(mdl_matcher *m, uint32_t from, int count, unsigned first, unsigned last,
+                        uint32_t target)
+{
+    uint32_t before = MDL_STATE_FULL;
+    for (unsigned byte = first; byte <= last; byte++) {
+        uint32_t to = mdl_matcher_byte(m, from, (uint8_t)byte);
+        if (to == MDL_STATE_FULL || to == MDL_STATE_DEAD)
+            return false;
+        if (to == before)
+            continue;
+        before = to;
+        if (count == 1 ? to != target : !all_lead_to(m, to, count - 1, 0x80, 0xbf, target))
+            return false;
+    }
+    return true;
+}
+
+/* The state behind any one plain character, when it is the same for all; else DEAD. */
+static uint32_t behind_plain(mdl_matcher *m, uint32_t from)
+{
+    /* Lead bytes and the range of the byte behind them; the others are any continuation bytes. */
+    static const struct {
+        uint8_t first, last, next_first, next_last;
+        int tails;
+    } LEADS[] = {{0xc2, 0xdf, 0x80, 0xbf, 1}, {0xe0, 0xe0, 0xa0, 0xbf, 2},
+                 {0xe1, 0xec, 0x80, 0xbf, 2}, {0xed, 0xed, 0x80, 0x9f, 2},
+                 {0xee, 0xef, 0x80, 0xbf, 2}, {0xf0, 0xf0, 0x90, 0xbf, 3},
+                 {0xf1, 0xf3, 0x80, 0xbf, 3}, {0xf4, 0xf4, 0x80, 0x8f, 3}};
+    uint32_t to = mdl_matcher_byte(m, from, 'a');
+    if (to == MDL_STATE_FULL || to == MDL_STATE_DEAD ||
+        !all_lead_to(m, from, 1, 0x20, '"' - 1, to) ||
+        !all_lead_to(m, from, 1, '"' + 1, '\\' - 1, to) ||
+        !all_lead_to(m, from, 1, '\\' + 1, 0x7f, to))
+        return MDL_STATE_DEAD;
+    for (size_t i = 0; i < sizeof(LEADS) / sizeof(LEADS[0]); i++) {
+        uint32_t before = MDL_STATE_FULL;
+        for (unsigned byte = LEADS[i].first; byte <= LEADS[i].last; byte++) {
+            uint32_t behind = mdl_matcher_byte(m, from, (uint8_t)byte);
+            if (behind == MDL_STATE_FULL || behind == MDL_STATE_DEAD)
+                return MDL_STATE_DEAD;
+            if (behind != before && !all_lead_to(m, behind, LEADS[i].tails, LEADS[i].next_first,
+                                                 LEADS[i].next_last, to))
+                return MDL_STATE_DEAD;
+            before = behind;
+        }
+    }
+    return to;
+}
+
+bool mdl_matcher_takes_plain(mdl_matcher *matcher, uint32_t state)
+{
+    uint32_t at = state;
+    uint8_t answer = 2;
+    if (matcher->states[state].plain)
+        return matcher->states[state].plain == 2;
+    for (uint32_t run = 0; run < MDL_PLAIN_RUN && answer == 2; run++) {
+        uint32_t to = behind_plain(matcher, at);
+        if (to == at || (to != MDL_STATE_DEAD && matcher->states[to].plain == 2))
+            break;
+        answer = to == MDL_STATE_DEAD ? 1 : 2;
+        at = to;
+    }
+    matcher->states[state].plain = answer;
+    return answer == 2;
+}
+
+/* ---- forgetting ---- */
+
+static void compact_cells(mdl_matcher *m, const uint32_t *kept, uint32_t kept_count)
+{
+    uint32_t *renamed = m->turns;
+    memset(renamed, 0, m->cell_count * sizeof(*renamed));
+    for (uint32_t i = 0; i < kept_count; i++)
+        for (uint32_t at = kept[i]; at != BOTTOM && !renamed[at]; at = m->cells[at].next)
+            renamed[at] = 1;
+    memset(m->cell_of, 0, ((size_t)m->cell_mask + 1) * sizeof(*m->cell_of));
+    memset(m->stamps, 0, m->cell_count * sizeof(*m->stamps));
+    uint32_t count = 1;
+    for (uint32_t at = 1; at < m->cell_count; at++) {
+        if (!renamed[at])
+            continue;
+        cell c = m->cells[at];
+        if (c.next != BOTTOM)
+            c.next = renamed[c.next];
+        m->cells[count] = c;
+        m->cell_of[cell_slot(m, &c)] = count;
+        renamed[at] = count++;
+    }
+    m->cell_count = count;
+    m->stamp = 0;
+}
+
+uint32_t mdl_matcher_keep_only(mdl_matcher *matcher, uint32_t state)
+{
+    mdl_matcher *m = matcher;
+    sl_assert(state >= MDL_STATE_DEAD && state < m->state_count);
+    m->result_count = m->states[state].count;
+    m->accepts = m->states[state].accepts;
+    memcpy(m->result, m->sets + m->states[state].begin, m->result_count * sizeof(uint32_t));
+    compact_cells(m, m->result, m->result_count);
+    for (uint32_t i = 0; i < m->result_count; i++)
+        m->result[i] = m->turns[m->result[i]];
+    memset(m->rows, 0, (size_t)m->state_count * m->symbol_count * sizeof(uint32_t));
+    memset(m->state_of, 0, ((size_t)m->state_mask + 1) * sizeof(*m->state_of));
+    m->state_count = MDL_STATE_DEAD + 1;
+    m->set_used = 0;
+    m->start = MDL_STATE_FULL;
+    m->epoch++;
+    return intern_state(m);
+}
+
+uint32_t mdl_matcher_epoch(const mdl_matcher *matcher)
+{
+    return matcher->epoch;
+}
+
+uint64_t mdl_matcher_id(const mdl_matcher *matcher)
+{
+    return matcher->id;
+}
+
+uint32_t mdl_matcher_state_count(const mdl_matcher *matcher)
+{
+    return matcher->state_count;
+}
+
+uint32_t mdl_matcher_class_count(const mdl_matcher *matcher)
+{
+    return matcher->class_count;
+}
+
+const uint8_t *mdl_matcher_class_of(const mdl_matcher *matcher)
+{
+    return matcher->class_of;
+}

@@ -1,0 +1,199 @@
+/* A judge of JSON values by JSON schema, written from the standard and not from the compiler: what
+ * generated texts are measured by. Knows the keywords that model/json_schema.c offers; patterns go
+ * to pcre2. */
+#ifndef TESTS_UNIT_MODEL_JSON_CHECK_H
+#define TESTS_UNIT_MODEL_JSON_CHECK_H
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <math.h>
+#include <pcre2.h>
+
+#include "base/json.h"
+#include "tests/unit/test.h"
+
+static inline bool judge(const sl_json *root, const sl_json *schema, const sl_json *value);
+
+/* Does the expression occur in the text (whole: is it all of it)? */
+static inline bool judge_regex(const char *pattern, const char *text, size_t size, bool whole)
+{
+    char *anchored = sl_asprintf("test", whole ? "^(?:%s)$" : "%s", pattern);
+    int code;
+    PCRE2_SIZE at;
+    pcre2_code *re = pcre2_compile((PCRE2_SPTR)anchored, PCRE2_ZERO_TERMINATED,
+                                   PCRE2_UTF | PCRE2_DOLLAR_ENDONLY, &code, &at, NULL);
+    assert_non_null(re);
+    pcre2_match_data *match = pcre2_match_data_create_from_pattern(re, NULL);
+    bool found = pcre2_match(re, (PCRE2_SPTR)text, size, 0, 0, match, NULL) >= 0;
+    pcre2_match_data_free(match);
+    pcre2_code_free(re);
+    sl_free(anchored);
+    return found;
+}
+
+static inline bool judge_equal(const sl_json *a, const sl_json *b)
+{
+    double x, y;
+    size_t m, n;
+    if (sl_json_double(a, &x) && sl_json_double(b, &y))
+        return x == y;
+    if (sl_json_typeof(a) != sl_json_typeof(b) || sl_json_count(a) != sl_json_count(b))
+        return false;
+    const char *s = sl_json_string(a, &m), *t = sl_json_string(b, &n);
+    if (s)
+        return m == n && memcmp(s, t, m) == 0;
+    for (size_t i = 0; i < sl_json_count(a); i++) {
+        const sl_json *other = sl_json_at(b, i);
+        if (sl_json_typeof(a) == SL_JSON_OBJECT)
+            other = sl_json_get(b, sl_json_key(a, i, NULL));
+        if (!other || !judge_equal(sl_json_at(a, i), other))
+            return false;
+    }
+    return true;
+}
+
+static inline bool judge_type(const char *type, const sl_json *value)
+{
+    double number;
+    switch (sl_json_typeof(value)) {
+    case SL_JSON_NULL:
+        return strcmp(type, "null") == 0;
+    case SL_JSON_FALSE:
+    case SL_JSON_TRUE:
+        return strcmp(type, "boolean") == 0;
+    case SL_JSON_NUMBER:
+        assert_true(sl_json_double(value, &number));
+        return strcmp(type, "number") == 0 ||
+               (strcmp(type, "integer") == 0 && number == floor(number));
+    case SL_JSON_STRING:
+        return strcmp(type, "string") == 0;
+    case SL_JSON_ARRAY:
+        return strcmp(type, "array") == 0;
+    default:
+        return strcmp(type, "object") == 0;
+    }
+}
+
+static inline bool judge_types(const sl_json *type, const sl_json *value)
+{
+    if (sl_json_typeof(type) == SL_JSON_STRING)
+        return judge_type(sl_json_string(type, NULL), value);
+    for (size_t i = 0; i < sl_json_count(type); i++)
+        if (judge_type(sl_json_string(sl_json_at(type, i), NULL), value))
+            return true;
+    return false;
+}
+
+static inline double judge_limit(const sl_json *schema, const char *keyword, double absent)
+{
+    double limit = absent;
+    (void)sl_json_double(sl_json_get(schema, keyword), &limit);
+    return limit;
+}
+
+static inline bool judge_number(const sl_json *schema, double number)
+{
+    return number >= judge_limit(schema, "minimum", -INFINITY) &&
+           number <= judge_limit(schema, "maximum", INFINITY) &&
+           number > judge_limit(schema, "exclusiveMinimum", -INFINITY) &&
+           number < judge_limit(schema, "exclusiveMaximum", INFINITY);
+}
+
+static inline bool judge_string(const sl_json *schema, const char *text, size_t size)
+{
+    size_t points = 0;
+    for (size_t i = 0; i < size; i++)
+        points += ((unsigned char)text[i] & 0xc0) != 0x80;
+    const char *pattern = sl_json_string(sl_json_get(schema, "pattern"), NULL);
+    return (double)points >= judge_limit(schema, "minLength", 0) &&
+           (double)points <= judge_limit(schema, "maxLength", INFINITY) &&
+           (!pattern || judge_regex(pattern, text, size, false));
+}
+
+static inline bool judge_array(const sl_json *root, const sl_json *schema, const sl_json *value)
+{
+    const sl_json *prefix = sl_json_get(schema, "prefixItems"), *items;
+    items = sl_json_get(schema, "items");
+    if ((double)sl_json_count(value) < judge_limit(schema, "minItems", 0) ||
+        (double)sl_json_count(value) > judge_limit(schema, "maxItems", INFINITY))
+        return false;
+    for (size_t i = 0; i < sl_json_count(value); i++) {
+        const sl_json *item = i < sl_json_count(prefix) ? sl_json_at(prefix, i) : items;
+        if (item && !judge(root, item, sl_json_at(value, i)))
+            return false;
+    }
+    return true;
+}
+
+static inline bool judge_object(const sl_json *root, const sl_json *schema, const sl_json *value)
+{
+    const sl_json *properties = sl_json_get(schema, "properties");
+    const sl_json *additional = sl_json_get(schema, "additionalProperties");
+    const sl_json *required = sl_json_get(schema, "required");
+    for (size_t i = 0; i < sl_json_count(required); i++)
+        if (!sl_json_get(value, sl_json_string(sl_json_at(required, i), NULL)))
+            return false;
+    for (size_t i = 0; i < sl_json_count(value); i++) {
+        const sl_json *property = sl_json_get(properties, sl_json_key(value, i, NULL));
+        property = property ? property : additional;
+        if (property && !judge(root, property, sl_json_at(value, i)))
+            return false;
+    }
+    return true;
+}
+
+/* How many of the schemas accept the value. */
+static inline size_t judge_count(const sl_json *root, const sl_json *list, const sl_json *value)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < sl_json_count(list); i++)
+        count += judge(root, sl_json_at(list, i), value);
+    return count;
+}
+
+static inline const sl_json *judge_target(const sl_json *root, const char *reference)
+{
+    char copy[256];
+    assert_true(reference[0] == '#' && strlen(reference) < sizeof(copy));
+    memcpy(copy, reference, strlen(reference) + 1);
+    char *save = NULL;
+    for (char *part = strtok_r(copy + 1, "/", &save); part; part = strtok_r(NULL, "/", &save))
+        root = sl_json_get(root, part);
+    assert_non_null(root);
+    return root;
+}
+
+static inline bool judge_groups(const sl_json *root, const sl_json *schema, const sl_json *value)
+{
+    const sl_json *any_of = sl_json_get(schema, "anyOf"), *all_of = sl_json_get(schema, "allOf");
+    const sl_json *one_of = sl_json_get(schema, "oneOf"), *list = sl_json_get(schema, "enum");
+    bool listed = !list;
+    for (size_t i = 0; i < sl_json_count(list); i++)
+        listed |= judge_equal(sl_json_at(list, i), value);
+    return listed && (!any_of || judge_count(root, any_of, value) > 0) &&
+           (!one_of || judge_count(root, one_of, value) == 1) &&
+           (!all_of || judge_count(root, all_of, value) == sl_json_count(all_of));
+}
+
+static inline bool judge(const sl_json *root, const sl_json *schema, const sl_json *value)
+{
+    size_t size;
+    double number;
+    if (sl_json_typeof(schema) != SL_JSON_OBJECT)
+        return sl_json_typeof(schema) == SL_JSON_TRUE;
+    const char *reference = sl_json_string(sl_json_get(schema, "$ref"), NULL);
+    const char *text = sl_json_string(value, &size);
+    const sl_json *constant = sl_json_get(schema, "const"), *type = sl_json_get(schema, "type");
+    if ((reference && !judge(root, judge_target(root, reference), value)) ||
+        (type && !judge_types(type, value)) || (constant && !judge_equal(constant, value)) ||
+        !judge_groups(root, schema, value))
+        return false;
+    if (text)
+        return judge_string(schema, text, size);
+    if (sl_json_typeof(value) == SL_JSON_NUMBER)
+        return sl_json_double(value, &number) && judge_number(schema, number);
+    if (sl_json_typeof(value) == SL_JSON_ARRAY)
+        return judge_array(root, schema, value);
+    return sl_json_typeof(value) != SL_JSON_OBJECT || judge_object(root, schema, value);
+}
+
+#endif
