@@ -154,6 +154,20 @@ static void fill_slot(dec_service *service, dec_slot *slot, dec_stream *stream,
                       (uint64_t)admit->prefill_deadline_ms * SL_MS_NS);
 }
 
+/* Before the slot is filled: a constraint may be refused. */
+static sl_status take_constraint(dec_service *service, const Sluice__V1__Admit *admit,
+                                 dec_constraint **out_constraint, sl_err *err)
+{
+    if (!admit->constraint)
+        return sl_ok();
+    if (!service->masks)
+        return sl_fail(err, SL_UNSUPPORTED, "constraint: this node's model has no tokenizer");
+    if (admit->sampling->ignore_eos)
+        return sl_fail(err, SL_INVALID,
+                       "ignore_eos: a constrained answer ends where its form does");
+    return dec_constraint_take(service->constraints, admit->constraint, out_constraint, err);
+}
+
 static void refuse(dec_service *service, dec_stream *stream, const Sluice__V1__Admit *admit,
                    sl_status status, const sl_err *err)
 {
@@ -213,9 +227,15 @@ void dec_admit(dec_service *service, dec_stream *stream, const Sluice__V1__Admit
         status = find_source(service, stream, admit, &source, &err);
     if (sl_is_ok(status) && !(slot = take_slot(service)))
         status = sl_fail(&err, SL_FULL, "all %u slots are taken", service->options.sequences_max);
+    dec_constraint *constraint = NULL;
+    if (sl_is_ok(status))
+        status = take_constraint(service, admit, &constraint, &err);
     if (sl_is_ok(status)) {
         fill_slot(service, slot, stream, admit, &sampling);
         slot->job->source = source;
+        slot->job->constraint = constraint;
+        if (constraint)
+            slot->job->cursor.matcher = dec_constraint_matcher(constraint);
         status = open_slot(service, slot, &err);
     }
     if (sl_is_ok(status))

@@ -275,13 +275,19 @@ static const uint8_t *routing_of(const dec_batch *batch, const dec_job *job, uin
 }
 
 /* Draws the next token from a row's logits, tells the control thread; the result says whether the
- * job goes on. */
+ * job goes on. FAILED: there is no token. */
 static dec_finish draw(dec_batch *batch, dec_job *job, float *logits, const uint8_t *routing)
 {
     uint32_t position = job->token_count;
+    const uint32_t *allowed = NULL;
     sl_assert(position < job->token_capacity);
+    if (job->cursor.matcher &&
+        !sl_is_ok(mdl_cursor_mask(&job->cursor, batch->options.masks,
+                                  job->tokens + job->prompt_count, position - job->prompt_count,
+                                  &allowed, &job->err)))
+        return DEC_FINISH_FAILED;
     eng_sample(batch->engine, logits, &job->sampling, job->tokens, job->token_count,
-               job->prompt_count, position, &batch->sampled);
+               job->prompt_count, position, allowed, &batch->sampled);
     if (job->handout)
         dec_handout_note(job->handout, batch->engine, routing);
     uint32_t id = batch->sampled.id;
@@ -454,6 +460,8 @@ static dec_finish draw_run(dec_batch *batch, active *entry, uint32_t logits_row,
         uint32_t draft = job->tokens[job->token_count]; /* the draw takes its place */
         why = draw(batch, job, eng_step_logits(batch->engine, logits_row + accepted),
                    routing_of(batch, job, row + accepted));
+        if (why == DEC_FINISH_FAILED)
+            break;
         bool right = accepted < entry->drafted && job->tokens[job->token_count - 1] == draft;
         if (!right)
             break;
@@ -461,7 +469,8 @@ static dec_finish draw_run(dec_batch *batch, active *entry, uint32_t logits_row,
         if (why != DEC_FINISH_NONE)
             break;
     }
-    eng_sequence_truncate(job->sequence, job->token_count - 1);
+    /* A draw that failed leaves no token without its row. */
+    eng_sequence_truncate(job->sequence, job->token_count - (why == DEC_FINISH_FAILED ? 0 : 1));
     dec_draft_note(&job->draft, entry->drafted, accepted);
     if (batch->options.drafted && entry->drafted > 0)
         sl_metric_add(batch->options.drafted, NULL, entry->drafted);

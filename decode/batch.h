@@ -14,6 +14,7 @@
 #include "decode/draft.h"
 #include "decode/handout.h"
 #include "engine/worker.h"
+#include "model/masks.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -50,8 +51,10 @@ typedef struct dec_job {
     const struct dec_job *source;
     bool prompt_done; /* the cache holds the tokens it was admitted with; h_final is of the last */
     dec_draft draft;
-    dec_handout *handout; /* NULL: nothing is wanted beside the tokens */
-    sl_err err;           /* why OPEN failed or the job ended as FAILED */
+    dec_handout *handout;              /* NULL: nothing is wanted beside the tokens */
+    struct dec_constraint *constraint; /* control: given back with the job; NULL = none */
+    mdl_cursor cursor;                 /* where the answer stands in it */
+    sl_err err;                        /* why OPEN failed or the job ended as FAILED */
 } dec_job;
 
 typedef enum dec_command_kind {
@@ -87,6 +90,7 @@ typedef struct dec_batch_options {
     uint32_t sequences_max;
     uint32_t chunk_tokens; /* rows a step spends on prompts computed here */
     uint32_t eos_id;
+    mdl_masks *masks; /* the engine thread's; NULL: no job is constrained */
     uint32_t hidden_size;
     bool prefix_cache;    /* start from known pages, make a sequence's pages known when it ends */
     uint32_t draft_depth; /* drafts a step and sequence, <= ENG_DRAFTS_MAX; 0 = none */

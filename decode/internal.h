@@ -3,6 +3,7 @@
 #ifndef DECODE_INTERNAL_H
 #define DECODE_INTERNAL_H
 
+#include "decode/constraint.h"
 #include "decode/sequence.h"
 #include "decode/service.h"
 #include "proto/sluice/v1/decode.pb-c.h"
@@ -65,6 +66,8 @@ struct dec_service {
     const eng_cache_layout *layout;
     kvt_piece_slice slices[KVT_GROUPS_MAX];
     dec_batch *batch;
+    dec_constraints *constraints;
+    mdl_masks *masks; /* NULL: the model has no tokenizer, so nothing can be constrained */
     eng_worker_client *client;
     sl_watch *engine_watch;
     sl_timer *timer;

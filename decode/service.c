@@ -153,6 +153,7 @@ void dec_slot_settle(dec_service *service, dec_slot *slot)
         slot->stream && slot->finish != SLUICE__V1__FINISH__FINISH_NONE && !slot->finish_sent;
     if (!slot->used || slot->core.state != DEC_STATE_DONE || slot->recv || unsent)
         return;
+    dec_constraint_give(slot->job->constraint);
     dec_job_destroy(slot->job);
     sl_free(slot->groups_verified);
     sl_free(slot->log);
@@ -362,7 +363,12 @@ sl_status dec_service_create(const dec_service_options *options, dec_service **o
     for (uint32_t group = 0; group < service->layout->group_count; group++)
         eng_layout_piece(service->layout, service->shape, group, &service->slices[group].offset,
                          &service->slices[group].bytes);
+    service->constraints = dec_constraints_create(options->sequences_max);
+    const mdl_tokenizer *tokenizer = eng_model_tokenizer(options->model);
+    if (tokenizer)
+        service->masks = mdl_masks_create(tokenizer, (uint32_t)service->shape->vocab_size, 0);
     dec_batch_options batch = {
+        .masks = service->masks,
         .sequences_max = options->sequences_max,
         .chunk_tokens = options->chunk_tokens,
         .draft_depth = service->shape->mtp_layer_count > 0 ? options->draft_depth : 0,
@@ -388,6 +394,8 @@ sl_status dec_service_create(const dec_service_options *options, dec_service **o
 err_batch:
     dec_batch_destroy(service->batch);
 err_free:
+    mdl_masks_destroy(service->masks);
+    dec_constraints_destroy(service->constraints);
     sl_free(service);
     return status;
 }
@@ -408,12 +416,15 @@ void dec_service_destroy(dec_service *service)
         if (slot->job->sequence)
             eng_sequence_close(slot->job->sequence);
         slot->job->sequence = NULL;
+        dec_constraint_give(slot->job->constraint);
         dec_job_destroy(slot->job);
         sl_free(slot->groups_verified);
         sl_free(slot->log);
         sl_free(slot->log_top);
     }
     dec_batch_destroy(service->batch);
+    mdl_masks_destroy(service->masks);
+    dec_constraints_destroy(service->constraints);
     sl_free(service);
 }
 

@@ -338,10 +338,10 @@ void eng_engine_set_tap(eng_engine *engine, const eng_tap *tap)
 
 void eng_sample(eng_engine *engine, float *logits, const mdl_sampling *params,
                 const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
-                uint32_t position, eng_sampled *out_sampled)
+                uint32_t position, const uint32_t *allowed, eng_sampled *out_sampled)
 {
     eng_sampler_draw(&engine->sampler, logits, params, context, context_count, prompt_count,
-                     position, out_sampled);
+                     position, allowed, out_sampled);
 }
 
 uint32_t eng_sample_mask(eng_engine *engine, uint8_t *out)

@@ -15,6 +15,7 @@
 #include "model/handout.h"
 #include "model/sampling.h"
 #include "model/shape.h"
+#include "model/tokenizer.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -56,6 +57,8 @@ SL_MUST_USE sl_status eng_model_open(const eng_model_options *options, eng_model
                                      sl_err *err);
 void eng_model_close(eng_model *model);
 const mdl_shape *eng_model_shape(const eng_model *model);
+/* NULL: the directory has none. */
+const mdl_tokenizer *eng_model_tokenizer(const eng_model *model);
 /* Cache memory that one sequence of so many tokens binds. */
 uint64_t eng_model_kv_bytes(const eng_model *model, uint64_t token_count);
 
@@ -297,10 +300,11 @@ typedef struct eng_sampled {
  * (spec 6, docs/SAMPLING.md). context[0 .. context_count) is the whole sequence so far, of which
  * the first prompt_count tokens are the prompt: presence and frequency penalties look at generated
  * tokens only, the repetition penalty at all. Ids that the model directory's tokenizer does not
- * define are masked, EOS and stop ids before params->min_tokens. Overwrites logits. */
+ * define are masked, EOS and stop ids before params->min_tokens. Overwrites logits. allowed: bit id
+ * set = id may be drawn (at least one); NULL = all. */
 void eng_sample(eng_engine *engine, float *logits, const mdl_sampling *params,
                 const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
-                uint32_t position, eng_sampled *out_sampled);
+                uint32_t position, const uint32_t *allowed, eng_sampled *out_sampled);
 /* Record of the ids that the last eng_sample could have drawn (model/handout.h): what top_k, top_p
  * and min_p left; of temperature 0 the one id. out: mdl_mask_bytes_max of the vocabulary; returns
  * the record's bytes. */

@@ -13,20 +13,18 @@
 /* gate and up of all experts and the shared one are one call of the kernels. */
 #define ENG_EXPERTS_MAX (((int32_t)KRN_GEMMS_MAX - 2) / 2)
 
-static sl_status model_load_mask(eng_model *model, const char *dir, sl_err *err)
+static sl_status model_load_tokenizer(eng_model *model, const char *dir, sl_err *err)
 {
     char *path = sl_asprintf("model path", "%s/tokenizer.json", dir);
     bool there = access(path, F_OK) == 0;
-    mdl_tokenizer *tokenizer = NULL;
-    sl_status status = there ? mdl_tokenizer_load(path, &tokenizer, err) : sl_ok();
+    sl_status status = there ? mdl_tokenizer_load(path, &model->tokenizer, err) : sl_ok();
     sl_free(path);
     SL_TRY(status);
     if (!there)
         return sl_ok();
     int32_t vocab = model->shape.vocab_size;
     model->undefined = sl_alloc(((size_t)vocab + 31) / 32, sizeof(uint32_t), "undefined ids");
-    mdl_tokenizer_undefined_mask(tokenizer, vocab, model->undefined);
-    mdl_tokenizer_destroy(tokenizer);
+    mdl_tokenizer_undefined_mask(model->tokenizer, vocab, model->undefined);
     return sl_ok();
 }
 
@@ -82,7 +80,7 @@ static sl_status model_open(eng_model *model, const eng_model_options *options, 
     SL_TRY(mdl_checkpoint_check(model->checkpoint, shape, &part, err));
     SL_TRY(mdl_identity(model->checkpoint, options->dir, model->identity, err));
     if (model->whole)
-        SL_TRY(model_load_mask(model, options->dir, err));
+        SL_TRY(model_load_tokenizer(model, options->dir, err));
     krn_rope_config rope = {
         .theta = shape->rope_theta,
         .factor = shape->yarn_factor,
@@ -118,10 +116,16 @@ void eng_model_close(eng_model *model)
     eng_weights_free(model);
     mdl_checkpoint_close(model->checkpoint);
     sl_free(model->undefined);
+    mdl_tokenizer_destroy(model->tokenizer);
     sl_free(model);
 }
 
 const mdl_shape *eng_model_shape(const eng_model *model)
 {
     return &model->shape;
+}
+
+const mdl_tokenizer *eng_model_tokenizer(const eng_model *model)
+{
+    return model->tokenizer;
 }

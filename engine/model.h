@@ -53,6 +53,7 @@ struct eng_model {
     mdl_checkpoint *checkpoint;
     char identity[MDL_IDENTITY_CHARS + 1];
     char hash[MDL_HASH_CHARS + 1]; /* set by the load */
+    mdl_tokenizer *tokenizer;      /* NULL: none in the directory */
     uint32_t *undefined; /* bitmap of ids without token; NULL: no tokenizer in the directory */
     uint32_t layer_first, layer_end;
     bool whole;        /* all main layers: tokens can be stepped */

@@ -50,16 +50,47 @@ uint32_t eng_arg_max(const float *logits, uint32_t count)
 
 /* ---- changes to the logits ---- */
 
-static void sampler_mask(const eng_sampler *sampler, float *logits, const mdl_sampling *params,
-                         uint32_t generated)
+static bool is_end(const eng_sampler *sampler, const mdl_sampling *params, uint32_t id)
 {
+    bool end = id == sampler->eos_id;
+    for (int32_t i = 0; i < params->stop_id_count && !end; i++)
+        end = params->stop_ids[i] == (int32_t)id;
+    return end;
+}
+
+/* Leaves a constraint only what ends the answer? Then min_tokens gives way. */
+static bool allows_ends_only(const eng_sampler *sampler, const mdl_sampling *params,
+                             const uint32_t *allowed)
+{
+    for (uint32_t word = 0; word < (sampler->vocab_size + 31) / 32; word++) {
+        for (uint32_t bits = allowed[word]; bits; bits &= bits - 1)
+            if (!is_end(sampler, params, 32 * word + (uint32_t)__builtin_ctz(bits)))
+                return false;
+    }
+    return true;
+}
+
+static void sampler_allow(const eng_sampler *sampler, float *logits, const uint32_t *allowed)
+{
+    for (uint32_t id = 0; id < sampler->vocab_size; id++) {
+        if (!(allowed[id / 32] >> (id % 32) & 1))
+            logits[id] = -INFINITY;
+    }
+}
+
+static void sampler_mask(const eng_sampler *sampler, float *logits, const mdl_sampling *params,
+                         uint32_t generated, const uint32_t *allowed)
+{
+    if (allowed)
+        sampler_allow(sampler, logits, allowed);
     if (sampler->undefined) {
         for (uint32_t id = 0; id < sampler->vocab_size; id++) {
             if (sampler->undefined[id / 32] >> (id % 32) & 1)
                 logits[id] = -INFINITY;
         }
     }
-    if (params->min_tokens < 0 || generated >= (uint32_t)params->min_tokens)
+    if (params->min_tokens < 0 || generated >= (uint32_t)params->min_tokens ||
+        (allowed && allows_ends_only(sampler, params, allowed)))
         return;
     logits[sampler->eos_id] = -INFINITY;
     for (int32_t i = 0; i < params->stop_id_count; i++) {
@@ -195,6 +226,13 @@ static void keep_top(eng_sampler *sampler, const mdl_sampling *params)
     }
 }
 
+static void keep_allowed(eng_sampler *sampler, const uint32_t *allowed)
+{
+    memset(sampler->kept, 0xff, (sampler->vocab_size + 63) / 64 * sizeof(uint64_t));
+    for (uint32_t word = 0; allowed && word < (sampler->vocab_size + 31) / 32; word++)
+        sampler->kept[word / 2] &= ~((uint64_t)~allowed[word] << (word % 2 * 32));
+}
+
 static void keep_min_p(eng_sampler *sampler, float p_max, float min_p)
 {
     float floor_p = min_p * p_max;
@@ -249,14 +287,14 @@ static uint32_t pick(const eng_sampler *sampler, double u)
 }
 
 static uint32_t draw(eng_sampler *sampler, const float *logits, float max,
-                     const mdl_sampling *params, uint32_t position)
+                     const mdl_sampling *params, uint32_t position, const uint32_t *allowed)
 {
     float p_max = softmax(sampler, logits, max, params->temperature);
     if (params->top_k > 0 || params->top_p < 1.0f)
         keep_top(sampler, params);
     else
-        memset(sampler->kept, 0xff, (sampler->vocab_size + 63) / 64 * sizeof(uint64_t));
-    bool cut = params->top_k > 0 || params->top_p < 1.0f || params->min_p > 0.0f;
+        keep_allowed(sampler, allowed);
+    bool cut = allowed || params->top_k > 0 || params->top_p < 1.0f || params->min_p > 0.0f;
     sampler->mask = cut ? MDL_MASK_BITMAP : MDL_MASK_UNCUT;
     if (params->min_p > 0.0f)
         keep_min_p(sampler, p_max, params->min_p);
@@ -265,13 +303,13 @@ static uint32_t draw(eng_sampler *sampler, const float *logits, float max,
 
 void eng_sampler_draw(eng_sampler *sampler, float *logits, const mdl_sampling *params,
                       const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
-                      uint32_t position, eng_sampled *out_sampled)
+                      uint32_t position, const uint32_t *allowed, eng_sampled *out_sampled)
 {
     sl_assert(prompt_count <= context_count);
     sl_assert(params->temperature >= 0.0f);
     sampler_penalise(sampler, logits, params, context, context_count, prompt_count);
     sampler_bias(sampler, logits, params);
-    sampler_mask(sampler, logits, params, context_count - prompt_count);
+    sampler_mask(sampler, logits, params, context_count - prompt_count, allowed);
     uint32_t best = eng_arg_max(logits, sampler->vocab_size);
     float max = logits[best];
     sl_assert(isfinite(max));
@@ -279,7 +317,7 @@ void eng_sampler_draw(eng_sampler *sampler, float *logits, const mdl_sampling *p
     eng_sampled sampled = {.id = best};
     sampler->mask = MDL_MASK_LIST;
     if (params->temperature > 0.0f)
-        sampled.id = draw(sampler, logits, max, params, position);
+        sampled.id = draw(sampler, logits, max, params, position, allowed);
     sampler->last_id = sampled.id;
     if (params->logprob_count >= 0) {
         double norm = log_sum_exp(logits, sampler->vocab_size, max);

@@ -146,7 +146,8 @@ static sl_status read_format(mdl_constraint *c, const sl_json *request, sl_err *
     if (sl_json_typeof(sl_json_get(outer, "schema")) != SL_JSON_OBJECT)
         return sl_fail(err, SL_INVALID, "%s: must be an object", SCHEMA);
     if (strict && !sl_json_bool(strict, &c->strict))
-        return sl_fail(err, SL_INVALID, "response_format.json_schema.strict: must be true or false");
+        return sl_fail(err, SL_INVALID,
+                       "response_format.json_schema.strict: must be true or false");
     return read_schema(c, sl_json_get(outer, "schema"), SCHEMA, err);
 }
 
@@ -284,8 +285,8 @@ static sl_status content_node(const mdl_constraint *c, mdl_grammar *g, mdl_node 
 /* head, the symbol, tail. */
 static mdl_node tag(mdl_grammar *g, const char *head, const char *tail)
 {
-    mdl_node end = mdl_grammar_then(g, mdl_grammar_symbol(g, MDL_SYMBOL_DSML),
-                                    mdl_grammar_text(g, tail));
+    mdl_node end =
+        mdl_grammar_then(g, mdl_grammar_symbol(g, MDL_SYMBOL_DSML), mdl_grammar_text(g, tail));
     return mdl_grammar_then(g, mdl_grammar_text(g, head), end);
 }
 

@@ -14,13 +14,13 @@
 extern "C" {
 #endif
 
-#define MDL_GRAMMAR_NODES_MAX (1u << 16)
-#define MDL_GRAMMAR_RULES_MAX 2048u
-#define MDL_GRAMMAR_SETS_MAX  4096u
-#define MDL_GRAMMAR_TEXT_MAX  (1u << 20)
+#define MDL_GRAMMAR_NODES_MAX  (1u << 16)
+#define MDL_GRAMMAR_RULES_MAX  2048u
+#define MDL_GRAMMAR_SETS_MAX   4096u
+#define MDL_GRAMMAR_TEXT_MAX   (1u << 20)
 #define MDL_GRAMMAR_REPEAT_MAX (1u << 20)
-#define MDL_GRAMMAR_NEST_MAX  64u /* rules inside one another */
-#define MDL_REPEAT_ANY        UINT32_MAX
+#define MDL_GRAMMAR_NEST_MAX   64u /* rules inside one another */
+#define MDL_REPEAT_ANY         UINT32_MAX
 
 typedef struct mdl_grammar mdl_grammar;
 typedef struct mdl_dfa mdl_dfa;

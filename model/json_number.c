@@ -7,7 +7,9 @@
 #include "model/dfa.h"
 #include "model/json_schema_parts.h"
 
-#define DIGITS_MAX       20u /* of an integer or a fraction: a model that repeats zeros comes to an end */
+#define DIGITS_MAX                                                                 \
+    20u /* of an integer or a fraction: a model that repeats zeros comes to an end \
+         */
 #define BOUND_DIGITS_MAX 18u /* of the integer part where there are bounds */
 #define EXPONENT_DIGITS  3u
 
@@ -159,15 +161,16 @@ static mdl_node fraction_up(mdl_grammar *g, const char *bound, bool open)
 {
     if (!*bound)
         return open ? above_zero(g, DIGITS_MAX) : digits(g, 0, DIGITS_MAX);
-    mdl_node past = mdl_grammar_then(g, digit(g, (char)(*bound + 1), '9'), digits(g, 0, DIGITS_MAX));
-    mdl_node equal =
-        mdl_grammar_then(g, digit(g, *bound, *bound), fraction_up(g, bound + 1, open));
+    mdl_node past =
+        mdl_grammar_then(g, digit(g, (char)(*bound + 1), '9'), digits(g, 0, DIGITS_MAX));
+    mdl_node equal = mdl_grammar_then(g, digit(g, *bound, *bound), fraction_up(g, bound + 1, open));
     return mdl_grammar_or(g, past, equal);
 }
 
 static mdl_node fraction_down(mdl_grammar *g, const char *bound, bool open)
 {
-    mdl_node past = mdl_grammar_then(g, digit(g, '0', (char)(*bound - 1)), digits(g, 0, DIGITS_MAX));
+    mdl_node past =
+        mdl_grammar_then(g, digit(g, '0', (char)(*bound - 1)), digits(g, 0, DIGITS_MAX));
     mdl_node rest = open ? MDL_NODE_NONE : MDL_NODE_EMPTY;
     if (bound[1])
         rest = mdl_grammar_or(g, MDL_NODE_EMPTY, fraction_down(g, bound + 1, open));

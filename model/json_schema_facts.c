@@ -66,8 +66,12 @@ static sl_status kind_bit(const mdl_schema_compiler *c, const sl_json *value, un
         const char *name;
         unsigned kind;
     } KINDS[] = {
-        {"object", MDL_JSON_OBJECT},   {"array", MDL_JSON_ARRAY},     {"string", MDL_JSON_STRING},
-        {"integer", MDL_JSON_INTEGER}, {"boolean", MDL_JSON_BOOLEAN}, {"null", MDL_JSON_NULL},
+        {"object", MDL_JSON_OBJECT},
+        {"array", MDL_JSON_ARRAY},
+        {"string", MDL_JSON_STRING},
+        {"integer", MDL_JSON_INTEGER},
+        {"boolean", MDL_JSON_BOOLEAN},
+        {"null", MDL_JSON_NULL},
         {"number", MDL_JSON_NUMBER | MDL_JSON_INTEGER},
     };
     const char *name = sl_json_string(value, NULL);
@@ -537,8 +541,8 @@ sl_status mdl_schema_resolve(const mdl_schema_compiler *c, const sl_json *refere
         if (sl_json_typeof(target) == SL_JSON_ARRAY) {
             char *end;
             unsigned long index = strtoul(part, &end, 10);
-            target = *part && !*end && index < sl_json_count(target) ? sl_json_at(target, index)
-                                                                      : NULL;
+            target =
+                *part && !*end && index < sl_json_count(target) ? sl_json_at(target, index) : NULL;
         } else {
             target = sl_json_get(target, part);
         }

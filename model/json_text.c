@@ -12,7 +12,7 @@
 #define INDENT_SPACES_MAX 40u
 #define INDENT_TABS_MAX   12u
 
-#define DATE                                                                    \
+#define DATE                                                                                 \
     "[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|" \
     "02-(0[1-9]|1[0-9]|2[0-8]))"
 #define TIME                                                                             \
@@ -45,12 +45,11 @@ mdl_node mdl_json_space(mdl_schema_compiler *c)
     mdl_grammar *g = c->grammar;
     if (c->space != MDL_NODE_NONE)
         return c->space;
-    mdl_node indent = mdl_grammar_or(
-        g, mdl_grammar_repeat(g, mdl_grammar_text(g, " "), 0, INDENT_SPACES_MAX),
-        mdl_grammar_repeat(g, mdl_grammar_text(g, "\t"), 1, INDENT_TABS_MAX));
+    mdl_node indent =
+        mdl_grammar_or(g, mdl_grammar_repeat(g, mdl_grammar_text(g, " "), 0, INDENT_SPACES_MAX),
+                       mdl_grammar_repeat(g, mdl_grammar_text(g, "\t"), 1, INDENT_TABS_MAX));
     mdl_node line = mdl_grammar_then(g, mdl_grammar_text(g, "\n"), indent);
-    c->space =
-        mdl_grammar_optional(g, mdl_grammar_or(g, mdl_grammar_text(g, " "), line));
+    c->space = mdl_grammar_optional(g, mdl_grammar_or(g, mdl_grammar_text(g, " "), line));
     return c->space;
 }
 
@@ -68,8 +67,8 @@ static mdl_node one_of(mdl_grammar *g, const char *bytes)
 static mdl_node hex_unit(mdl_grammar *g)
 {
     mdl_node hex = one_of(g, "0123456789abcdefABCDEF");
-    mdl_node low = mdl_grammar_then(g, one_of(g, "0123456789abcefABCEF"),
-                                    mdl_grammar_repeat(g, hex, 3, 3));
+    mdl_node low =
+        mdl_grammar_then(g, one_of(g, "0123456789abcefABCEF"), mdl_grammar_repeat(g, hex, 3, 3));
     mdl_node d = mdl_grammar_then(g, one_of(g, "dD"), one_of(g, "01234567"));
     return mdl_grammar_or(g, low, mdl_grammar_then(g, d, mdl_grammar_repeat(g, hex, 2, 2)));
 }
@@ -121,13 +120,13 @@ static sl_status part_node(const mdl_schema_compiler *c, mdl_grammar *g, const s
     if (!part->pattern) {
         if (f->length_min > f->length_max)
             return mdl_schema_fail(c, SL_INVALID, "maxLength", "is less than minLength");
-        *out_node = mdl_grammar_repeat(g, mdl_regex_any(g, regex_flags(c)), f->length_min,
-                                       f->length_max);
+        *out_node =
+            mdl_grammar_repeat(g, mdl_regex_any(g, regex_flags(c)), f->length_min, f->length_max);
         return sl_ok();
     }
     sl_err inner = {0};
-    sl_status status = mdl_regex_compile(g, part->pattern, part->size,
-                                         part->flags | regex_flags(c), out_node, &inner);
+    sl_status status = mdl_regex_compile(g, part->pattern, part->size, part->flags | regex_flags(c),
+                                         out_node, &inner);
     return sl_is_ok(status) ? status : mdl_schema_fail(c, status.code, part->keyword, inner.text);
 }
 
@@ -294,8 +293,7 @@ static mdl_node any_list(mdl_schema_compiler *c, const char *brackets, mdl_node 
 {
     mdl_grammar *g = c->grammar;
     mdl_node more = mdl_grammar_then(g, comma(c), member);
-    mdl_node members =
-        mdl_grammar_then(g, member, mdl_grammar_repeat(g, more, 0, MDL_REPEAT_ANY));
+    mdl_node members = mdl_grammar_then(g, member, mdl_grammar_repeat(g, more, 0, MDL_REPEAT_ANY));
     return mdl_grammar_or(g, bracketed(c, brackets, members),
                           bracketed(c, brackets, MDL_NODE_NONE));
 }
@@ -335,7 +333,8 @@ mdl_node mdl_json_any(mdl_schema_compiler *c)
 
 /* ---- other keys ---- */
 
-static sl_status key_dfa(const mdl_schema_compiler *c, const mdl_schema_facts *f, bool names, mdl_dfa **out_dfa, sl_err *err)
+static sl_status key_dfa(const mdl_schema_compiler *c, const mdl_schema_facts *f, bool names,
+                         mdl_dfa **out_dfa, sl_err *err)
 {
     mdl_grammar *g = mdl_grammar_create();
     mdl_node node = MDL_NODE_NONE;
@@ -344,7 +343,8 @@ static sl_status key_dfa(const mdl_schema_compiler *c, const mdl_schema_facts *f
         node = mdl_grammar_or(g, written_string(g, p->name, p->name_size), node);
     }
     if (!names)
-        node = quoted(g, mdl_grammar_repeat(g, mdl_regex_any(g, regex_flags(c)), 0, MDL_REPEAT_ANY));
+        node =
+            quoted(g, mdl_grammar_repeat(g, mdl_regex_any(g, regex_flags(c)), 0, MDL_REPEAT_ANY));
     sl_status status = mdl_grammar_finish(g, node, err);
     if (sl_is_ok(status))
         status = mdl_dfa_create(g, out_dfa, err);

@@ -11,14 +11,14 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 
-#define WAYS        4u   /* places where the cache looks for a mask */
-#define DEPTH_MAX   256u /* longer tokens are never allowed */
+#define WAYS      4u   /* places where the cache looks for a mask */
+#define DEPTH_MAX 256u /* longer tokens are never allowed */
 
 /* A byte of one or more tokens; the nodes of a trie are in preorder. */
 typedef struct trie_node {
-    uint32_t token;   /* MDL_TOKEN_NONE as UINT32_MAX: none ends here */
-    uint32_t behind;  /* first node after the ones below this */
-    uint16_t depth;   /* 1 = first byte */
+    uint32_t token;  /* MDL_TOKEN_NONE as UINT32_MAX: none ends here */
+    uint32_t behind; /* first node after the ones below this */
+    uint16_t depth;  /* 1 = first byte */
     uint8_t byte;
 } trie_node;
 
@@ -98,9 +98,8 @@ static void add_token(trie *t, const spelled *token, const spelled *before)
         shared--;
     for (uint32_t depth = shared; depth < token->size; depth++, made++)
         if (t->nodes)
-            t->nodes[t->count + made] = (trie_node){.token = UINT32_MAX,
-                                                    .depth = (uint16_t)(depth + 1),
-                                                    .byte = token->data[depth]};
+            t->nodes[t->count + made] = (trie_node){
+                .token = UINT32_MAX, .depth = (uint16_t)(depth + 1), .byte = token->data[depth]};
     if (t->nodes)
         t->nodes[t->count + made - 1].token = token->id;
     t->count += made;
@@ -157,8 +156,7 @@ static void build_tries(mdl_masks *m, uint32_t vocab_size)
     }
 }
 
-mdl_masks *mdl_masks_create(const mdl_tokenizer *tokenizer, uint32_t vocab_size,
-                            size_t cache_bytes)
+mdl_masks *mdl_masks_create(const mdl_tokenizer *tokenizer, uint32_t vocab_size, size_t cache_bytes)
 {
     const mdl_special *special = mdl_tokenizer_special(tokenizer);
     mdl_masks *m = sl_alloc(1, sizeof(*m), "masks");

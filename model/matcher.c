@@ -89,8 +89,7 @@ mdl_matcher *mdl_matcher_create(const mdl_grammar *grammar, uint32_t states_max)
     m->turns = sl_alloc(m->cells_max, sizeof(uint32_t), "matcher cells");
     m->cell_of = sl_alloc(m->cell_mask + 1, sizeof(uint32_t), "matcher cells");
     m->states = sl_alloc(m->states_max, sizeof(future), "matcher states");
-    m->rows =
-        sl_alloc((size_t)m->states_max * m->symbol_count, sizeof(uint32_t), "matcher states");
+    m->rows = sl_alloc((size_t)m->states_max * m->symbol_count, sizeof(uint32_t), "matcher states");
     m->sets = sl_alloc(m->sets_max, sizeof(uint32_t), "matcher states");
     m->state_of = sl_alloc(m->state_mask + 1, sizeof(uint32_t), "matcher states");
     m->cell_count = 1;

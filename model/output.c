@@ -38,6 +38,7 @@ struct mdl_output {
 
     output_state state;
     bool stopped;
+    bool begun; /* content has begun */
     bool final; /* no more input comes */
     mdl_finish cause;
     sl_buf hold;
@@ -118,6 +119,12 @@ static const char *rest(const mdl_output *o, size_t *out_size)
     return o->hold.data ? o->hold.data + o->at : "";
 }
 
+static const char *rest_of(const mdl_output *o)
+{
+    size_t size;
+    return rest(o, &size);
+}
+
 static void consume_text(mdl_output *o, size_t size)
 {
     o->at += size;
@@ -190,7 +197,8 @@ static mdl_match match_marker(const mdl_output *o, const char *data, size_t size
 {
     mdl_match think, calls = MDL_MATCH_NO;
 
-    if (o->state == STATE_RAW || (data[0] != '<' && data[0] != '\n'))
+    if (o->state == STATE_RAW || (data[0] != '<' && data[0] != '\n') ||
+        (o->options.literal && o->state == STATE_CONTENT && (o->begun || data > rest_of(o))))
         return MDL_MATCH_NO;
     think = mdl_literal_match(data, size, END_THINK);
     if (think == MDL_MATCH_YES) {
@@ -276,6 +284,7 @@ static bool step_text(mdl_output *o)
     if (m == MDL_MATCH_NO)
         at -= unfinished_tail(o, data, at);
     emit_delta(o, kind, data, at);
+    o->begun |= kind == MDL_EVENT_CONTENT && at > 0;
     consume_text(o, at);
     if (m != MDL_MATCH_YES)
         return false;

@@ -50,6 +50,7 @@ typedef struct mdl_output_options {
     bool raw;                 /* raw completion: all is content, only stop strings apply */
     bool reasoning_open;      /* mdl_chat_reasoning_open */
     bool parse_calls;         /* mdl_chat_calls_expected */
+    bool literal;             /* constrained content: once begun, all of it is content */
     bool refuse_unknown;      /* calls of unknown functions become content (needs chat) */
     const mdl_chat *chat;     /* borrowed, for schemas and names; may be NULL */
     const char *request_id;   /* copied; call ids derive from it */

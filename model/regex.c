@@ -8,7 +8,7 @@
 #include "base/bytes.h"
 
 #define CODE_POINT_MAX 0x10ffffu
-#define RANGES_MAX     512u   /* of one class */
+#define RANGES_MAX     512u    /* of one class */
 #define MARK           0xff5cu /* see MDL_REGEX_UNMARKED */
 
 typedef struct range {
@@ -447,8 +447,8 @@ static bool parse_braces(parser *p, uint32_t *out_min, uint32_t *out_max)
             digits = 0;
         } else if (c >= '0' && c <= '9') {
             uint64_t before = digits++ == 0 ? 0 : bounds[part];
-            bounds[part] = before > MDL_GRAMMAR_REPEAT_MAX ? before
-                                                           : before * 10 + (uint64_t)(c - '0');
+            bounds[part] =
+                before > MDL_GRAMMAR_REPEAT_MAX ? before : before * 10 + (uint64_t)(c - '0');
         } else {
             return false;
         }

@@ -1,8 +1,8 @@
 /* Regular expressions as grammars, over code points.
  *
- * The subset (docs/API.md lists it): literals, escapes, `.`, classes, groups, alternation, greedy or
- * lazy quantifiers, ^ at the start and $ at the end of an alternative. All else is SL_UNSUPPORTED
- * and named with its place. Thread: any. */
+ * The subset (docs/API.md lists it): literals, escapes, `.`, classes, groups, alternation, greedy
+ * or lazy quantifiers, ^ at the start and $ at the end of an alternative. All else is
+ * SL_UNSUPPORTED and named with its place. Thread: any. */
 #ifndef MODEL_REGEX_H
 #define MODEL_REGEX_H
 

@@ -423,6 +423,7 @@ static sl_status choice_init(rtr_answer *a, uint32_t index, sl_err *err)
         .raw = !a->chat,
         .reasoning_open = a->chat && mdl_chat_reasoning_open(request->chat),
         .parse_calls = a->chat && mdl_chat_calls_expected(request->chat),
+        .literal = mdl_constraint_is_set(&request->constraint),
         .chat = request->chat,
         .request_id = id,
         .call_key = {a->options.call_key[0], a->options.call_key[1]},

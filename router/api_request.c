@@ -343,9 +343,6 @@ static bool encode_chat(const rtr_api_settings *settings, rtr_api_request *r, co
     sl_err err;
     if (!sl_is_ok(mdl_chat_parse(root, &settings->chat, &r->chat, &err)))
         return fail_status(error, &err);
-    if (mdl_chat_response_format(r->chat) == MDL_RESPONSE_JSON_OBJECT)
-        return fail(error, 400, "unsupported", "response_format",
-                    "response_format: json_object is not supported for now");
     mdl_prompt prompt = {0};
     mdl_chat_render(r->chat, 0, &prompt);
     mdl_encode_options options = {.id_max = RTR_PROMPT_MAX};
@@ -361,6 +358,30 @@ static bool encode_chat(const rtr_api_settings *settings, rtr_api_request *r, co
     fail_status(error, &err);
     snprintf(error->param, sizeof error->param, "messages");
     return false;
+}
+
+/* Compiled here only to say what is wrong with it before any node is asked. */
+static bool read_constraint(rtr_api_request *r, const sl_json *root, rtr_api_error *error)
+{
+    sl_err err;
+    mdl_grammar *grammar = NULL;
+    mdl_constraint *constraint = &r->constraint;
+    if (!sl_is_ok(mdl_constraint_parse(root, r->chat, constraint, &err)))
+        return fail_status(error, &err);
+    if (!mdl_constraint_is_set(constraint))
+        return true;
+    if (r->sampling.ignore_eos)
+        return fail(error, 400, NULL, "ignore_eos",
+                    "ignore_eos: a constrained answer ends where its form does");
+    if (!sl_is_ok(mdl_constraint_compile(constraint, &grammar, &err))) {
+        fail_status(error, &err);
+        if (!error->param[0])
+            snprintf(error->param, sizeof error->param, "%s",
+                     constraint->field ? constraint->field : "tools");
+        return false;
+    }
+    mdl_grammar_destroy(grammar);
+    return true;
 }
 
 /* ---- limits and defaults */
@@ -415,7 +436,8 @@ static bool prepare_generation(const rtr_api_settings *settings, rtr_api_request
         return false;
     bool encoded = r->kind == RTR_API_CHAT ? encode_chat(settings, r, root, error)
                                            : read_prompt(settings, r, root, error);
-    if (!encoded || !resolve_lengths(settings, r, context_max, error) ||
+    if (!encoded || !read_constraint(r, root, error) ||
+        !resolve_lengths(settings, r, context_max, error) ||
         !check_handout_size(settings, r, error))
         return false;
     draw_seed(&r->sampling);
@@ -450,6 +472,7 @@ bool rtr_api_prepare(const rtr_api_settings *settings, rtr_api_kind kind, const 
     rtr_api_request *r = sl_alloc(1, sizeof *r, "api request");
     r->kind = kind;
     r->doc = doc;
+    mdl_constraint_init(&r->constraint);
     const sl_json *root = sl_json_root(doc);
     bool ok = true;
     if (sl_json_typeof(root) != SL_JSON_OBJECT)
@@ -473,6 +496,7 @@ void rtr_api_request_destroy(rtr_api_request *request)
     if (!request)
         return;
     mdl_ids_fini(&request->prompt);
+    mdl_constraint_fini(&request->constraint);
     mdl_chat_destroy(request->chat); /* borrows from the document */
     sl_json_doc_destroy(request->doc);
     sl_free(request);

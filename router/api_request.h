@@ -7,6 +7,7 @@
 
 #include "base/json.h"
 #include "model/chat.h"
+#include "model/constraint.h"
 #include "model/sampling.h"
 #include "model/shape.h"
 #include "model/tokenizer.h"
@@ -51,9 +52,10 @@ typedef struct rtr_api_request {
     uint32_t choice_count; /* n */
     bool want_routing;     /* "sluice": {..}, per generated token */
     bool want_mask;
-    uint64_t cache_space;  /* of cache_salt: cached prefixes are shared inside one only */
-    mdl_sampling sampling; /* seed set, max_tokens set */
-    const char *stops[16]; /* borrowed from doc */
+    uint64_t cache_space;      /* of cache_salt: cached prefixes are shared inside one only */
+    mdl_sampling sampling;     /* seed set, max_tokens set */
+    mdl_constraint constraint; /* checked; may say nothing */
+    const char *stops[16];     /* borrowed from doc */
     size_t stop_count;
     mdl_ids prompt; /* DETOKENIZE: the tokens */
     sl_json_doc *doc;

@@ -191,6 +191,23 @@ static void fill_sampling(const rtr_live *live, Sluice__V1__Sampling *out)
     out->id_limit = (uint32_t)mdl_tokenizer_id_end(live->front->shared->api.tokenizer);
 }
 
+/* NULL: nothing is constrained. */
+static Sluice__V1__Constraint *fill_constraint(const rtr_live *live, Sluice__V1__Constraint *out)
+{
+    const mdl_constraint *c = &live->request->constraint;
+    if (!mdl_constraint_is_set(c))
+        return NULL;
+    sluice__v1__constraint__init(out);
+    out->kind = (uint32_t)c->kind;
+    out->calls = (uint32_t)c->calls;
+    out->text = (ProtobufCBinaryData){c->text.size, (uint8_t *)c->text.data};
+    out->tools = (ProtobufCBinaryData){c->tools.size, (uint8_t *)c->tools.data};
+    out->reasoning = c->reasoning;
+    out->strict = c->strict;
+    out->one_call = c->one_call;
+    return out;
+}
+
 /* Prompt, then what was generated so far. */
 static uint32_t *all_tokens(const rtr_live *live, size_t *out_count)
 {
@@ -221,7 +238,9 @@ static void act_admit(rtr_live *live, const rtr_action *action)
     fill_sampling(live, &sampling);
     sampling.n_logit_bias = (size_t)s->bias_count;
     sampling.logit_bias = pointers;
+    Sluice__V1__Constraint constraint;
     Sluice__V1__Admit admit = SLUICE__V1__ADMIT__INIT;
+    admit.constraint = fill_constraint(live, &constraint);
     admit.request_id = live->id;
     admit.epoch = action->epoch;
     admit.tokens = all_tokens(live, &admit.n_tokens);

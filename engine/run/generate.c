@@ -10,6 +10,7 @@
 #include "base/assert.h"
 #include "base/clock.h"
 #include "engine/run/dump.h"
+#include "model/masks.h"
 #include "engine/run/progress.h"
 
 typedef struct session {
@@ -20,6 +21,9 @@ typedef struct session {
     eng_sequence *sequence;
     eng_run_dump *dump; /* NULL without --dump */
     mdl_detok detok;
+    mdl_grammar *grammar; /* NULL: any answer */
+    mdl_masks *masks;
+    mdl_cursor cursor;
     uint32_t capacity; /* tokens that ids and the sequence hold */
     uint32_t max_tokens;
     uint32_t draft_depth;
@@ -106,6 +110,18 @@ static sl_status session_set_ids(session *run, const uint32_t *forced, uint32_t 
     return sl_ok();
 }
 
+static sl_status session_constrain(session *run, sl_err *err)
+{
+    const mdl_constraint *constraint = run->args->constraint;
+    if (!mdl_constraint_is_set(constraint))
+        return sl_ok();
+    SL_TRY(mdl_constraint_compile(constraint, &run->grammar, err));
+    run->masks = mdl_masks_create(run->args->tokenizer,
+                                  (uint32_t)eng_model_shape(run->model)->vocab_size, 0);
+    run->cursor.matcher = mdl_matcher_create(run->grammar, 0);
+    return sl_ok();
+}
+
 static sl_status session_open(session *run, sl_err *err)
 {
     const eng_run_options *options = run->args->options;
@@ -124,6 +140,7 @@ static sl_status session_open(session *run, sl_err *err)
     sl_status status = session_set_ids(run, forced, forced_count, err);
     sl_free(forced);
     SL_TRY(status);
+    SL_TRY(session_constrain(run, err));
     SL_TRY(session_open_engine(run, err));
     mdl_detok_init(&run->detok, run->args->tokenizer);
     return options->dump ? session_open_dump(run, err) : sl_ok();
@@ -136,6 +153,9 @@ static void session_close(session *run)
         eng_sequence_close(run->sequence);
     eng_engine_destroy(run->engine);
     eng_model_close(run->model);
+    mdl_matcher_destroy(run->cursor.matcher);
+    mdl_masks_destroy(run->masks);
+    mdl_grammar_destroy(run->grammar);
 }
 
 /* ---- running ---- */
@@ -206,14 +226,19 @@ static void session_hand_out(session *run, uint32_t row)
                   eng_engine_routing(run->engine)->row_bytes);
 }
 
-/* Draws the next token from row `row` of the step; false: it was the last one. */
-static bool session_draw(session *run, float *logits, uint32_t row)
+/* Draws the next token from row `row` of the step. */
+static sl_status session_draw(session *run, float *logits, uint32_t row, bool *out_goes_on,
+                              sl_err *err)
 {
     eng_run_result *result = run->result;
     uint32_t made = result->count - result->prompt_count - result->forced_count;
+    const uint32_t *allowed = NULL;
     eng_sampled sampled;
+    if (run->cursor.matcher)
+        SL_TRY(mdl_cursor_mask(&run->cursor, run->masks, result->ids + result->prompt_count,
+                               result->count - result->prompt_count, &allowed, err));
     eng_sample(run->engine, logits, run->args->sampling, result->ids, result->count,
-               result->prompt_count, result->count, &sampled);
+               result->prompt_count, result->count, allowed, &sampled);
     if (run->args->options->handout)
         session_hand_out(run, row);
     if (result->sampled)
@@ -221,16 +246,16 @@ static bool session_draw(session *run, float *logits, uint32_t row)
     result->ids[result->count++] = sampled.id;
     if (is_stop(run, sampled.id)) {
         result->finish_reason = "stop";
-        return false;
+        *out_goes_on = false;
+        return sl_ok();
     }
     size_t from = result->text.size;
     mdl_detok_push(&run->detok, (int32_t)sampled.id, &result->text);
     session_show(run, from);
-    if (made + 1 == run->max_tokens) {
+    *out_goes_on = made + 1 < run->max_tokens;
+    if (!*out_goes_on)
         result->finish_reason = "length";
-        return false;
-    }
-    return true;
+    return sl_ok();
 }
 
 /* Puts drafts of the tokens to come behind the ids. */
@@ -272,7 +297,7 @@ static sl_status session_advance(session *run, bool *out_goes_on, sl_err *err)
     uint32_t row = 0;
     do {
         uint32_t draft = row < drafted ? result->ids[result->count] : 0;
-        goes_on = session_draw(run, eng_step_logits(run->engine, row), row);
+        SL_TRY(session_draw(run, eng_step_logits(run->engine, row), row, &goes_on, err));
         right = row < drafted && result->ids[result->count - 1] == draft;
         result->accepted += right;
         row++;
@@ -284,7 +309,8 @@ static sl_status session_advance(session *run, bool *out_goes_on, sl_err *err)
 
 static sl_status session_decode(session *run, float *logits, sl_err *err)
 {
-    bool goes_on = session_draw(run, logits, run->last_row);
+    bool goes_on;
+    SL_TRY(session_draw(run, logits, run->last_row, &goes_on, err));
     while (goes_on)
         SL_TRY(session_advance(run, &goes_on, err));
     size_t from = run->result->text.size;

@@ -5,6 +5,7 @@
 #include "base/bytes.h"
 #include "engine/engine.h"
 #include "engine/run/options.h"
+#include "model/constraint.h"
 #include "model/tokenizer.h"
 
 #ifdef __cplusplus
@@ -36,7 +37,8 @@ typedef struct eng_run_generate_args {
     const mdl_tokenizer *tokenizer;
     const mdl_sampling *sampling;
     const mdl_ids *prompt;
-    eng_run_text_fn on_text; /* NULL: not streamed */
+    const mdl_constraint *constraint; /* may say nothing */
+    eng_run_text_fn on_text;          /* NULL: not streamed */
     void *context;
 } eng_run_generate_args;
 

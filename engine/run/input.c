@@ -45,6 +45,84 @@ static sl_status prompt_text(const eng_run_options *options, sl_buf *text, sl_er
     return sl_ok();
 }
 
+/* ---- the form of the answer ---- */
+
+static sl_status append_schema(const char *given, sl_buf *request, sl_err *err)
+{
+    sl_json_doc *doc = NULL;
+    if (given[strspn(given, " \t\n")] == '{')
+        SL_TRY(sl_json_parse(given, strlen(given), NULL, &doc, err));
+    else
+        SL_TRY(sl_json_parse_file(given, NULL, &doc, err));
+    sl_buf_puts(request, "\"json\":");
+    sl_json_write(request, sl_json_root(doc));
+    sl_json_doc_destroy(doc);
+    return sl_ok();
+}
+
+static void append_choices(const char *given, sl_buf *request)
+{
+    sl_buf_puts(request, "\"choice\":");
+    if (*given == '[') { /* read with the request */
+        sl_buf_puts(request, given);
+        return;
+    }
+    for (const char *at = given, *end; at; at = *end ? end + 1 : NULL) {
+        end = at + strcspn(at, ",");
+        sl_buf_putc(request, at == given ? '[' : ',');
+        sl_json_write_string(request, at, (size_t)(end - at));
+    }
+    sl_buf_putc(request, ']');
+}
+
+/* The member "structured_outputs", as a request has it. */
+static sl_status append_form(const eng_run_options *options, sl_buf *request, sl_err *err)
+{
+    int given =
+        !!options->json_schema + options->json_object + !!options->regex + !!options->choice;
+    if (given > 1)
+        return sl_fail(err, SL_INVALID,
+                       "--json-schema, --json-object, --regex and --choice: give one");
+    sl_buf_puts(request, "\"structured_outputs\":");
+    if (given == 0) {
+        sl_buf_puts(request, "null");
+        return sl_ok();
+    }
+    sl_buf_putc(request, '{');
+    if (options->json_schema)
+        SL_TRY(append_schema(options->json_schema, request, err));
+    if (options->json_object)
+        sl_buf_puts(request, "\"json_object\":true");
+    if (options->regex) {
+        sl_buf_puts(request, "\"regex\":");
+        sl_json_write_string(request, options->regex, strlen(options->regex));
+    }
+    if (options->choice)
+        append_choices(options->choice, request);
+    sl_buf_putc(request, '}');
+    return sl_ok();
+}
+
+/* Of a prompt that is no chat. */
+static sl_status read_form(const eng_run_options *options, mdl_constraint *constraint, sl_err *err)
+{
+    sl_json_doc *doc = NULL;
+    sl_buf request;
+    sl_buf_init(&request, ENG_RUN_INPUT_BYTES_MAX);
+    sl_buf_putc(&request, '{');
+    sl_status status = append_form(options, &request, err);
+    sl_buf_putc(&request, '}');
+    if (sl_is_ok(status))
+        status = sl_json_parse(request.data, request.size, NULL, &doc, err);
+    if (sl_is_ok(status))
+        status = mdl_constraint_parse(sl_json_root(doc), NULL, constraint, err);
+    sl_json_doc_destroy(doc);
+    sl_buf_fini(&request);
+    return status;
+}
+
+/* ---- chat ---- */
+
 /* Appends a JSON file's root as text, checked. */
 static sl_status append_json_file(const char *path, sl_json_type wanted, sl_buf *request,
                                   sl_err *err)
@@ -132,6 +210,10 @@ static sl_status build_request(const eng_run_options *options, sl_buf *request, 
         sl_buf_puts(request, ",\"tools\":");
         SL_TRY(append_json_file(options->tools, SL_JSON_ARRAY, request, err));
     }
+    if (options->json_schema || options->json_object || options->regex || options->choice) {
+        sl_buf_putc(request, ',');
+        SL_TRY(append_form(options, request, err));
+    }
     if (options->thinking) /* last value wins over one in the file */
         sl_buf_puts(request, ",\"thinking\":{\"type\":\"enabled\"}");
     sl_buf_putc(request, '}');
@@ -139,7 +221,7 @@ static sl_status build_request(const eng_run_options *options, sl_buf *request, 
 }
 
 static sl_status encode_chat(const sl_json *request, const mdl_tokenizer *tokenizer, mdl_ids *ids,
-                             sl_err *err)
+                             mdl_constraint *constraint, sl_err *err)
 {
     mdl_chat *chat = NULL;
     SL_TRY(mdl_chat_parse(request, NULL, &chat, err));
@@ -147,13 +229,15 @@ static sl_status encode_chat(const sl_json *request, const mdl_tokenizer *tokeni
     mdl_chat_render(chat, 0, &prompt);
     sl_status status =
         mdl_tokenizer_encode(tokenizer, prompt.text.data, prompt.text.size, NULL, ids, err);
+    if (sl_is_ok(status))
+        status = mdl_constraint_parse(request, chat, constraint, err);
     mdl_prompt_fini(&prompt);
     mdl_chat_destroy(chat);
     return status;
 }
 
 static sl_status input_chat(const eng_run_options *options, const mdl_tokenizer *tokenizer,
-                            mdl_ids *ids, sl_err *err)
+                            mdl_ids *ids, mdl_constraint *constraint, sl_err *err)
 {
     sl_buf request;
     sl_buf_init(&request, ENG_RUN_INPUT_BYTES_MAX);
@@ -162,7 +246,7 @@ static sl_status input_chat(const eng_run_options *options, const mdl_tokenizer 
     if (sl_is_ok(status))
         status = sl_json_parse(request.data, request.size, NULL, &doc, err);
     if (sl_is_ok(status))
-        status = encode_chat(sl_json_root(doc), tokenizer, ids, err);
+        status = encode_chat(sl_json_root(doc), tokenizer, ids, constraint, err);
     sl_json_doc_destroy(doc);
     sl_buf_fini(&request);
     return status;
@@ -204,14 +288,20 @@ static sl_status input_ids(const eng_run_options *options, mdl_ids *ids, sl_err 
 }
 
 sl_status eng_run_input(const eng_run_options *options, const mdl_tokenizer *tokenizer,
-                        mdl_ids *ids, sl_err *err)
+                        mdl_ids *ids, mdl_constraint *constraint, sl_err *err)
 {
+    bool chat = !options->ids && (options->chat || options->messages);
     if (options->ids)
         SL_TRY(input_ids(options, ids, err));
-    else if (options->chat || options->messages)
-        SL_TRY(input_chat(options, tokenizer, ids, err));
+    else if (chat)
+        SL_TRY(input_chat(options, tokenizer, ids, constraint, err));
     else
         SL_TRY(input_raw(options, tokenizer, ids, err));
+    if (!chat)
+        SL_TRY(read_form(options, constraint, err));
+    if (mdl_constraint_is_set(constraint) && options->ignore_eos)
+        return sl_fail(err, SL_INVALID,
+                       "--ignore-eos: a constrained answer ends where its form does");
     return ids->count > 0 ? sl_ok() : sl_fail(err, SL_INVALID, "the prompt is empty");
 }
 

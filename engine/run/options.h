@@ -33,6 +33,11 @@ typedef struct eng_run_options {
     int64_t logprobs;
     bool ignore_eos;
     int64_t mtp_depth;
+    /* the answer's form */
+    const char *json_schema;
+    bool json_object;
+    const char *regex;
+    const char *choice;
     /* engine */
     int numerics; /* eng_numerics */
     int64_t chunk_tokens;

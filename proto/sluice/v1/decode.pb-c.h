@@ -121,10 +121,14 @@ struct  Sluice__V1__Admit
    */
   char *fork_of;
   Sluice__V1__Handout *handout;
+  /*
+   * absent: any answer
+   */
+  Sluice__V1__Constraint *constraint;
 };
 #define SLUICE__V1__ADMIT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__admit__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0,NULL, 0, NULL, 0, 0, 0, (char *)protobuf_c_empty_string, NULL }
+    , (char *)protobuf_c_empty_string, 0, 0,NULL, 0, NULL, 0, 0, 0, (char *)protobuf_c_empty_string, NULL, NULL }
 
 
 struct  Sluice__V1__Cancel

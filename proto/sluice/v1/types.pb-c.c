@@ -232,6 +232,51 @@ void   sluice__v1__handout__free_unpacked
   assert(message->base.descriptor == &sluice__v1__handout__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   sluice__v1__constraint__init
+                     (Sluice__V1__Constraint         *message)
+{
+  static const Sluice__V1__Constraint init_value = SLUICE__V1__CONSTRAINT__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__constraint__get_packed_size
+                     (const Sluice__V1__Constraint *message)
+{
+  assert(message->base.descriptor == &sluice__v1__constraint__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__constraint__pack
+                     (const Sluice__V1__Constraint *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__constraint__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__constraint__pack_to_buffer
+                     (const Sluice__V1__Constraint *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__constraint__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__Constraint *
+       sluice__v1__constraint__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__Constraint *)
+     protobuf_c_message_unpack (&sluice__v1__constraint__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__constraint__free_unpacked
+                     (Sluice__V1__Constraint *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__constraint__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   sluice__v1__ticket__init
                      (Sluice__V1__Ticket         *message)
 {
@@ -783,6 +828,122 @@ const ProtobufCMessageDescriptor sluice__v1__handout__descriptor =
   sluice__v1__handout__field_indices_by_name,
   1,  sluice__v1__handout__number_ranges,
   (ProtobufCMessageInit) sluice__v1__handout__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__constraint__field_descriptors[7] =
+{
+  {
+    "kind",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Constraint, kind),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "text",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BYTES,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Constraint, text),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "calls",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Constraint, calls),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "tools",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BYTES,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Constraint, tools),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "reasoning",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Constraint, reasoning),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "strict",
+    6,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Constraint, strict),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "one_call",
+    7,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Constraint, one_call),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__constraint__field_indices_by_name[] = {
+  2,   /* field[2] = calls */
+  0,   /* field[0] = kind */
+  6,   /* field[6] = one_call */
+  4,   /* field[4] = reasoning */
+  5,   /* field[5] = strict */
+  1,   /* field[1] = text */
+  3,   /* field[3] = tools */
+};
+static const ProtobufCIntRange sluice__v1__constraint__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 7 }
+};
+const ProtobufCMessageDescriptor sluice__v1__constraint__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.Constraint",
+  "Constraint",
+  "Sluice__V1__Constraint",
+  "sluice.v1",
+  sizeof(Sluice__V1__Constraint),
+  7,
+  sluice__v1__constraint__field_descriptors,
+  sluice__v1__constraint__field_indices_by_name,
+  1,  sluice__v1__constraint__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__constraint__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor sluice__v1__ticket__field_descriptors[11] =

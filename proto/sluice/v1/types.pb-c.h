@@ -20,6 +20,7 @@ typedef struct Sluice__V1__Failure Sluice__V1__Failure;
 typedef struct Sluice__V1__LogitBias Sluice__V1__LogitBias;
 typedef struct Sluice__V1__Sampling Sluice__V1__Sampling;
 typedef struct Sluice__V1__Handout Sluice__V1__Handout;
+typedef struct Sluice__V1__Constraint Sluice__V1__Constraint;
 typedef struct Sluice__V1__Ticket Sluice__V1__Ticket;
 typedef struct Sluice__V1__Load Sluice__V1__Load;
 
@@ -121,6 +122,40 @@ struct  Sluice__V1__Handout
 #define SLUICE__V1__HANDOUT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__handout__descriptor) \
     , 0, 0 }
+
+
+/*
+ * model/constraint.h: what the whole answer must look like. Its state is made from the generated tokens, so none travels.
+ */
+struct  Sluice__V1__Constraint
+{
+  ProtobufCMessage base;
+  /*
+   * mdl_constraint_kind
+   */
+  uint32_t kind;
+  /*
+   * schema, expression or choices
+   */
+  ProtobufCBinaryData text;
+  /*
+   * mdl_constraint_calls
+   */
+  uint32_t calls;
+  /*
+   * functions that may be called, a JSON array
+   */
+  ProtobufCBinaryData tools;
+  /*
+   * the answer begins inside reasoning
+   */
+  protobuf_c_boolean reasoning;
+  protobuf_c_boolean strict;
+  protobuf_c_boolean one_call;
+};
+#define SLUICE__V1__CONSTRAINT__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__constraint__descriptor) \
+    , 0, {0,NULL}, 0, {0,NULL}, 0, 0, 0 }
 
 
 /*
@@ -272,6 +307,25 @@ Sluice__V1__Handout *
 void   sluice__v1__handout__free_unpacked
                      (Sluice__V1__Handout *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__Constraint methods */
+void   sluice__v1__constraint__init
+                     (Sluice__V1__Constraint         *message);
+size_t sluice__v1__constraint__get_packed_size
+                     (const Sluice__V1__Constraint   *message);
+size_t sluice__v1__constraint__pack
+                     (const Sluice__V1__Constraint   *message,
+                      uint8_t             *out);
+size_t sluice__v1__constraint__pack_to_buffer
+                     (const Sluice__V1__Constraint   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__Constraint *
+       sluice__v1__constraint__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__constraint__free_unpacked
+                     (Sluice__V1__Constraint *message,
+                      ProtobufCAllocator *allocator);
 /* Sluice__V1__Ticket methods */
 void   sluice__v1__ticket__init
                      (Sluice__V1__Ticket         *message);
@@ -327,6 +381,9 @@ typedef void (*Sluice__V1__Sampling_Closure)
 typedef void (*Sluice__V1__Handout_Closure)
                  (const Sluice__V1__Handout *message,
                   void *closure_data);
+typedef void (*Sluice__V1__Constraint_Closure)
+                 (const Sluice__V1__Constraint *message,
+                  void *closure_data);
 typedef void (*Sluice__V1__Ticket_Closure)
                  (const Sluice__V1__Ticket *message,
                   void *closure_data);
@@ -344,6 +401,7 @@ extern const ProtobufCMessageDescriptor sluice__v1__failure__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__logit_bias__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__sampling__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__handout__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__constraint__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__ticket__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__load__descriptor;
 

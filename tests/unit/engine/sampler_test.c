@@ -15,7 +15,7 @@ static void draw_all(const float *logits, const mdl_sampling *params, const uint
     float copy[VOCAB];
     memcpy(copy, logits, sizeof(copy));
     eng_sampler_init(&sampler, VOCAB, 1, NULL);
-    eng_sampler_draw(&sampler, copy, params, context, count, prompt, position, out);
+    eng_sampler_draw(&sampler, copy, params, context, count, prompt, position, NULL, out);
     eng_sampler_fini(&sampler);
 }
 
@@ -290,7 +290,7 @@ TEST(bias_and_masks)
     static const uint32_t CONTEXT[] = {5, 6, 7};
     for (uint32_t made = 0; made < 3; made++) {
         memcpy(copy, logits, sizeof(copy));
-        eng_sampler_draw(&sampler, copy, &params, CONTEXT, 1 + made, 1, 1 + made, &sampled);
+        eng_sampler_draw(&sampler, copy, &params, CONTEXT, 1 + made, 1, 1 + made, NULL, &sampled);
         assert_int_equal(sampled.id, EXPECTED[made]);
     }
     eng_sampler_fini(&sampler);

@@ -195,20 +195,25 @@ static const char *const SCHEMAS[] = {
     "{}",
     "{\"type\":\"object\"}",
     "{\"type\":\"object\",\"additionalProperties\":false}",
-    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"string\"},\"b\":{\"type\":\"integer\"}},"
+    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"string\"},\"b\":{\"type\":\"integer\"}}"
+    ","
     "\"required\":[\"a\",\"b\"],\"additionalProperties\":false}",
     "{\"properties\":{\"a\":{},\"b\":{\"type\":\"null\"},\"c\":{\"type\":\"boolean\"}},"
     "\"required\":[\"b\"]}",
-    "{\"type\":\"object\",\"properties\":{\"na\\\"me\":{\"type\":\"number\"},\"\\u00fc\\n\":{\"type\":"
+    "{\"type\":\"object\",\"properties\":{\"na\\\"me\":{\"type\":\"number\"},\"\\u00fc\\n\":{"
+    "\"type\":"
     "\"integer\"}},\"additionalProperties\":{\"type\":\"boolean\"}}",
     "{\"type\":\"object\",\"required\":[\"x\"],\"additionalProperties\":{\"type\":\"integer\"}}",
     "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"null\"},\"ab\":{\"type\":\"null\"}},"
     "\"additionalProperties\":true}",
-    "{\"type\":\"array\",\"items\":{\"type\":\"integer\",\"minimum\":3,\"maximum\":120},\"minItems\":2,"
+    "{\"type\":\"array\",\"items\":{\"type\":\"integer\",\"minimum\":3,\"maximum\":120},"
+    "\"minItems\":2,"
     "\"maxItems\":5}",
-    "{\"type\":\"array\",\"prefixItems\":[{\"type\":\"string\"},{\"type\":\"integer\"}],\"items\":false,"
+    "{\"type\":\"array\",\"prefixItems\":[{\"type\":\"string\"},{\"type\":\"integer\"}],\"items\":"
+    "false,"
     "\"minItems\":1}",
-    "{\"type\":\"array\",\"prefixItems\":[{\"const\":1},{\"const\":2}],\"items\":{\"enum\":[3,\"x\"]},"
+    "{\"type\":\"array\",\"prefixItems\":[{\"const\":1},{\"const\":2}],\"items\":{\"enum\":[3,"
+    "\"x\"]},"
     "\"minItems\":3,\"maxItems\":6}",
     "{\"type\":\"array\",\"maxItems\":0}",
     "{\"type\":[\"string\",\"null\"]}",
@@ -234,18 +239,23 @@ static const char *const SCHEMAS[] = {
     "{\"type\":\"number\",\"exclusiveMaximum\":-1.05,\"minimum\":-20}",
     "{\"type\":\"number\",\"exclusiveMinimum\":0}",
     "{\"anyOf\":[{\"type\":\"integer\"},{\"type\":\"object\",\"properties\":{\"t\":{\"const\":1}},"
-    "\"required\":[\"t\"]},{\"type\":\"object\",\"properties\":{\"t\":{\"const\":2},\"u\":{\"type\":"
+    "\"required\":[\"t\"]},{\"type\":\"object\",\"properties\":{\"t\":{\"const\":2},\"u\":{"
+    "\"type\":"
     "\"string\"}},\"required\":[\"t\",\"u\"]}]}",
     "{\"oneOf\":[{\"type\":\"object\",\"properties\":{\"kind\":{\"const\":\"a\"},\"x\":{\"type\":"
     "\"number\"}},\"required\":[\"kind\"]},{\"type\":\"object\",\"properties\":{\"kind\":{\"enum\":"
     "[\"b\",\"c\"]}},\"required\":[\"kind\"]},{\"type\":\"null\"}]}",
-    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"}},\"required\":[\"a\"],\"anyOf\":["
-    "{\"properties\":{\"b\":{\"type\":\"null\"}},\"required\":[\"b\"]},{\"properties\":{\"c\":{\"type\":"
+    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"}},\"required\":[\"a\"],"
+    "\"anyOf\":["
+    "{\"properties\":{\"b\":{\"type\":\"null\"}},\"required\":[\"b\"]},{\"properties\":{\"c\":{"
+    "\"type\":"
     "\"boolean\"}},\"required\":[\"c\"]}]}",
-    "{\"$defs\":{\"node\":{\"type\":\"object\",\"properties\":{\"v\":{\"type\":\"integer\"},\"next\":{"
+    "{\"$defs\":{\"node\":{\"type\":\"object\",\"properties\":{\"v\":{\"type\":\"integer\"},"
+    "\"next\":{"
     "\"anyOf\":[{\"$ref\":\"#/$defs/node\"},{\"type\":\"null\"}]}},\"required\":[\"v\",\"next\"],"
     "\"additionalProperties\":false}},\"$ref\":\"#/$defs/node\"}",
-    "{\"type\":\"object\",\"properties\":{\"children\":{\"type\":\"array\",\"items\":{\"$ref\":\"#\"}},"
+    "{\"type\":\"object\",\"properties\":{\"children\":{\"type\":\"array\",\"items\":{\"$ref\":\"#"
+    "\"}},"
     "\"name\":{\"type\":\"string\",\"maxLength\":4}},\"required\":[\"name\"]}",
     "{\"allOf\":[{\"$ref\":\"#/definitions/base\"},{\"properties\":{\"b\":{\"type\":\"string\"}},"
     "\"required\":[\"b\"]}],\"definitions\":{\"base\":{\"type\":\"object\",\"properties\":{\"a\":{"
@@ -256,7 +266,8 @@ static const char *const SCHEMAS[] = {
     "{\"type\":\"string\",\"format\":\"email\"}",
     "{\"type\":\"string\",\"format\":\"uri\"}",
     "{\"type\":\"string\",\"format\":\"duration\"}",
-    "{\"type\":\"object\",\"title\":\"T\",\"description\":\"d\",\"x-note\":1,\"properties\":{\"a\":{"
+    "{\"type\":\"object\",\"title\":\"T\",\"description\":\"d\",\"x-note\":1,\"properties\":{\"a\":"
+    "{"
     "\"type\":\"string\",\"default\":\"q\",\"format\":\"date\"}}}",
 };
 
@@ -339,8 +350,9 @@ static void check_choice(const char *text, size_t size, const void *context)
 
 TEST(a_choice_is_one_of_them)
 {
-    walk_many("{\"structured_outputs\":{\"choice\":[\"yes\",\"no\",\"yesterday\",\"\xe2\x82\xac\"]}}", 20,
-              0, check_choice, NULL);
+    walk_many(
+        "{\"structured_outputs\":{\"choice\":[\"yes\",\"no\",\"yesterday\",\"\xe2\x82\xac\"]}}", 20,
+        0, check_choice, NULL);
     walk_many("{\"guided_choice\":[\"no\"]}", 2, 0, check_choice, NULL);
 }
 
