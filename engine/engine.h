@@ -12,8 +12,8 @@
 #define ENGINE_ENGINE_H
 
 #include "base/status.h"
+#include "engine/sample.h"
 #include "model/handout.h"
-#include "model/sampling.h"
 #include "model/shape.h"
 #include "model/tokenizer.h"
 
@@ -73,8 +73,6 @@ typedef struct eng_stamp {
 } eng_stamp;
 
 /* --- engine and cache --- */
-
-typedef struct eng_engine eng_engine;
 
 #define ENG_OVERCOMMIT_MAX 10000u
 
@@ -279,36 +277,6 @@ SL_MUST_USE sl_status eng_draft_many(eng_engine *engine, eng_drafts *drafts, uin
 /* Drops the tokens from `token_count` on (rejected drafts) with their rows. Only tokens of the last
  * step, and before another step: at least one of them stays. */
 void eng_sequence_truncate(eng_sequence *sequence, uint32_t token_count);
-
-/* --- sampler --- */
-
-typedef struct eng_logprob {
-    uint32_t id;
-    float logprob;
-} eng_logprob;
-
-#define ENG_LOGPROBS_MAX 20
-
-typedef struct eng_sampled {
-    uint32_t id;
-    float logprob;      /* of id, after penalties and bias, before temperature, natural log */
-    uint32_t top_count; /* params->logprob_count (0 when that is -1) */
-    eng_logprob top[ENG_LOGPROBS_MAX];
-} eng_sampled;
-
-/* Draws the token at `position` (its index in the whole sequence), keyed by (seed, position) only
- * (spec 6, docs/SAMPLING.md). context[0 .. context_count) is the whole sequence so far, of which
- * the first prompt_count tokens are the prompt: presence and frequency penalties look at generated
- * tokens only, the repetition penalty at all. Ids that the model directory's tokenizer does not
- * define are masked, EOS and stop ids before params->min_tokens. Overwrites logits. allowed: bit id
- * set = id may be drawn (at least one); NULL = all. */
-void eng_sample(eng_engine *engine, float *logits, const mdl_sampling *params,
-                const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
-                uint32_t position, const uint32_t *allowed, eng_sampled *out_sampled);
-/* Record of the ids that the last eng_sample could have drawn (model/handout.h): what top_k, top_p
- * and min_p left; of temperature 0 the one id. out: mdl_mask_bytes_max of the vocabulary; returns
- * the record's bytes. */
-uint32_t eng_sample_mask(eng_engine *engine, uint8_t *out);
 
 #ifdef __cplusplus
 }

@@ -152,7 +152,7 @@ static uint32_t mask_of(const float *logits, const mdl_sampling *params, mdl_mas
     uint32_t set = 0;
     memcpy(copy, logits, sizeof(copy));
     eng_sampler_init(&sampler, VOCAB, 1, NULL);
-    eng_sampler_draw(&sampler, copy, params, NULL, 0, 0, 3, &sampled);
+    eng_sampler_draw(&sampler, copy, params, NULL, 0, 0, 3, NULL, &sampled);
     uint32_t bytes = eng_sampler_mask(&sampler, out);
     eng_sampler_fini(&sampler);
     assert_true(mdl_mask_check((sl_span){out, bytes}, VOCAB));
@@ -342,6 +342,49 @@ TEST(same_key_same_token)
     assert_true(differ > 150);
 }
 
+/* Only allowed ids are drawn and told of; the draw is the one of a vocabulary without the others;
+ * min_tokens gives way where nothing but an end is left. */
+TEST(only_the_allowed_are_drawn)
+{
+    float logits[VOCAB], copy[VOCAB], alone[VOCAB];
+    uint32_t allowed[(VOCAB + 31) / 32] = {0x00400009, 0x80000000, 0, 0x1}; /* 0, 3, 22, 63, 96 */
+    eng_sampler sampler;
+    eng_sampled sampled, expected;
+    uint8_t record[64];
+    mdl_sampling params = defaults();
+    eng_sampler_init(&sampler, VOCAB, 1, NULL);
+    for (uint32_t position = 0; position < 100; position++) {
+        for (uint32_t id = 0; id < VOCAB; id++) {
+            logits[id] = (float)sl_keyed_uniform(2, position * VOCAB + id, 9) * 4;
+            alone[id] = allowed[id / 32] >> (id % 32) & 1 ? logits[id] : -INFINITY;
+        }
+        params.temperature = (float)(position % 3) / 2;
+        params.top_p = position % 2 ? 0.8f : 1.0f;
+        params.logprob_count = 10;
+        draw_all(alone, &params, NULL, 0, 0, position, &expected);
+        memcpy(copy, logits, sizeof(copy));
+        eng_sampler_draw(&sampler, copy, &params, NULL, 0, 0, position, allowed, &sampled);
+        assert_memory_equal(&sampled, &expected, sizeof(sampled));
+        assert_int_equal(sampled.top_count, 5);
+        uint32_t bytes = eng_sampler_mask(&sampler, record);
+        assert_true(mdl_mask_check((sl_span){record, bytes}, VOCAB));
+        assert_true(record[0] != MDL_MASK_UNCUT);
+    }
+    memset(allowed, 0, sizeof(allowed));
+    allowed[0] = 1u << 1 | 1u << 2; /* the end of sentence and a stop id */
+    params.stop_id_count = 1;
+    params.stop_ids[0] = 2;
+    params.min_tokens = 5;
+    memcpy(copy, logits, sizeof(copy));
+    eng_sampler_draw(&sampler, copy, &params, NULL, 0, 0, 0, allowed, &sampled);
+    assert_true(sampled.id == 1 || sampled.id == 2);
+    allowed[0] |= 1u << 4;
+    memcpy(copy, logits, sizeof(copy));
+    eng_sampler_draw(&sampler, copy, &params, NULL, 0, 0, 0, allowed, &sampled);
+    assert_int_equal(sampled.id, 4);
+    eng_sampler_fini(&sampler);
+}
+
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(greedy_takes_the_lowest_of_equals),
     cmocka_unit_test(the_draw_is_the_keyed_number),
@@ -355,5 +398,6 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(bias_and_masks),
     cmocka_unit_test(logprobs_before_temperature),
     cmocka_unit_test(same_key_same_token),
+    cmocka_unit_test(only_the_allowed_are_drawn),
 };
 TEST_MAIN(TESTS)
