@@ -55,9 +55,13 @@ class Engine:
         except (ValueError, KeyError) as e:
             raise EngineError(f"output is not the object of --json: {e}: {out[:200]}") from e
 
-    def layers(self, model, begin, end, x, res):
-        """Dump of layers begin..end-1 fed with x, res (bf16 bits)."""
+    def layers_timed(self, model, begin, end, x, res):
+        """(what --json prints, dump) of layers begin..end-1 fed with x, res (bf16 bits)."""
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             path = os.path.join(folder, "in.safetensors")
             write_file(path, {"layer_x": x, "layer_res": res})
-            return self._run(model, ["--layers", f"{begin}:{end}", "--hidden-in", path])[1]
+            out, dump = self._run(model, ["--layers", f"{begin}:{end}", "--hidden-in", path])
+            return json.loads(out), dump
+
+    def layers(self, model, begin, end, x, res):
+        return self.layers_timed(model, begin, end, x, res)[1]

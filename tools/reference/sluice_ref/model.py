@@ -85,14 +85,15 @@ class Model:
     def linear(self, x, w):
         if not self.fp8:
             return self.sums.matmul(x, w.full)
-        if w.codes is None:
+        codes, weight_scales = w.codes, w.scales  # looked at once: they may be made by looking
+        if codes is None:
             return bf(self.sums.matmul(x, w.full))
         values, scales = q128(x, self.config.pow2_scales)
-        acc = np.zeros((x.shape[0], w.codes.shape[1]), np.float32)
+        acc = np.zeros((x.shape[0], codes.shape[1]), np.float32)
         for b in range(x.shape[1] // 128):
             part = slice(128 * b, 128 * b + 128)
-            p = self.sums.matmul(np.ascontiguousarray(values[:, part]), w.codes[part])
-            acc += p * (scales[:, b, None] * w.scales[b])
+            p = self.sums.matmul(np.ascontiguousarray(values[:, part]), codes[part])
+            acc += p * (scales[:, b, None] * weight_scales[b])
         return bf(acc)
 
     def mlp(self, x, w):
@@ -205,15 +206,18 @@ class Model:
         cache.append("index_scale", scales)
         cache.rows += len(n)
 
-    def attention(self, n, w, cache, positions, record):
-        c, count = self.config, len(n)
+    def attention(self, n, w, cache, positions, record, rows=slice(None)):
+        """Of the chosen rows; the cache gets all."""
+        c = self.config
         cos, sin = rope.tables(self.freq, positions)
+        self.fill_cache(n, w, cache, cos, sin)
+        n, cos, sin, positions = n[rows], cos[rows], sin[rows], positions[rows]
+        count = len(n)
         qr = self.norm(self.linear(n, w.q_a), w.q_norm)[0]
         q = self.linear(qr, w.q_b).reshape(count, c.heads, c.nope + c.rope)
         q_pe = self.bf(rope.interleaved(q[..., c.nope:], cos[:, None], sin[:, None]))
         q_hat = np.stack([self.bf(self.sums.matmul(np.ascontiguousarray(q[:, h, :c.nope]), w.w_uk[h]))
                           for h in range(c.heads)], axis=1)
-        self.fill_cache(n, w, cache, cos, sin)
         scores = self.index_scores(n, qr, w, cache, cos, sin)
         kept = self.select(scores, positions)
         if record is not None:
@@ -227,14 +231,15 @@ class Model:
 
     # --- the model ---
 
-    def layer(self, index, x, res, cache, record=None):
-        """One decoder layer on rows that follow those in the cache: (x, res)."""
+    def layer(self, index, x, res, cache, record=None, rows=slice(None)):
+        """One decoder layer on rows that follow those in the cache: (x, res), of the chosen rows only (a row
+        depends on the others through the cache alone)."""
         w = self.weights.layers[index]
         positions = cache.rows + np.arange(len(x))
         n, s = self.norm(x, w.input_norm, res)
         res = self.bf(s)
-        x = self.attention(n, w, cache, positions, record)
-        n, s = self.norm(x, w.post_norm, res)
+        x = self.attention(n, w, cache, positions, record, rows)
+        n, s = self.norm(x, w.post_norm, res[rows])
         res = self.bf(s)
         x = self.mlp(n, w.dense) if w.dense is not None else self.moe(n, w, record)
         return x, res
@@ -256,11 +261,16 @@ class Model:
             states.append((x, res))
         return self.norm(x, self.weights.norm, res)[0]
 
+    def mtp_layer(self, embedded, h, cache, record=None, rows=slice(None)):
+        """(x, res) leaving the MTP layer: `embedded` are the next tokens' embeddings, h is h_final."""
+        w = self.weights
+        left = self.norm(embedded, w.enorm)[0]
+        right = self.norm(h, w.hnorm)[0]
+        u = self.bf(self.sums.matmul(np.concatenate([left, right], axis=1), w.eh))
+        return self.layer(self.config.mtp_index, u, None, cache, record, rows)
+
     def mtp(self, next_ids, h, caches, record=None):
         """g of MTP rows that follow those in its cache; h is h_final of the same positions."""
         w, i = self.weights, self.config.mtp_index
-        left = self.norm(w.embed[np.asarray(next_ids)], w.enorm)[0]
-        right = self.norm(h, w.hnorm)[0]
-        u = self.bf(self.sums.matmul(np.concatenate([left, right], axis=1), w.eh))
-        v, res = self.layer(i, u, None, caches[i], record)
+        v, res = self.mtp_layer(w.embed[np.asarray(next_ids)], h, caches[i], record)
         return self.norm(v, w.mtp_norm, res)[0]

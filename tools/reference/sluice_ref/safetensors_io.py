@@ -86,6 +86,26 @@ def write_file(path, tensors):
             f.write(blob)
 
 
+class MappedCheckpoint(dict):
+    """{tensor name: (dtype name, array)} of a checkpoint whose arrays are mapped files: nothing is read before
+    it is looked at. Tensors that the index names but no file holds are left out."""
+
+    def __init__(self, directory):
+        super().__init__()
+        with open(os.path.join(directory, "model.safetensors.index.json"), encoding="utf-8") as f:
+            where = json.load(f)["weight_map"]
+        for shard in sorted(set(where.values())):
+            path = os.path.join(directory, shard)
+            if not os.path.exists(path):
+                continue
+            with open(path, "rb") as f:
+                header, base = read_header(f, path)
+            bytes_of = np.memmap(path, np.uint8, "r")
+            for name, (dtype, shape, begin, end) in header.items():
+                data = bytes_of[base + begin:base + end]
+                self[name] = (dtype, data.view(TYPES[dtype]).reshape(shape))
+
+
 def read_checkpoint(directory):
     with open(os.path.join(directory, "model.safetensors.index.json"), encoding="utf-8") as f:
         where = json.load(f)["weight_map"]

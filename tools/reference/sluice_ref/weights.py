@@ -6,7 +6,7 @@ from typing import Optional
 import numpy as np
 
 from .rounding import E4M3, bf16_widen
-from .safetensors_io import read_checkpoint
+from .safetensors_io import MappedCheckpoint, read_checkpoint
 
 F32 = np.float32
 
@@ -18,6 +18,30 @@ class Matrix:
     full: np.ndarray
     codes: Optional[np.ndarray] = None   # [in, out] E4M3 values
     scales: Optional[np.ndarray] = None  # [in blocks, out]: scale of each output's block
+
+
+class MappedMatrix:
+    """The same, but made anew from the mapped file each time it is looked at and then forgotten: a full-size
+    layer would be 46 GB of float32. Look once, keep what you got as long as you need it."""
+
+    def __init__(self, name, codes, scales):
+        self.name, self._codes, self._scales = name, codes, scales
+
+    def _wide(self):
+        rows, columns = self._codes.shape
+        return np.repeat(np.repeat(self._scales, 128, 0)[:rows], 128, 1)[:, :columns]
+
+    @property
+    def full(self):
+        return np.ascontiguousarray((E4M3[self._codes] * self._wide()).T)
+
+    @property
+    def codes(self):
+        return E4M3[np.ascontiguousarray(self._codes.T)]
+
+    @property
+    def scales(self):
+        return np.ascontiguousarray(np.repeat(self._scales, 128, 0)[:self._codes.shape[0]].T)
 
 
 @dataclass
@@ -62,39 +86,12 @@ class LayerWeights:
         self.shared = reader.mlp(mlp + "shared_experts.", c.shared * c.moe_inter)
 
 
-class Weights:
-    """Everything of one checkpoint; refuses missing, surplus and misshapen tensors."""
+class Reader:
+    """Finds the tensors of a checkpoint; refuses missing and misshapen ones."""
 
-    def __init__(self, directory, config):
-        self.config = config
-        self.tensors = read_checkpoint(directory)
+    def __init__(self, tensors, config, mapped=False):
+        self.tensors, self.config, self.mapped = tensors, config, mapped
         self.used = set()
-        c = config
-        self.embed = self._widen("model.embed_tokens.weight", (c.vocab, c.hidden))
-        self.head = np.ascontiguousarray(self._widen("lm_head.weight", (c.vocab, c.hidden)).T)
-        self.norm = self.vector("model.norm.weight", c.hidden)
-        self.layers = [LayerWeights(self, i, i < c.dense_layers) for i in range(c.layers)]
-        if c.mtp_layers:
-            self._read_mtp(c)
-        surplus = [n for n in self.tensors
-                   if n not in self.used and not n.endswith(".rotary_emb.inv_freq")]
-        if surplus:
-            raise ValueError(f"checkpoint holds unknown tensors: {surplus[:5]}")
-        self.tensors = None
-
-    def _read_mtp(self, c):
-        prefix = f"model.layers.{c.mtp_index}."
-        self.layers.append(LayerWeights(self, c.mtp_index, False))
-        self.enorm = self.vector(prefix + "enorm.weight", c.hidden)
-        self.hnorm = self.vector(prefix + "hnorm.weight", c.hidden)
-        self.mtp_norm = self.vector(prefix + "shared_head.norm.weight", c.hidden)
-        self.eh = self.plain(prefix + "eh_proj.weight", c.hidden, 2 * c.hidden)
-        for name, main in ((prefix + "embed_tokens.weight", "model.embed_tokens.weight"),
-                           (prefix + "shared_head.head.weight", "lm_head.weight")):
-            if name in self.tensors:
-                self.used.add(name)
-                if not np.array_equal(self.tensors[name][1], self.tensors[main][1]):
-                    raise ValueError(f"{name} differs from {main}")
 
     def _widen(self, name, shape):
         if name not in self.tensors:
@@ -116,6 +113,13 @@ class Weights:
         """A matrix that is never quantised, as [in, out]."""
         return np.ascontiguousarray(self._widen(name, (out, depth)).T)
 
+    def read_mtp_parts(self, c):
+        prefix = f"model.layers.{c.mtp_index}."
+        self.enorm = self.vector(prefix + "enorm.weight", c.hidden)
+        self.hnorm = self.vector(prefix + "hnorm.weight", c.hidden)
+        self.mtp_norm = self.vector(prefix + "shared_head.norm.weight", c.hidden)
+        self.eh = self.plain(prefix + "eh_proj.weight", c.hidden, 2 * c.hidden)
+
     def mlp(self, prefix, width):
         hidden = self.config.hidden
         return Mlp(self.matrix(prefix + "gate_proj", width, hidden),
@@ -135,6 +139,8 @@ class Weights:
         if array.shape != (out, depth):
             raise ValueError(f"{name}: shape {array.shape}, expected {(out, depth)}")
         scales = self._scales(base + ".weight_scale_inv", (-(-out // 128), -(-depth // 128)))
+        if self.mapped:
+            return MappedMatrix(name, array, scales)
         codes = E4M3[array]
         wide = np.repeat(np.repeat(scales, 128, 0)[:out], 128, 1)[:, :depth]
         return Matrix(np.ascontiguousarray((codes * wide).T), np.ascontiguousarray(codes.T),
@@ -147,9 +153,52 @@ class Weights:
         self.used.add(name)
         if array.shape != shape:
             raise ValueError(f"{name}: shape {array.shape}, expected {shape}")
-        if dtype == "F8_E8M0":
+        if dtype in ("F8_E8M0", "U8"):
+            if np.any(array == 255):
+                raise ValueError(f"{name}: 255 is NaN in ue8m0")
             return np.ldexp(F32(1), array.astype(np.int32) - 127).astype(np.float32)
         scales = array.astype(np.float32)
         if self.config.pow2_scales and np.any(np.frexp(scales)[0] != 0.5):
             raise ValueError(f"{name}: scales are not powers of two")
         return scales
+
+
+class Weights(Reader):
+    """Everything of one checkpoint; surplus tensors are refused too."""
+
+    def __init__(self, directory, config):
+        super().__init__(read_checkpoint(directory), config)
+        c = config
+        self.embed = self._widen("model.embed_tokens.weight", (c.vocab, c.hidden))
+        self.head = np.ascontiguousarray(self._widen("lm_head.weight", (c.vocab, c.hidden)).T)
+        self.norm = self.vector("model.norm.weight", c.hidden)
+        self.layers = [LayerWeights(self, i, i < c.dense_layers) for i in range(c.layers)]
+        if c.mtp_layers:
+            self._read_mtp(c)
+        surplus = [n for n in self.tensors
+                   if n not in self.used and not n.endswith(".rotary_emb.inv_freq")]
+        if surplus:
+            raise ValueError(f"checkpoint holds unknown tensors: {surplus[:5]}")
+        self.tensors = None
+
+    def _read_mtp(self, c):
+        prefix = f"model.layers.{c.mtp_index}."
+        self.layers.append(LayerWeights(self, c.mtp_index, False))
+        self.read_mtp_parts(c)
+        for name, main in ((prefix + "embed_tokens.weight", "model.embed_tokens.weight"),
+                           (prefix + "shared_head.head.weight", "lm_head.weight")):
+            if name in self.tensors:
+                self.used.add(name)
+                if not np.array_equal(self.tensors[name][1], self.tensors[main][1]):
+                    raise ValueError(f"{name} differs from {main}")
+
+
+class SomeLayers(Reader):
+    """Chosen layers of a checkpoint, mapped: `layers` is {index: LayerWeights}. The MTP layer, index
+    config.layers, comes with its own norms and eh_proj."""
+
+    def __init__(self, directory, config, indices):
+        super().__init__(MappedCheckpoint(directory), config, True)
+        self.layers = {i: LayerWeights(self, i, i < config.dense_layers) for i in indices}
+        if config.mtp_index in self.layers:
+            self.read_mtp_parts(config)
