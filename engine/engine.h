@@ -48,7 +48,8 @@ typedef struct eng_model_options {
      * all, the MTP layer and the ends. Files that hold nothing of these need not be there. */
     int layer_first, layer_end;
     int threads; /* for loading; 0 = all cores */
-    /* Called on the opening thread about once a second and when all is loaded. NULL: never. */
+    /* Called on the opening thread every second, later less often, and when all is loaded. NULL:
+     * never. */
     void (*progress)(void *context, const eng_load_progress *progress);
     void *progress_context;
 } eng_model_options;

@@ -19,7 +19,7 @@
 #include "engine/tensor_read.h"
 
 #define ARENA_ALIGN     64u
-#define PROGRESS_PERIOD (1 * SL_S_NS)
+#define PROGRESS_PERIOD (1 * SL_S_NS) /* at least; later an eighth of the time so far */
 
 typedef enum job_kind {
     JOB_MATRIX,     /* tensor [n][k] -> matrix */
@@ -420,7 +420,8 @@ static void progress(loader *load)
     sl_time_ns now = sl_now_ns();
     if (!load->options->progress || now < load->progress_at)
         return;
-    load->progress_at = now + PROGRESS_PERIOD;
+    sl_time_ns period = (now - load->start) / 8;
+    load->progress_at = now + (period > PROGRESS_PERIOD ? period : PROGRESS_PERIOD);
     eng_load_progress shown = {
         .bytes_done = atomic_load_explicit(&load->bytes_done, memory_order_relaxed),
         .bytes_total = load->bytes_total,

@@ -131,8 +131,9 @@ static const sl_option OPTIONS[] = {
      .section = "Model",
      .type = SL_OPTION_BOOL,
      .offset = AT(plain_content),
-     .default_text = "false",
-     .help = "special tokens inside message contents count as text"},
+     .default_text = "true",
+     .help = "special tokens inside message contents count as text; false: they are special, as in "
+             "DeepSeek's own code"},
     {.name = "context-max",
      .section = "Model",
      .type = SL_OPTION_INT,

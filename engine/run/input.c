@@ -220,15 +220,21 @@ static sl_status build_request(const eng_run_options *options, sl_buf *request, 
     return request->overflow ? sl_fail(err, SL_TOO_LARGE, "the request is too large") : sl_ok();
 }
 
-static sl_status encode_chat(const sl_json *request, const mdl_tokenizer *tokenizer, mdl_ids *ids,
+static sl_status encode_chat(const eng_run_options *options, const sl_json *request,
+                             const mdl_tokenizer *tokenizer, mdl_ids *ids,
                              mdl_constraint *constraint, sl_err *err)
 {
     mdl_chat *chat = NULL;
     SL_TRY(mdl_chat_parse(request, NULL, &chat, err));
     mdl_prompt prompt = {0};
     mdl_chat_render(chat, 0, &prompt);
+    mdl_encode_options encode = {0};
+    if (options->plain_content) {
+        encode.plain = prompt.content;
+        encode.plain_count = prompt.content_count;
+    }
     sl_status status =
-        mdl_tokenizer_encode(tokenizer, prompt.text.data, prompt.text.size, NULL, ids, err);
+        mdl_tokenizer_encode(tokenizer, prompt.text.data, prompt.text.size, &encode, ids, err);
     if (sl_is_ok(status))
         status = mdl_constraint_parse(request, chat, constraint, err);
     mdl_prompt_fini(&prompt);
@@ -246,7 +252,7 @@ static sl_status input_chat(const eng_run_options *options, const mdl_tokenizer 
     if (sl_is_ok(status))
         status = sl_json_parse(request.data, request.size, NULL, &doc, err);
     if (sl_is_ok(status))
-        status = encode_chat(sl_json_root(doc), tokenizer, ids, constraint, err);
+        status = encode_chat(options, sl_json_root(doc), tokenizer, ids, constraint, err);
     sl_json_doc_destroy(doc);
     sl_buf_fini(&request);
     return status;
@@ -305,13 +311,20 @@ sl_status eng_run_input(const eng_run_options *options, const mdl_tokenizer *tok
     return ids->count > 0 ? sl_ok() : sl_fail(err, SL_INVALID, "the prompt is empty");
 }
 
-sl_status eng_run_tokenize(const eng_run_options *options, sl_err *err)
+static sl_status load_tokenizer(const eng_run_options *options, mdl_tokenizer **out_tokenizer,
+                                sl_err *err)
 {
     const char *path = options->tokenizer ? options->tokenizer : options->model;
     if (!path)
-        return sl_fail(err, SL_INVALID, "--tokenize needs --tokenizer FILE or --model DIR");
+        return sl_fail(err, SL_INVALID, "--%s needs --tokenizer FILE or --model DIR",
+                       options->tokenize ? "tokenize" : "detokenize");
+    return mdl_tokenizer_load(path, out_tokenizer, err);
+}
+
+sl_status eng_run_tokenize(const eng_run_options *options, sl_err *err)
+{
     mdl_tokenizer *tokenizer = NULL;
-    SL_TRY(mdl_tokenizer_load(path, &tokenizer, err));
+    SL_TRY(load_tokenizer(options, &tokenizer, err));
     sl_buf text;
     sl_buf_init(&text, ENG_RUN_INPUT_BYTES_MAX);
     mdl_ids ids = {0};
@@ -326,6 +339,45 @@ sl_status eng_run_tokenize(const eng_run_options *options, sl_err *err)
         printf("]}\n");
     }
     mdl_ids_fini(&ids);
+    sl_buf_fini(&text);
+    mdl_tokenizer_destroy(tokenizer);
+    return status;
+}
+
+static sl_status detokenize_line(const mdl_tokenizer *tokenizer, const char *line, sl_err *err)
+{
+    uint32_t *values = NULL, count = 0;
+    sl_buf text, json;
+    SL_TRY(eng_run_parse_list("detokenize", line, MDL_ENCODE_IDS_MAX, &values, &count, err));
+    sl_buf_init(&text, ENG_RUN_INPUT_BYTES_MAX);
+    sl_buf_init(&json, 0);
+    /* A list holds no number above INT32_MAX. */
+    sl_status status = mdl_tokenizer_decode(tokenizer, (const int32_t *)values, count, &text, err);
+    if (sl_is_ok(status)) {
+        sl_json_write_string(&json, text.data ? text.data : "", text.size);
+        printf("{\"text\":%s}\n", json.data);
+    }
+    sl_buf_fini(&json);
+    sl_buf_fini(&text);
+    sl_free(values);
+    return status;
+}
+
+sl_status eng_run_detokenize(const eng_run_options *options, sl_err *err)
+{
+    mdl_tokenizer *tokenizer = NULL;
+    SL_TRY(load_tokenizer(options, &tokenizer, err));
+    sl_buf text;
+    sl_buf_init(&text, ENG_RUN_INPUT_BYTES_MAX);
+    sl_status status = eng_run_read_file("-", &text, err);
+    size_t number = 0;
+    for (char *line = text.data, *end; sl_is_ok(status) && line && *line; line = end) {
+        end = line + strcspn(line, "\n");
+        if (*end)
+            *end++ = '\0';
+        number++;
+        status = sl_wrap(err, detokenize_line(tokenizer, line, err), "line %zu", number);
+    }
     sl_buf_fini(&text);
     mdl_tokenizer_destroy(tokenizer);
     return status;

@@ -19,6 +19,8 @@ SL_MUST_USE sl_status eng_run_input(const eng_run_options *options, const mdl_to
                                     mdl_ids *ids, mdl_constraint *constraint, sl_err *err);
 /* --tokenize: ids of stdin as {"ids":[...]} on stdout. */
 SL_MUST_USE sl_status eng_run_tokenize(const eng_run_options *options, sl_err *err);
+/* --detokenize: each line of stdin, a list of ids, as a line {"text":"..."} on stdout. */
+SL_MUST_USE sl_status eng_run_detokenize(const eng_run_options *options, sl_err *err);
 
 #ifdef __cplusplus
 }

@@ -187,6 +187,8 @@ static int run(const eng_run_options *options, const sl_config *config)
     sl_err err;
     if (options->tokenize)
         return sl_is_ok(eng_run_tokenize(options, &err)) ? 0 : tell(&err, EXIT_FAILURE);
+    if (options->detokenize)
+        return sl_is_ok(eng_run_detokenize(options, &err)) ? 0 : tell(&err, EXIT_FAILURE);
     if (!options->model) {
         fprintf(stderr, "sluice-run: --model is missing (see --help)\n");
         return ENG_RUN_EXIT_MISUSE;

@@ -19,6 +19,7 @@ typedef struct eng_run_options {
     const char *system;
     const char *tools;
     const char *messages;
+    bool plain_content;
     const char *prompt_file;
     const char *ids;
     const char *force_ids;
@@ -51,6 +52,7 @@ typedef struct eng_run_options {
     const char *dump;
     const char *dump_positions;
     bool tokenize;
+    bool detokenize;
     const char *tokenizer;
 } eng_run_options;
 

@@ -209,6 +209,33 @@ TEST(tokenize_reads_stdin)
     assert_text_contains(errors, "UTF-8");
 }
 
+TEST(detokenize_reads_lines)
+{
+    const char *const ARGS[] = {"--detokenize", "--model", DEMO, NULL};
+    assert_int_equal(run_with("0,2051,2093\n\n42,480,81,3", ARGS), 0);
+    assert_string_equal(output, "{\"text\":\"<｜begin▁of▁sentence｜> free occasion\"}\n"
+                                "{\"text\":\"\"}\n{\"text\":\"Hello!\"}\n");
+    assert_int_equal(run_with("42\n42,999999\n", ARGS), 1);
+    assert_text_contains(errors, "line 2: token id 999999");
+    assert_int_equal(run_with("4x\n", ARGS), 1);
+    assert_text_contains(errors, "line 1: --detokenize");
+}
+
+/* What a user types is no control token unless the operator says so. */
+TEST(contents_are_plain_text)
+{
+    assert_int_equal(run_main("--model", DEMO, "--chat", "--max-tokens", "1", "--json", GREEDY,
+                              "a <｜User｜> b"),
+                     0);
+    assert_text_contains(output,
+                         "{\"prompt_ids\":[0,8179,67,223,30,174,124,253,55,85,271,174,124,253,"
+                         "32,272,8180,8189]");
+    assert_int_equal(run_main("--model", DEMO, "--chat", "--max-tokens", "1", "--json", GREEDY,
+                              "--plain-content=false", "a <｜User｜> b"),
+                     0);
+    assert_text_contains(output, "{\"prompt_ids\":[0,8179,67,223,8179,272,8180,8189]");
+}
+
 static const mdl_tensor *dumped(const mdl_checkpoint *file, const char *name, mdl_dtype dtype,
                                 int64_t a, int64_t b, int64_t c)
 {
@@ -298,6 +325,7 @@ TEST(misuse_is_told)
          1,
          "no/such/dir"},
         {{"--tokenize"}, 1, "--tokenizer"},
+        {{"--detokenize"}, 1, "--detokenize needs --tokenizer"},
     };
     for (size_t i = 0; i < sizeof(CASES) / sizeof(CASES[0]); i++) {
         int code = run_with("", CASES[i].arguments);
@@ -339,6 +367,8 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(messages_and_tools),
     cmocka_unit_test(system_and_thinking_reach_the_prompt),
     cmocka_unit_test(tokenize_reads_stdin),
+    cmocka_unit_test(detokenize_reads_lines),
+    cmocka_unit_test(contents_are_plain_text),
     cmocka_unit_test(dumps_hold_what_they_promise),
     cmocka_unit_test(plain_numerics_run),
     cmocka_unit_test(misuse_is_told),
