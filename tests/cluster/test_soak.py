@@ -3,13 +3,15 @@ process's, memory stays flat, and nothing is held at the end. SLUICE_SOAK_MINUTE
 """
 
 import collections
+import json
 import os
 import random
 import statistics
+import tempfile
 import threading
 import time
 
-from lib import REFERENCE, Cluster, book_text, needle_prompt, tokenize
+from lib import REFERENCE, ROOT, Cluster, book_text, needle_prompt, tokenize
 
 MINUTES = float(os.environ.get("SLUICE_SOAK_MINUTES", "2"))
 SEED = int(os.environ.get("SLUICE_SOAK_SEED", "1"))
@@ -18,8 +20,13 @@ ITEMS = 48
 SAMPLE_SECONDS = 2.0
 GROWTH_MAX = 1.05  # median resident memory of the last third of the run over that of the middle third
 GROWTH_FREE_MB = 8  # below this a growth says nothing
-TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "Weather of a city", "parameters": {
-    "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}]
+SCHEMA = {"type": "object", "additionalProperties": False, "required": ["name", "age"], "properties": {
+    "name": {"type": "string", "maxLength": 24}, "age": {"type": "integer", "minimum": 0, "maximum": 120}}}
+FORMS = [
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
+    {"structured_outputs": {"regex": "[a-z]{3,9}( [a-z]{3,9}){2,5}"}},
+    {"structured_outputs": {"choice": ["yes", "no", "perhaps"]}},
+]
 
 
 class Item:
@@ -27,7 +34,7 @@ class Item:
 
     def __init__(self, source):
         words = source.choice((4, 30, 80, 200, 500, 1200))
-        self.kind = source.choice(("ids", "ids", "chat", "needle"))
+        self.kind = source.choice(("ids", "ids", "chat", "needle", "form"))
         self.max_tokens = source.choice((1, 8, 24, 60, 120))
         temperature, seed = source.choice((0.0, 0.7, 1.0)), source.randrange(1 << 32)
         self.fields = {"max_tokens": self.max_tokens, "temperature": temperature, "top_p": 0.95, "seed": seed}
@@ -39,7 +46,15 @@ class Item:
         else:
             self.prompt = needle_prompt(words, seed=source.randrange(4)) if self.kind == "needle" else \
                 f"Tell me a story about number {source.randrange(100)}."
-            self.expected = REFERENCE.run(["--chat", *options, self.prompt])["ids"]
+            if self.kind == "form":
+                self.fields.update(source.choice(FORMS))
+            self.expected = self.reference_chat(options)
+
+    def reference_chat(self, options):
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump({"messages": [{"role": "user", "content": self.prompt}], **self.fields}, file)
+            file.flush()
+            return REFERENCE.run(["--messages", file.name, *options])["ids"]
 
     def send(self, cluster, on_chunk, stream):
         if self.kind == "ids":
@@ -102,10 +117,19 @@ def check_flat(samples):
         assert last <= middle * GROWTH_MAX + GROWTH_FREE_MB, f"{name} grows: {values[::max(1, third // 10)]}"
 
 
+def tier_file():
+    path = os.path.join(ROOT, "build", "test-clusters", "soak.tier")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.exists(path):
+        os.remove(path)
+    return path + ":64MiB"
+
+
 def full_mixed_traffic():
     source = random.Random(SEED)
     items = [Item(source) for _ in range(ITEMS)]
-    with Cluster("soak", "--prefill", 1, "--decode", 2, "--node-args", "--kv-memory 48MiB --chunk-tokens 256 --mtp-depth 2") as cluster:
+    with Cluster("soak", "--prefill", 1, "--decode", 2, "--node-args", "--kv-memory 48MiB --chunk-tokens 256 --mtp-depth 2",
+                 "--env", "decode-0:SLUICE_KV_DISK=" + tier_file()) as cluster:
         traffic = Traffic(cluster, items, MINUTES * 60)
         watched = {node["name"]: node["pid"] for node in cluster.state["nodes"] if node["role"] != "etcd"}
         samples = {name: [] for name in watched}
