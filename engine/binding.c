@@ -118,6 +118,7 @@ static void bind_fresh(eng_sequence *sequence, uint32_t page_count)
     while (sequence->page_count < page_count)
         sequence->pages[sequence->page_count++] = take_page(sequence);
     sequence->engine->ops->bind(sequence->engine, sequence);
+    eng_engine_settle(sequence->engine);
 }
 
 /* Takes pages for blocks that the second tier has; eng_engine_poll asks for them. */
@@ -231,6 +232,7 @@ sl_status eng_sequence_fork(const eng_sequence *source, uint32_t token_count,
         eng_sequence_clear_rows(sequence, token_count, bound * ENG_PAGE_TOKENS);
     }
     eng_sequence_adopt(sequence, token_count, h_final);
+    eng_engine_settle(engine);
     *out_sequence = sequence;
     return sl_ok();
 }

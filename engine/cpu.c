@@ -16,6 +16,35 @@ static bool fault(eng_engine *engine, bool ok, const char *what)
     return ok;
 }
 
+/* ---- weights ---- */
+
+static sl_status cpu_model_open(eng_model *model, const char *object, sl_err *err)
+{
+    (void)model, (void)object, (void)err;
+    return sl_ok();
+}
+
+static size_t cpu_matrix_bytes(const eng_model *model, krn_matrix_kind kind, uint32_t n, uint32_t k)
+{
+    (void)model;
+    return krn_matrix_bytes(kind, n, k);
+}
+
+static void cpu_pack_fp8(const eng_model *model, const uint8_t *codes, const float *scales,
+                         uint32_t n, uint32_t k, void *memory, krn_matrix *out_matrix)
+{
+    (void)model;
+    krn_matrix_pack_fp8(codes, scales, n, k, memory, out_matrix);
+}
+
+static void cpu_pack_bf16(const eng_model *model, const uint16_t *weights, size_t n_stride,
+                          size_t k_stride, uint32_t n, uint32_t k, void *memory,
+                          krn_matrix *out_matrix)
+{
+    (void)model;
+    krn_matrix_pack_bf16(weights, n_stride, k_stride, n, k, memory, out_matrix);
+}
+
 /* ---- memory ---- */
 
 static sl_status cpu_create(eng_engine *engine, sl_err *err)
@@ -29,9 +58,17 @@ static void cpu_destroy(eng_engine *engine)
     (void)engine;
 }
 
-static sl_status cpu_memory_create(size_t bytes, void **out_memory, sl_err *err)
+static sl_status cpu_memory_create(const eng_model *model, eng_memory kind, size_t bytes,
+                                   void **out_memory, sl_err *err)
 {
+    (void)model, (void)kind;
     return sl_alloc_pages(bytes, out_memory, err);
+}
+
+static void cpu_memory_destroy(const eng_model *model, eng_memory kind, void *memory, size_t bytes)
+{
+    (void)model, (void)kind;
+    sl_free_pages(memory, bytes);
 }
 
 static void cpu_clear(eng_engine *engine, const eng_pieces *pieces)
@@ -59,6 +96,12 @@ static void cpu_write(eng_engine *engine, void *to, const void *host, size_t byt
 {
     (void)engine;
     memcpy(to, host, bytes);
+}
+
+static void cpu_fetch(eng_engine *engine, void *host, const void *at, size_t bytes)
+{
+    (void)engine;
+    memcpy(host, at, bytes);
 }
 
 static void *cpu_read(eng_engine *engine, void *at, size_t bytes)
@@ -330,14 +373,19 @@ static void cpu_arg_max(eng_engine *engine, uint32_t rows, uint32_t *out_ids)
 const eng_ops eng_ops_cpu = {
     .numerics_id = KRN_NUMERICS_ID,
     .expert_align = 1,
+    .model_open = cpu_model_open,
+    .matrix_bytes = cpu_matrix_bytes,
+    .pack_fp8 = cpu_pack_fp8,
+    .pack_bf16 = cpu_pack_bf16,
     .create = cpu_create,
     .destroy = cpu_destroy,
     .memory_create = cpu_memory_create,
-    .memory_destroy = sl_free_pages,
+    .memory_destroy = cpu_memory_destroy,
     .clear = cpu_clear,
     .copy = cpu_copy,
     .move = cpu_move,
     .write = cpu_write,
+    .fetch = cpu_fetch,
     .read = cpu_read,
     .bind = cpu_bind,
     .begin = cpu_begin,

@@ -207,8 +207,8 @@ static sl_status engine_build(eng_engine *engine, const eng_options *options, sl
 {
     SL_TRY(engine_set_options(engine, options, err));
     void *cache;
-    SL_TRY(engine->ops->create(engine, err));
-    SL_TRY(engine->ops->memory_create(engine_cache_bytes(engine), &cache, err));
+    SL_TRY(engine->ops->memory_create(engine->model, engine->cache_kind, engine_cache_bytes(engine),
+                                      &cache, err));
     engine->cache = cache;
     engine_set_stamp(engine);
     SL_TRY(engine_open_tier(engine, options, err));
@@ -219,6 +219,7 @@ static sl_status engine_build(eng_engine *engine, const eng_options *options, sl
     mdl_routing_layout_init(shape, &engine->routing);
     engine->routing_rows = sl_alloc(engine->rows_max, engine->routing.row_bytes, "routing rows");
     SL_TRY(eng_scratch_carve(engine, err));
+    SL_TRY(engine->ops->create(engine, err));
     eng_sampler_init(&engine->sampler, (uint32_t)shape->vocab_size, (uint32_t)shape->eos_id,
                      engine->model->undefined);
     return sl_ok();
@@ -230,6 +231,7 @@ sl_status eng_engine_create(const eng_model *model, const eng_options *options,
     eng_engine *engine = sl_alloc(1, sizeof(*engine), "engine");
     engine->model = model;
     engine->ops = model->ops;
+    engine->cache_kind = options->cache_on_host ? ENG_MEMORY_HOST : ENG_MEMORY_DEVICE;
     engine->plain = model->numerics == ENG_NUMERICS_PLAIN;
     engine->element_bytes = engine->plain ? sizeof(float) : sizeof(uint16_t);
     sl_status status = engine_build(engine, options, err);
@@ -245,6 +247,7 @@ void eng_engine_destroy(eng_engine *engine)
 {
     if (!engine)
         return;
+    engine->ops->destroy(engine);
     eng_sampler_fini(&engine->sampler);
     sl_free(engine->routing_rows);
     eng_scratch_free(engine);
@@ -254,14 +257,20 @@ void eng_engine_destroy(eng_engine *engine)
     eng_tier_close(engine->tier);
     eng_pages_fini(&engine->pages);
     if (engine->cache)
-        engine->ops->memory_destroy(engine->cache, engine_cache_bytes(engine));
-    engine->ops->destroy(engine);
+        engine->ops->memory_destroy(engine->model, engine->cache_kind, engine->cache,
+                                    engine_cache_bytes(engine));
     sl_free(engine);
 }
 
 const eng_cache_layout *eng_engine_layout(const eng_engine *engine)
 {
     return &engine->layout;
+}
+
+void eng_engine_settle(eng_engine *engine)
+{
+    if (engine->cache_kind == ENG_MEMORY_HOST)
+        (void)engine->ops->finish(engine);
 }
 
 uint8_t *eng_engine_page(const eng_engine *engine, uint32_t page)
@@ -286,6 +295,13 @@ void eng_engine_count_pages(const eng_engine *engine, eng_page_counts *out_count
         .promised = engine->promised,
         .grantable = left < engine->layout.page_count ? (uint32_t)left : engine->layout.page_count,
     };
+}
+
+void eng_engine_read_page(eng_engine *engine, uint32_t page, uint64_t offset, uint64_t bytes,
+                          void *out)
+{
+    sl_assert(page < engine->layout.page_count && offset + bytes <= engine->layout.page_bytes);
+    engine->ops->fetch(engine, out, eng_engine_page(engine, page) + offset, (size_t)bytes);
 }
 
 uint32_t eng_engine_pages_free(const eng_engine *engine)

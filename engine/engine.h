@@ -36,6 +36,11 @@ typedef enum eng_numerics {
                            with the plain vectors */
 } eng_numerics;
 
+typedef enum eng_backend {
+    ENG_BACKEND_CPU,
+    ENG_BACKEND_CUDA, /* libsluice_cuda.so, opened at run time; fp8 numerics only */
+} eng_backend;
+
 typedef struct eng_load_progress {
     uint64_t bytes_done, bytes_total;
     double seconds; /* since the first byte */
@@ -44,6 +49,8 @@ typedef struct eng_load_progress {
 typedef struct eng_model_options {
     const char *dir;
     eng_numerics numerics;
+    eng_backend backend;
+    const char *cuda_object; /* path of libsluice_cuda.so; NULL = by the loader's search path */
     /* Layers [first, end) to load: main ones, or the MTP layer alone (index layer_count); both 0 =
      * all, the MTP layer and the ends. Files that hold nothing of these need not be there. */
     int layer_first, layer_end;
@@ -66,7 +73,7 @@ uint64_t eng_model_kv_bytes(const eng_model *model, uint64_t token_count);
 /* What must be equal before two processes may exchange pages. All text, NUL-terminated, comparable
  * with strcmp. */
 typedef struct eng_stamp {
-    char numerics_id[32];     /* "cpu-f32-v1" */
+    char numerics_id[32];     /* "cpu-f32-v1", "cuda-sm90-v1" */
     char model_hash[65];      /* model/hash.h: what the model is, and sums of what was loaded */
     char weights_version[32]; /* "1": raised by a reload in place */
     char cache_format[32]; /* "v1-64-788-g8": layout version, page tokens, row bytes, layers a group
@@ -87,6 +94,8 @@ typedef struct eng_options {
     uint32_t overcommit_percent; /* pages promised to sequences, of those there are; 0 = 100 */
     const char *tier_path;       /* second cache tier: a file; NULL = none */
     uint64_t tier_bytes;
+    bool cache_on_host; /* CUDA: the cache in pinned host memory, which the host may read and write
+                           between steps; slow. The CPU's always is there */
 } eng_options;
 
 /* A page is contiguous over all layers (main 0..L-1, then MTP), each 64 x 656 B latent then 64 x
@@ -108,8 +117,9 @@ SL_MUST_USE sl_status eng_engine_create(const eng_model *model, const eng_option
 void eng_engine_destroy(eng_engine *engine);
 const eng_stamp *eng_engine_stamp(const eng_engine *engine);
 const eng_cache_layout *eng_engine_layout(const eng_engine *engine);
-/* The cache's memory: page p at base + p * page_bytes, page_bytes * page_count in all (register it
- * once with kvtransfer). Immutable pointer: any thread. */
+/* The cache's memory (CUDA: the device's, unless cache_on_host): page p at base + p * page_bytes,
+ * page_bytes * page_count in all (register it once with kvtransfer). Immutable pointer: any thread.
+ */
 uint8_t *eng_engine_cache_base(const eng_engine *engine);
 /* Slice of one piece inside a page. */
 void eng_layout_piece(const eng_cache_layout *layout, const mdl_shape *shape, uint32_t group,
@@ -201,15 +211,19 @@ void eng_sequence_close(eng_sequence *sequence);            /* unbinds its pages
 uint32_t eng_sequence_length(const eng_sequence *sequence); /* tokens in the cache */
 uint32_t eng_sequence_page(const eng_sequence *sequence,
                            uint32_t block); /* page index of block = position / 64 */
-/* bf16 [hidden] of the last token in the cache (spec 3.1 h_final); NULL while empty. */
+/* bf16 [hidden] of the last token in the cache (spec 3.1 h_final), host memory, until the next
+ * operation of the engine; NULL while empty. */
 const uint16_t *eng_sequence_h_final(const eng_sequence *sequence);
 /* Declares that the rows of tokens up to `token_count` were written into the pages from outside
  * (fetched and verified), after what the sequence held when it opened. h_final NULL: it came with
  * the pages. */
 void eng_sequence_adopt(eng_sequence *sequence, uint32_t token_count, const uint16_t *h_final);
-/* Keyed sum of a piece: sl_sum64(key, block << 16 | group, piece, bytes), which is what kvtransfer
- * verifies. The key mixes the stamp. Cheap; engine thread, or any thread while nobody writes the
- * page. */
+/* Copies bytes of page `page` to the host. CUDA: waits. */
+void eng_engine_read_page(eng_engine *engine, uint32_t page, uint64_t offset, uint64_t bytes,
+                          void *out);
+/* Keyed sum of a piece, host memory: sl_sum64(key, block << 16 | group, piece, bytes), which is
+ * what kvtransfer verifies. The key mixes the stamp. Cheap; engine thread, or any thread while
+ * nobody writes the page. */
 uint64_t eng_engine_sum_key(const eng_engine *engine);
 uint64_t eng_piece_sum(const eng_engine *engine, const void *piece, uint64_t bytes, uint32_t block,
                        uint32_t group);

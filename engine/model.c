@@ -71,6 +71,7 @@ static sl_status model_open(eng_model *model, const eng_model_options *options, 
     const mdl_shape *shape = &model->shape;
     SL_TRY(model_check_shape(shape, err));
     SL_TRY(model_set_layers(model, options, err));
+    SL_TRY(model->ops->model_open(model, options->cuda_object, err));
     SL_TRY(mdl_checkpoint_open(options->dir, &model->checkpoint, err));
     const mdl_part part = {
         .layer_first = (int32_t)model->layer_first,
@@ -99,7 +100,7 @@ sl_status eng_model_open(const eng_model_options *options, eng_model **out_model
     sl_assert(options->dir);
     eng_model *model = sl_alloc(1, sizeof(*model), "engine model");
     model->numerics = options->numerics;
-    model->ops = &eng_ops_cpu;
+    model->ops = options->backend == ENG_BACKEND_CUDA ? &eng_ops_cuda : &eng_ops_cpu;
     sl_status status = model_open(model, options, err);
     if (!sl_is_ok(status)) {
         eng_model_close(model);

@@ -2,11 +2,13 @@
  *
  * Owned by eng_model; immutable after eng_model_open, so shareable among threads. Matrices are
  * packed copies in one arena (fp8 stays one byte a weight), embedding and norms point into the
- * mapped checkpoint (plain numerics: f32 copies in the arena). */
+ * mapped checkpoint (plain numerics: f32 copies in the arena). A resident backend
+ * has all of it in its own memory. */
 #ifndef ENGINE_MODEL_H
 #define ENGINE_MODEL_H
 
 #include "engine/engine.h"
+#include "kernels/cuda/sluice_cuda.h"
 #include "kernels/kernels.h"
 #include "model/hash.h"
 
@@ -49,7 +51,9 @@ typedef struct eng_ops eng_ops;
 struct eng_model {
     mdl_shape shape;
     eng_numerics numerics;
-    const eng_ops *ops; /* the backend */
+    const eng_ops *ops;       /* the backend */
+    const krn_cuda_api *cuda; /* its table; CUDA only */
+    void *resident; /* the arena in the backend's memory; NULL: the arena itself is used */
     mdl_checkpoint *checkpoint;
     char identity[MDL_IDENTITY_CHARS + 1];
     char hash[MDL_HASH_CHARS + 1]; /* set by the load */

@@ -43,18 +43,34 @@ typedef struct eng_pieces {
 struct eng_ops {
     const char *numerics_id;
     uint32_t expert_align; /* the rows of an expert start at a multiple of it */
+    bool resident;         /* weights are copied to the backend's memory, all of them */
 
-    /* The engine's part of the backend; memory: zeroed, for the engine's life. */
+    /* Weights. object: the backend's shared object, NULL = by the loader's search path. The forms
+     * are made in host memory. */
+    sl_status (*model_open)(eng_model *model, const char *object, sl_err *err);
+    size_t (*matrix_bytes)(const eng_model *model, krn_matrix_kind kind, uint32_t n, uint32_t k);
+    void (*pack_fp8)(const eng_model *model, const uint8_t *codes, const float *scales, uint32_t n,
+                     uint32_t k, void *memory, krn_matrix *out_matrix);
+    void (*pack_bf16)(const eng_model *model, const uint16_t *weights, size_t n_stride,
+                      size_t k_stride, uint32_t n, uint32_t k, void *memory,
+                      krn_matrix *out_matrix);
+    sl_status (*upload)(const eng_model *model, void *to, const void *host, size_t bytes,
+                        sl_err *err); /* resident ones; waits */
+
+    /* Zeroed memory of the backend; of kind HOST: the host may look into it, between steps. */
+    sl_status (*memory_create)(const eng_model *model, eng_memory kind, size_t bytes,
+                               void **out_memory, sl_err *err);
+    void (*memory_destroy)(const eng_model *model, eng_memory kind, void *memory, size_t bytes);
+    /* The engine's part of the backend, once its scratch is there. */
     sl_status (*create)(eng_engine *engine, sl_err *err);
     void (*destroy)(eng_engine *engine);
-    sl_status (*memory_create)(size_t bytes, void **out_memory, sl_err *err);
-    void (*memory_destroy)(void *memory, size_t bytes);
     void (*clear)(eng_engine *engine, const eng_pieces *pieces); /* `from` is not looked at */
     void (*copy)(eng_engine *engine, const eng_pieces *pieces);
     /* s.moves [count] of `bytes` each. */
     void (*move)(eng_engine *engine, uint32_t count, size_t bytes);
     void (*write)(eng_engine *engine, void *to, const void *host, size_t bytes);
-    /* Waits; the values as the host sees them, until the next read of the same place. */
+    void (*fetch)(eng_engine *engine, void *host, const void *at, size_t bytes); /* waits */
+    /* As fetch, to memory of the backend's own: until the next read of the same place. */
     void *(*read)(eng_engine *engine, void *at, size_t bytes);
     /* Before a step's operations look at a sequence's block table, after it was changed. */
     void (*bind)(eng_engine *engine, const eng_sequence *sequence);
@@ -94,6 +110,7 @@ struct eng_ops {
 };
 
 extern const eng_ops eng_ops_cpu;
+extern const eng_ops eng_ops_cuda;
 
 /* Row `row` of a buffer of rows of `width` elements. */
 static inline void *eng_row_at(const eng_engine *engine, void *rows, size_t row, size_t width)

@@ -142,7 +142,8 @@ sl_status eng_scratch_carve(eng_engine *engine, sl_err *err)
     carve_device(engine, &device);
     SL_TRY(sl_alloc_pages(host.used, &s->memory, err));
     s->bytes = host.used;
-    SL_TRY(engine->ops->memory_create(device.used, &s->device_memory, err));
+    SL_TRY(engine->ops->memory_create(engine->model, ENG_MEMORY_DEVICE, device.used,
+                                      &s->device_memory, err));
     s->device_bytes = device.used;
     host = (carver){.base = s->memory};
     device = (carver){.base = s->device_memory};
@@ -157,6 +158,7 @@ void eng_scratch_free(eng_engine *engine)
     if (engine->s.memory)
         sl_free_pages(engine->s.memory, engine->s.bytes);
     if (engine->s.device_memory)
-        engine->ops->memory_destroy(engine->s.device_memory, engine->s.device_bytes);
+        engine->ops->memory_destroy(engine->model, ENG_MEMORY_DEVICE, engine->s.device_memory,
+                                    engine->s.device_bytes);
     memset(&engine->s, 0, sizeof(engine->s));
 }

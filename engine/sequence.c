@@ -132,5 +132,6 @@ void eng_sequence_truncate(eng_sequence *sequence, uint32_t token_count)
                                             .bytes = bytes,
                                             .count = 1});
     eng_sequence_clear_rows(sequence, token_count, sequence->length);
+    eng_engine_settle(engine);
     eng_sequence_set_length(sequence, token_count);
 }

@@ -115,6 +115,11 @@ typedef struct eng_scratch {
     float *head_logits;
 } eng_scratch;
 
+typedef enum eng_memory {
+    ENG_MEMORY_DEVICE,
+    ENG_MEMORY_HOST,
+} eng_memory;
+
 struct eng_engine {
     const eng_model *model;
     const eng_ops *ops;
@@ -130,6 +135,7 @@ struct eng_engine {
     eng_cache_layout layout;
     uint64_t h_final_offset; /* inside a page */
     uint64_t sum_key;
+    eng_memory cache_kind;
     uint8_t *cache; /* backend memory: page p at cache + p * layout.page_bytes */
     eng_pages pages;
     eng_tier *tier; /* NULL: none */
@@ -151,6 +157,7 @@ struct eng_engine {
     uint8_t *routing_rows; /* [rows_max][routing.row_bytes] */
     uint32_t step_layer;   /* for fault messages, with: */
     const char *fault;     /* the operation that met NaN or infinity */
+    const char *broken;    /* set instead of fault: the device failed, with its words */
     const eng_tap *tap;
 };
 
@@ -158,6 +165,8 @@ struct eng_engine {
 krn_cache eng_engine_layer_cache(const eng_engine *engine, uint32_t layer);
 SL_MUST_USE sl_status eng_scratch_carve(eng_engine *engine, sl_err *err);
 void eng_scratch_free(eng_engine *engine);
+/* Where the host may look into the cache: waits until what was put into it is there. */
+void eng_engine_settle(eng_engine *engine);
 /* Page `page` of the cache, backend memory. */
 uint8_t *eng_engine_page(const eng_engine *engine, uint32_t page);
 /* h_final bytes in the page that holds the token before `length`. */

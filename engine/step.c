@@ -194,14 +194,16 @@ static bool step_run(eng_engine *engine, const eng_span *spans, uint32_t span_co
     uint32_t mtp_rows = engine->model->mtp ? batch_fill_mtp(engine, spans, span_count) : 0;
     if (mtp_rows > 0 && !eng_mtp_run(engine, mtp_rows, engine->tap && engine->tap->draft))
         return false;
-    if (!step_logits(engine))
+    if (!step_logits(engine) || !engine->ops->finish(engine))
         return false;
-    batch_store_h(engine, spans, span_count);
-    return engine->ops->finish(engine);
+    batch_store_h(engine, spans, span_count); /* over an older one: only now that all is well */
+    return !on_group || engine->ops->finish(engine);
 }
 
 static sl_status step_fault(const eng_engine *engine, sl_err *err)
 {
+    if (engine->broken)
+        return sl_fail(err, SL_INTERNAL, "the device failed: %s", engine->broken);
     return sl_fail(err, SL_INTERNAL, "layer %u: NaN or infinity in %s", engine->step_layer,
                    engine->fault);
 }
@@ -220,6 +222,7 @@ sl_status eng_step(eng_engine *engine, const eng_span *spans, uint32_t span_coun
         else
             eng_sequence_clear_rows(sequence, sequence->length, end);
     }
+    eng_engine_settle(engine);
     if (!ok) {
         engine->step_logits = 0;
         return step_fault(engine, err);

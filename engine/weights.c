@@ -1,11 +1,12 @@
 /* Packs a checkpoint's tensors into the kernels' layouts.
  *
  * Planning walks the shape and notes one job a tensor with its place in the arena; then the arena
- * is mapped and a pool runs the jobs. A job reads its tensor (and scales) block by block, judges
- * and sums the values (engine/tensor_read.h), then packs; what was copied is unmapped from memory
- * again, the page cache may keep it. Thread: whoever opens the model; jobs on a pool of its own
- * that ends with the load. Relies on mdl_checkpoint_check: names, dtypes and shapes are right. */
-#include "engine/model.h"
+ * is mapped and a pool runs the jobs; a resident backend then gets the arena. A job reads its
+ * tensor (and scales) block by block, judges and sums the values (engine/tensor_read.h), then
+ * packs; what was copied is unmapped from memory again, the page cache may keep it. Thread: whoever
+ * opens the model; jobs on a pool of its own that ends with the load. Relies on
+ * mdl_checkpoint_check: names, dtypes and shapes are right. */
+#include "engine/ops.h"
 
 #include <math.h>
 #include <stdatomic.h>
@@ -25,6 +26,7 @@ typedef enum job_kind {
     JOB_MATRIX,     /* tensor [n][k] -> matrix */
     JOB_HEADS,      /* kv_b_proj -> matrix[n] (W_UK) and second[n] (W_UV), n heads */
     JOB_VECTOR_F32, /* f32 or bf16 tensor -> f32 copy */
+    JOB_COPY,       /* tensor -> copy */
     JOB_MAPPED,     /* stays mapped; only looked at */
     JOB_SAME,       /* only compared with `original`, which is used for both */
 } job_kind;
@@ -123,8 +125,16 @@ static sl_status plan_matrix(loader *load, const char *prefix, const char *name,
     added->k = k;
     added->matrix_kind = loader_kind(load, tensor);
     added->matrix = out_matrix;
-    added->offset = loader_take(load, krn_matrix_bytes(added->matrix_kind, n, k));
+    added->offset =
+        loader_take(load, load->model->ops->matrix_bytes(load->model, added->matrix_kind, n, k));
     return sl_ok();
+}
+
+/* Of W_UK or W_UV of one head. */
+static size_t head_bytes(const eng_model *model, krn_matrix_kind kind, bool uk)
+{
+    return uk ? model->ops->matrix_bytes(model, kind, KRN_LATENT_DIM, KRN_NOPE_DIM)
+              : model->ops->matrix_bytes(model, kind, KRN_VALUE_DIM, KRN_LATENT_DIM);
 }
 
 static sl_status plan_heads(loader *load, const char *prefix, eng_layer *layer, sl_err *err)
@@ -146,9 +156,8 @@ static sl_status plan_heads(loader *load, const char *prefix, eng_layer *layer, 
     added->matrix_kind = kind;
     added->matrix = layer->w_uk;
     added->second = layer->w_uv;
-    added->offset =
-        loader_take(load, heads * (krn_matrix_bytes(kind, KRN_LATENT_DIM, KRN_NOPE_DIM) +
-                                   krn_matrix_bytes(kind, KRN_VALUE_DIM, KRN_LATENT_DIM)));
+    added->offset = loader_take(
+        load, heads * (head_bytes(load->model, kind, true) + head_bytes(load->model, kind, false)));
     return sl_ok();
 }
 
@@ -167,7 +176,19 @@ static sl_status plan_f32(loader *load, const char *prefix, const char *name, ui
     return sl_ok();
 }
 
-/* A norm's weight: mapped bf16, or an f32 copy for plain numerics. */
+/* Stays mapped, or is copied for a resident backend; looked at either way. */
+static void plan_mapped(loader *load, const mdl_tensor *tensor, const void **out_data)
+{
+    bool resident = load->model->ops->resident;
+    job *added = loader_add(load, resident ? JOB_COPY : JOB_MAPPED, tensor);
+    *out_data = tensor->data;
+    if (!resident)
+        return;
+    added->vector = out_data;
+    added->offset = loader_take(load, tensor->bytes);
+}
+
+/* A norm's weight: bf16 as it is, or an f32 copy for plain numerics. */
 static sl_status plan_norm(loader *load, const char *prefix, const char *name, uint32_t n,
                            const void **out_vector, sl_err *err)
 {
@@ -178,8 +199,7 @@ static sl_status plan_norm(loader *load, const char *prefix, const char *name, u
         return plan_f32(load, prefix, full, n, out_vector, err);
     snprintf(full, sizeof(full), "%s%s.weight", prefix, name);
     SL_TRY(loader_find(load, full, n, &tensor, err));
-    loader_add(load, JOB_MAPPED, tensor);
-    *out_vector = tensor->data;
+    plan_mapped(load, tensor, out_vector);
     return sl_ok();
 }
 
@@ -286,8 +306,7 @@ static sl_status plan_ends(loader *load, sl_err *err)
     const mdl_tensor *embed = NULL, *head = NULL;
     SL_TRY(loader_find(load, "model.embed_tokens.weight", (uint64_t)vocab * hidden, &embed, err));
     SL_TRY(loader_find(load, "lm_head.weight", (uint64_t)vocab * hidden, &head, err));
-    loader_add(load, JOB_MAPPED, embed);
-    model->embed = embed->data;
+    plan_mapped(load, embed, &model->embed);
     SL_TRY(plan_norm(load, "model.", "norm", hidden, &model->final_norm, err));
     SL_TRY(plan_matrix(load, "", "lm_head", vocab, hidden, &model->head, err));
     if (!model->mtp)
@@ -320,15 +339,15 @@ static float *scales_from_e8m0(const mdl_tensor *scale)
     return scales;
 }
 
-static void run_matrix(job *work, void *arena, const float *scales)
+static void run_matrix(const eng_model *model, job *work, const float *scales)
 {
     const mdl_tensor *tensor = work->tensor;
-    uint8_t *memory = (uint8_t *)arena + work->offset;
+    uint8_t *memory = (uint8_t *)model->arena + work->offset;
     uint32_t n = work->n, k = work->k;
     if (work->matrix_kind == KRN_MATRIX_FP8) {
-        krn_matrix_pack_fp8(tensor->data, scales, n, k, memory, work->matrix);
+        model->ops->pack_fp8(model, tensor->data, scales, n, k, memory, work->matrix);
     } else if (work->matrix_kind == KRN_MATRIX_BF16) {
-        krn_matrix_pack_bf16(tensor->data, k, 1, n, k, memory, work->matrix);
+        model->ops->pack_bf16(model, tensor->data, k, 1, n, k, memory, work->matrix);
     } else {
         float *wide = sl_alloc((size_t)n * k, sizeof(float), "wide weights");
         if (tensor->dtype == MDL_DTYPE_F8_E4M3)
@@ -341,7 +360,8 @@ static void run_matrix(job *work, void *arena, const float *scales)
 }
 
 /* W_UK of a head as 512 x 128 (transposed rows 0..127 of the head), W_UV as 128 x 512. */
-static void run_head(job *work, uint32_t head, uint8_t *uk, uint8_t *uv, const float *scales)
+static void run_head(const eng_model *model, job *work, uint32_t head, uint8_t *uk, uint8_t *uv,
+                     const float *scales)
 {
     const mdl_tensor *tensor = work->tensor;
     uint32_t rows = KRN_NOPE_DIM + KRN_VALUE_DIM, k = KRN_LATENT_DIM;
@@ -365,18 +385,18 @@ static void run_head(job *work, uint32_t head, uint8_t *uk, uint8_t *uv, const f
         krn_dequantise_bf16((const uint8_t *)tensor->data + at, head_scales, rows, k, half);
     else
         memcpy(half, (const uint16_t *)tensor->data + at, (size_t)rows * k * sizeof(uint16_t));
-    krn_matrix_pack_bf16(half, 1, k, k, KRN_NOPE_DIM, uk, &work->matrix[head]);
-    krn_matrix_pack_bf16(half + split, k, 1, KRN_VALUE_DIM, k, uv, &work->second[head]);
+    model->ops->pack_bf16(model, half, 1, k, k, KRN_NOPE_DIM, uk, &work->matrix[head]);
+    model->ops->pack_bf16(model, half + split, k, 1, KRN_VALUE_DIM, k, uv, &work->second[head]);
     sl_free(half);
 }
 
-static void run_heads(job *work, void *arena, const float *scales)
+static void run_heads(const eng_model *model, job *work, const float *scales)
 {
-    uint8_t *at = (uint8_t *)arena + work->offset;
-    size_t uk_bytes = krn_matrix_bytes(work->matrix_kind, KRN_LATENT_DIM, KRN_NOPE_DIM);
-    size_t uv_bytes = krn_matrix_bytes(work->matrix_kind, KRN_VALUE_DIM, KRN_LATENT_DIM);
+    uint8_t *at = (uint8_t *)model->arena + work->offset;
+    size_t uk_bytes = head_bytes(model, work->matrix_kind, true);
+    size_t uv_bytes = head_bytes(model, work->matrix_kind, false);
     for (uint32_t head = 0; head < work->n; head++, at += uk_bytes + uv_bytes)
-        run_head(work, head, at, at + uk_bytes, scales);
+        run_head(model, work, head, at, at + uk_bytes, scales);
 }
 
 static void run_vector(job *work, void *arena)
@@ -389,18 +409,21 @@ static void run_vector(job *work, void *arena)
     *work->vector = memory;
 }
 
-static void run_pack(job *work, void *arena)
+static void run_pack(const eng_model *model, job *work)
 {
     float *owned = NULL;
     const float *scales = work->scale ? work->scale->data : NULL;
     if (work->scale && work->scale->dtype != MDL_DTYPE_F32)
         scales = owned = scales_from_e8m0(work->scale);
     if (work->kind == JOB_MATRIX)
-        run_matrix(work, arena, scales);
+        run_matrix(model, work, scales);
     else if (work->kind == JOB_HEADS)
-        run_heads(work, arena, scales);
+        run_heads(model, work, scales);
+    else if (work->kind == JOB_COPY)
+        *work->vector =
+            memcpy((uint8_t *)model->arena + work->offset, work->tensor->data, work->tensor->bytes);
     else
-        run_vector(work, arena);
+        run_vector(work, model->arena);
     sl_free(owned);
 }
 
@@ -437,7 +460,7 @@ static void run_job(void *context, uint32_t task, uint32_t thread)
     if (!run_read(load, work))
         return;
     if (work->kind != JOB_MAPPED && work->kind != JOB_SAME)
-        run_pack(work, load->model->arena);
+        run_pack(load->model, work);
     if (work->kind != JOB_MAPPED)
         eng_tensor_forget(work->tensor);
     atomic_fetch_add_explicit(&load->bytes_done,
@@ -479,6 +502,34 @@ static sl_status loader_hash(const loader *load, sl_err *err)
     return status;
 }
 
+static const void *moved(const eng_model *model, const void *at)
+{
+    return (uint8_t *)model->resident + ((const uint8_t *)at - (const uint8_t *)model->arena);
+}
+
+/* The whole arena to the backend's memory, and everything that points into it. */
+static sl_status loader_place(loader *load, sl_err *err)
+{
+    eng_model *model = load->model;
+    SL_TRY(model->ops->memory_create(model, ENG_MEMORY_DEVICE, model->arena_bytes, &model->resident,
+                                     err));
+    SL_TRY(model->ops->upload(model, model->resident, model->arena, model->arena_bytes, err));
+    for (uint32_t i = 0; i < load->job_count; i++) {
+        const job *work = &load->jobs[i];
+        uint32_t matrices = work->kind == JOB_HEADS ? work->n : work->kind == JOB_MATRIX;
+        for (uint32_t j = 0; j < matrices; j++) {
+            work->matrix[j].panels = moved(model, work->matrix[j].panels);
+            if (work->second)
+                work->second[j].panels = moved(model, work->second[j].panels);
+        }
+        if (work->vector)
+            *work->vector = moved(model, *work->vector);
+    }
+    sl_free_pages(model->arena, model->arena_bytes);
+    model->arena = NULL;
+    return sl_ok();
+}
+
 static sl_status loader_run(loader *load, sl_err *err)
 {
     eng_model *model = load->model;
@@ -494,7 +545,8 @@ static sl_status loader_run(loader *load, sl_err *err)
     SL_TRY(loader_faults(load, err));
     load->progress_at = 0;
     progress(load); /* the last: everything is done */
-    return loader_hash(load, err);
+    SL_TRY(loader_hash(load, err));
+    return model->ops->resident ? loader_place(load, err) : sl_ok();
 }
 
 sl_status eng_weights_load(eng_model *model, const eng_model_options *options, sl_err *err)
@@ -519,4 +571,6 @@ void eng_weights_free(eng_model *model)
     sl_free(model->layers);
     if (model->arena)
         sl_free_pages(model->arena, model->arena_bytes);
+    if (model->resident)
+        model->ops->memory_destroy(model, ENG_MEMORY_DEVICE, model->resident, model->arena_bytes);
 }

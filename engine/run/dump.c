@@ -231,23 +231,25 @@ static uint32_t last_rows(const eng_run_dump *dump)
     return dump->o.prompt_count < LAST_ROWS ? dump->o.prompt_count : LAST_ROWS;
 }
 
-void eng_run_dump_cache(eng_run_dump *dump, const eng_engine *engine, const eng_sequence *sequence)
+void eng_run_dump_cache(eng_run_dump *dump, eng_engine *engine, const eng_sequence *sequence)
 {
     const eng_cache_layout *layout = eng_engine_layout(engine);
     uint32_t last = last_rows(dump);
     const size_t index_bytes = KRN_INDEX_DIM + sizeof(float);
     for (uint32_t layer = 0; layer < dump->layers; layer++) {
+        uint64_t slice = layer * layout->layer_bytes;
         for (uint32_t i = 0; i < last; i++) {
             uint32_t slot = dump->o.prompt_count - last + i, row = slot % ENG_PAGE_TOKENS;
             uint32_t page = eng_sequence_page(sequence, slot / ENG_PAGE_TOKENS);
-            const uint8_t *slice = eng_engine_cache_base(engine) + page * layout->page_bytes +
-                                   layer * layout->layer_bytes;
-            memcpy(dump->latent + ((size_t)layer * last + i) * KRN_LATENT_ROW_BYTES,
-                   slice + (size_t)row * KRN_LATENT_ROW_BYTES, KRN_LATENT_ROW_BYTES);
+            eng_engine_read_page(engine, page, slice + (uint64_t)row * KRN_LATENT_ROW_BYTES,
+                                 KRN_LATENT_ROW_BYTES,
+                                 dump->latent + ((size_t)layer * last + i) * KRN_LATENT_ROW_BYTES);
             uint8_t *out = dump->index_rows + ((size_t)layer * last + i) * index_bytes;
-            memcpy(out, slice + KRN_INDEX_CODES_AT + (size_t)row * KRN_INDEX_DIM, KRN_INDEX_DIM);
-            memcpy(out + KRN_INDEX_DIM, slice + KRN_INDEX_SCALES_AT + row * sizeof(float),
-                   sizeof(float));
+            eng_engine_read_page(engine, page,
+                                 slice + KRN_INDEX_CODES_AT + (uint64_t)row * KRN_INDEX_DIM,
+                                 KRN_INDEX_DIM, out);
+            eng_engine_read_page(engine, page, slice + KRN_INDEX_SCALES_AT + row * sizeof(float),
+                                 sizeof(float), out + KRN_INDEX_DIM);
         }
     }
 }

@@ -30,7 +30,7 @@ const eng_tap *eng_run_dump_tap(const eng_run_dump *dump);
 /* Logits of the next forwarded row. */
 void eng_run_dump_logits(eng_run_dump *dump, const float *logits);
 /* The last prompt tokens' cache rows, read from the pages. */
-void eng_run_dump_cache(eng_run_dump *dump, const eng_engine *engine, const eng_sequence *sequence);
+void eng_run_dump_cache(eng_run_dump *dump, eng_engine *engine, const eng_sequence *sequence);
 /* A whole run's tensors. */
 SL_MUST_USE sl_status eng_run_dump_write(eng_run_dump *dump, const char *path, sl_err *err);
 /* What --layers A:B leaves. */

@@ -128,6 +128,8 @@ static sl_status session_open(session *run, sl_err *err)
     eng_model_options model_options = {
         .dir = options->model,
         .numerics = (eng_numerics)options->numerics,
+        .backend = (eng_backend)options->backend,
+        .cuda_object = options->cuda_library,
         .threads = (int)options->threads,
         .progress = eng_run_show_progress,
     };

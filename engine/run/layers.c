@@ -67,6 +67,8 @@ static sl_status layers_open(layers_run *run, sl_err *err)
     const eng_run_options *options = run->options;
     eng_model_options model_options = {
         .dir = options->model,
+        .backend = (eng_backend)options->backend,
+        .cuda_object = options->cuda_library,
         .layer_first = run->first,
         .layer_end = run->end,
         .threads = (int)options->threads,

@@ -12,6 +12,8 @@
 
 static const char *const NUMERICS_NAMES[] = {"fp8", "plain", NULL};
 
+static const char *const BACKEND_NAMES[] = {"cpu", "cuda", NULL};
+
 static const sl_option OPTIONS[] = {
     {.name = "model",
      .section = "Model",
@@ -25,6 +27,18 @@ static const sl_option OPTIONS[] = {
      .default_text = "fp8",
      .choices = NUMERICS_NAMES,
      .help = "fp8: the model's semantics with all roundings; plain: float32 throughout"},
+    {.name = "backend",
+     .section = "Model",
+     .type = SL_OPTION_CHOICE,
+     .offset = AT(backend),
+     .default_text = "cpu",
+     .choices = BACKEND_NAMES,
+     .help = "cuda: a Hopper GPU through libsluice_cuda.so (make cuda); another numerics id"},
+    {.name = "cuda-library",
+     .section = "Model",
+     .type = SL_OPTION_STRING,
+     .offset = AT(cuda_library),
+     .help = "path of libsluice_cuda.so [the loader's search path]"},
     {.name = "threads",
      .section = "Model",
      .type = SL_OPTION_INT,

@@ -41,6 +41,8 @@ typedef struct eng_run_options {
     const char *choice;
     /* engine */
     int numerics; /* eng_numerics */
+    int backend;  /* eng_backend */
+    const char *cuda_library;
     int64_t chunk_tokens;
     int64_t threads;
     uint64_t kv_memory;

@@ -115,6 +115,19 @@ static int fill(void *to, int value, uint64_t bytes, krn_cuda_stream stream)
     return check(cudaMemsetAsync(to, value, bytes, (cudaStream_t)stream), "fill");
 }
 
+static int copy_pieces(void *to, uint64_t to_stride, const void *from, uint64_t from_stride,
+                       uint64_t bytes, uint64_t count, krn_cuda_stream stream)
+{
+    return check(cudaMemcpy2DAsync(to, to_stride, from, from_stride, bytes, count,
+                                   cudaMemcpyDefault, (cudaStream_t)stream),
+                 "copy");
+}
+static int clear_pieces(void *to, uint64_t stride, uint64_t bytes, uint64_t count,
+                        krn_cuda_stream stream)
+{
+    return check(cudaMemset2DAsync(to, stride, 0, bytes, count, (cudaStream_t)stream), "fill");
+}
+
 extern "C" __attribute__((visibility("default"))) const krn_cuda_api *
 krn_cuda_api_get(uint32_t version)
 {
@@ -133,9 +146,17 @@ krn_cuda_api_get(uint32_t version)
         .stream_wait = stream_wait,
         .copy = copy,
         .fill = fill,
+        .copy_pieces = copy_pieces,
+        .clear_pieces = clear_pieces,
         .weights_bytes = krn_cuda_weights_bytes,
         .weights_pack = krn_cuda_weights_pack,
         .segments = krn_cuda_segments,
+        .weights_bytes_bf16 = krn_cuda_weights_bytes_bf16,
+        .weights_pack_bf16 = krn_cuda_weights_pack_bf16,
+        .segments_bf16 = krn_cuda_segments_bf16,
+        .gather = krn_cuda_gather,
+        .move = krn_cuda_move,
+        .arg_max = krn_cuda_arg_max,
         .norm = krn_cuda_norm,
         .silu = krn_cuda_silu,
         .quant = krn_cuda_quant,
@@ -149,6 +170,7 @@ krn_cuda_api_get(uint32_t version)
         .combine = krn_cuda_combine,
         .topk = krn_cuda_topk,
         .linear_fp8 = krn_cuda_linear_fp8,
+        .linear_bf16 = krn_cuda_linear_bf16,
         .scores = krn_cuda_scores,
         .attend_workspace_bytes = krn_cuda_attend_workspace_bytes,
         .attend = krn_cuda_attend,

@@ -1,10 +1,10 @@
 /* Sparse absorbed attention over the fp8 cache, bf16 wgmma.
  *
- * A CTA owns 64 heads of one row and walks its list in blocks of 64 entries. One warpgroup gathers
- * cache rows and turns them into bf16 in shared memory (two buffers); two warpgroups multiply: each
- * scores 32 of the block's entries and owns 256 of the 512 value dimensions. Cycles of a block and
- * SM: scores 64 x 64 x 576 = 1,152, values 1,024 tensor cycles; about 1,000 issue slots of
- * conversion; bytes 64 x 656.
+ * A CTA owns up to 64 heads of one row and walks its list in blocks of 64 entries. One warpgroup
+ * gathers cache rows and turns them into bf16 in shared memory (two buffers); two warpgroups
+ * multiply: each scores 32 of the block's entries and owns 256 of the 512 value dimensions. Cycles
+ * of a block and SM: scores 64 x 64 x 576 = 1,152, values 1,024 tensor cycles; about 1,000 issue
+ * slots of conversion; bytes 64 x 656.
  *
  * Order (docs/CUDA-ORDER.md): score = one chain over 512 latent then 64 rope dimensions; m runs
  * over blocks; p = ex2(fma(s, c, -(m c))), c = scale * log2(e); o = o * alpha, then one chain over
@@ -295,6 +295,8 @@ static __device__ __forceinline__ void attend_store(attend_smem &s, const krn_cu
     size_t at = ((size_t)blockIdx.y * p.heads + blockIdx.x * HEADS_A_CTA + row) * KRN_VALUES;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
+        if (blockIdx.x * HEADS_A_CTA + row + 8 * h >= p.heads)
+            break;
         float inverse = __frcp_rn(__fadd_rn(l[h], s.shared_max[group ^ 1][row + 8 * h]));
         uint16_t *out = p.out + at + 8 * h * KRN_VALUES + group * VALUES + q * 2;
 #pragma unroll
@@ -349,7 +351,11 @@ static __global__ void __launch_bounds__(THREADS, 1) attend_kernel(const krn_cud
         size_t head = (size_t)blockIdx.y * p.heads + blockIdx.x * HEADS_A_CTA + h;
         const uint16_t *from = chunk < 8 ? p.q_latent + head * 512 + unit * 8
                                          : p.q + head * 192 + 128 + (unit - 64) * 8;
-        copy16(s.q + chunk * CHUNK + h * 128 + ((unit % 8) ^ (h % 8)) * 16, from);
+        uint8_t *to = s.q + chunk * CHUNK + h * 128 + ((unit % 8) ^ (h % 8)) * 16;
+        if (blockIdx.x * HEADS_A_CTA + h < p.heads)
+            copy16(to, from);
+        else
+            *(uint4 *)to = make_uint4(0, 0, 0, 0);
     }
     copy_commit();
     copy_wait<0>();
@@ -379,11 +385,11 @@ KRN_CUDA_LOCAL int krn_cuda_attend(const krn_cuda_attend_params *p, krn_cuda_str
         (const void *)attend_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (ready != cudaSuccess)
         return krn_cuda_fail(KRN_CUDA_DEVICE, "attend: %s", cudaGetErrorString(ready));
-    KRN_CUDA_ENSURE(p->heads > 0 && p->heads % HEADS_A_CTA == 0 && p->rows <= 65535);
+    KRN_CUDA_ENSURE(p->heads > 0 && p->rows <= 65535);
     KRN_CUDA_ENSURE(p->cache.page_bytes % 64 == 0 && p->list_stride > 0);
     if (p->rows == 0)
         return KRN_CUDA_OK;
-    attend_kernel<<<dim3(p->heads / HEADS_A_CTA, p->rows), THREADS, bytes, (cudaStream_t)stream>>>(
-        *p);
+    dim3 grid((p->heads + HEADS_A_CTA - 1) / HEADS_A_CTA, p->rows);
+    attend_kernel<<<grid, THREADS, bytes, (cudaStream_t)stream>>>(*p);
     return krn_cuda_launched("attend");
 }

@@ -13,6 +13,7 @@
  * through distributed shared memory. many_kernel: 128 rows x 128 columns, all segments in one CTA.
  * One warp copies, the others multiply. */
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/partial.cuh"
 
 #define TILE_N      64
 #define WEIGHT_TILE 8192
@@ -55,7 +56,6 @@ template <int NT> struct few_shape {
     static constexpr int stage_bytes = WEIGHT_TILE + NT * 128;
     static constexpr int fit = (NT <= 32 ? 80 * 1024 : STAGE_BYTES) / stage_bytes;
     static constexpr int stages = fit > 8 ? 8 : fit;
-    static constexpr int out_pitch = TILE_N + 4; /* f32; conflict-free */
     static constexpr int smem_bytes = 1024 + stages * (stage_bytes + NT * 4) + 256 * 4 + 128;
 };
 
@@ -129,36 +129,22 @@ static __device__ __forceinline__ void few_consume(few_smem<NT> s, uint32_t coun
     }
 }
 
-/* acc of all CTAs of the cluster -> y. part: [NT][out_pitch] f32 over the weight stages. */
+/* acc of all CTAs of the cluster -> y; part: over the weight stages. */
 template <int NT, int S>
 static __device__ __forceinline__ void few_finish(const linear_args &args, float *part,
                                                   const float *acc, row_tile tile, uint32_t column,
                                                   uint32_t rank)
 {
-    constexpr int pitch = few_shape<NT>::out_pitch;
     uint32_t t = threadIdx.x;
-    if (t < 128) {
-        uint32_t n = t / 32 * 16 + t % 32 / 4, row = t % 4 * 2;
-#pragma unroll
-        for (int j = 0; j < NT / 8; j++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                part[(8 * j + row + i % 2) * pitch + n + i / 2 * 8] = acc[4 * j + i];
-    }
+    if (t < 128)
+        partial_put<NT>(part, acc);
     if (S > 1)
         cluster_sync();
     else
         __syncthreads();
     /* Rows rank, rank + S, .. of the tile; 16 threads a row, 4 columns each. */
     for (uint32_t r = rank + S * (t / 16); t < 128 && r < tile.rows; r += S * 8) {
-        const float *at = part + r * pitch + t % 16 * 4;
-        float4 y = S > 1 ? peer_load(at, 0) : *(const float4 *)at;
-#pragma unroll
-        for (uint32_t i = 1; i < S; i++) {
-            float4 x = peer_load(at, i);
-            y = make_float4(__fadd_rn(y.x, x.x), __fadd_rn(y.y, x.y), __fadd_rn(y.z, x.z),
-                            __fadd_rn(y.w, x.w));
-        }
+        float4 y = partial_sum<S>(part + r * PARTIAL_PITCH + t % 16 * 4);
         uint32_t c = column + t % 16 * 4;
         uint16_t *out = args.out + (size_t)(tile.row + r) * args.out_stride + c;
         if (c + 4 <= args.n && args.out_stride % 4 == 0) {

@@ -155,6 +155,8 @@ static __global__ void __launch_bounds__(128) place_kernel(const krn_cuda_group_
     if (e >= p.experts)
         return;
     uint32_t at = p.out_offsets[e], end = p.out_offsets[e + 1];
+    if (e == p.experts - 1) /* all behind it are gaps too */
+        end = (p.rows * p.chosen + p.experts * (p.align - 1) + p.align - 1) / p.align * p.align;
     for (uint32_t i = lane; i - lane < p.rows * p.chosen; i += 32) {
         bool mine = i < p.rows * p.chosen && p.experts_chosen[i] == e;
         uint32_t mask = __ballot_sync(0xFFFFFFFFu, mine);

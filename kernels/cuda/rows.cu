@@ -146,6 +146,8 @@ static __global__ void __launch_bounds__(THREADS) silu_kernel(const krn_cuda_sil
     uint32_t r = blockIdx.x, k = (blockIdx.y * THREADS + threadIdx.x) * 8;
     bool active = k < p.n;
     float a[8] = {0};
+    if (p.row_index && p.row_index[r] == UINT32_MAX)
+        return;
     if (active) {
         float g[8], u[8];
         bf16x8_f32(*(const uint4 *)(p.g + (size_t)r * p.stride + k), g);

@@ -7,7 +7,7 @@
  * key's scale. */
 #include "kernels/cuda/mma.cuh"
 
-#define HEADS      64
+#define HEADS_MAX  64
 #define STAGES     6
 #define SPAN_MAX   64u /* pages of a CTA */
 #define NEXT_MAX   4u
@@ -15,9 +15,9 @@
 
 struct scores_smem {
     uint8_t codes[STAGES][PAGE_TOKENS * 128];
-    uint8_t queries[NEXT_MAX][HEADS * 128];
+    uint8_t queries[NEXT_MAX][HEADS_MAX * 128];
     float scales[STAGES][PAGE_TOKENS];
-    float factors[NEXT_MAX][HEADS];
+    float factors[NEXT_MAX][HEADS_MAX];
     uint32_t pages[SPAN_MAX];
 };
 
@@ -37,6 +37,7 @@ static __device__ __forceinline__ void load_page(scores_smem &s, const krn_cuda_
 }
 
 /* One page against one row. */
+template <int HEADS>
 static __device__ __forceinline__ void score_page(const scores_smem &s, uint32_t i, uint32_t q,
                                                   const krn_cuda_row &at, uint32_t slot,
                                                   float *scores)
@@ -68,7 +69,7 @@ static __device__ __forceinline__ void score_page(const scores_smem &s, uint32_t
         scores[slot + key + 8 - at.first] = __fmul_rn(high, high_scale);
 }
 
-template <int NEXT>
+template <int HEADS, int NEXT>
 __global__ void __launch_bounds__(128) scores_kernel(const krn_cuda_scores_params p, uint32_t span)
 {
     extern __shared__ uint8_t raw[];
@@ -86,10 +87,11 @@ __global__ void __launch_bounds__(128) scores_kernel(const krn_cuda_scores_param
     uint32_t count = min(span, pages - first_page);
     if (t < count)
         s.pages[t] = p.cache.blocks[(size_t)at[0].sequence * p.cache.block_stride + first_page + t];
-    for (uint32_t i = t; i < NEXT * HEADS * 128 / 16; i += 128)
-        copy16(s.queries[0] + i * 16, p.queries + (size_t)group * HEADS * 128 + i * 16);
+    for (uint32_t i = t; i < NEXT * HEADS * 8; i += 128)
+        copy16(s.queries[i / (HEADS * 8)] + i % (HEADS * 8) * 16,
+               p.queries + (size_t)group * HEADS * 128 + i * 16);
     for (uint32_t i = t; i < NEXT * HEADS; i += 128)
-        s.factors[0][i] = p.factors[(size_t)group * HEADS + i];
+        s.factors[i / HEADS][i % HEADS] = p.factors[(size_t)group * HEADS + i];
     __syncthreads();
     for (uint32_t i = 0; i < STAGES - 1; i++) {
         if (i < count)
@@ -105,16 +107,18 @@ __global__ void __launch_bounds__(128) scores_kernel(const krn_cuda_scores_param
         copy_commit();
 #pragma unroll
         for (int q = 0; q < NEXT; q++)
-            score_page(s, i, q, at[q], (first_page + i) * PAGE_TOKENS,
-                       p.scores + (size_t)(group + q) * p.stride);
+            score_page<HEADS>(s, i, q, at[q], (first_page + i) * PAGE_TOKENS,
+                              p.scores + (size_t)(group + q) * p.stride);
     }
 }
 
-template <int NEXT> static int scores_launch(const krn_cuda_scores_params *p, cudaStream_t stream)
+template <int HEADS, int NEXT>
+static int scores_launch(const krn_cuda_scores_params *p, cudaStream_t stream)
 {
     const int bytes = sizeof(scores_smem) + 1024;
-    static const cudaError_t ready = cudaFuncSetAttribute(
-        (const void *)scores_kernel<NEXT>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    static const cudaError_t ready =
+        cudaFuncSetAttribute((const void *)scores_kernel<HEADS, NEXT>,
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (ready != cudaSuccess)
         return krn_cuda_fail(KRN_CUDA_DEVICE, "scores: %s", cudaGetErrorString(ready));
     /* Enough CTAs to fill the chip several times, long enough spans to keep the stages full. */
@@ -122,24 +126,39 @@ template <int NEXT> static int scores_launch(const krn_cuda_scores_params *p, cu
     uint32_t span = (uint32_t)((uint64_t)pages * groups / (132 * 12));
     span = span < 4 ? 4 : span > SPAN_MAX ? SPAN_MAX : span;
     dim3 grid((pages + span - 1) / span, groups);
-    scores_kernel<NEXT><<<grid, 128, bytes, stream>>>(*p, span);
+    scores_kernel<HEADS, NEXT><<<grid, 128, bytes, stream>>>(*p, span);
     return krn_cuda_launched("scores");
+}
+
+template <int HEADS> static int scores_next(const krn_cuda_scores_params *p, cudaStream_t stream)
+{
+    switch (p->next_n) {
+    case 1:
+        return scores_launch<HEADS, 1>(p, stream);
+    case 2:
+        return scores_launch<HEADS, 2>(p, stream);
+    case 3:
+        return scores_launch<HEADS, 3>(p, stream);
+    }
+    return scores_launch<HEADS, 4>(p, stream);
 }
 
 KRN_CUDA_LOCAL int krn_cuda_scores(const krn_cuda_scores_params *p, krn_cuda_stream stream)
 {
-    KRN_CUDA_ENSURE(p->heads == HEADS && p->slots_max > 0 && p->stride >= p->slots_max);
+    KRN_CUDA_ENSURE(p->slots_max > 0 && p->stride >= p->slots_max);
     KRN_CUDA_ENSURE(p->next_n >= 1 && p->next_n <= NEXT_MAX && p->rows % p->next_n == 0);
     KRN_CUDA_ENSURE(p->rows / p->next_n <= 65535 && p->cache.page_bytes % 64 == 0);
     if (p->rows == 0)
         return KRN_CUDA_OK;
-    switch (p->next_n) {
-    case 1:
-        return scores_launch<1>(p, (cudaStream_t)stream);
-    case 2:
-        return scores_launch<2>(p, (cudaStream_t)stream);
-    case 3:
-        return scores_launch<3>(p, (cudaStream_t)stream);
+    switch (p->heads) {
+    case 8:
+        return scores_next<8>(p, (cudaStream_t)stream);
+    case 16:
+        return scores_next<16>(p, (cudaStream_t)stream);
+    case 32:
+        return scores_next<32>(p, (cudaStream_t)stream);
+    case 64:
+        return scores_next<64>(p, (cudaStream_t)stream);
     }
-    return scores_launch<4>(p, (cudaStream_t)stream);
+    return krn_cuda_fail(KRN_CUDA_INVALID, "scores: %u heads, not 8, 16, 32 or 64", p->heads);
 }

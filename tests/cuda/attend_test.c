@@ -3,7 +3,7 @@
 #include "tests/cuda/support.h"
 
 #define ROWS   5u
-#define HEADS  128u
+#define HEADS  128u /* room for */
 #define BLOCKS 40u
 #define LIST   2048u
 
@@ -54,25 +54,25 @@ static void scene_init(scene *s, int kind)
     }
 }
 
-static void check_attend(int kind)
+static void check_attend(int kind, uint32_t heads)
 {
     scene s;
     device_used = 0;
     scene_init(&s, kind);
-    size_t count = ROWS * HEADS * 512;
-    uint16_t *got = aligned(count * 2), *cpu = aligned(count * 2), *one = aligned(HEADS * 1024);
+    size_t count = ROWS * heads * 512;
+    uint16_t *got = aligned(count * 2), *cpu = aligned(count * 2), *one = aligned(heads * 1024);
     krn_cache cache = {.base = s.pages, .page_bytes = KRN_LAYER_BYTES};
     krn_attend_args args = {.cache = &cache,
                             .rows = s.rows,
                             .count = ROWS,
-                            .heads = HEADS,
+                            .heads = heads,
                             .q_latent = s.q_latent,
                             .q = s.q,
                             .lists = s.lists,
                             .list_counts = s.counts,
                             .list_stride = LIST,
                             .scale = 0.13523377886f,
-                            .scratch = aligned(krn_attend_scratch_bytes(1, HEADS, LIST)),
+                            .scratch = aligned(krn_attend_scratch_bytes(1, heads, LIST)),
                             .output = cpu};
     krn_attend(NULL, &args);
     krn_cuda_attend_params p = {
@@ -82,40 +82,40 @@ static void check_attend(int kind)
                   .block_stride = BLOCKS},
         .rows_at = gpu_put(s.device_rows, sizeof s.device_rows),
         .q_latent = gpu_put(s.q_latent, count * 2),
-        .q = gpu_put(s.q, ROWS * HEADS * 192 * 2),
+        .q = gpu_put(s.q, ROWS * heads * 192 * 2),
         .lists = gpu_put(s.lists, ROWS * LIST * 4),
         .list_counts = gpu_put(s.counts, sizeof s.counts),
         .out = gpu_take(count * 2),
-        .workspace = gpu_take(gpu->attend_workspace_bytes(ROWS, HEADS, LIST) + 1),
+        .workspace = gpu_take(gpu->attend_workspace_bytes(ROWS, heads, LIST) + 1),
         .rows = ROWS,
-        .heads = HEADS,
+        .heads = heads,
         .list_stride = LIST,
         .scale = 0.13523377886f};
     gpu_ok(gpu->attend(&p, NULL));
     gpu_get(got, p.out, count * 2);
     for (uint32_t r = 0; r < ROWS; r++) {
         float largest = 0, worst = 0;
-        for (size_t i = r * HEADS * 512; i < (r + 1) * HEADS * 512; i++)
+        for (size_t i = r * heads * 512; i < (r + 1) * heads * 512; i++)
             largest = fmaxf(largest, fabsf(krn_bf16_to_f32(cpu[i])));
-        for (size_t i = r * HEADS * 512; i < (r + 1) * HEADS * 512; i++) {
+        for (size_t i = r * heads * 512; i < (r + 1) * heads * 512; i++) {
             float error = fabsf(krn_bf16_to_f32(got[i]) - krn_bf16_to_f32(cpu[i]));
             if (!(error <= largest / 64 + 1e-30f))
                 fail_msg("kind %d row %u element %zu: %g, expected %g (largest %g)", kind, r,
-                         i - r * HEADS * 512, krn_bf16_to_f32(got[i]), krn_bf16_to_f32(cpu[i]),
+                         i - r * heads * 512, krn_bf16_to_f32(got[i]), krn_bf16_to_f32(cpu[i]),
                          largest);
             worst = fmaxf(worst, error);
         }
-        printf("attend kind %d, %u entries: largest error %.2e of the largest output\n", kind,
-               s.counts[r], worst / (largest + 1e-30f));
+        printf("attend kind %d, %u heads, %u entries: largest error %.2e of the largest output\n",
+               kind, heads, s.counts[r], worst / (largest + 1e-30f));
     }
     for (uint32_t r = 0; r < ROWS; r++) { /* alone */
         krn_cuda_attend_params q = p;
         q.rows = 1;
-        q.rows_at += r, q.q_latent += r * HEADS * 512, q.q += r * HEADS * 192;
+        q.rows_at += r, q.q_latent += r * heads * 512, q.q += r * heads * 192;
         q.lists += r * LIST, q.list_counts += r;
         gpu_ok(gpu->attend(&q, NULL));
-        gpu_get(one, q.out, HEADS * 1024);
-        assert_equal_bytes(one, got + (size_t)r * HEADS * 512, HEADS * 1024, "a row alone");
+        gpu_get(one, q.out, heads * 1024);
+        assert_equal_bytes(one, got + (size_t)r * heads * 512, heads * 1024, "a row alone");
     }
     void *all[] = {got, cpu, one, args.scratch, s.pages, s.q_latent, s.q, s.lists};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
@@ -125,10 +125,18 @@ static void check_attend(int kind)
 TEST(attention_is_near_the_cpu_s)
 {
     for (int kind = 0; kind < 4; kind++)
-        check_attend(kind);
+        check_attend(kind, HEADS);
+}
+
+TEST(attention_of_few_heads_is_near_the_cpu_s)
+{
+    const uint32_t heads[] = {2, 8, 16, 64, 72};
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
+        check_attend(0, heads[i]);
 }
 
 static const struct CMUnitTest tests[] = {
     GPU_TEST(attention_is_near_the_cpu_s),
+    GPU_TEST(attention_of_few_heads_is_near_the_cpu_s),
 };
 GPU_MAIN(tests)

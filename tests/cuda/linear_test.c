@@ -1,6 +1,7 @@
 /* FP8 products on the device: one answer (equal bits for every number of rows, tile shape, place in
  * a batch and group), and near the CPU twin: 2^-7 of the value (one bf16 step) + 5e-4 of the
- * largest of the matrix (sums inside one wgmma). */
+ * largest of the matrix (sums inside one wgmma). Nearer to an emulation of the tensor cores' sums:
+ * 98 of 100 outputs have its bits. */
 #include "tests/cuda/support.h"
 
 #define ROWS_MAX 300u
@@ -88,6 +89,63 @@ static void check_near(const product *x, const char *what)
            x->p.segments, worst);
 }
 
+/* Where the first bit of a product of two codes may be: the sum of their exponents. */
+static int product_exponent(uint8_t a, uint8_t b)
+{
+    int x = a >> 3 & 15, y = b >> 3 & 15;
+    return (x ? x : 1) - 7 + (y ? y : 1) - 7;
+}
+
+/* The tensor cores' sum of 32 products and the sum before: all cut to SUM_BITS bits behind the
+ * largest exponent, then added exactly. 11, 12 and 14 bits agree in 78, 89 and 93 % of the outputs.
+ */
+#define SUM_BITS 13
+static float emulated_step(const uint8_t *codes, const uint8_t *weights, float before)
+{
+    double sum = 0;
+    int most = -100, exponent;
+    for (uint32_t i = 0; i < 32; i++) {
+        int e = product_exponent(codes[i], weights[i]);
+        most = (codes[i] & 0x7F) && (weights[i] & 0x7F) && e > most ? e : most;
+    }
+    if (before != 0) {
+        frexpf(before, &exponent);
+        most = exponent - 1 > most ? exponent - 1 : most;
+    }
+    for (uint32_t i = 0; i < 32; i++) {
+        float term = krn_e4m3_to_f32(codes[i]) * krn_e4m3_to_f32(weights[i]);
+        sum += trunc(ldexp(term, SUM_BITS - most));
+    }
+    sum += trunc(ldexp(before, SUM_BITS - most));
+    return (float)ldexp(sum, most - SUM_BITS);
+}
+
+/* Share of the outputs of `rows` rows that equal the emulation's. */
+static double emulated_share(const product *x, uint32_t rows)
+{
+    uint32_t blocks = x->k / 128, run = blocks / x->p.segments;
+    size_t equal = 0;
+    for (uint32_t i = 0; i < rows * x->n; i++) {
+        uint32_t r = i / x->n, n = i % x->n;
+        float total = 0, acc = 0;
+        for (uint32_t b = 0; b < blocks; b++) {
+            float p = 0;
+            for (uint32_t k = b * 128; k < b * 128 + 128; k += 32)
+                p = emulated_step(x->codes + (size_t)r * x->k + k,
+                                  x->weights + (size_t)n * x->k + k, p);
+            acc = fmaf(p,
+                       x->scales[r * blocks + b] * x->weight_scales[(size_t)(n / 128) * blocks + b],
+                       acc);
+            if ((b + 1) % run == 0) {
+                total = b + 1 == run ? acc : total + acc;
+                acc = 0;
+            }
+        }
+        equal += krn_f32_to_bf16(total) == x->all[(size_t)r * x->n + n];
+    }
+    return (double)equal / ((double)rows * x->n);
+}
+
 static void check_product(uint32_t n, uint32_t k, int kind, bool pow2, uint32_t segments)
 {
     const uint32_t rows[] = {1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 64, 65, 100, 128, 129, 256, 257};
@@ -98,6 +156,9 @@ static void check_product(uint32_t n, uint32_t k, int kind, bool pow2, uint32_t 
     gpu_ok(gpu->linear_fp8(&x.p, NULL));
     gpu_get(x.all, x.p.out, (size_t)ROWS_MAX * n * 2);
     check_near(&x, kind == 0 ? "random" : kind == 1 ? "largest codes" : "one-hot");
+    double share = emulated_share(&x, 6);
+    printf("%.2f %% of the outputs equal the emulation's\n", 100 * share);
+    assert_true(share >= 0.98);
     uint16_t *got = aligned((size_t)ROWS_MAX * n * 2);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         krn_cuda_linear_params p = x.p;

@@ -31,9 +31,11 @@ CHUNKS_QUICK, CHUNKS_FULL = (7,), (1, 7, 64)
 
 
 class Checker:
-    def __init__(self, engine, models, tally, exact, quick):
-        self.engine, self.models, self.tally, self.exact = engine, models, tally, exact
-        self.numerics = ("fp8",) if quick else ("plain", "fp8")
+    def __init__(self, engine, models, tally, args):
+        self.engine, self.models, self.tally = engine, models, tally
+        self.tensor_cores = args.tensor_cores
+        self.exact = not args.not_exact and not args.tensor_cores
+        self.numerics = ("fp8",) if args.quick or args.tensor_cores else ("plain", "fp8")
 
     def topk(self, vector):
         return self.models.config(vector.model)["index_topk"]
@@ -150,8 +152,7 @@ class Checker:
                 errors[tag].append(float(np.mean(
                     judge.row_errors(got["layer_x"], got["layer_res"], *want))))
                 if tag + ".kept_bits" in t:
-                    sets[tag].append(judge.sets_differ(got["kept_bits"][0],
-                                                       t[tag + ".kept_bits"][layer], self.topk(v)))
+                    sets[tag].append(self.sets(v, got, t[tag + ".kept_bits"][layer]))
         self.judge_orders(v, f"{v.name} layers alone", shares, errors, sets)
 
     def alone_one(self, v, layer):
@@ -169,11 +170,12 @@ class Checker:
                 shares[tag] = [judge.rows_equal(got["layer_x"], got["layer_res"], *want)]
                 errors[tag] = [float(np.mean(
                     judge.row_errors(got["layer_x"], got["layer_res"], *want)))]
-            sets[tag] = [judge.sets_differ(got["kept_bits"][0], t[base + tag + ".kept_bits"],
-                                           self.topk(v))]
+            sets[tag] = [self.sets(v, got, t[base + tag + ".kept_bits"])]
             if base + tag + ".experts" in t:
                 wrong = float(np.mean((got["experts"][0] != t[base + tag + ".experts"]).any(axis=1)))
                 limit = 0 if tag == "fp8" and self.exact else judge.ALONE_EXPERTS
+                if self.tensor_cores:
+                    limit = judge.TENSOR_CORES["experts"]
                 self.tally.check(f"{v.name} layer {layer} alone: experts against {tag}",
                                  wrong <= limit, f"{100 * wrong:.1f} % of the rows differ")
         self.judge_orders(v, f"{v.name} layer {layer} alone", shares, errors, sets)
@@ -188,6 +190,9 @@ class Checker:
         if self.exact:
             check(f"{name}: bit-equal with fp8", min(shares["fp8"]) == 1.0)
             check(f"{name}: sets equal with fp8", not any(sets["fp8"]))
+        if self.tensor_cores:
+            self.judge_tensor_cores(v, name, errors, sets)
+            return
         for tag, differ in sets.items():
             if differ:
                 check(f"{name}: sets against {tag}", max(differ) <= judge.ALONE_SETS,
@@ -198,6 +203,21 @@ class Checker:
         wide = {tag: self.within(shares[tag], errors[tag], judge.OTHER_ORDER) for tag in shares}
         check(f"{name}: limits, close to one order and not far from the other",
               all(wide.values()) and any(close.values()), f"close {close}, wide {wide}")
+
+    def sets(self, v, got, want):
+        compare = judge.sets_exchanged if self.tensor_cores else judge.sets_differ
+        return compare(got["kept_bits"][0], want, self.topk(v))
+
+    def judge_tensor_cores(self, v, name, errors, sets):
+        limits = judge.TENSOR_CORES
+        limit = limits["demo" if v.model == "demo" else "random"]
+        for tag in errors:
+            self.tally.check(f"{name}: rows against {tag}", max(errors[tag]) <= limit,
+                             f"mean row error {max(errors[tag]):.0e}")
+        for tag, exchanged in sets.items():
+            if exchanged:
+                self.tally.check(f"{name}: sets against {tag}", max(exchanged) <= limits["exchanged"],
+                                 f"{100 * max(exchanged):.1f} % of the positions differ")
 
     @staticmethod
     def within(shares, errors, limits):
@@ -272,7 +292,8 @@ def attempt(tally, name, function, *args):
 def check_vector(checker, v, quick, chunks):
     begin = time.monotonic()
     tally = checker.tally
-    attempt(tally, f"{v.name} plain", checker.plain, v)
+    if not checker.tensor_cores:
+        attempt(tally, f"{v.name} plain", checker.plain, v)
     if v.origin != "expanded":  # those vectors' fp8 mode is another attention form
         first = attempt(tally, f"{v.name} fp8", checker.fp8, v)
         if not quick or v.name in ALONE_QUICK:
@@ -334,6 +355,8 @@ def main():
     parser.add_argument("--properties", action="store_true", help="with --only: the properties too")
     parser.add_argument("--not-exact", action="store_true",
                         help="the engine sums in another order: limits only, no bit equality")
+    parser.add_argument("--tensor-cores", action="store_true",
+                        help="the engine multiplies on FP8 tensor cores: their limits, no plain numerics")
     parser.add_argument("--verbose", action="store_true", help="list passed checks too")
     args = parser.parse_args()
     tally, models = Tally(args.verbose), Models(ROOT)
@@ -343,7 +366,7 @@ def main():
     begin, left = time.monotonic(), []
     with tempfile.TemporaryDirectory(dir=models.build) as scratch:
         engine = Engine(args.run, scratch, args.run_option)
-        checker = Checker(engine, models, tally, not args.not_exact, args.quick)
+        checker = Checker(engine, models, tally, args)
         if args.only:
             return check_only(checker, args)
         left += check_own(checker, args.quick)

@@ -277,7 +277,7 @@ TEST(layout_covers_the_page)
     assert_int_equal(at, 4 * 50432 + 2 * NANO_HIDDEN);
     assert_true(at <= layout->page_bytes);
     const eng_stamp *stamp = eng_engine_stamp(r.engine);
-    assert_string_equal(stamp->numerics_id, "cpu-f32-v1");
+    assert_string_equal(stamp->numerics_id, rig_cuda() ? "cuda-sm90-v1" : "cpu-f32-v1");
     assert_string_equal(stamp->cache_format, "v1-64-788-g3");
     assert_int_equal(strlen(stamp->model_hash), 64);
     assert_int_equal((uintptr_t)eng_engine_cache_base(r.engine) % 64, 0);
@@ -344,7 +344,13 @@ TEST(a_layer_alone_equals_the_step)
     eng_sequence *sequence = sequence_open(r.engine, 20);
     sequence_feed(r.engine, sequence, tokens, 20, 20, NULL);
     eng_sequence_close(sequence);
-    eng_model_options options = {.dir = r.files.dir, .layer_first = 2, .layer_end = 3};
+    eng_model_options options = {
+        .dir = r.files.dir,
+        .layer_first = 2,
+        .layer_end = 3,
+        .backend = rig_cuda() ? ENG_BACKEND_CUDA : ENG_BACKEND_CPU,
+        .cuda_object = rig_cuda(),
+    };
     eng_model *model = NULL;
     eng_engine *engine = NULL;
     assert_ok(eng_model_open(&options, &model, &err), &err);

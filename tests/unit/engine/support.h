@@ -10,11 +10,20 @@ typedef struct rig {
     eng_engine *engine;
 } rig;
 
+/* Path of libsluice_cuda.so, where these tests are to run on a device (tests/cuda/run): the cache
+ * is then in host memory, so that they may look into it. */
+static inline const char *rig_cuda(void)
+{
+    return getenv("SLUICE_TEST_CUDA");
+}
+
 static inline eng_engine *rig_engine(const rig *r, const eng_options *options)
 {
     eng_engine *engine = NULL;
     sl_err err;
-    assert_ok(eng_engine_create(r->model, options, &engine, &err), &err);
+    eng_options there = *options;
+    there.cache_on_host = rig_cuda() != NULL;
+    assert_ok(eng_engine_create(r->model, &there, &engine, &err), &err);
     return engine;
 }
 
@@ -22,7 +31,12 @@ static inline void rig_open_options(rig *r, const nano_options *files, const eng
 {
     sl_err err;
     nano_make(&r->files, files);
-    eng_model_options model_options = {.dir = r->files.dir, .threads = 2};
+    eng_model_options model_options = {
+        .dir = r->files.dir,
+        .threads = 2,
+        .backend = rig_cuda() ? ENG_BACKEND_CUDA : ENG_BACKEND_CPU,
+        .cuda_object = rig_cuda(),
+    };
     r->model = NULL;
     assert_ok(eng_model_open(&model_options, &r->model, &err), &err);
     r->engine = rig_engine(r, options);
