@@ -60,7 +60,8 @@ static void draw(trial *t, runner *r, float *logits, bool first_run)
     stream *s = r->want;
     eng_sampled sampled;
     uint64_t sum = sl_sum64(1, r->known, logits, NANO_VOCAB * sizeof(float));
-    eng_sample(t->engine, logits, &s->sampling, r->tokens, r->known, s->prompt, r->known, &sampled);
+    eng_sample(t->engine, logits, &s->sampling, r->tokens, r->known, s->prompt, r->known, NULL,
+               &sampled);
     if (first_run) {
         s->tokens[r->known] = sampled.id;
         s->sums[r->known] = sum;
