@@ -53,6 +53,15 @@ static dec_handout_options handout_options(const dec_service *service,
     };
 }
 
+static eng_prompt_want prompt_want(const Sluice__V1__Admit *admit)
+{
+    const Sluice__V1__PromptWant *wire = admit->prompt_want;
+    if (!wire)
+        return (eng_prompt_want){0};
+    return (eng_prompt_want){wire->first, wire->end, wire->routing,
+                             wire->logprobs ? (int32_t)wire->top_logprobs : -1};
+}
+
 static sl_status check(const dec_service *service, const Sluice__V1__Admit *admit,
                        mdl_sampling *out_sampling, sl_err *err)
 {
@@ -82,7 +91,12 @@ static sl_status check(const dec_service *service, const Sluice__V1__Admit *admi
                        out_sampling->max_tokens, admit->n_tokens - admit->prompt_count);
     dec_handout_options handout =
         handout_options(service, admit, (uint32_t)out_sampling->max_tokens);
-    return dec_handout_check(&handout, err);
+    SL_TRY(dec_handout_check(&handout, err));
+    eng_prompt_want want = prompt_want(admit);
+    if (!admit->prompt_want)
+        return sl_ok();
+    return eng_prompt_want_check(&want, (uint32_t)admit->n_tokens,
+                                 eng_engine_routing(service->options.engine), err);
 }
 
 static dec_slot *find(dec_service *service, const char *request_id)
@@ -149,6 +163,11 @@ static void fill_slot(dec_service *service, dec_slot *slot, dec_stream *stream,
     if (sampling->logprob_count > 0)
         slot->log_top = sl_alloc((size_t)slot->log_capacity * (size_t)sampling->logprob_count,
                                  sizeof(*slot->log_top), "decode token log");
+    eng_prompt_want want = prompt_want(admit);
+    if (admit->prompt_want)
+        slot->job->prompt_rows =
+            eng_prompt_rows_create(&want, eng_engine_routing(service->options.engine));
+    slot->rows_sent = want.first;
     slot->admitted_at = sl_loop_now(service->options.loop);
     dec_sequence_init(&slot->core, admit->epoch, admit->self_prefill,
                       (uint64_t)admit->prefill_deadline_ms * SL_MS_NS);

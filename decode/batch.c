@@ -59,6 +59,7 @@ void dec_job_destroy(dec_job *job)
     sl_free(job->h_final);
     sl_free(job->pages);
     dec_handout_destroy(job->handout);
+    eng_prompt_rows_destroy(job->prompt_rows);
     sl_free(job);
 }
 
@@ -141,10 +142,12 @@ static void open_job(dec_batch *batch, dec_job *job)
         open_fork(batch, job);
         return;
     }
-    /* The last block is never taken from the cache: h_final comes with it, or is computed. */
+    /* The last block is never taken from the cache: h_final comes with it, or is computed. Neither
+     * are rows that are to tell something. */
+    uint32_t known_max = job->prompt_rows ? job->prompt_rows->want.first : job->token_count - 1;
     const eng_prefix prefix = {
         .tokens = job->tokens,
-        .token_count = batch->options.prefix_cache ? job->token_count - 1 : 0,
+        .token_count = batch->options.prefix_cache ? known_max : 0,
         .space = job->cache_space,
     };
     sl_status status =
@@ -428,7 +431,8 @@ static uint32_t build_spans(dec_batch *batch)
         dec_job *job = batch->active[i].job;
         uint32_t left = job->token_count - job->prefilled;
         uint32_t rows = left < rows_left ? left : rows_left;
-        add_span(batch, i, count++, rows, rows == left ? ENG_LOGITS_LAST : ENG_LOGITS_NONE);
+        add_span(batch, i, count, rows, rows == left ? ENG_LOGITS_LAST : ENG_LOGITS_NONE);
+        eng_prompt_ask(job->prompt_rows, job->prefilled, &batch->spans[count++]);
         rows_left -= rows;
     }
     return count;
@@ -494,13 +498,17 @@ static void draw_spans(dec_batch *batch, uint32_t count)
             logits_row += span->token_count;
             continue;
         }
+        eng_prompt_note(job->prompt_rows, batch->engine, span, job->prefilled, row, logits_row,
+                        job->tokens);
         job->prefilled += span->token_count;
-        if (span->logits == ENG_LOGITS_NONE)
+        logits_row += span->logits == ENG_LOGITS_ALL ? span->token_count : 0;
+        if (job->prefilled < job->token_count)
             continue;
+        logits_row += span->logits == ENG_LOGITS_LAST;
         entry->phase = PHASE_DECODE;
         const uint8_t *routing = routing_of(batch, job, end - 1);
         note_prompt(batch, job, routing);
-        why[index] = draw(batch, job, eng_step_logits(batch->engine, logits_row++), routing);
+        why[index] = draw(batch, job, eng_step_logits(batch->engine, logits_row - 1), routing);
     }
     for (uint32_t i = batch->active_count; i-- > 0;)
         if (why[i] != DEC_FINISH_NONE)

@@ -13,6 +13,7 @@
 #include "base/metrics.h"
 #include "decode/draft.h"
 #include "decode/handout.h"
+#include "engine/prompt.h"
 #include "engine/worker.h"
 #include "model/masks.h"
 
@@ -51,7 +52,9 @@ typedef struct dec_job {
     const struct dec_job *source;
     bool prompt_done; /* the cache holds the tokens it was admitted with; h_final is of the last */
     dec_draft draft;
-    dec_handout *handout;              /* NULL: nothing is wanted beside the tokens */
+    dec_handout *handout; /* NULL: nothing is wanted beside the tokens */
+    /* NULL: nothing is wanted. RUN_SELF notes them all before the first token is told of. */
+    eng_prompt_rows *prompt_rows;
     struct dec_constraint *constraint; /* control: given back with the job; NULL = none */
     mdl_cursor cursor;                 /* where the answer stands in it */
     sl_err err;                        /* why OPEN failed or the job ended as FAILED */

@@ -54,6 +54,7 @@ typedef struct dec_slot {
     uint32_t log_count;
     uint32_t log_capacity;
     uint32_t log_sent;
+    uint32_t rows_sent;   /* of the prompt's rows, before the log */
     uint32_t first_index; /* of log[0] among all generated tokens of the request */
     Sluice__V1__Finish finish;
     bool finish_sent;
@@ -94,7 +95,8 @@ void dec_stream_send_refused(dec_stream *stream, const char *request_id, uint32_
 /* Sends what the slots of this stream have, as far as the router's window allows. */
 void dec_stream_flush(dec_stream *stream);
 
-/* Of routing and masks in one message; with the window this stays within what a call may queue. */
+/* Of routing, masks and prompt rows in one message; with the window this stays within what a call
+ * may queue. */
 #define DEC_MESSAGE_HANDOUT_BYTES (64u << 10)
 
 /* admit.c: checks an Admit, makes the slot and its job. */

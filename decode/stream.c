@@ -96,6 +96,7 @@ void dec_stream_send_refused(dec_stream *stream, const char *request_id, uint32_
 typedef struct run {
     Sluice__V1__TokenRun message;
     Sluice__V1__Failure failure;
+    Sluice__V1__PromptRows rows;
     bool whole; /* all tokens of the slot, and its end */
 } run;
 
@@ -121,6 +122,32 @@ static void free_logprobs(Sluice__V1__TokenLogprobs *logprobs)
         sl_free(logprobs->top[i]);
     sl_free(logprobs->top);
     sl_free(logprobs);
+}
+
+/* Those that the prompt's last step has noted, before the first token; none of them when it was
+ * computed elsewhere. */
+static uint32_t rows_left(const dec_slot *slot)
+{
+    const eng_prompt_rows *rows = slot->job->prompt_rows;
+    return rows && slot->log_count > 0 ? rows->done - slot->rows_sent : 0;
+}
+
+/* Borrowed from the job; takes their bytes off the budget. */
+static void fill_rows(const dec_slot *slot, uint32_t *budget, Sluice__V1__PromptRows *out)
+{
+    const eng_prompt_rows *rows = slot->job->prompt_rows;
+    uint32_t at = slot->rows_sent - rows->want.first, left = rows_left(slot);
+    uint32_t row_bytes = rows->routing ? rows->row_bytes : 0, bytes = row_bytes + rows->score_bytes;
+    uint32_t count = (*budget + bytes - 1) / bytes;
+    count = count < left ? count : left;
+    sluice__v1__prompt_rows__init(out);
+    out->first = slot->rows_sent;
+    out->count = count;
+    out->scores.data = rows->scores ? rows->scores + (size_t)at * rows->score_bytes : NULL;
+    out->scores.len = (size_t)count * rows->score_bytes;
+    out->routing.data = rows->routing ? rows->routing + (size_t)at * row_bytes : NULL;
+    out->routing.len = (size_t)count * row_bytes;
+    *budget -= count * bytes < *budget ? count * bytes : *budget;
 }
 
 /* How many tokens the next run may carry; takes their hand-outs' bytes off the budget. */
@@ -165,7 +192,13 @@ static run *make_run(const dec_service *service, dec_slot *slot, uint32_t *budge
     message->request_id = slot->request_id;
     message->epoch = slot->core.epoch;
     message->first_index = slot->first_index + slot->log_sent;
-    message->n_ids = tokens_to_send(slot, budget);
+    if (rows_left(slot) > 0 && *budget > 0) {
+        fill_rows(slot, budget, &out->rows);
+        message->prompt_rows = &out->rows;
+        slot->rows_sent += out->rows.count;
+    }
+    if (rows_left(slot) == 0)
+        message->n_ids = tokens_to_send(slot, budget);
     out->whole = slot->log_sent + message->n_ids == slot->log_count;
     if (slot->job->handout) {
         add_handout(slot, message);

@@ -360,6 +360,11 @@ void eng_sample(eng_engine *engine, float *logits, const mdl_sampling *params,
                      position, allowed, out_sampled);
 }
 
+void eng_score(eng_engine *engine, float *logits, uint32_t id, uint32_t alternatives, uint8_t *out)
+{
+    eng_sampler_score(&engine->sampler, logits, id, alternatives, out);
+}
+
 uint32_t eng_sample_mask(eng_engine *engine, uint8_t *out)
 {
     return eng_sampler_mask(&engine->sampler, out);

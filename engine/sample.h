@@ -34,6 +34,10 @@ typedef struct eng_sampled {
 void eng_sample(eng_engine *engine, float *logits, const mdl_sampling *params,
                 const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
                 uint32_t position, const uint32_t *allowed, eng_sampled *out_sampled);
+/* Judges a token that was given, not drawn, by the logits of the row before it: log-probability and
+ * rank over the ids that the tokenizer defines, nothing else applied; the likeliest `alternatives`
+ * (at most ENG_LOGPROBS_MAX). out: mdl_score_bytes(alternatives). Overwrites logits. */
+void eng_score(eng_engine *engine, float *logits, uint32_t id, uint32_t alternatives, uint8_t *out);
 /* Record of the ids that the last eng_sample could have drawn (model/handout.h): what top_k, top_p
  * and min_p left; of temperature 0 the one id. out: mdl_mask_bytes_max of the vocabulary; returns
  * the record's bytes. */

@@ -50,6 +50,14 @@ uint32_t eng_arg_max(const float *logits, uint32_t count)
 
 /* ---- changes to the logits ---- */
 
+static void mask_undefined(const eng_sampler *sampler, float *logits)
+{
+    for (uint32_t id = 0; sampler->undefined && id < sampler->vocab_size; id++) {
+        if (sampler->undefined[id / 32] >> (id % 32) & 1)
+            logits[id] = -INFINITY;
+    }
+}
+
 static bool is_end(const eng_sampler *sampler, const mdl_sampling *params, uint32_t id)
 {
     bool end = id == sampler->eos_id;
@@ -83,12 +91,7 @@ static void sampler_mask(const eng_sampler *sampler, float *logits, const mdl_sa
 {
     if (allowed)
         sampler_allow(sampler, logits, allowed);
-    if (sampler->undefined) {
-        for (uint32_t id = 0; id < sampler->vocab_size; id++) {
-            if (sampler->undefined[id / 32] >> (id % 32) & 1)
-                logits[id] = -INFINITY;
-        }
-    }
+    mask_undefined(sampler, logits);
     if (params->min_tokens < 0 || generated >= (uint32_t)params->min_tokens ||
         (allowed && allows_ends_only(sampler, params, allowed)))
         return;
@@ -173,6 +176,35 @@ static uint32_t top_list(const float *values, uint32_t value_count, uint32_t wan
         out_top[at] = (eng_logprob){id, values[id]};
     }
     return have;
+}
+
+static uint32_t top_logprobs(const eng_sampler *sampler, const float *logits, double norm,
+                             uint32_t wanted, eng_logprob *out_top)
+{
+    uint32_t count = top_list(logits, sampler->vocab_size, wanted, out_top);
+    for (uint32_t i = 0; i < count; i++)
+        out_top[i].logprob = (float)((double)out_top[i].logprob - norm);
+    return count;
+}
+
+void eng_sampler_score(const eng_sampler *sampler, float *logits, uint32_t id,
+                       uint32_t alternatives, uint8_t *out)
+{
+    uint32_t vocab = sampler->vocab_size, rank = 1;
+    eng_logprob list[ENG_LOGPROBS_MAX];
+    mdl_score_top top[ENG_LOGPROBS_MAX];
+    sl_assert(id < vocab && alternatives <= ENG_LOGPROBS_MAX);
+    mask_undefined(sampler, logits);
+    float max = logits[eng_arg_max(logits, vocab)];
+    sl_assert(isfinite(max));
+    double norm = log_sum_exp(logits, vocab, max);
+    for (uint32_t i = 0; i < vocab; i++)
+        rank += logits[i] > logits[id];
+    uint32_t count = top_logprobs(sampler, logits, norm, alternatives, list);
+    for (uint32_t i = 0; i < count; i++)
+        top[i] = (mdl_score_top){list[i].id, list[i].logprob};
+    const mdl_score score = {(float)((double)logits[id] - norm), rank, count, top};
+    mdl_score_pack(&score, alternatives, out);
 }
 
 /* ---- filters: bits of sampler->kept ---- */
@@ -324,9 +356,7 @@ void eng_sampler_draw(eng_sampler *sampler, float *logits, const mdl_sampling *p
         sampled.logprob = (float)((double)logits[sampled.id] - norm);
         uint32_t wanted = (uint32_t)params->logprob_count;
         wanted = wanted > ENG_LOGPROBS_MAX ? ENG_LOGPROBS_MAX : wanted;
-        sampled.top_count = top_list(logits, sampler->vocab_size, wanted, sampled.top);
-        for (uint32_t i = 0; i < sampled.top_count; i++)
-            sampled.top[i].logprob = (float)((double)sampled.top[i].logprob - norm);
+        sampled.top_count = top_logprobs(sampler, logits, norm, wanted, sampled.top);
     }
     *out_sampled = sampled;
 }
@@ -340,5 +370,8 @@ uint32_t eng_sampler_mask(eng_sampler *sampler, uint8_t *out)
         return mdl_mask_pack(NULL, vocab, out);
     if (vocab % 64) /* ids that are none */
         sampler->kept[vocab / 64] &= (1ull << (vocab % 64)) - 1;
+    for (uint32_t id = 0; id < vocab; id++) /* barred before the filters, or next to impossible */
+        if (sampler->probability[id] <= 0.0f)
+            sampler->kept[id / 64] &= ~(1ull << (id % 64));
     return mdl_mask_pack(sampler->kept, vocab, out);
 }

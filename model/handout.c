@@ -5,6 +5,21 @@
 
 #include "base/assert.h"
 
+static void put_f32(sl_writer *w, float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof(bits));
+    sl_write_u32(w, bits);
+}
+
+static float get_f32(sl_reader *r)
+{
+    uint32_t bits = sl_read_u32(r);
+    float value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
 /* ---- routing */
 
 void mdl_routing_layout_init(const mdl_shape *shape, mdl_routing_layout *out_layout)
@@ -28,10 +43,8 @@ void mdl_routing_put(const mdl_routing_layout *layout, uint32_t layer, const uin
     sl_writer gates = sl_writer_init(row + cells * sizeof(uint16_t) + at * sizeof(float),
                                      layout->chosen * sizeof(float));
     for (uint32_t i = 0; i < layout->chosen; i++) {
-        uint32_t bits;
-        memcpy(&bits, &weights[i], sizeof(bits));
         sl_write_u16(&ids, (uint16_t)experts[i]);
-        sl_write_u32(&gates, bits);
+        put_f32(&gates, weights[i]);
     }
 }
 
@@ -52,6 +65,41 @@ static void put_header(const char magic[4], uint16_t a, uint16_t b, uint16_t c, 
 void mdl_routing_header(const mdl_routing_layout *layout, uint32_t row_count, sl_buf *out)
 {
     put_header("SLRT", layout->first_layer, layout->layer_count, layout->chosen, row_count, out);
+}
+
+/* ---- scores */
+
+void mdl_score_pack(const mdl_score *score, uint32_t alternatives, uint8_t *out)
+{
+    sl_assert(score->top_count <= alternatives);
+    sl_writer w = sl_writer_init(out, mdl_score_bytes(alternatives));
+    memset(out, 0, w.size);
+    put_f32(&w, score->logprob);
+    sl_write_u32(&w, score->rank);
+    sl_write_u32(&w, score->top_count);
+    for (uint32_t i = 0; i < score->top_count; i++) {
+        sl_write_u32(&w, score->top[i].id);
+        put_f32(&w, score->top[i].logprob);
+    }
+}
+
+bool mdl_score_unpack(const uint8_t *data, uint32_t alternatives, uint32_t vocab_size,
+                      mdl_score_top *top, mdl_score *out_score)
+{
+    sl_reader r = sl_reader_init(data, mdl_score_bytes(alternatives));
+    mdl_score score = {.logprob = get_f32(&r), .top = top};
+    score.rank = sl_read_u32(&r);
+    score.top_count = sl_read_u32(&r);
+    if (score.top_count > alternatives)
+        return false;
+    for (uint32_t i = 0; i < score.top_count; i++) {
+        top[i].id = sl_read_u32(&r);
+        top[i].logprob = get_f32(&r);
+        if (top[i].id >= vocab_size)
+            return false;
+    }
+    *out_score = score;
+    return true;
 }
 
 /* ---- masks */

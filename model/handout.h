@@ -33,6 +33,31 @@ void mdl_routing_put(const mdl_routing_layout *layout, uint32_t layer, const uin
 /* Header of `row_count` rows. */
 void mdl_routing_header(const mdl_routing_layout *layout, uint32_t row_count, sl_buf *out);
 
+/* ---- scores of given tokens (inside the cluster; clients get JSON): f32 logprob, u32 rank, u32
+ * count of alternatives, then `alternatives` pairs (u32 id, f32 logprob), zeros behind the count */
+
+typedef struct mdl_score_top {
+    uint32_t id;
+    float logprob;
+} mdl_score_top;
+
+typedef struct mdl_score {
+    float logprob;
+    uint32_t rank; /* 1 + ids that are likelier; 0: no such token (behind the prompt's last row) */
+    uint32_t top_count;
+    const mdl_score_top *top;
+} mdl_score;
+
+static inline uint32_t mdl_score_bytes(uint32_t alternatives)
+{
+    return 12 + 8 * alternatives;
+}
+/* out: mdl_score_bytes(alternatives); score->top_count <= alternatives. */
+void mdl_score_pack(const mdl_score *score, uint32_t alternatives, uint8_t *out);
+/* False: malformed. top: [alternatives], where out_score->top will point. */
+bool mdl_score_unpack(const uint8_t *data, uint32_t alternatives, uint32_t vocab_size,
+                      mdl_score_top *top, mdl_score *out_score);
+
 /* ---- sampling masks: one record a token: u8 kind, u32 count of ids that could be drawn, then for
  * a LIST the ids ascending (u32), for a BITMAP one bit an id (bit id % 8 of byte id / 8) */
 

@@ -53,6 +53,7 @@ void pre_task_destroy(pre_task *task)
     sl_free(task->pages);
     sl_free(task->sums);
     sl_free(task->final);
+    eng_prompt_rows_destroy(task->prompt_rows);
     sl_free(task);
 }
 
@@ -66,6 +67,8 @@ static void emit(pre_compute *compute, pre_task *task, pre_compute_event_kind ki
 /* Rows from here on must be computed, whatever the cache knows: what they chose is wanted. */
 static uint32_t rows_wanted_from(const pre_task *task)
 {
+    if (task->prompt_rows)
+        return task->prompt_rows->want.first;
     return task->last_routing ? task->token_count - 1 : task->token_count;
 }
 
@@ -229,30 +232,37 @@ static void build_spans(pre_compute *compute)
         uint32_t rows = left < rows_left ? left : rows_left;
         compute->spans[i] = (eng_span){task->sequence, task->tokens + task->tokens_done, rows,
                                        ENG_LOGITS_NONE, task->last_routing && rows == left};
+        eng_prompt_ask(task->prompt_rows, task->tokens_done, &compute->spans[i]);
         compute->span_count++;
         rows_left -= rows;
     }
 }
 
-static uint32_t step_rows(const pre_compute *compute)
+/* What the step's rows tell beside what they leave in the cache. */
+static void note_rows(pre_compute *compute)
 {
-    uint32_t rows = 0;
-    for (uint32_t i = 0; i < compute->span_count; i++)
-        rows += compute->spans[i].token_count;
-    return rows;
-}
-
-static void keep_routing(const pre_compute *compute, pre_task *task, uint32_t row)
-{
-    size_t bytes = eng_engine_routing(compute->engine)->row_bytes;
-    memcpy(task->final + task->final_bytes - bytes, eng_step_routing(compute->engine, row), bytes);
+    uint32_t row = 0, logits_row = 0;
+    for (uint32_t i = 0; i < compute->span_count; i++) {
+        pre_task *task = compute->active[i];
+        const eng_span *span = &compute->spans[i];
+        eng_prompt_note(task->prompt_rows, compute->engine, span, task->tokens_done, row,
+                        logits_row, task->tokens);
+        row += span->token_count;
+        logits_row += span->logits == ENG_LOGITS_ALL ? span->token_count : 0;
+        if (!task->last_routing || task->tokens_done + span->token_count < task->token_count)
+            continue;
+        size_t bytes = eng_engine_routing(compute->engine)->row_bytes;
+        memcpy(task->final + task->final_bytes - bytes, eng_step_routing(compute->engine, row - 1),
+               bytes);
+    }
 }
 
 /* The step's spans belong to the first span_count active tasks. */
 static void after_step(pre_compute *compute, sl_status status, const sl_err *err, uint64_t step_ns)
 {
-    uint32_t row = step_rows(compute);
-    for (uint32_t i = compute->span_count; i-- > 0; row -= compute->spans[i].token_count) {
+    if (sl_is_ok(status))
+        note_rows(compute);
+    for (uint32_t i = compute->span_count; i-- > 0;) {
         pre_task *task = compute->active[i];
         if (!sl_is_ok(status)) {
             task->err = *err;
@@ -269,8 +279,6 @@ static void after_step(pre_compute *compute, sl_status status, const sl_err *err
         emit(compute, task, PRE_COMPUTE_PROGRESS, 0, 0);
         if (task->tokens_done < task->token_count)
             continue;
-        if (task->last_routing)
-            keep_routing(compute, task, row - 1);
         remove_active(compute, i);
         finish_task(compute, task);
     }

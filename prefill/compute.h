@@ -7,6 +7,7 @@
 #ifndef PREFILL_COMPUTE_H
 #define PREFILL_COMPUTE_H
 
+#include "engine/prompt.h"
 #include "engine/worker.h"
 
 #ifdef __cplusplus
@@ -22,9 +23,10 @@ typedef struct pre_task {
     uint32_t *tokens;
     uint32_t token_count;
     uint32_t block_count;
-    uint64_t cache_space;  /* of the request */
-    bool last_routing;     /* `final` ends with what the last token's row chose */
-    uint32_t tokens_known; /* found in the cache by OPEN */
+    uint64_t cache_space;         /* of the request */
+    bool last_routing;            /* `final` ends with what the last token's row chose */
+    eng_prompt_rows *prompt_rows; /* NULL: nothing is wanted; noted up to PROGRESS's tokens */
+    uint32_t tokens_known;        /* found in the cache by OPEN */
     uint32_t tokens_done;
     eng_sequence *sequence;
     uint32_t *pages; /* [block_count], set by OPEN */

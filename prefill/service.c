@@ -16,6 +16,9 @@
 /* A head that found no pages asks again: in a hybrid node decoding sequences give pages back
  * without our knowing. */
 #define PRE_PAGES_RETRY_NS (20 * SL_MS_NS)
+/* Of prompt rows in one message. */
+#define PRE_ROWS_BYTES    (256u << 10)
+#define PRE_ROWS_RETRY_NS (20 * SL_MS_NS)
 
 typedef struct slot {
     bool used;
@@ -30,6 +33,9 @@ typedef struct slot {
     uint32_t first_block;
     uint32_t ready[PRE_GROUPS_MAX];     /* blocks whose rows of the group are complete */
     uint32_t announced[PRE_GROUPS_MAX]; /* blocks offered so far */
+    uint32_t rows_ready;                /* prompt rows before it are noted */
+    uint32_t rows_sent;
+    bool done_due; /* all is done but telling the router, which does not read */
     bool computed;
     bool committed;
     sl_time_ns arrived_at;
@@ -92,10 +98,10 @@ static uint32_t jobs_ahead(const pre_service *service, const slot *job)
 
 /* ---- replies ---- */
 
-static void write_event(slot *job, Sluice__V1__PrefillEvent *event)
+static sl_status write_event(slot *job, Sluice__V1__PrefillEvent *event)
 {
     if (!job->call)
-        return;
+        return sl_ok();
     Sluice__V1__Load load = SLUICE__V1__LOAD__INIT;
     pre_service_load(job->service, &load);
     load.pages_total = job->service->layout->page_count;
@@ -106,6 +112,34 @@ static void write_event(slot *job, Sluice__V1__PrefillEvent *event)
     sl_status status = rpc_server_call_write(job->call, &event->base);
     if (!sl_is_ok(status))
         sl_debug("request %s: event not sent (%s)", job->request_id, sl_code_name(status.code));
+    return status;
+}
+
+/* Tells the prompt's rows that are noted; false: the router does not keep up, again later. */
+static bool send_rows(slot *job)
+{
+    const eng_prompt_rows *rows = job->task->prompt_rows;
+    uint32_t end = rows && job->rows_ready > rows->want.end ? rows->want.end : job->rows_ready;
+    while (rows && job->call && job->rows_sent < end) {
+        uint32_t at = job->rows_sent - rows->want.first;
+        uint32_t row_bytes = rows->routing ? rows->row_bytes : 0;
+        uint32_t count = PRE_ROWS_BYTES / (row_bytes + rows->score_bytes) + 1;
+        count = count < end - job->rows_sent ? count : end - job->rows_sent;
+        Sluice__V1__PromptRows wire = SLUICE__V1__PROMPT_ROWS__INIT;
+        wire.first = job->rows_sent;
+        wire.count = count;
+        wire.scores.data = rows->scores ? rows->scores + (size_t)at * rows->score_bytes : NULL;
+        wire.scores.len = (size_t)count * rows->score_bytes;
+        wire.routing.data = rows->routing ? rows->routing + (size_t)at * row_bytes : NULL;
+        wire.routing.len = (size_t)count * row_bytes;
+        Sluice__V1__PrefillEvent event = SLUICE__V1__PREFILL_EVENT__INIT;
+        event.body_case = SLUICE__V1__PREFILL_EVENT__BODY_ROWS;
+        event.rows = &wire;
+        if (!sl_is_ok(write_event(job, &event)))
+            return false;
+        job->rows_sent += count;
+    }
+    return true;
 }
 
 static void reply_progress(slot *job, uint32_t tokens)
@@ -116,11 +150,15 @@ static void reply_progress(slot *job, uint32_t tokens)
     Sluice__V1__PrefillEvent event = SLUICE__V1__PREFILL_EVENT__INIT;
     event.body_case = SLUICE__V1__PREFILL_EVENT__BODY_PROGRESS;
     event.progress = &progress;
-    write_event(job, &event);
+    sl_status status = write_event(job, &event);
+    (void)status; /* only a sign of life */
 }
 
 static void reply_done(slot *job)
 {
+    job->done_due = !send_rows(job);
+    if (job->done_due)
+        return;
     Sluice__V1__PrefillDone done = SLUICE__V1__PREFILL_DONE__INIT;
     done.tokens_computed = job->task->token_count - job->task->tokens_known;
     done.bytes_sent = job->bytes_announced;
@@ -129,7 +167,8 @@ static void reply_done(slot *job)
     Sluice__V1__PrefillEvent event = SLUICE__V1__PREFILL_EVENT__INIT;
     event.body_case = SLUICE__V1__PREFILL_EVENT__BODY_DONE;
     event.done = &done;
-    write_event(job, &event);
+    sl_status status = write_event(job, &event);
+    (void)status; /* the end of the call says it too */
     rpc_server_call_finish(job->call, SL_OK, NULL);
     job->call = NULL;
 }
@@ -151,7 +190,7 @@ static void reply_failed(slot *job, sl_code code)
 static void settle(slot *job)
 {
     pre_service *service = job->service;
-    if (job->core.state != PRE_STATE_DONE)
+    if (job->core.state != PRE_STATE_DONE || job->done_due)
         return;
     sl_assert(!job->send && !job->task->sequence);
     sl_assert(!job->call);
@@ -178,6 +217,8 @@ static void arm_timer(pre_service *service)
         const slot *job = &service->slots[i];
         if (job->used && job->core.state < PRE_STATE_CLOSING && job->core.deadline < next)
             next = job->core.deadline;
+        if (job->used && job->done_due)
+            next = sl_loop_now(service->options.loop) + PRE_ROWS_RETRY_NS;
     }
     sl_timer_set(service->timer, next);
 }
@@ -249,6 +290,9 @@ static void on_progress(slot *job, uint32_t tokens)
 {
     if (job->core.state != PRE_STATE_COMPUTING)
         return;
+    job->rows_ready = tokens;
+    bool sent = send_rows(job);
+    (void)sent; /* the next chunk or the end tries again */
     reply_progress(job, tokens);
     if (tokens == job->task->token_count)
         return; /* the final commit says it */
@@ -364,6 +408,7 @@ static void on_call_closed(void *context, rpc_server_call *call, bool cancelled)
     if (!job || job->call != call)
         return; /* answered: the job goes on without its call */
     job->call = NULL;
+    job->done_due = false;
     pre_event event = {.kind = PRE_EVENT_CANCEL};
     handle(job, &event);
 }
@@ -376,6 +421,15 @@ static bool stamp_equal(const Sluice__V1__Stamp *wire, const eng_stamp *own)
            strcmp(wire->model_hash, own->model_hash) == 0 &&
            strcmp(wire->weights_version, own->weights_version) == 0 &&
            strcmp(wire->cache_format, own->cache_format) == 0;
+}
+
+static eng_prompt_want prompt_want(const Sluice__V1__PrefillRequest *request)
+{
+    const Sluice__V1__PromptWant *wire = request->prompt_want;
+    if (!wire)
+        return (eng_prompt_want){0};
+    return (eng_prompt_want){wire->first, wire->end, wire->routing,
+                             wire->logprobs ? (int32_t)wire->top_logprobs : -1};
 }
 
 static sl_status check(const pre_service *service, const Sluice__V1__PrefillRequest *request,
@@ -407,7 +461,11 @@ static sl_status check(const pre_service *service, const Sluice__V1__PrefillRequ
         if (request->tokens[i] >= (uint32_t)service->shape->vocab_size)
             return sl_fail(err, SL_INVALID, "token %u at %zu is not in the vocabulary",
                            request->tokens[i], i);
-    return sl_ok();
+    eng_prompt_want want = prompt_want(request);
+    if (!request->prompt_want)
+        return sl_ok();
+    return eng_prompt_want_check(&want, (uint32_t)request->n_tokens,
+                                 eng_engine_routing(service->options.engine), err);
 }
 
 static sl_status open_send(slot *job, const Sluice__V1__Ticket *ticket, sl_err *err)
@@ -446,6 +504,11 @@ static void fill_slot(slot *job, rpc_server_call *call, const Sluice__V1__Prefil
     job->task = pre_task_create(request->tokens, (uint32_t)request->n_tokens,
                                 service->layout->group_count, final_bytes);
     job->task->last_routing = request->last_routing;
+    eng_prompt_want want = prompt_want(request);
+    if (request->prompt_want)
+        job->task->prompt_rows =
+            eng_prompt_rows_create(&want, eng_engine_routing(service->options.engine));
+    job->rows_sent = want.first;
     job->task->cache_space = request->cache_space;
     job->task->slot = (uint32_t)(job - service->slots);
 }
@@ -481,7 +544,8 @@ static void on_run(void *context, rpc_server_call *call, const ProtobufCMessage 
     Sluice__V1__PrefillEvent event = SLUICE__V1__PREFILL_EVENT__INIT;
     event.body_case = SLUICE__V1__PREFILL_EVENT__BODY_QUEUED;
     event.queued = &queued;
-    write_event(job, &event);
+    sl_status queued_status = write_event(job, &event);
+    (void)queued_status; /* only a sign of life */
     start_next(service);
     arm_timer(service);
 }
@@ -495,6 +559,10 @@ static void on_timer(void *context, sl_time_ns now)
     start_next(service);
     for (uint32_t i = 0; i < service->options.queue_max; i++) {
         slot *job = &service->slots[i];
+        if (job->used && job->done_due && job->call) {
+            reply_done(job);
+            settle(job);
+        }
         if (!job->used || job->core.deadline > now)
             continue;
         pre_event event = {.kind = PRE_EVENT_TICK};

@@ -38,6 +38,8 @@ typedef struct choice {
     rtr_handout *handout;   /* NULL: not wanted */
     uint32_t pushed, shown; /* tokens; of their hand-outs */
     const char *finish;     /* NULL: goes on */
+    bool begun;             /* the echo is in it */
+    bool prompt_told;
 } choice;
 
 struct rtr_answer {
@@ -48,7 +50,8 @@ struct rtr_answer {
     sl_buf out;
     sl_buf text; /* detokenised, of one token */
     rtr_answer_usage usage;
-    choice *choices; /* [choice_count] */
+    rtr_prompt *prompt; /* NULL: nothing is wanted */
+    choice *choices;    /* [choice_count] */
     uint32_t choice_count, open_count;
 };
 
@@ -147,13 +150,39 @@ static void put_seed(choice *c)
             (unsigned long long)mdl_choice_seed(a->options.request->sampling.seed, c->index));
 }
 
-static void put_prompt_ids(rtr_answer *a)
+static void put_prompt_logprobs(rtr_answer *a)
 {
-    const mdl_ids *prompt = &a->options.request->prompt;
-    if (!a->options.request->return_token_ids)
+    const rtr_api_request *request = a->options.request;
+    if (request->prompt_logprobs < 0)
         return;
-    sl_buf_puts(&a->out, ",\"prompt_token_ids\":");
-    rtr_json_ids(&a->out, (const uint32_t *)prompt->data, prompt->count);
+    sl_buf_puts(&a->out, ",\"prompt_logprobs\":");
+    rtr_prompt_write_logprobs(a->prompt, a->options.tokenizer, &request->prompt,
+                              (uint32_t)request->prompt_logprobs, &a->out);
+}
+
+/* Once an answer. */
+static void put_prompt(rtr_answer *a)
+{
+    const rtr_api_request *request = a->options.request;
+    if (request->return_token_ids) {
+        sl_buf_puts(&a->out, ",\"prompt_token_ids\":");
+        rtr_json_ids(&a->out, (const uint32_t *)request->prompt.data, request->prompt.count);
+    }
+    if (request->want_prompt_routing) {
+        sl_buf_puts(&a->out, ",\"sluice\":{\"prompt_routing\":");
+        rtr_prompt_write_routing(a->prompt, &a->out);
+        sl_buf_putc(&a->out, '}');
+    }
+    if (a->chat)
+        put_prompt_logprobs(a);
+}
+
+/* Completions have it in each choice, as other servers do. */
+static void put_choice_prompt(choice *c)
+{
+    if (!c->answer->chat && !c->prompt_told)
+        put_prompt_logprobs(c->answer);
+    c->prompt_told = true;
 }
 
 /* Appends pieces of one token to a list, with a comma between entries. */
@@ -188,6 +217,67 @@ static void note_token(choice *c, uint32_t id, const rtr_token_logprobs *logprob
     c->text_offset += rtr_token_characters(tokenizer, id);
 }
 
+static rtr_token_logprobs prompt_token_logprobs(const rtr_answer *a, uint32_t token)
+{
+    mdl_score_top top[MDL_LOGPROBS_MAX];
+    uint32_t alternatives = (uint32_t)a->options.request->sampling.logprob_count;
+    mdl_score score = rtr_prompt_score(a->prompt, token, alternatives, top);
+    rtr_token_logprobs out = {.logprob = score.logprob, .top_count = score.top_count};
+    for (uint32_t i = 0; i < score.top_count; i++)
+        out.top[i] = (rtr_logprob){top[i].id, top[i].logprob};
+    return out;
+}
+
+/* BOS is no text, so it has no width. */
+static bool is_leading_bos(const rtr_answer *a, uint32_t index)
+{
+    return index == 0 &&
+           a->options.request->prompt.data[0] == mdl_tokenizer_special(a->options.tokenizer)->bos;
+}
+
+static void note_prompt_token(choice *c, uint32_t index)
+{
+    const rtr_answer *a = c->answer;
+    const mdl_tokenizer *tokenizer = a->options.tokenizer;
+    pending_delta *d = &c->delta;
+    uint32_t id = (uint32_t)a->options.request->prompt.data[index];
+    comma(&d->token_texts);
+    rtr_json_token_text(&d->token_texts, tokenizer, id);
+    comma(&d->token_offsets);
+    sl_buf_printf(&d->token_offsets, "%zu", c->text_offset);
+    c->text_offset += is_leading_bos(a, index) ? 0 : rtr_token_characters(tokenizer, id);
+    comma(&d->logprobs);
+    comma(&d->token_tops);
+    if (index == 0) { /* nothing stands before it */
+        sl_buf_puts(&d->logprobs, "null");
+        sl_buf_puts(&d->token_tops, "null");
+        return;
+    }
+    rtr_token_logprobs logprobs = prompt_token_logprobs(a, index);
+    rtr_json_logprob(&d->logprobs, logprobs.logprob);
+    rtr_json_top_map(&d->token_tops, tokenizer, &logprobs);
+}
+
+/* Echo: the prompt's text comes first, and stop strings do not look at it. */
+static void begin_choice(choice *c)
+{
+    rtr_answer *a = c->answer;
+    const mdl_ids *prompt = &a->options.request->prompt;
+    sl_buf *text = a->stream ? &c->delta.content : &c->message.content;
+    mdl_detok detok;
+    if (c->begun || !a->options.request->echo)
+        return;
+    c->begun = true;
+    mdl_detok_init(&detok, a->options.tokenizer);
+    for (uint32_t i = 0; i < prompt->count; i++) {
+        if (!is_leading_bos(a, i))
+            mdl_detok_push(&detok, prompt->data[i], text);
+        if (a->want_logprobs)
+            note_prompt_token(c, i);
+    }
+    mdl_detok_finish(&detok, text);
+}
+
 /* ---- chunks of a stream */
 
 static void chunk_open(rtr_answer *a)
@@ -195,7 +285,7 @@ static void chunk_open(rtr_answer *a)
     sl_buf_puts(&a->out, "data: ");
     put_buf(&a->out, &a->head);
     if (a->first_chunk)
-        put_prompt_ids(a);
+        put_prompt(a);
     a->first_chunk = false;
 }
 
@@ -264,6 +354,7 @@ static void write_chunk(choice *c, const char *finish)
     }
     put_token_ids(c);
     put_handout(c);
+    put_choice_prompt(c);
     sl_buf_puts(&a->out, "}]");
     chunk_close(a);
     delta_clear(d);
@@ -368,6 +459,7 @@ static void put_choice(choice *c)
     put_seed(c);
     put_token_ids(c);
     put_handout(c);
+    put_choice_prompt(c);
     sl_buf_putc(out, '}');
 }
 
@@ -375,7 +467,7 @@ static void write_body(rtr_answer *a)
 {
     sl_buf *out = &a->out;
     put_buf(out, &a->head);
-    put_prompt_ids(a);
+    put_prompt(a);
     sl_buf_puts(out, ",\"choices\":[");
     for (uint32_t i = 0; i < a->choice_count; i++) {
         if (i)
@@ -448,6 +540,14 @@ sl_status rtr_answer_create(const rtr_answer_options *options, rtr_answer **out_
     sl_buf_init(&a->text, 0);
     a->choices = sl_alloc(request->choice_count, sizeof *a->choices, "answer choices");
     a->choice_count = a->open_count = request->choice_count;
+    int32_t scores = rtr_api_prompt_scores(request);
+    if (scores >= 0 || request->want_prompt_routing)
+        a->prompt = rtr_prompt_create(&(rtr_prompt_options){
+            .shape = options->shape,
+            .token_count = (uint32_t)request->prompt.count,
+            .routing = request->want_prompt_routing,
+            .logprob_count = scores,
+        });
     for (uint32_t i = 0; i < a->choice_count; i++) {
         sl_status status = choice_init(a, i, err);
         if (sl_is_ok(status))
@@ -471,6 +571,7 @@ void rtr_answer_destroy(rtr_answer *a)
         rtr_handout_destroy(a->choices[i].handout);
     }
     sl_free(a->choices);
+    rtr_prompt_destroy(a->prompt);
     sl_buf_fini(&a->text);
     sl_buf_fini(&a->out);
     sl_buf_fini(&a->head);
@@ -503,6 +604,11 @@ void rtr_answer_set_cached(rtr_answer *a, uint32_t cached_tokens)
     a->usage.cached_tokens = cached_tokens;
 }
 
+rtr_prompt *rtr_answer_prompt(rtr_answer *a)
+{
+    return a->prompt;
+}
+
 rtr_handout *rtr_answer_handout(rtr_answer *a, uint32_t index)
 {
     sl_assert(index < a->choice_count);
@@ -516,6 +622,7 @@ bool rtr_answer_push(rtr_answer *a, uint32_t index, const uint32_t *ids,
     choice *c = &a->choices[index];
     int32_t eos = mdl_tokenizer_special(a->options.tokenizer)->eos;
     bool go_on = true;
+    begin_choice(c);
     for (size_t i = 0; i < count && go_on; i++) {
         a->usage.completion_tokens++;
         if (mdl_output_in_reasoning(c->output))
@@ -537,6 +644,7 @@ bool rtr_answer_finish(rtr_answer *a, uint32_t index, mdl_finish cause)
 {
     sl_assert(index < a->choice_count && !a->choices[index].finish);
     choice *c = &a->choices[index];
+    begin_choice(c);
     sl_buf_clear(&a->text);
     mdl_detok_finish(&c->detok, &a->text);
     if (a->text.size && !mdl_output_push(c->output, a->text.data, a->text.size))

@@ -10,6 +10,7 @@
 #include "model/output.h"
 #include "router/api_request.h"
 #include "router/handout.h"
+#include "router/prompt.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -55,6 +56,8 @@ void rtr_answer_set_cached(rtr_answer *answer, uint32_t cached_tokens);
 /* What the choice hands out, for the caller to fill before it pushes the tokens; NULL: nothing is
  * wanted. */
 rtr_handout *rtr_answer_handout(rtr_answer *answer, uint32_t choice);
+/* What the answer tells of its prompt: to be complete before begin; NULL: nothing is wanted. */
+rtr_prompt *rtr_answer_prompt(rtr_answer *answer);
 /* logprobs: one for each id if the request wants them, else NULL. False once a stop string was met:
  * the rest was not taken; go on with rtr_answer_finish(MDL_FINISH_STOP). */
 SL_MUST_USE bool rtr_answer_push(rtr_answer *answer, uint32_t choice, const uint32_t *ids,

@@ -185,11 +185,16 @@ static bool read_handout(rtr_api_request *r, const sl_json *root, rtr_api_error 
         return wrong_type(error, "sluice", "an object", json);
     for (size_t i = 0; i < sl_json_count(json); i++) {
         const char *key = sl_json_key(json, i, NULL);
-        if (strcmp(key, "routing") != 0 && strcmp(key, "sampling_mask") != 0)
+        if (strcmp(key, "routing") != 0 && strcmp(key, "sampling_mask") != 0 &&
+            strcmp(key, "prompt_routing") != 0)
             return fail(error, 400, NULL, "sluice",
-                        "sluice: \"%.64s\" is not known; routing and sampling_mask are", key);
+                        "sluice: \"%.64s\" is not known; routing, prompt_routing and "
+                        "sampling_mask are",
+                        key);
     }
     return read_bool(json, "routing", "sluice.routing", &r->want_routing, error) &&
+           read_bool(json, "prompt_routing", "sluice.prompt_routing", &r->want_prompt_routing,
+                     error) &&
            read_bool(json, "sampling_mask", "sluice.sampling_mask", &r->want_mask, error);
 }
 
@@ -199,6 +204,18 @@ static bool check_handout_size(const rtr_api_settings *settings, const rtr_api_r
     mdl_routing_layout layout;
     mdl_routing_layout_init(settings->shape, &layout);
     uint64_t tokens = (uint64_t)r->choice_count * (uint64_t)r->sampling.max_tokens;
+    int32_t scores = rtr_api_prompt_scores(r);
+    uint64_t entries = (uint64_t)r->prompt.count * r->choice_count * (uint64_t)(scores + 1);
+    if (scores >= 0 && entries > RTR_PROMPT_SCORES_MAX)
+        return fail(error, 400, "too_large", r->prompt_logprobs >= 0 ? "prompt_logprobs" : "echo",
+                    "%llu log-probabilities of the prompt (tokens, times alternatives and one, "
+                    "times n); at most %u fit into one answer",
+                    (unsigned long long)entries, RTR_PROMPT_SCORES_MAX);
+    if (r->want_prompt_routing &&
+        (uint64_t)r->prompt.count * layout.row_bytes > RTR_HANDOUT_BYTES_MAX)
+        return fail(error, 400, "too_large", "sluice.prompt_routing",
+                    "sluice.prompt_routing: %zu tokens of %u bytes; at most %u fit into one answer",
+                    r->prompt.count, layout.row_bytes, RTR_HANDOUT_BYTES_MAX / layout.row_bytes);
     if (!r->want_routing || tokens * layout.row_bytes <= RTR_HANDOUT_BYTES_MAX)
         return true;
     return fail(error, 400, "too_large", "sluice.routing",
@@ -256,21 +273,40 @@ static bool check_logprobs_type(rtr_api_kind kind, const sl_json *root, rtr_api_
     return true;
 }
 
-/* What completions offer elsewhere and not here. */
-static bool check_completion_fields(const rtr_api_request *r, const sl_json *root,
-                                    rtr_api_error *error)
+static bool read_prompt_logprobs(rtr_api_request *r, const sl_json *root, rtr_api_error *error)
 {
-    bool echo = false;
+    static const char FIELD[] = "prompt_logprobs";
+    int64_t value;
+    const sl_json *json = given(root, FIELD);
+    r->prompt_logprobs = -1;
+    if (!json)
+        return true;
+    if (!sl_json_i64(json, &value))
+        return wrong_type(error, FIELD, "an integer", json);
+    if (value < 0 || value > MDL_LOGPROBS_MAX)
+        return fail(error, 400, NULL, FIELD, "%s: must be 0 to %d, is %lld", FIELD,
+                    MDL_LOGPROBS_MAX, (long long)value);
+    r->prompt_logprobs = (int32_t)value;
+    return true;
+}
+
+int32_t rtr_api_prompt_scores(const rtr_api_request *r)
+{
+    int32_t echoed = r->echo ? r->sampling.logprob_count : -1;
+    return echoed > r->prompt_logprobs ? echoed : r->prompt_logprobs;
+}
+
+/* What completions offer elsewhere and not here. */
+static bool read_completion_fields(rtr_api_request *r, const sl_json *root, rtr_api_error *error)
+{
     uint32_t best_of = r->choice_count;
-    if (!read_bool(root, "echo", "echo", &echo, error) ||
+    if (!read_bool(root, "echo", "echo", &r->echo, error) ||
         !read_count(root, "best_of", &best_of, error) || !check_string(root, "suffix", error))
         return false;
     if (best_of != r->choice_count)
         return fail(error, 400, "unsupported", "best_of",
                     "best_of: must be n (%u): all answers are returned, none is chosen",
                     r->choice_count);
-    if (echo)
-        return fail(error, 400, "unsupported", "echo", "echo: is not supported");
     if (given(root, "suffix"))
         return fail(error, 400, "unsupported", "suffix", "suffix: is not supported");
     return true;
@@ -426,13 +462,13 @@ static bool prepare_generation(const rtr_api_settings *settings, rtr_api_request
     if (!read_stream(r, root, error) || !read_count(root, "n", &r->choice_count, error) ||
         !check_string(root, "user", error) || !read_cache_salt(r, root, error) ||
         !read_stop(r, root, error) || !read_handout(r, root, error) ||
-        !check_logprobs_type(r->kind, root, error) ||
+        !read_prompt_logprobs(r, root, error) || !check_logprobs_type(r->kind, root, error) ||
         !read_bool(root, "return_token_ids", "return_token_ids", &r->return_token_ids, error))
         return false;
     if (!sl_is_ok(mdl_sampling_parse(root, &settings->sampling_defaults,
                                      settings->shape->vocab_size, &r->sampling, &err)))
         return fail_status(error, &err);
-    if (r->kind == RTR_API_COMPLETION && !check_completion_fields(r, root, error))
+    if (r->kind == RTR_API_COMPLETION && !read_completion_fields(r, root, error))
         return false;
     bool encoded = r->kind == RTR_API_CHAT ? encode_chat(settings, r, root, error)
                                            : read_prompt(settings, r, root, error);

@@ -52,6 +52,9 @@ typedef struct rtr_api_request {
     uint32_t choice_count; /* n */
     bool want_routing;     /* "sluice": {..}, per generated token */
     bool want_mask;
+    bool want_prompt_routing;
+    bool echo;                 /* completions: the prompt's text comes first */
+    int32_t prompt_logprobs;   /* -1 = none, else alternatives */
     uint64_t cache_space;      /* of cache_salt: cached prefixes are shared inside one only */
     mdl_sampling sampling;     /* seed set, max_tokens set */
     mdl_constraint constraint; /* checked; may say nothing */
@@ -68,6 +71,9 @@ SL_MUST_USE bool rtr_api_prepare(const rtr_api_settings *settings, rtr_api_kind 
                                  rtr_api_request **out_request, rtr_api_error *out_error);
 void rtr_api_request_destroy(rtr_api_request *request);
 
+/* Log-probabilities of the prompt's tokens with how many alternatives, for whatever tells them; -1:
+ * none. */
+int32_t rtr_api_prompt_scores(const rtr_api_request *request);
 /* From a status of the system to the client's: code, type, text. */
 void rtr_api_error_set(rtr_api_error *error, sl_code code, const char *text);
 

@@ -116,6 +116,8 @@ static void on_run(void *context, uint64_t decode, const Sluice__V1__TokenRun *r
     };
     live->run = run;
     live->depth++; /* the run is borrowed: keep the request while it is set */
+    if (run->prompt_rows)
+        rtr_live_take_rows(live, run->prompt_rows);
     rtr_live_step(live, &event);
     rtr_live_deliver(live);
     live->run = NULL;

@@ -106,6 +106,8 @@ rtr_live *rtr_live_find(rtr_front *front, const char *id);
 /* live_answer.c */
 /* Appends tokens [skip, skip + count) of the run. */
 void rtr_live_take_tokens(rtr_live *live, uint32_t skip, uint32_t count);
+/* What a node tells of the prompt. */
+void rtr_live_take_rows(rtr_live *live, const Sluice__V1__PromptRows *rows);
 /* Gives the client what is there, as far as it reads. */
 void rtr_live_deliver(rtr_live *live);
 /* An error instead of the (rest of the) answer. */

@@ -25,6 +25,7 @@ extern "C" {
 #define RTR_CHOICES_MAX 128u /* `n` of one request */
 #define RTR_HANDOUT_BYTES_MAX \
     (32u << 20) /* routing, or masks, of one request; half of the backlog */
+#define RTR_PROMPT_SCORES_MAX     (1u << 18) /* log-probabilities of prompts in one answer */
 #define RTR_PROMPT_MAX            (1u << 20)
 #define RTR_ANSWER_TOKEN_TEXT_MAX 4096u /* text of one token */
 #define RTR_ATTEMPTS_MAX          16u   /* what --attempts may be at most */

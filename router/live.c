@@ -222,6 +222,16 @@ static uint32_t *all_tokens(const rtr_live *live, size_t *out_count)
 
 static void begin_followers(rtr_live *lead);
 
+/* What of the prompt is to be told yet; false: nothing. The lead asks for all choices. */
+static bool fill_want(const rtr_live *live, Sluice__V1__PromptWant *out_want)
+{
+    const rtr_prompt *prompt = live->lead == live ? rtr_answer_prompt(live->answer) : NULL;
+    if (!prompt || rtr_prompt_complete(prompt))
+        return false;
+    rtr_prompt_fill_want(prompt, out_want);
+    return true;
+}
+
 static void act_admit(rtr_live *live, const rtr_action *action)
 {
     const mdl_sampling *s = &live->request->sampling;
@@ -253,6 +263,9 @@ static void act_admit(rtr_live *live, const rtr_action *action)
     handout.routing = live->request->want_routing;
     handout.sampling_mask = live->request->want_mask;
     admit.handout = &handout;
+    Sluice__V1__PromptWant want;
+    if (fill_want(live, &want))
+        admit.prompt_want = &want;
     if (live->forks)
         admit.fork_of = live->lead->id;
     live->forks = false; /* refused, it is a sequence like any other */
@@ -298,8 +311,18 @@ static void on_prefill_failed(void *context, sl_code code, const char *text)
     rtr_live_step(live, &event);
 }
 
-static const rtr_prefill_events PREFILL_EVENTS = {on_prefill_progress, on_prefill_done,
-                                                  on_prefill_failed};
+static void on_prefill_rows(void *context, const Sluice__V1__PromptRows *rows)
+{
+    rtr_live *live = context;
+    live->depth++;
+    on_prefill_progress(live);
+    rtr_live_take_rows(live, rows);
+    live->depth--;
+    rtr_live_settle(live);
+}
+
+static const rtr_prefill_events PREFILL_EVENTS = {on_prefill_progress, on_prefill_rows,
+                                                  on_prefill_done, on_prefill_failed};
 
 static void act_run_prefill(rtr_live *live, const rtr_action *action)
 {
@@ -312,6 +335,9 @@ static void act_run_prefill(rtr_live *live, const rtr_action *action)
     request.ticket = live->ticket;
     request.cache_space = live->request->cache_space;
     request.last_routing = live->request->want_routing;
+    Sluice__V1__PromptWant want;
+    if (fill_want(live, &want))
+        request.prompt_want = &want;
     request.tokens = all_tokens(live, &request.n_tokens);
     sl_status status = rtr_nodes_run_prefill(live->front->nodes, action->node, &request,
                                              &PREFILL_EVENTS, live, &live->prefill_call, &err);
@@ -464,6 +490,7 @@ static void live_begin(rtr_live *live)
 {
     live->limits = live->front->shared->limits;
     live->limits.max_tokens = (uint32_t)live->request->sampling.max_tokens;
+    live->limits.prompt_rows = live->lead == live && rtr_answer_prompt(live->answer);
     rtr_request_init(&live->core, &live->limits);
     live->started = true;
     rtr_event event = {.kind = RTR_EVENT_SUBMIT};

@@ -13,6 +13,19 @@
 #include <stdio.h>
 #include <string.h>
 
+/* The caller holds the lead. */
+static void deliver_all(rtr_live *lead)
+{
+    rtr_live_deliver(lead);
+    for (rtr_live *live = lead->followers, *next; live; live = next) {
+        next = live->follower_next;
+        live->depth++;
+        rtr_live_deliver(live);
+        live->depth--;
+        rtr_live_settle(live);
+    }
+}
+
 /* ---- tokens in */
 
 static void reserve(rtr_live *live, uint32_t count)
@@ -77,6 +90,27 @@ void rtr_live_take_tokens(rtr_live *live, uint32_t skip, uint32_t count)
         return;
     sl_metric_observe(live->front->shared->metrics.ttft_seconds,
                       (double)(live->first_token_at - live->arrived_at) / 1e9);
+}
+
+void rtr_live_take_rows(rtr_live *live, const Sluice__V1__PromptRows *rows)
+{
+    rtr_prompt *prompt = live->lead->exchange ? rtr_answer_prompt(live->lead->answer) : NULL;
+    rtr_api_error error;
+    sl_err err;
+    if (!prompt || rtr_prompt_complete(prompt) || live->lead != live)
+        return;
+    live->depth++;
+    if (!sl_is_ok(rtr_prompt_take(prompt, rows, &err))) {
+        sl_warn("request %s: %s", live->id, err.text);
+        rtr_api_error_set(&error, err.code, err.text);
+        rtr_live_fail(live, &error);
+    } else if (rtr_prompt_complete(prompt)) {
+        rtr_event event = {.kind = RTR_EVENT_ROWS_DONE};
+        rtr_live_step(live, &event);
+        deliver_all(live); /* they waited for it */
+    }
+    live->depth--;
+    rtr_live_settle(live);
 }
 
 /* ---- the answer out */
@@ -188,6 +222,9 @@ void rtr_live_deliver(rtr_live *live)
     rtr_live *lead = live->lead;
     if (!lead->exchange || !lead->answer || live->answered)
         return;
+    const rtr_prompt *prompt = rtr_answer_prompt(lead->answer);
+    if (prompt && !rtr_prompt_complete(prompt))
+        return; /* it comes first */
     if (live->delivered == live->token_count && !live->finished)
         return;
     if (!lead->answer_begun)
@@ -277,16 +314,9 @@ static void on_gone(void *owner)
 
 static void on_drained(void *owner)
 {
-    rtr_live *lead = owner, *next;
+    rtr_live *lead = owner;
     lead->depth++; /* it goes last */
-    rtr_live_deliver(lead);
-    for (rtr_live *live = lead->followers; live; live = next) {
-        next = live->follower_next;
-        live->depth++;
-        rtr_live_deliver(live);
-        live->depth--;
-        rtr_live_settle(live);
-    }
+    deliver_all(lead);
     lead->depth--;
     rtr_live_settle(lead);
 }

@@ -124,6 +124,9 @@ static void on_prefill_message(void *context, const ProtobufCMessage *base)
     case SLUICE__V1__PREFILL_EVENT__BODY_FAILED:
         call_failed(call, (sl_code)event->failed->code, event->failed->message);
         break;
+    case SLUICE__V1__PREFILL_EVENT__BODY_ROWS:
+        call->events.on_rows(call->context, event->rows);
+        break;
     default:
         call->events.on_progress(call->context);
         break;

@@ -76,6 +76,7 @@ void rtr_nodes_cancel(rtr_nodes *nodes, uint64_t decode, const char *request_id,
 
 typedef struct rtr_prefill_events {
     void (*on_progress)(void *context);
+    void (*on_rows)(void *context, const Sluice__V1__PromptRows *rows);
     void (*on_done)(void *context, const Sluice__V1__PrefillDone *done);
     /* Also when the call ended without a result. Exactly one of done and failed comes, last. */
     void (*on_failed)(void *context, sl_code code, const char *text);

@@ -186,6 +186,40 @@ static void search_on(rtr_request *r, sl_time_ns now, rtr_actions *out)
     queue_expired(r, now, out);
 }
 
+/* ---- rows of the prompt: told by whoever computes it, so they may come after the tokens */
+
+static bool rows_missing(const rtr_request *r)
+{
+    return r->limits->prompt_rows && !r->rows_done;
+}
+
+static void fail_without_rows(rtr_request *r, sl_code code, rtr_actions *out)
+{
+    fail_with(r, code,
+              code == SL_UNSUPPORTED ? "the node does not tell what was asked of the prompt"
+                                     : "the node was lost before it had told all of the prompt",
+              true, out);
+}
+
+/* All tokens are here. */
+static void finish_or_wait(rtr_request *r, rtr_finish finish, sl_time_ns now, rtr_actions *out)
+{
+    if (rows_missing(r) && !r->prefill_running) {
+        fail_without_rows(r, SL_UNSUPPORTED, out);
+        return;
+    }
+    if (r->state != RTR_STATE_DECODING)
+        request_set_state(r, RTR_STATE_DECODING, SL_NEVER);
+    if (rows_missing(r)) {
+        r->ended = finish;
+        r->deadline = after(now, r->limits->progress_timeout_ns);
+        return;
+    }
+    drop_prefill(r, out);
+    request_set_state(r, RTR_STATE_DONE, SL_NEVER);
+    act(out, RTR_ACTION_FINISH)->finish = finish;
+}
+
 /* ---- losses */
 
 static bool attempts_left(const rtr_request *r)
@@ -198,6 +232,10 @@ static bool finish_if_complete(rtr_request *r, rtr_actions *out)
 {
     if (r->limits->max_tokens == 0 || r->token_count < r->limits->max_tokens)
         return false;
+    if (rows_missing(r)) { /* nobody computes the prompt for its own sake */
+        fail_without_rows(r, SL_UNAVAILABLE, out);
+        return true;
+    }
     request_set_state(r, RTR_STATE_DONE, SL_NEVER);
     act(out, RTR_ACTION_FINISH)->finish = RTR_FINISH_LENGTH;
     return true;
@@ -234,6 +272,16 @@ static void decode_lost(rtr_request *r, const char *reason, const char *text, bo
         request_set_state(r, RTR_STATE_QUEUED, SL_NEVER);
     if (!finish_if_complete(r, out))
         enter_queue(r, fresh, now, out);
+}
+
+/* The prefill is over when the tokens have begun, and more of the prompt was to be told. */
+static void rows_lost(rtr_request *r, const char *text, sl_time_ns now, rtr_actions *out)
+{
+    r->prefill_running = false;
+    if (r->ended)
+        fail_without_rows(r, SL_UNAVAILABLE, out);
+    else
+        decode_lost(r, "prefill_lost", text, true, now, out);
 }
 
 /* The prefill node is gone: the decode node keeps its slot and verified pages; a new epoch makes
@@ -355,6 +403,8 @@ static void on_prefill_failed(rtr_request *r, const rtr_event *e, sl_time_ns now
     if (!r->prefill_running || e->epoch != r->epoch)
         return;
     r->prefill_running = false; /* the call is over: nothing to cancel */
+    if (r->state == RTR_STATE_DECODING && rows_missing(r))
+        rows_lost(r, "the prefill failed", now, out);
     if (r->state != RTR_STATE_PREFILLING)
         return;
     if (is_request_fault(e->code)) {
@@ -379,17 +429,15 @@ static void on_prefill_node_lost(rtr_request *r, const rtr_event *e, sl_time_ns 
         return;
     if (r->state == RTR_STATE_ADMITTING || (r->state == RTR_STATE_PREFILLING && r->prefill_running))
         prefill_lost(r, "prefill_lost", "the prefill node was lost", now, out);
+    else if (r->state == RTR_STATE_DECODING && r->prefill_running && rows_missing(r))
+        rows_lost(r, "the prefill node was lost", now, out);
 }
 
 static void on_decode_finish(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
 {
     if (e->finish == RTR_FINISH_STOP || e->finish == RTR_FINISH_LENGTH) {
-        drop_prefill(r, out);
         r->decode = 0;
-        if (r->state != RTR_STATE_DECODING)
-            request_set_state(r, RTR_STATE_DECODING, SL_NEVER);
-        request_set_state(r, RTR_STATE_DONE, SL_NEVER);
-        act(out, RTR_ACTION_FINISH)->finish = e->finish;
+        finish_or_wait(r, e->finish, now, out);
         return;
     }
     const char *text = e->text && e->text[0] ? e->text : "the decode node ended the request";
@@ -440,7 +488,7 @@ static void on_tokens(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_ac
         deliver->skip = skip;
         deliver->count = fresh;
         if (r->state != RTR_STATE_DECODING) {
-            if (e->epoch != r->epoch) /* the later prefill is not needed */
+            if (e->epoch != r->epoch && !rows_missing(r)) /* the later prefill is not needed */
                 drop_prefill(r, out);
             r->migration = NULL; /* a loss that cost nothing after all */
             request_set_state(r, RTR_STATE_DECODING, SL_NEVER);
@@ -477,6 +525,10 @@ static void on_timer(rtr_request *r, sl_time_ns now, rtr_actions *out)
             decode_lost(r, "decode_stalled", "the decode node made no progress", true, now, out);
         break;
     case RTR_STATE_DECODING:
+        if (r->ended) {
+            fail_without_rows(r, SL_UNAVAILABLE, out);
+            break;
+        }
         remember(r->refused_decode, &r->refused_decode_count, r->decode);
         r->retry_at = after(now, r->limits->refusal_pause_ns);
         decode_lost(r, "decode_stalled", "the decode node sent no token in time", true, now, out);
@@ -486,11 +538,15 @@ static void on_timer(rtr_request *r, sl_time_ns now, rtr_actions *out)
     }
 }
 
-static void on_prefill_done(rtr_request *r, const rtr_event *e, sl_time_ns now)
+static void on_prefill_done(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
 {
     if (!r->prefill_running || e->epoch != r->epoch)
         return;
     r->prefill_running = false;
+    if (rows_missing(r)) {
+        fail_without_rows(r, SL_UNSUPPORTED, out);
+        return;
+    }
     if (r->state == RTR_STATE_PREFILLING)
         request_set_state(r, RTR_STATE_DECODING, after(now, r->limits->token_timeout_ns));
 }
@@ -550,11 +606,17 @@ void rtr_request_step(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_ac
         on_decode_gone(r, e, now, out);
         break;
     case RTR_EVENT_PREFILL_PROGRESS:
-        if (r->state == RTR_STATE_PREFILLING && r->prefill_running && e->epoch == r->epoch)
+        if ((r->state == RTR_STATE_PREFILLING || r->ended) && r->prefill_running &&
+            e->epoch == r->epoch)
             r->deadline = after(now, r->limits->progress_timeout_ns);
         break;
+    case RTR_EVENT_ROWS_DONE:
+        r->rows_done = true;
+        if (r->ended)
+            finish_or_wait(r, r->ended, now, out);
+        break;
     case RTR_EVENT_PREFILL_DONE:
-        on_prefill_done(r, e, now);
+        on_prefill_done(r, e, now, out);
         break;
     case RTR_EVENT_PREFILL_FAILED:
         on_prefill_failed(r, e, now, out);

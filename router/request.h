@@ -60,6 +60,7 @@ typedef struct rtr_request_limits {
     sl_time_ns refusal_pause_ns;    /* before a node that refused is asked again */
     uint32_t attempts_max;          /* admissions that came to nothing, the last one included */
     uint32_t max_tokens;            /* of this request */
+    bool prompt_rows;               /* its answer also tells rows of the prompt: ROWS_DONE */
 } rtr_request_limits;
 
 typedef enum rtr_event_kind {
@@ -73,6 +74,7 @@ typedef enum rtr_event_kind {
     RTR_EVENT_PREFILL_PROGRESS, /* epoch: any sign of life */
     RTR_EVENT_PREFILL_DONE,     /* epoch */
     RTR_EVENT_PREFILL_FAILED,   /* epoch, code, text: the call is over */
+    RTR_EVENT_ROWS_DONE,        /* all that is told of the prompt is here */
     RTR_EVENT_PREFILL_LOST,     /* prefill: the node is dead or unusable */
     RTR_EVENT_TOKENS,  /* decode, epoch, first_index, count, finish; code, text if failed */
     RTR_EVENT_STOPPED, /* the answer is complete for the client (stop string) */
@@ -135,6 +137,8 @@ typedef struct rtr_request {
     uint32_t admit_losses;  /* admissions lost before an answer */
     uint32_t token_count;   /* tokens taken so far: the next index */
     bool prefill_running;
+    bool rows_done;
+    rtr_finish ended; /* all tokens are here, the prompt's rows are not; else NONE */
     rtr_lack lack;
     const char *migration; /* reason of the loss not yet made good, for the metric */
     sl_time_ns queued_at;

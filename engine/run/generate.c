@@ -145,6 +145,11 @@ static sl_status session_open(session *run, sl_err *err)
     SL_TRY(session_constrain(run, err));
     SL_TRY(session_open_engine(run, err));
     mdl_detok_init(&run->detok, run->args->tokenizer);
+    if (options->prompt_logprobs >= 0 || options->prompt_routing)
+        run->result->prompt_rows = eng_prompt_rows_create(
+            &(eng_prompt_want){0, run->result->prompt_count, options->prompt_routing,
+                               (int32_t)options->prompt_logprobs},
+            eng_engine_routing(run->engine));
     return options->dump ? session_open_dump(run, err) : sl_ok();
 }
 
@@ -173,10 +178,12 @@ static sl_status session_step(session *run, uint32_t from, uint32_t count, float
         .logits = run->dump ? ENG_LOGITS_ALL : ENG_LOGITS_LAST,
         .routing = run->args->options->handout,
     };
+    eng_prompt_ask(run->result->prompt_rows, from, &span);
     SL_TRY(eng_step(run->engine, &span, 1, NULL, NULL, err));
-    uint32_t last = run->dump ? count - 1 : 0;
+    uint32_t last = span.logits == ENG_LOGITS_ALL ? count - 1 : 0;
     for (uint32_t i = 0; run->dump && i < count; i++)
         eng_run_dump_logits(run->dump, eng_step_logits(run->engine, i));
+    eng_prompt_note(run->result->prompt_rows, run->engine, &span, from, 0, 0, run->result->ids);
     *out_logits = eng_step_logits(run->engine, last);
     run->last_row = count - 1;
     return sl_ok();
@@ -365,4 +372,5 @@ void eng_run_result_fini(eng_run_result *result)
     sl_buf_fini(&result->text);
     sl_buf_fini(&result->routing);
     sl_buf_fini(&result->masks);
+    eng_prompt_rows_destroy(result->prompt_rows);
 }

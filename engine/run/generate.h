@@ -4,6 +4,7 @@
 
 #include "base/bytes.h"
 #include "engine/engine.h"
+#include "engine/prompt.h"
 #include "engine/run/options.h"
 #include "model/constraint.h"
 #include "model/tokenizer.h"
@@ -20,6 +21,7 @@ typedef struct eng_run_result {
     eng_sampled *sampled; /* of the generated ones; with --logprobs only */
     sl_buf routing;       /* rows of the generated ones, with --handout; model/handout.h */
     sl_buf masks;
+    eng_prompt_rows *prompt_rows; /* NULL: neither --prompt-logprobs nor --prompt-routing */
     mdl_shape shape;
     sl_buf text; /* of the generated ones, end of sentence excluded */
     const char *finish_reason;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/assert.h"
 #include "base/json.h"
 #include "base/rng.h"
 #include "engine/run/generate.h"
@@ -99,6 +100,42 @@ static void append_blob(sl_buf *out, const char *name, sl_buf *head, const sl_bu
     sl_buf_clear(head);
 }
 
+/* "prompt_logprobs":[null, {..}, ..] of the prompt's tokens; "prompt_routing" as the router writes
+ * it. */
+static void append_prompt_rows(sl_buf *out, const eng_run_result *result)
+{
+    const eng_prompt_rows *rows = result->prompt_rows;
+    uint32_t alternatives = (uint32_t)rows->want.logprob_count;
+    if (rows->scores)
+        sl_buf_puts(out, ",\"prompt_logprobs\":[null");
+    for (uint32_t i = 1; rows->scores && i < rows->want.end; i++) {
+        mdl_score_top top[ENG_LOGPROBS_MAX];
+        mdl_score score;
+        bool ok = mdl_score_unpack(rows->scores + (size_t)(i - 1) * rows->score_bytes, alternatives,
+                                   UINT32_MAX, top, &score);
+        sl_assert(ok);
+        sl_buf_putc(out, ',');
+        sl_buf_printf(out, "{\"id\":%u,\"logprob\":%.9g,\"rank\":%u,\"top\":[", result->ids[i],
+                      (double)score.logprob, score.rank);
+        for (uint32_t j = 0; j < score.top_count; j++)
+            sl_buf_printf(out, "%s{\"id\":%u,\"logprob\":%.9g}", j ? "," : "", top[j].id,
+                          (double)top[j].logprob);
+        sl_buf_puts(out, "]}");
+    }
+    if (rows->scores)
+        sl_buf_putc(out, ']');
+    if (!rows->routing)
+        return;
+    sl_buf bytes,
+        all = {.data = (char *)rows->routing, .size = (size_t)rows->want.end * rows->row_bytes};
+    mdl_routing_layout layout;
+    sl_buf_init(&bytes, 0);
+    mdl_routing_layout_init(&result->shape, &layout);
+    mdl_routing_header(&layout, rows->want.end, &bytes);
+    append_blob(out, "prompt_routing", &bytes, &all);
+    sl_buf_fini(&bytes);
+}
+
 /* As the router writes it. */
 static void append_handout(sl_buf *out, const eng_run_result *result, uint32_t count)
 {
@@ -134,6 +171,8 @@ static void print_json(const eng_run_result *result, const mdl_sampling *samplin
                   (unsigned long long)sampling->seed);
     if (result->sampled)
         append_logprobs(&out, result, result->count - given);
+    if (result->prompt_rows)
+        append_prompt_rows(&out, result);
     if (result->masks.size > 0)
         append_handout(&out, result, result->count - given);
     if (result->drafted > 0)

@@ -51,6 +51,8 @@ typedef struct eng_run_options {
     /* output */
     bool json;
     bool handout;
+    int64_t prompt_logprobs;
+    bool prompt_routing;
     const char *dump;
     const char *dump_positions;
     bool tokenize;

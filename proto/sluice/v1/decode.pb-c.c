@@ -733,7 +733,7 @@ const ProtobufCMessageDescriptor sluice__v1__hello__descriptor =
   (ProtobufCMessageInit) sluice__v1__hello__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[11] =
+static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[12] =
 {
   {
     "request_id",
@@ -867,6 +867,18 @@ static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[11] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "prompt_want",
+    12,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Admit, prompt_want),
+    &sluice__v1__prompt_want__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__admit__field_indices_by_name[] = {
   7,   /* field[7] = cache_space */
@@ -876,6 +888,7 @@ static const unsigned sluice__v1__admit__field_indices_by_name[] = {
   9,   /* field[9] = handout */
   5,   /* field[5] = prefill_deadline_ms */
   3,   /* field[3] = prompt_count */
+  11,   /* field[11] = prompt_want */
   0,   /* field[0] = request_id */
   4,   /* field[4] = sampling */
   6,   /* field[6] = self_prefill */
@@ -884,7 +897,7 @@ static const unsigned sluice__v1__admit__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__admit__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 11 }
+  { 0, 12 }
 };
 const ProtobufCMessageDescriptor sluice__v1__admit__descriptor =
 {
@@ -894,7 +907,7 @@ const ProtobufCMessageDescriptor sluice__v1__admit__descriptor =
   "Sluice__V1__Admit",
   "sluice.v1",
   sizeof(Sluice__V1__Admit),
-  11,
+  12,
   sluice__v1__admit__field_descriptors,
   sluice__v1__admit__field_indices_by_name,
   1,  sluice__v1__admit__number_ranges,
@@ -1400,7 +1413,7 @@ const ProtobufCMessageDescriptor sluice__v1__token_logprobs__descriptor =
   (ProtobufCMessageInit) sluice__v1__token_logprobs__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__token_run__field_descriptors[10] =
+static const ProtobufCFieldDescriptor sluice__v1__token_run__field_descriptors[11] =
 {
   {
     "request_id",
@@ -1522,6 +1535,18 @@ static const ProtobufCFieldDescriptor sluice__v1__token_run__field_descriptors[1
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "prompt_rows",
+    11,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__TokenRun, prompt_rows),
+    &sluice__v1__prompt_rows__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__token_run__field_indices_by_name[] = {
   1,   /* field[1] = epoch */
@@ -1530,6 +1555,7 @@ static const unsigned sluice__v1__token_run__field_indices_by_name[] = {
   2,   /* field[2] = first_index */
   3,   /* field[3] = ids */
   4,   /* field[4] = logprobs */
+  10,   /* field[10] = prompt_rows */
   0,   /* field[0] = request_id */
   7,   /* field[7] = routing */
   8,   /* field[8] = sampling_masks */
@@ -1538,7 +1564,7 @@ static const unsigned sluice__v1__token_run__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__token_run__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 10 }
+  { 0, 11 }
 };
 const ProtobufCMessageDescriptor sluice__v1__token_run__descriptor =
 {
@@ -1548,7 +1574,7 @@ const ProtobufCMessageDescriptor sluice__v1__token_run__descriptor =
   "Sluice__V1__TokenRun",
   "sluice.v1",
   sizeof(Sluice__V1__TokenRun),
-  10,
+  11,
   sluice__v1__token_run__field_descriptors,
   sluice__v1__token_run__field_indices_by_name,
   1,  sluice__v1__token_run__number_ranges,

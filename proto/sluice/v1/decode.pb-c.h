@@ -125,10 +125,14 @@ struct  Sluice__V1__Admit
    * absent: any answer
    */
   Sluice__V1__Constraint *constraint;
+  /*
+   * for a prompt that this rank computes itself
+   */
+  Sluice__V1__PromptWant *prompt_want;
 };
 #define SLUICE__V1__ADMIT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__admit__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0,NULL, 0, NULL, 0, 0, 0, (char *)protobuf_c_empty_string, NULL, NULL }
+    , (char *)protobuf_c_empty_string, 0, 0,NULL, 0, NULL, 0, 0, 0, (char *)protobuf_c_empty_string, NULL, NULL, NULL }
 
 
 struct  Sluice__V1__Cancel
@@ -270,10 +274,14 @@ struct  Sluice__V1__TokenRun
    * that drew these tokens
    */
   char *weights_version;
+  /*
+   * of a prompt that this rank computes itself; all of them come before the first token
+   */
+  Sluice__V1__PromptRows *prompt_rows;
 };
 #define SLUICE__V1__TOKEN_RUN__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__token_run__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0, 0,NULL, 0,NULL, SLUICE__V1__FINISH__FINISH_NONE, NULL, {0,NULL}, 0,NULL, (char *)protobuf_c_empty_string }
+    , (char *)protobuf_c_empty_string, 0, 0, 0,NULL, 0,NULL, SLUICE__V1__FINISH__FINISH_NONE, NULL, {0,NULL}, 0,NULL, (char *)protobuf_c_empty_string, NULL }
 
 
 /*

@@ -232,7 +232,7 @@ void   sluice__v1__prefill_done__free_unpacked
   assert(message->base.descriptor == &sluice__v1__prefill_done__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor sluice__v1__prefill_request__field_descriptors[6] =
+static const ProtobufCFieldDescriptor sluice__v1__prefill_request__field_descriptors[7] =
 {
   {
     "request_id",
@@ -306,11 +306,24 @@ static const ProtobufCFieldDescriptor sluice__v1__prefill_request__field_descrip
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "prompt_want",
+    7,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PrefillRequest, prompt_want),
+    &sluice__v1__prompt_want__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__prefill_request__field_indices_by_name[] = {
   4,   /* field[4] = cache_space */
   1,   /* field[1] = epoch */
   5,   /* field[5] = last_routing */
+  6,   /* field[6] = prompt_want */
   0,   /* field[0] = request_id */
   3,   /* field[3] = ticket */
   2,   /* field[2] = tokens */
@@ -318,7 +331,7 @@ static const unsigned sluice__v1__prefill_request__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__prefill_request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 6 }
+  { 0, 7 }
 };
 const ProtobufCMessageDescriptor sluice__v1__prefill_request__descriptor =
 {
@@ -328,14 +341,14 @@ const ProtobufCMessageDescriptor sluice__v1__prefill_request__descriptor =
   "Sluice__V1__PrefillRequest",
   "sluice.v1",
   sizeof(Sluice__V1__PrefillRequest),
-  6,
+  7,
   sluice__v1__prefill_request__field_descriptors,
   sluice__v1__prefill_request__field_indices_by_name,
   1,  sluice__v1__prefill_request__number_ranges,
   (ProtobufCMessageInit) sluice__v1__prefill_request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__prefill_event__field_descriptors[5] =
+static const ProtobufCFieldDescriptor sluice__v1__prefill_event__field_descriptors[6] =
 {
   {
     "queued",
@@ -397,6 +410,18 @@ static const ProtobufCFieldDescriptor sluice__v1__prefill_event__field_descripto
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "rows",
+    6,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Sluice__V1__PrefillEvent, body_case),
+    offsetof(Sluice__V1__PrefillEvent, rows),
+    &sluice__v1__prompt_rows__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__prefill_event__field_indices_by_name[] = {
   2,   /* field[2] = done */
@@ -404,11 +429,12 @@ static const unsigned sluice__v1__prefill_event__field_indices_by_name[] = {
   4,   /* field[4] = load */
   1,   /* field[1] = progress */
   0,   /* field[0] = queued */
+  5,   /* field[5] = rows */
 };
 static const ProtobufCIntRange sluice__v1__prefill_event__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 5 }
+  { 0, 6 }
 };
 const ProtobufCMessageDescriptor sluice__v1__prefill_event__descriptor =
 {
@@ -418,7 +444,7 @@ const ProtobufCMessageDescriptor sluice__v1__prefill_event__descriptor =
   "Sluice__V1__PrefillEvent",
   "sluice.v1",
   sizeof(Sluice__V1__PrefillEvent),
-  5,
+  6,
   sluice__v1__prefill_event__field_descriptors,
   sluice__v1__prefill_event__field_indices_by_name,
   1,  sluice__v1__prefill_event__number_ranges,

@@ -44,10 +44,11 @@ struct  Sluice__V1__PrefillRequest
    * the final commit also carries which experts the last token chose
    */
   protobuf_c_boolean last_routing;
+  Sluice__V1__PromptWant *prompt_want;
 };
 #define SLUICE__V1__PREFILL_REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__prefill_request__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0,NULL, NULL, 0, 0 }
+    , (char *)protobuf_c_empty_string, 0, 0,NULL, NULL, 0, 0, NULL }
 
 
 typedef enum {
@@ -55,7 +56,8 @@ typedef enum {
   SLUICE__V1__PREFILL_EVENT__BODY_QUEUED = 1,
   SLUICE__V1__PREFILL_EVENT__BODY_PROGRESS = 2,
   SLUICE__V1__PREFILL_EVENT__BODY_DONE = 3,
-  SLUICE__V1__PREFILL_EVENT__BODY_FAILED = 4
+  SLUICE__V1__PREFILL_EVENT__BODY_FAILED = 4,
+  SLUICE__V1__PREFILL_EVENT__BODY_ROWS = 6
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(SLUICE__V1__PREFILL_EVENT__BODY__CASE)
 } Sluice__V1__PrefillEvent__BodyCase;
 
@@ -78,6 +80,10 @@ struct  Sluice__V1__PrefillEvent
      */
     Sluice__V1__PrefillDone *done;
     Sluice__V1__Failure *failed;
+    /*
+     * all that is wanted comes before done
+     */
+    Sluice__V1__PromptRows *rows;
   };
 };
 #define SLUICE__V1__PREFILL_EVENT__INIT \

@@ -277,6 +277,96 @@ void   sluice__v1__constraint__free_unpacked
   assert(message->base.descriptor == &sluice__v1__constraint__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   sluice__v1__prompt_want__init
+                     (Sluice__V1__PromptWant         *message)
+{
+  static const Sluice__V1__PromptWant init_value = SLUICE__V1__PROMPT_WANT__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__prompt_want__get_packed_size
+                     (const Sluice__V1__PromptWant *message)
+{
+  assert(message->base.descriptor == &sluice__v1__prompt_want__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__prompt_want__pack
+                     (const Sluice__V1__PromptWant *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__prompt_want__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__prompt_want__pack_to_buffer
+                     (const Sluice__V1__PromptWant *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__prompt_want__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__PromptWant *
+       sluice__v1__prompt_want__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__PromptWant *)
+     protobuf_c_message_unpack (&sluice__v1__prompt_want__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__prompt_want__free_unpacked
+                     (Sluice__V1__PromptWant *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__prompt_want__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__prompt_rows__init
+                     (Sluice__V1__PromptRows         *message)
+{
+  static const Sluice__V1__PromptRows init_value = SLUICE__V1__PROMPT_ROWS__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__prompt_rows__get_packed_size
+                     (const Sluice__V1__PromptRows *message)
+{
+  assert(message->base.descriptor == &sluice__v1__prompt_rows__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__prompt_rows__pack
+                     (const Sluice__V1__PromptRows *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__prompt_rows__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__prompt_rows__pack_to_buffer
+                     (const Sluice__V1__PromptRows *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__prompt_rows__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__PromptRows *
+       sluice__v1__prompt_rows__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__PromptRows *)
+     protobuf_c_message_unpack (&sluice__v1__prompt_rows__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__prompt_rows__free_unpacked
+                     (Sluice__V1__PromptRows *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__prompt_rows__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   sluice__v1__ticket__init
                      (Sluice__V1__Ticket         *message)
 {
@@ -944,6 +1034,173 @@ const ProtobufCMessageDescriptor sluice__v1__constraint__descriptor =
   sluice__v1__constraint__field_indices_by_name,
   1,  sluice__v1__constraint__number_ranges,
   (ProtobufCMessageInit) sluice__v1__constraint__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__prompt_want__field_descriptors[5] =
+{
+  {
+    "first",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PromptWant, first),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "end",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PromptWant, end),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "routing",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PromptWant, routing),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "logprobs",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PromptWant, logprobs),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "top_logprobs",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PromptWant, top_logprobs),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__prompt_want__field_indices_by_name[] = {
+  1,   /* field[1] = end */
+  0,   /* field[0] = first */
+  3,   /* field[3] = logprobs */
+  2,   /* field[2] = routing */
+  4,   /* field[4] = top_logprobs */
+};
+static const ProtobufCIntRange sluice__v1__prompt_want__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 5 }
+};
+const ProtobufCMessageDescriptor sluice__v1__prompt_want__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.PromptWant",
+  "PromptWant",
+  "Sluice__V1__PromptWant",
+  "sluice.v1",
+  sizeof(Sluice__V1__PromptWant),
+  5,
+  sluice__v1__prompt_want__field_descriptors,
+  sluice__v1__prompt_want__field_indices_by_name,
+  1,  sluice__v1__prompt_want__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__prompt_want__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__prompt_rows__field_descriptors[4] =
+{
+  {
+    "first",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PromptRows, first),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "count",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PromptRows, count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "scores",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BYTES,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PromptRows, scores),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "routing",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BYTES,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PromptRows, routing),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__prompt_rows__field_indices_by_name[] = {
+  1,   /* field[1] = count */
+  0,   /* field[0] = first */
+  3,   /* field[3] = routing */
+  2,   /* field[2] = scores */
+};
+static const ProtobufCIntRange sluice__v1__prompt_rows__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor sluice__v1__prompt_rows__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.PromptRows",
+  "PromptRows",
+  "Sluice__V1__PromptRows",
+  "sluice.v1",
+  sizeof(Sluice__V1__PromptRows),
+  4,
+  sluice__v1__prompt_rows__field_descriptors,
+  sluice__v1__prompt_rows__field_indices_by_name,
+  1,  sluice__v1__prompt_rows__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__prompt_rows__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor sluice__v1__ticket__field_descriptors[11] =

@@ -21,6 +21,8 @@ typedef struct Sluice__V1__LogitBias Sluice__V1__LogitBias;
 typedef struct Sluice__V1__Sampling Sluice__V1__Sampling;
 typedef struct Sluice__V1__Handout Sluice__V1__Handout;
 typedef struct Sluice__V1__Constraint Sluice__V1__Constraint;
+typedef struct Sluice__V1__PromptWant Sluice__V1__PromptWant;
+typedef struct Sluice__V1__PromptRows Sluice__V1__PromptRows;
 typedef struct Sluice__V1__Ticket Sluice__V1__Ticket;
 typedef struct Sluice__V1__Load Sluice__V1__Load;
 
@@ -156,6 +158,43 @@ struct  Sluice__V1__Constraint
 #define SLUICE__V1__CONSTRAINT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__constraint__descriptor) \
     , 0, {0,NULL}, 0, {0,NULL}, 0, 0, 0 }
+
+
+/*
+ * What a request wants to know of its prompt's rows [first, end): row r is that of token r, its logits tell of token r + 1
+ * (engine/prompt.h). Cached pages hold none of it, so rows from `first` on are computed whatever is cached.
+ */
+struct  Sluice__V1__PromptWant
+{
+  ProtobufCMessage base;
+  uint32_t first;
+  /*
+   * the prompt's length
+   */
+  uint32_t end;
+  protobuf_c_boolean routing;
+  protobuf_c_boolean logprobs;
+  uint32_t top_logprobs;
+};
+#define SLUICE__V1__PROMPT_WANT__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__prompt_want__descriptor) \
+    , 0, 0, 0, 0, 0 }
+
+
+/*
+ * count entries of each kind that is wanted (model/handout.h).
+ */
+struct  Sluice__V1__PromptRows
+{
+  ProtobufCMessage base;
+  uint32_t first;
+  uint32_t count;
+  ProtobufCBinaryData scores;
+  ProtobufCBinaryData routing;
+};
+#define SLUICE__V1__PROMPT_ROWS__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__prompt_rows__descriptor) \
+    , 0, 0, {0,NULL}, {0,NULL} }
 
 
 /*
@@ -326,6 +365,44 @@ Sluice__V1__Constraint *
 void   sluice__v1__constraint__free_unpacked
                      (Sluice__V1__Constraint *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__PromptWant methods */
+void   sluice__v1__prompt_want__init
+                     (Sluice__V1__PromptWant         *message);
+size_t sluice__v1__prompt_want__get_packed_size
+                     (const Sluice__V1__PromptWant   *message);
+size_t sluice__v1__prompt_want__pack
+                     (const Sluice__V1__PromptWant   *message,
+                      uint8_t             *out);
+size_t sluice__v1__prompt_want__pack_to_buffer
+                     (const Sluice__V1__PromptWant   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__PromptWant *
+       sluice__v1__prompt_want__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__prompt_want__free_unpacked
+                     (Sluice__V1__PromptWant *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__PromptRows methods */
+void   sluice__v1__prompt_rows__init
+                     (Sluice__V1__PromptRows         *message);
+size_t sluice__v1__prompt_rows__get_packed_size
+                     (const Sluice__V1__PromptRows   *message);
+size_t sluice__v1__prompt_rows__pack
+                     (const Sluice__V1__PromptRows   *message,
+                      uint8_t             *out);
+size_t sluice__v1__prompt_rows__pack_to_buffer
+                     (const Sluice__V1__PromptRows   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__PromptRows *
+       sluice__v1__prompt_rows__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__prompt_rows__free_unpacked
+                     (Sluice__V1__PromptRows *message,
+                      ProtobufCAllocator *allocator);
 /* Sluice__V1__Ticket methods */
 void   sluice__v1__ticket__init
                      (Sluice__V1__Ticket         *message);
@@ -384,6 +461,12 @@ typedef void (*Sluice__V1__Handout_Closure)
 typedef void (*Sluice__V1__Constraint_Closure)
                  (const Sluice__V1__Constraint *message,
                   void *closure_data);
+typedef void (*Sluice__V1__PromptWant_Closure)
+                 (const Sluice__V1__PromptWant *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__PromptRows_Closure)
+                 (const Sluice__V1__PromptRows *message,
+                  void *closure_data);
 typedef void (*Sluice__V1__Ticket_Closure)
                  (const Sluice__V1__Ticket *message,
                   void *closure_data);
@@ -402,6 +485,8 @@ extern const ProtobufCMessageDescriptor sluice__v1__logit_bias__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__sampling__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__handout__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__constraint__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__prompt_want__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__prompt_rows__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__ticket__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__load__descriptor;
 

@@ -321,6 +321,42 @@ TEST(logprobs_before_temperature)
     assert_true(sampled.logprob < 0);
 }
 
+/* A given token scores what it would have been reported with had it been drawn. */
+TEST(scores_equal_reported_logprobs)
+{
+    float logits[VOCAB], copy[VOCAB];
+    const uint32_t undefined[(VOCAB + 31) / 32] = {1u << 9};
+    eng_sampler sampler;
+    eng_sampled sampled;
+    mdl_score_top top[5];
+    mdl_score score;
+    uint8_t bytes[52];
+    mdl_sampling params = defaults();
+    params.logprob_count = 5;
+    for (uint32_t i = 0; i < VOCAB; i++)
+        logits[i] = (float)(sl_keyed_uniform(3, i / 2, 7) * 8); /* pairs are equal */
+    logits[9] = 99;
+    eng_sampler_init(&sampler, VOCAB, 1, undefined);
+    for (uint32_t position = 0; position < 50; position++) {
+        memcpy(copy, logits, sizeof(copy));
+        eng_sampler_draw(&sampler, copy, &params, NULL, 0, 0, position, NULL, &sampled);
+        memcpy(copy, logits, sizeof(copy));
+        eng_sampler_score(&sampler, copy, sampled.id, 5, bytes);
+        assert_true(mdl_score_unpack(bytes, 5, VOCAB, top, &score));
+        assert_true(score.logprob == sampled.logprob && score.top_count == 5);
+        assert_memory_equal(top, sampled.top, sizeof(top));
+        uint32_t rank = 1;
+        for (uint32_t i = 0; i < VOCAB; i++)
+            rank += i != 9 && logits[i] > logits[sampled.id];
+        assert_int_equal(score.rank, rank);
+    }
+    memcpy(copy, logits, sizeof(copy));
+    eng_sampler_score(&sampler, copy, 9, 0, bytes); /* an id that is none */
+    assert_true(mdl_score_unpack(bytes, 0, VOCAB, top, &score));
+    assert_true(isinf(score.logprob) && score.rank == VOCAB);
+    eng_sampler_fini(&sampler);
+}
+
 TEST(same_key_same_token)
 {
     float logits[VOCAB];
@@ -397,6 +433,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(tiny_repetition_penalty),
     cmocka_unit_test(bias_and_masks),
     cmocka_unit_test(logprobs_before_temperature),
+    cmocka_unit_test(scores_equal_reported_logprobs),
     cmocka_unit_test(same_key_same_token),
     cmocka_unit_test(only_the_allowed_are_drawn),
 };

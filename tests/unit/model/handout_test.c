@@ -82,9 +82,28 @@ TEST(routing_by_hand)
     sl_buf_fini(&head);
 }
 
+TEST(scores_round_trip)
+{
+    const mdl_score_top list[] = {{7, -0.5f}, {130, -1.25f}};
+    const mdl_score score = {-3.5f, 9, 2, list};
+    mdl_score_top top[3];
+    mdl_score got;
+    uint8_t bytes[36];
+    assert_int_equal(mdl_score_bytes(3), sizeof(bytes));
+    mdl_score_pack(&score, 3, bytes);
+    assert_true(mdl_score_unpack(bytes, 3, VOCAB, top, &got));
+    assert_true(got.logprob == -3.5f && got.rank == 9 && got.top_count == 2 && got.top == top);
+    assert_memory_equal(top, list, sizeof(list));
+    assert_memory_equal(bytes + 28, "\0\0\0\0\0\0\0\0", 8);
+    assert_false(mdl_score_unpack(bytes, 3, 130, top, &got)); /* not in the vocabulary */
+    bytes[8] = 4;                                             /* more than there is room for */
+    assert_false(mdl_score_unpack(bytes, 3, VOCAB, top, &got));
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(masks_by_hand),
     cmocka_unit_test(only_masks_are_taken),
     cmocka_unit_test(routing_by_hand),
+    cmocka_unit_test(scores_round_trip),
 };
 TEST_MAIN(tests)

@@ -430,6 +430,106 @@ TEST(hand_outs)
     close_fixture(&f);
 }
 
+/* ---- what an answer tells of its prompt */
+
+/* Rows [first, first + count) of a prompt: token t scores -t, rank t, one alternative (id t). */
+static sl_status take_rows(rtr_answer *answer, uint32_t first, uint32_t count, uint32_t prompt,
+                           uint32_t alternatives, sl_err *err)
+{
+    uint8_t bytes[16 * 64] = {0};
+    uint32_t size = mdl_score_bytes(alternatives);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t token = first + i + 1;
+        mdl_score_top top = {token, -0.25f};
+        mdl_score score = {-(float)token, token, alternatives ? 1 : 0, &top};
+        if (token < prompt)
+            mdl_score_pack(&score, alternatives, bytes + i * size);
+    }
+    Sluice__V1__PromptRows rows = SLUICE__V1__PROMPT_ROWS__INIT;
+    rows.first = first;
+    rows.count = count;
+    rows.scores = (ProtobufCBinaryData){(size_t)count * size, bytes};
+    return rtr_prompt_take(rtr_answer_prompt(answer), &rows, err);
+}
+
+TEST(prompt_logprobs)
+{
+    fixture f;
+    sl_err err;
+    open_fixture(&f, RTR_API_COMPLETION, "{\"prompt\":[0,43,562],\"prompt_logprobs\":1,\"n\":2}",
+                 "I");
+    rtr_prompt *prompt = rtr_answer_prompt(f.answer);
+    assert_non_null(prompt);
+    assert_ok(take_rows(f.answer, 0, 1, 3, 1, &err), &err);
+    assert_code(take_rows(f.answer, 2, 1, 3, 1, &err), SL_CORRUPT); /* a gap */
+    assert_code(take_rows(f.answer, 1, 3, 3, 1, &err), SL_CORRUPT); /* too many */
+    assert_code(take_rows(f.answer, 1, 2, 3, 2, &err), SL_CORRUPT); /* of another size */
+    assert_code(take_rows(f.answer, 1, 2, 4, 1, &err), SL_CORRUPT); /* the last one scores none */
+    assert_int_equal(rtr_prompt_next(prompt), 1);
+    assert_ok(take_rows(f.answer, 0, 1, 3, 1, &err), &err); /* again, from another node */
+    assert_false(rtr_prompt_complete(prompt));
+    assert_ok(take_rows(f.answer, 0, 3, 3, 1, &err), &err);
+    assert_true(rtr_prompt_complete(prompt));
+    rtr_answer_begin(f.answer, "x");
+    for (uint32_t i = 0; i < 2; i++) {
+        assert_true(rtr_answer_push(f.answer, i, (const uint32_t *)f.ids.data, NULL, 1));
+        rtr_answer_finish(f.answer, i, MDL_FINISH_STOP);
+    }
+    const char *text = rtr_answer_output(f.answer)->data;
+    const char *list = "\"prompt_logprobs\":[null,{\"43\":{\"logprob\":-1,\"rank\":1,"
+                       "\"decoded_token\":\"I\"},\"1\":{\"logprob\":-0.25,\"rank\":1,";
+    assert_text_contains(text, list);
+    assert_text_contains(strstr(text, list) + 1, list); /* in each choice */
+    close_fixture(&f);
+
+    open_fixture(&f, RTR_API_CHAT,
+                 "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"prompt_logprobs\":0,"
+                 "\"stream\":true}",
+                 "I");
+    uint32_t count = (uint32_t)f.request->prompt.count;
+    assert_ok(take_rows(f.answer, 0, count, count, 0, &err), &err);
+    rtr_answer_begin(f.answer, "x");
+    assert_text_contains(rtr_answer_output(f.answer)->data,
+                         "\"system_fingerprint\":\"x\",\"prompt_logprobs\":[null,{");
+    sl_buf_clear(rtr_answer_output(f.answer));
+    assert_true(rtr_answer_push(f.answer, 0, (const uint32_t *)f.ids.data, NULL, 1));
+    assert_null(strstr(rtr_answer_output(f.answer)->data, "prompt_logprobs"));
+    close_fixture(&f);
+}
+
+/* Echo: text and log-probabilities of the prompt first, offsets count from its begin; a stop string
+ * inside the prompt stops nothing. */
+TEST(echo)
+{
+    static const char *const BODIES[] = {
+        "{\"prompt\":\"I am\",\"echo\":true,\"logprobs\":1,\"stop\":\"am\"}",
+        "{\"prompt\":\"I am\",\"echo\":true,\"logprobs\":1,\"stop\":\"am\",\"stream\":true}"};
+    for (size_t i = 0; i < 2; i++) {
+        fixture f;
+        sl_err err;
+        rtr_token_logprobs l = logprobs_of(43);
+        open_fixture(&f, RTR_API_COMPLETION, BODIES[i], "I");
+        assert_int_equal(f.request->prompt.count, 3); /* BOS, "I", " am" */
+        assert_ok(take_rows(f.answer, 0, 3, 3, 1, &err), &err);
+        rtr_answer_begin(f.answer, "x");
+        assert_true(rtr_answer_push(f.answer, 0, (const uint32_t *)f.ids.data, &l, 1));
+        rtr_answer_finish(f.answer, 0, MDL_FINISH_LENGTH);
+        const char *text = rtr_answer_output(f.answer)->data;
+        assert_text_contains(text, "\"text\":\"I amI\",\"logprobs\":{\"tokens\":[");
+        assert_text_contains(text, "\"I\",\" am\",\"I\"],\"token_logprobs\":[null,-1,-2,-0.5],"
+                                   "\"top_logprobs\":[null,{");
+        assert_text_contains(text, "\"text_offset\":[0,0,1,4]}");
+        close_fixture(&f);
+    }
+    fixture f;
+    open_fixture(&f, RTR_API_COMPLETION, "{\"prompt\":\"I am\",\"echo\":true}", "I");
+    assert_null(rtr_answer_prompt(f.answer)); /* the text needs no node */
+    assert_true(push_all(&f, 1));
+    rtr_answer_finish(f.answer, 0, MDL_FINISH_LENGTH);
+    assert_text_contains(rtr_answer_output(f.answer)->data, "\"text\":\"I amI\"");
+    close_fixture(&f);
+}
+
 TEST(error_in_a_stream)
 {
     fixture f;
@@ -473,6 +573,8 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(log_probabilities),
     cmocka_unit_test(two_choices),
     cmocka_unit_test(hand_outs),
+    cmocka_unit_test(prompt_logprobs),
+    cmocka_unit_test(echo),
     cmocka_unit_test(error_in_a_stream),
     cmocka_unit_test(incomplete_character_at_the_end),
 };

@@ -128,6 +128,8 @@ static bool parse_event(const char *line, rtr_event *e, char words[2][32])
         e->kind = RTR_EVENT_PREFILL_LOST;
     } else if (sscanf(line, "progress e%u", &e->epoch) == 1) {
         e->kind = RTR_EVENT_PREFILL_PROGRESS;
+    } else if (strncmp(line, "rows", 4) == 0) {
+        e->kind = RTR_EVENT_ROWS_DONE;
     } else if (sscanf(line, "prefilled e%u", &e->epoch) == 1) {
         e->kind = RTR_EVENT_PREFILL_DONE;
     } else if (sscanf(line, "unfilled e%u %31s", &e->epoch, words[0]) == 2) {
@@ -543,6 +545,63 @@ TEST(transition_table)
     assert_string_equal(rtr_state_name((rtr_state)99), "?");
 }
 
+/* The prompt's rows come on another way than the tokens: whichever is last ends the request. */
+TEST(rows_of_the_prompt)
+{
+    script s;
+    begin(&s);
+    s.limits.prompt_rows = true;
+    RUN("tokens d1 e1 0+1 => deliver 0+1 | decoding",
+        "tokens d1 e1 1+1 stop => deliver 0+1 | decoding", "wait 2900", "progress e1 => | decoding",
+        "wait 2900", "lost d1 => | decoding", "timer => | decoding",
+        "rows => cancel p7, finish stop | done");
+    begin(&s);
+    s.limits.prompt_rows = true;
+    RUN("rows => | prefilling", "prefilled e1 => | decoding",
+        "tokens d1 e1 0+10 length => deliver 0+10, finish length | done");
+    begin(&s); /* a node of before: it never tells them */
+    s.limits.prompt_rows = true;
+    RUN("tokens d1 e1 0+1 => deliver 0+1 | decoding",
+        "prefilled e1 => cancel d1, fail unsupported (the node does not tell what was asked of the "
+        "prompt) | failed");
+    script_init(&s);
+    s.limits.prompt_rows = true;
+    RUN("submit => place | queued", "placed d1 p0 => admit d1 e1 | admitting",
+        "tokens d1 e1 0+1 stop => deliver 0+1, fail unsupported (the node does not tell what was "
+        "asked of the prompt) | failed");
+}
+
+TEST(rows_lost_with_their_node)
+{
+    script s;
+    begin(&s);
+    s.limits.prompt_rows = true;
+    RUN("tokens d1 e1 0+2 => deliver 0+2 | decoding", "lost p7 => cancel d1, place | queued",
+        "placed d2 p8 => admit d2 e2 | admitting",
+        "admitted d2 e2 => migrated prefill_lost, prefill p8 e2 | prefilling",
+        "rows => | prefilling",
+        "tokens d2 e2 2+1 stop => deliver 0+1, cancel p8, finish stop | done");
+    begin(&s);
+    s.limits.prompt_rows = true;
+    RUN("tokens d1 e1 0+2 => deliver 0+2 | decoding",
+        "unfilled e1 internal => cancel d1, place | queued");
+    begin(&s);
+    s.limits.prompt_rows = true;
+    RUN("tokens d1 e1 0+2 stop => deliver 0+2 | decoding",
+        "unfilled e1 unavailable => fail unavailable (the node was lost before it had told all of "
+        "the prompt) | failed");
+    begin(&s);
+    s.limits.prompt_rows = true;
+    RUN("tokens d1 e1 0+2 stop => deliver 0+2 | decoding", "wait 3000",
+        "timer => cancel p7, fail unavailable (the node was lost before it had told all of the "
+        "prompt) | failed");
+    begin(&s);
+    s.limits.prompt_rows = true;
+    RUN("tokens d1 e1 0+10 => deliver 0+10 | decoding",
+        "lost d1 => cancel p7, fail unavailable (the node was lost before it had told all of the "
+        "prompt) | failed");
+}
+
 /* Any events in any order: no assertion, tokens never skip, a finished request stays finished,
  * what is granted or running is always let go. */
 TEST(random_events)
@@ -550,6 +609,7 @@ TEST(random_events)
     for (uint64_t seed = 0; seed < 3000; seed++) {
         script s;
         script_init(&s);
+        s.limits.prompt_rows = seed % 2;
         uint32_t delivered = 0;
         bool place = false;
         for (uint64_t i = 0; i < 120; i++) {
@@ -593,6 +653,8 @@ TEST(random_events)
                     delivered += actions.at[k].count;
                 }
                 place = place || actions.at[k].kind == RTR_ACTION_PLACE;
+                if (actions.at[k].kind == RTR_ACTION_FINISH)
+                    assert_true(s.request.rows_done || !s.limits.prompt_rows);
                 assert_false(place && k + 1 != actions.count); /* always the last */
             }
             assert_int_equal(delivered, s.request.token_count);
@@ -629,6 +691,8 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(client_goes),
     cmocka_unit_test(stop_string_and_abort),
     cmocka_unit_test(transition_table),
+    cmocka_unit_test(rows_of_the_prompt),
+    cmocka_unit_test(rows_lost_with_their_node),
     cmocka_unit_test(random_events),
 };
 TEST_MAIN(TESTS)
