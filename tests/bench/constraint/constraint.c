@@ -1,0 +1,233 @@
+/* What constraints cost: compiling one, and its mask in each step, beside a step of the demo model
+ * in the same run. build/bench/constraint [TOKENIZER]: masks of another vocabulary alone. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/clock.h"
+#include "base/rng.h"
+#include "engine/engine.h"
+#include "model/constraint.h"
+#include "model/masks.h"
+
+#define TOKENS_MAX 300u
+#define PROMPT     "Tell me a story about a bear named Wendy."
+
+static const struct {
+    const char *name, *request;
+} CASES[] = {
+    {"json_object", "{\"response_format\":{\"type\":\"json_object\"}}"},
+    {"schema of 3 fields", "{\"guided_json\":{\"type\":\"object\",\"properties\":{\"name\":{"
+                           "\"type\":\"string\"},\"age\":{"
+                           "\"type\":\"integer\",\"minimum\":0,\"maximum\":120},\"colour\":{"
+                           "\"enum\":[\"red\",\"green\"]}},"
+                           "\"required\":[\"name\",\"age\",\"colour\"]}}"},
+    {"string of at most 400",
+     "{\"guided_json\":{\"type\":\"array\",\"items\":{\"type\":\"string\",\"maxLength\":400}}}"},
+    {"pattern in an array",
+     "{\"guided_json\":{\"type\":\"array\",\"items\":{\"type\":\"string\",\"pattern\":"
+     "\"^[A-Z][a-z]+( [a-z]+){2,9}\\\\.$\"}}}"},
+    {"recursive",
+     "{\"guided_json\":{\"type\":\"object\",\"properties\":{\"name\":{\"type\":\"string\","
+     "\"maxLength\":"
+     "12},\"children\":{\"type\":\"array\",\"items\":{\"$ref\":\"#\"}}},\"required\":[\"name\","
+     "\"children\"]}}"},
+    {"regex of words", "{\"guided_regex\":\"([a-z]+[ ,.]){10,400}\"}"},
+};
+
+static double microseconds(sl_time_ns from)
+{
+    return (double)(sl_now_ns() - from) / 1e3;
+}
+
+static void must(sl_status status, const sl_err *err)
+{
+    if (sl_is_ok(status))
+        return;
+    fprintf(stderr, "%s\n", err->text);
+    exit(1);
+}
+
+static mdl_grammar *compile(const char *request)
+{
+    sl_json_doc *doc = NULL;
+    mdl_constraint constraint;
+    mdl_grammar *grammar = NULL;
+    sl_err err;
+    mdl_constraint_init(&constraint);
+    must(sl_json_parse(request, strlen(request), NULL, &doc, &err), &err);
+    must(mdl_constraint_parse(sl_json_root(doc), NULL, &constraint, &err), &err);
+    must(mdl_constraint_compile(&constraint, &grammar, &err), &err);
+    mdl_constraint_fini(&constraint);
+    sl_json_doc_destroy(doc);
+    return grammar;
+}
+
+/* Time of masks in one answer. */
+typedef struct times {
+    double sum, worst;
+    uint32_t count;
+} times;
+
+static const uint32_t *timed_mask(mdl_cursor *cursor, mdl_masks *masks, const uint32_t *ids,
+                                  uint32_t count, times *t)
+{
+    sl_err err;
+    const uint32_t *mask;
+    sl_time_ns from = sl_now_ns();
+    must(mdl_cursor_mask(cursor, masks, ids, count, &mask, &err), &err);
+    double took = microseconds(from);
+    t->sum += took;
+    t->worst = took > t->worst ? took : t->worst;
+    t->count++;
+    return mask;
+}
+
+/* A random allowed token: what a model that knows nothing would say. */
+static uint32_t choose(const uint32_t *mask, uint32_t vocab, uint32_t seed, uint32_t position)
+{
+    uint32_t start = (uint32_t)(sl_keyed_uniform(seed, position, 1) * vocab);
+    for (uint32_t i = 0; i < vocab; i++) {
+        uint32_t id = (start + i) % vocab;
+        if (mask[id / 32] >> (id % 32) & 1)
+            return id;
+    }
+    abort();
+}
+
+static times walk(mdl_matcher *matcher, mdl_masks *masks, uint32_t vocab, uint32_t eos,
+                  uint32_t seed)
+{
+    uint32_t ids[TOKENS_MAX], count = 0;
+    mdl_cursor cursor = {.matcher = matcher};
+    times t = {0};
+    while (count < TOKENS_MAX) {
+        const uint32_t *mask = timed_mask(&cursor, masks, ids, count, &t);
+        ids[count] = choose(mask, vocab, seed, count);
+        if (ids[count++] == eos)
+            break;
+    }
+    return t;
+}
+
+static void print_walks(const char *path)
+{
+    mdl_tokenizer *tokenizer = NULL;
+    sl_err err;
+    must(mdl_tokenizer_load(path, &tokenizer, &err), &err);
+    uint32_t vocab = (uint32_t)mdl_tokenizer_id_end(tokenizer);
+    uint32_t eos = (uint32_t)mdl_tokenizer_special(tokenizer)->eos;
+    sl_time_ns from = sl_now_ns();
+    mdl_masks *masks = mdl_masks_create(tokenizer, vocab, 0);
+    printf("%s: %u ids, tries in %.0f ms; random answers of at most %u tokens\n", path, vocab,
+           microseconds(from) / 1e3, TOKENS_MAX);
+    printf("%-24s %10s %12s %12s %12s %12s %8s\n", "constraint", "compile us", "new: mean us",
+           "worst us", "4th: mean us", "worst us", "states");
+    for (size_t i = 0; i < sizeof(CASES) / sizeof(CASES[0]); i++) {
+        from = sl_now_ns();
+        mdl_grammar *grammar = compile(CASES[i].request);
+        double compiled = microseconds(from);
+        mdl_matcher *matcher = mdl_matcher_create(grammar, 0);
+        times first = walk(matcher, masks, vocab, eos, 1), last = {0};
+        for (uint32_t seed = 2; seed <= 4; seed++)
+            last = walk(matcher, masks, vocab, eos, seed);
+        printf("%-24s %10.0f %12.2f %12.1f %12.2f %12.1f %8u\n", CASES[i].name, compiled,
+               first.sum / first.count, first.worst, last.sum / last.count, last.worst,
+               mdl_matcher_state_count(matcher));
+        mdl_matcher_destroy(matcher);
+        mdl_grammar_destroy(grammar);
+    }
+    mdl_masks_destroy(masks);
+    mdl_tokenizer_destroy(tokenizer);
+}
+
+/* ---- beside the model's steps ---- */
+
+typedef struct bench {
+    eng_model *model;
+    eng_engine *engine;
+    mdl_masks *masks;
+    mdl_ids prompt;
+    uint32_t eos;
+} bench;
+
+/* One greedy answer; the time of its steps and draws without the masks. */
+static double answer(bench *b, mdl_matcher *matcher, times *t)
+{
+    uint32_t ids[TOKENS_MAX + 64], prompt = (uint32_t)b->prompt.count, count = prompt;
+    sl_err err;
+    eng_sequence *sequence = NULL;
+    mdl_sampling sampling;
+    mdl_sampling_init(&sampling);
+    sampling.temperature = 0;
+    mdl_cursor cursor = {.matcher = matcher};
+    double steps = 0;
+    for (uint32_t i = 0; i < prompt; i++)
+        ids[i] = (uint32_t)b->prompt.data[i];
+    must(eng_sequence_open(b->engine, prompt + TOKENS_MAX, &sequence, &err), &err);
+    for (uint32_t from = 0; count < prompt + TOKENS_MAX;) {
+        eng_sampled sampled;
+        const uint32_t *mask = NULL;
+        eng_span span = {.sequence = sequence,
+                         .tokens = ids + from,
+                         .token_count = count - from,
+                         .logits = ENG_LOGITS_LAST};
+        sl_time_ns begin = sl_now_ns();
+        must(eng_step(b->engine, &span, 1, NULL, NULL, &err), &err);
+        double took = microseconds(begin);
+        if (matcher)
+            mask = timed_mask(&cursor, b->masks, ids + prompt, count - prompt, t);
+        begin = sl_now_ns();
+        eng_sample(b->engine, eng_step_logits(b->engine, 0), &sampling, ids, count, prompt, count,
+                   mask, &sampled);
+        steps += count > prompt ? took + microseconds(begin) : 0;
+        from = count;
+        ids[count++] = sampled.id;
+        if (sampled.id == b->eos)
+            break;
+    }
+    eng_sequence_close(sequence);
+    return steps / (count - prompt - 1 ? count - prompt - 1 : 1);
+}
+
+static void print_answers(const char *dir)
+{
+    bench b = {0};
+    sl_err err;
+    eng_model_options model = {.dir = dir};
+    must(eng_model_open(&model, &b.model, &err), &err);
+    eng_options engine = {.kv_bytes = (uint64_t)64 << 20, .sequences_max = 1};
+    must(eng_engine_create(b.model, &engine, &b.engine, &err), &err);
+    const mdl_tokenizer *tokenizer = eng_model_tokenizer(b.model);
+    b.eos = (uint32_t)mdl_tokenizer_special(tokenizer)->eos;
+    b.masks = mdl_masks_create(tokenizer, (uint32_t)eng_model_shape(b.model)->vocab_size, 0);
+    mdl_ids_push(&b.prompt, mdl_tokenizer_special(tokenizer)->bos);
+    must(mdl_tokenizer_encode(tokenizer, PROMPT, strlen(PROMPT), NULL, &b.prompt, &err), &err);
+    printf("\n%s: greedy answers of at most %u tokens, batch of one\n", dir, TOKENS_MAX);
+    printf("%-24s %12s %16s %16s\n", "constraint", "step us", "first answer", "second answer");
+    for (size_t i = 0; i < sizeof(CASES) / sizeof(CASES[0]); i++) {
+        mdl_grammar *grammar = compile(CASES[i].request);
+        mdl_matcher *matcher = mdl_matcher_create(grammar, 0);
+        times first = {0}, second = {0};
+        double step = answer(&b, matcher, &first);
+        step = (step + answer(&b, matcher, &second)) / 2;
+        printf("%-24s %12.0f %8.2f (%.1f %%) %8.2f (%.1f %%)\n", CASES[i].name, step,
+               first.sum / first.count, 100 * first.sum / first.count / step,
+               second.sum / second.count, 100 * second.sum / second.count / step);
+        mdl_matcher_destroy(matcher);
+        mdl_grammar_destroy(grammar);
+    }
+    mdl_ids_fini(&b.prompt);
+    mdl_masks_destroy(b.masks);
+    eng_engine_destroy(b.engine);
+    eng_model_close(b.model);
+}
+
+int main(int argc, char **argv)
+{
+    print_walks(argc > 1 ? argv[1] : "models/demo");
+    if (argc == 1)
+        print_answers("models/demo");
+    return 0;
+}
