@@ -1,8 +1,10 @@
 /* Masks: a walk over the vocabulary's tries that leaves a branch as soon as the grammar does.
  *
- * Tokens that are plain text (what a JSON string holds unescaped, whole characters, not too many)
- * have a trie of their own: where a state takes any plain text, one stored mask stands for them
- * all, and only the few others are walked. Owner's thread; allocates at creation only. */
+ * Tokens that are plain text (what a JSON string holds unescaped, whole characters) have a trie of
+ * their own: where a state takes any n plain characters, a stored mask stands for all tokens of at
+ * most n, and only the few others are walked. Tokens longer than the matcher's reach are few and
+ * have a trie of their own too: the mask of the others is shared by states that differ beyond the
+ * reach only. Owner's thread; allocates at creation only. */
 #include "model/masks.h"
 
 #include <stdlib.h>
@@ -38,8 +40,10 @@ struct mdl_masks {
     uint32_t words;
     uint32_t eos;
     uint32_t symbols[MDL_SYMBOL_COUNT];
-    trie plain, other;
-    uint32_t *plain_mask;
+    trie plain, other, distant;
+    uint32_t *plain_masks; /* [MDL_REACH + 1][words]: plain tokens of at most so many characters */
+    uint32_t *distant_mask;
+    uint32_t *own;                  /* the mask last made for one state alone */
     uint32_t states[DEPTH_MAX + 1]; /* of the walk, by depth */
     cached *entries;
     uint32_t *masks; /* [entry][words] */
@@ -47,6 +51,11 @@ struct mdl_masks {
     uint64_t clock;
     mdl_masks_counts counts;
 };
+
+static void allow(uint32_t *mask, uint32_t id)
+{
+    mask[id / 32] |= 1u << (id % 32);
+}
 
 /* ---- the tries ---- */
 
@@ -67,18 +76,26 @@ static int by_bytes(const void *a, const void *b)
     return x->id < y->id ? -1 : x->id > y->id;
 }
 
-static bool is_plain(const spelled *token)
+/* Characters of a plain token within reach, else 0. */
+static uint32_t plain_characters(const spelled *token)
 {
     uint32_t at = 0, count = 0;
-    while (at < token->size && count < MDL_PLAIN_RUN) {
+    for (; at < token->size && token->size <= MDL_REACH; count++) {
         int length = sl_utf8_length(token->data + at, token->size - at);
         if (length <= 0 || token->data[at] < 0x20 || token->data[at] == '"' ||
             token->data[at] == '\\')
-            return false;
+            return 0;
         at += (uint32_t)length;
-        count++;
     }
-    return at == token->size;
+    return count;
+}
+
+/* Which of the tries a token belongs to. */
+static const trie *trie_of(const mdl_masks *m, const spelled *token)
+{
+    if (token->size > MDL_REACH)
+        return &m->distant;
+    return plain_characters(token) > 0 ? &m->plain : &m->other;
 }
 
 static uint32_t shared_prefix(const spelled *a, const spelled *b)
@@ -117,13 +134,13 @@ static void link_behind(trie *t, uint32_t *open)
         t->nodes[open[depth--]].behind = t->count;
 }
 
-static void build_trie(mdl_masks *m, trie *t, const spelled *tokens, uint32_t count, bool plain)
+static void build_trie(mdl_masks *m, trie *t, const spelled *tokens, uint32_t count)
 {
     for (int pass = 0; pass < 2; pass++) { /* counts, then fills */
         const spelled *before = NULL;
         t->count = 0;
         for (uint32_t i = 0; i < count; i++) {
-            if (is_plain(&tokens[i]) != plain)
+            if (trie_of(m, &tokens[i]) != t)
                 continue;
             add_token(t, &tokens[i], before);
             before = &tokens[i];
@@ -146,14 +163,17 @@ static void build_tries(mdl_masks *m, uint32_t vocab_size)
         tokens[count++] = (spelled){bytes.data, (uint32_t)bytes.size, id};
     }
     qsort(tokens, count, sizeof(*tokens), by_bytes);
-    build_trie(m, &m->plain, tokens, count, true);
-    build_trie(m, &m->other, tokens, count, false);
-    sl_free(tokens);
-    for (uint32_t i = 0; i < m->plain.count; i++) {
-        uint32_t id = m->plain.nodes[i].token;
-        if (id != UINT32_MAX)
-            m->plain_mask[id / 32] |= 1u << (id % 32);
+    build_trie(m, &m->plain, tokens, count);
+    build_trie(m, &m->other, tokens, count);
+    build_trie(m, &m->distant, tokens, count);
+    for (uint32_t i = 0; i < count; i++) {
+        if (trie_of(m, &tokens[i]) == &m->distant)
+            allow(m->distant_mask, tokens[i].id);
+        uint32_t characters = plain_characters(&tokens[i]);
+        for (uint32_t n = characters; characters > 0 && n <= MDL_REACH; n++)
+            allow(m->plain_masks + (size_t)n * m->words, tokens[i].id);
     }
+    sl_free(tokens);
 }
 
 mdl_masks *mdl_masks_create(const mdl_tokenizer *tokenizer, uint32_t vocab_size, size_t cache_bytes)
@@ -165,7 +185,9 @@ mdl_masks *mdl_masks_create(const mdl_tokenizer *tokenizer, uint32_t vocab_size,
     m->eos = (uint32_t)special->eos;
     m->symbols[MDL_SYMBOL_END_THINK] = (uint32_t)special->end_think;
     m->symbols[MDL_SYMBOL_DSML] = (uint32_t)special->dsml;
-    m->plain_mask = sl_alloc(m->words, sizeof(uint32_t), "masks");
+    m->plain_masks = sl_alloc((size_t)(MDL_REACH + 1) * m->words, sizeof(uint32_t), "masks");
+    m->distant_mask = sl_alloc(m->words, sizeof(uint32_t), "masks");
+    m->own = sl_alloc(m->words, sizeof(uint32_t), "masks");
     build_tries(m, vocab_size);
     size_t bytes = cache_bytes ? cache_bytes : MDL_MASKS_CACHE_BYTES;
     m->set_count = (uint32_t)(bytes / (WAYS * m->words * sizeof(uint32_t)));
@@ -181,7 +203,10 @@ void mdl_masks_destroy(mdl_masks *masks)
         return;
     sl_free(masks->plain.nodes);
     sl_free(masks->other.nodes);
-    sl_free(masks->plain_mask);
+    sl_free(masks->distant.nodes);
+    sl_free(masks->plain_masks);
+    sl_free(masks->distant_mask);
+    sl_free(masks->own);
     sl_free(masks->entries);
     sl_free(masks->masks);
     sl_free(masks);
@@ -193,11 +218,6 @@ const mdl_masks_counts *mdl_masks_counts_get(const mdl_masks *masks)
 }
 
 /* ---- making a mask ---- */
-
-static void allow(uint32_t *mask, uint32_t id)
-{
-    mask[id / 32] |= 1u << (id % 32);
-}
 
 /* False: the matcher is full. */
 static bool walk(mdl_masks *m, const trie *t, mdl_matcher *matcher, uint32_t *mask)
@@ -232,14 +252,15 @@ static bool make(mdl_masks *m, mdl_matcher *matcher, uint32_t state, uint32_t *m
             allow(mask, m->symbols[symbol]);
     }
     m->states[0] = state;
-    if (!mdl_matcher_takes_plain(matcher, state)) {
+    uint32_t run = mdl_matcher_plain_run(matcher, state);
+    if (run == MDL_PLAIN_MIXED) {
         if (!walk(m, &m->plain, matcher, mask))
             return false;
     } else {
         for (uint32_t i = 0; i < m->words; i++)
-            mask[i] |= m->plain_mask[i];
+            mask[i] |= m->plain_masks[(size_t)run * m->words + i];
     }
-    return walk(m, &m->other, matcher, mask);
+    return walk(m, &m->other, matcher, mask) && walk(m, &m->distant, matcher, mask);
 }
 
 /* The entry of a key, or the one to be replaced; *out_found says which. */
@@ -263,7 +284,7 @@ static uint32_t cache_entry(const mdl_masks *m, const cached *key, bool *out_fou
 }
 
 /* NULL: the matcher is full. */
-static const uint32_t *mask_of(mdl_masks *m, mdl_matcher *matcher, uint32_t state)
+static const uint32_t *cached_mask(mdl_masks *m, mdl_matcher *matcher, uint32_t state)
 {
     cached key = {mdl_matcher_id(matcher), mdl_matcher_epoch(matcher), state, ++m->clock};
     bool found;
@@ -276,6 +297,21 @@ static const uint32_t *mask_of(mdl_masks *m, mdl_matcher *matcher, uint32_t stat
     m->counts.found += found;
     m->entries[entry] = key;
     return mask;
+}
+
+/* NULL: the matcher is full. */
+static const uint32_t *mask_of(mdl_masks *m, mdl_matcher *matcher, uint32_t state)
+{
+    uint32_t near = mdl_matcher_near(matcher, state);
+    if (near == MDL_STATE_FULL)
+        return NULL;
+    const uint32_t *mask = cached_mask(m, matcher, near);
+    if (!mask || near == state || m->distant.count == 0)
+        return mask;
+    for (uint32_t i = 0; i < m->words; i++)
+        m->own[i] = mask[i] & ~m->distant_mask[i];
+    m->states[0] = state;
+    return walk(m, &m->distant, matcher, m->own) ? m->own : NULL;
 }
 
 /* ---- cursors ---- */

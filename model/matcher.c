@@ -18,7 +18,10 @@
 #define SETS_PER_STATE  32u
 #define SET_MAX         1024u /* cells of one state */
 #define WORK_MAX        8192u
-#define BOTTOM          0u /* the cell below the last: popping it accepts */
+#define CHAIN_MAX \
+    1024u /* cells on one another, for mdl_matcher_near; the others stay as they are */
+#define PLAIN_MIXED 0xffu
+#define BOTTOM      0u /* the cell below the last: popping it accepts */
 
 typedef struct cell {
     uint32_t node, progress, next, level;
@@ -27,7 +30,8 @@ typedef struct cell {
 typedef struct future {
     uint32_t begin, count; /* in sets */
     bool accepts;
-    uint8_t plain; /* 0 = not known, 1 = no, 2 = yes */
+    uint8_t plain; /* of mdl_matcher_plain_run: 0 = not known, else one more, or PLAIN_MIXED */
+    uint32_t near; /* 0 = not known */
 } future;
 
 struct mdl_matcher {
@@ -381,73 +385,186 @@ bool mdl_matcher_accepts(const mdl_matcher *matcher, uint32_t state)
     return matcher->states[state].accepts;
 }
 
+/* ---- counts that are far from their bounds ---- */
+
+/* The turns that stand for all that are more than `margin` from where they matter. */
+static uint32_t near_turns(const mdl_grammar_node *node, uint32_t turns, uint32_t margin)
+{
+    if (turns < node->b)
+        return node->b - turns > margin ? 0 : turns;
+    return node->c == MDL_REPEAT_ANY || node->c - turns > margin ? node->b : turns;
+}
+
+/* The stack with its counts changed; itself when there is nothing to change. */
+static uint32_t near_cell(mdl_matcher *m, uint32_t index, uint32_t margin)
+{
+    uint32_t chain[CHAIN_MAX], count = 0, changed = 0;
+    for (uint32_t at = index; at != BOTTOM; at = m->cells[at].next) {
+        const mdl_grammar_node *node = &m->grammar->nodes[m->cells[at].node];
+        if (count == CHAIN_MAX)
+            return index;
+        chain[count++] = at;
+        if (node->kind == MDL_NODE_KIND_REPEAT &&
+            near_turns(node, m->cells[at].progress, margin) != m->cells[at].progress)
+            changed = count;
+    }
+    if (changed == 0)
+        return index;
+    uint32_t next = m->cells[chain[changed - 1]].next;
+    while (changed-- > 0) {
+        cell c = m->cells[chain[changed]];
+        const mdl_grammar_node *node = &m->grammar->nodes[c.node];
+        if (node->kind == MDL_NODE_KIND_REPEAT)
+            c.progress = near_turns(node, c.progress, margin);
+        c.next = next;
+        next = intern_cell(m, c);
+    }
+    return next;
+}
+
+static uint32_t near_state(mdl_matcher *m, uint32_t from, uint32_t margin)
+{
+    const future *s = &m->states[from];
+    uint32_t kept = 0;
+    bool changed = false;
+    m->full = false;
+    m->accepts = s->accepts;
+    for (uint32_t i = 0; i < s->count && !m->full; i++) {
+        m->result[i] = near_cell(m, m->sets[s->begin + i], margin);
+        changed |= m->result[i] != m->sets[s->begin + i];
+    }
+    if (m->full)
+        return MDL_STATE_FULL;
+    if (!changed)
+        return from;
+    sort(m->result, s->count);
+    for (uint32_t i = 0; i < s->count; i++)
+        if (kept == 0 || m->result[kept - 1] != m->result[i])
+            m->result[kept++] = m->result[i];
+    m->result_count = kept;
+    return intern_state(m);
+}
+
+uint32_t mdl_matcher_near(mdl_matcher *matcher, uint32_t state)
+{
+    future *s = &matcher->states[state];
+    if (!s->near)
+        s->near = near_state(matcher, state, MDL_REACH);
+    return s->near;
+}
+
 /* ---- plain text ---- */
 
-/* Does every choice of `count` bytes, the first of [first, last], lead to `target`? */
-static bool all_lead_to(mdl_matcher *m, uint32_t from, int count, unsigned first, unsigned last,
-                        uint32_t target)
+/* Where the plain characters lead from one state. */
+typedef struct plain_step {
+    mdl_matcher *m;
+    uint32_t from, from_near;
+    uint32_t to; /* FULL: nowhere yet */
+    bool dead, mixed;
+} plain_step;
+
+/* A state that is the same but for far counts counts as `from` itself: a loop. */
+static void plain_note(plain_step *p, uint32_t to)
 {
-    uint32_t before = MDL_STATE_FULL;
-    for (unsigned byte = first; byte <= last; byte++) {
-        uint32_t to = mdl_matcher_byte(m, from, (uint8_t)byte);
-        if (to == MDL_STATE_FULL || to == MDL_STATE_DEAD)
-            return false;
+    if (to == MDL_STATE_DEAD) {
+        p->dead = true;
+        return;
+    }
+    uint32_t near = to == MDL_STATE_FULL ? to : near_state(p->m, to, MDL_REACH - 1);
+    if (near == p->from_near)
+        to = p->from;
+    if (near == MDL_STATE_FULL || (p->to != MDL_STATE_FULL && p->to != to))
+        p->mixed = true;
+    p->to = to;
+}
+
+static void plain_bytes(plain_step *p, uint32_t from, int tails, unsigned first, unsigned last)
+{
+    uint32_t before = UINT32_MAX;
+    for (unsigned byte = first; byte <= last && !p->mixed; byte++) {
+        uint32_t to = mdl_matcher_byte(p->m, from, (uint8_t)byte);
         if (to == before)
             continue;
         before = to;
-        if (count == 1 ? to != target : !all_lead_to(m, to, count - 1, 0x80, 0xbf, target))
-            return false;
+        if (tails == 0 || to <= MDL_STATE_DEAD)
+            plain_note(p, to);
+        else
+            plain_bytes(p, to, tails - 1, 0x80, 0xbf);
     }
-    return true;
 }
 
-/* The state behind any one plain character, when it is the same for all; else DEAD. */
+/* A lead byte whose next byte is restricted. */
+static void plain_lead(plain_step *p, uint8_t lead, int tails, unsigned first, unsigned last)
+{
+    uint32_t to = mdl_matcher_byte(p->m, p->from, lead);
+    if (to <= MDL_STATE_DEAD)
+        plain_note(p, to);
+    else
+        plain_bytes(p, to, tails - 1, first, last);
+}
+
+/* The one state behind any plain character; DEAD: none goes on; FULL: it depends on which. */
 static uint32_t behind_plain(mdl_matcher *m, uint32_t from)
 {
-    /* Lead bytes and the range of the byte behind them; the others are any continuation bytes. */
-    static const struct {
-        uint8_t first, last, next_first, next_last;
-        int tails;
-    } LEADS[] = {{0xc2, 0xdf, 0x80, 0xbf, 1}, {0xe0, 0xe0, 0xa0, 0xbf, 2},
-                 {0xe1, 0xec, 0x80, 0xbf, 2}, {0xed, 0xed, 0x80, 0x9f, 2},
-                 {0xee, 0xef, 0x80, 0xbf, 2}, {0xf0, 0xf0, 0x90, 0xbf, 3},
-                 {0xf1, 0xf3, 0x80, 0xbf, 3}, {0xf4, 0xf4, 0x80, 0x8f, 3}};
-    uint32_t to = mdl_matcher_byte(m, from, 'a');
-    if (to == MDL_STATE_FULL || to == MDL_STATE_DEAD ||
-        !all_lead_to(m, from, 1, 0x20, '"' - 1, to) ||
-        !all_lead_to(m, from, 1, '"' + 1, '\\' - 1, to) ||
-        !all_lead_to(m, from, 1, '\\' + 1, 0x7f, to))
-        return MDL_STATE_DEAD;
-    for (size_t i = 0; i < sizeof(LEADS) / sizeof(LEADS[0]); i++) {
-        uint32_t before = MDL_STATE_FULL;
-        for (unsigned byte = LEADS[i].first; byte <= LEADS[i].last; byte++) {
-            uint32_t behind = mdl_matcher_byte(m, from, (uint8_t)byte);
-            if (behind == MDL_STATE_FULL || behind == MDL_STATE_DEAD)
-                return MDL_STATE_DEAD;
-            if (behind != before && !all_lead_to(m, behind, LEADS[i].tails, LEADS[i].next_first,
-                                                 LEADS[i].next_last, to))
-                return MDL_STATE_DEAD;
-            before = behind;
-        }
-    }
-    return to;
+    plain_step p = {.m = m, .from = from, .from_near = near_state(m, from, MDL_REACH - 1)};
+    if (p.from_near == MDL_STATE_FULL)
+        return MDL_STATE_FULL;
+    plain_bytes(&p, from, 0, 0x20, '"' - 1);
+    plain_bytes(&p, from, 0, '"' + 1, '\\' - 1);
+    plain_bytes(&p, from, 0, '\\' + 1, 0x7f);
+    plain_bytes(&p, from, 1, 0xc2, 0xdf);
+    plain_lead(&p, 0xe0, 2, 0xa0, 0xbf);
+    plain_bytes(&p, from, 2, 0xe1, 0xec);
+    plain_lead(&p, 0xed, 2, 0x80, 0x9f);
+    plain_bytes(&p, from, 2, 0xee, 0xef);
+    plain_lead(&p, 0xf0, 3, 0x90, 0xbf);
+    plain_bytes(&p, from, 3, 0xf1, 0xf3);
+    plain_lead(&p, 0xf4, 3, 0x80, 0x8f);
+    if (p.mixed || (p.dead && p.to != MDL_STATE_FULL))
+        return MDL_STATE_FULL;
+    return p.dead ? MDL_STATE_DEAD : p.to;
 }
 
-bool mdl_matcher_takes_plain(mdl_matcher *matcher, uint32_t state)
+/* How many turns further two states stay alike, within reach. */
+static uint32_t alike_for(mdl_matcher *m, uint32_t a, uint32_t b)
 {
-    uint32_t at = state;
-    uint8_t answer = 2;
-    if (matcher->states[state].plain)
-        return matcher->states[state].plain == 2;
-    for (uint32_t run = 0; run < MDL_PLAIN_RUN && answer == 2; run++) {
-        uint32_t to = behind_plain(matcher, at);
-        if (to == at || (to != MDL_STATE_DEAD && matcher->states[to].plain == 2))
-            break;
-        answer = to == MDL_STATE_DEAD ? 1 : 2;
-        at = to;
+    for (uint32_t margin = MDL_REACH - 1; margin > 0; margin--) {
+        uint32_t near = near_state(m, a, margin);
+        if (near != MDL_STATE_FULL && near == near_state(m, b, margin))
+            return margin;
     }
-    matcher->states[state].plain = answer;
-    return answer == 2;
+    return 0;
+}
+
+uint32_t mdl_matcher_plain_run(mdl_matcher *matcher, uint32_t state)
+{
+    future *states = matcher->states;
+    uint32_t chain[MDL_REACH], count = 0, at = state;
+    while (count < MDL_REACH && !states[at].plain) {
+        uint32_t to = behind_plain(matcher, at);
+        if (to <= MDL_STATE_DEAD || to == at) {
+            states[at].plain = to == at ? MDL_REACH + 1 : to == MDL_STATE_DEAD ? 1 : PLAIN_MIXED;
+            break;
+        }
+        /* What is alike needs no looking at: there, any character leads where `a` does. */
+        uint32_t alike = alike_for(matcher, at, to);
+        chain[count++] = at;
+        for (at = to; alike > 0 && count < MDL_REACH && !states[at].plain; alike--) {
+            chain[count++] = at;
+            at = mdl_matcher_byte(matcher, at, 'a');
+            if (at == MDL_STATE_FULL)
+                return MDL_PLAIN_MIXED;
+        }
+    }
+    uint32_t run = states[at].plain;
+    if (!run) /* of this one it is known: further than the reach */
+        return MDL_REACH;
+    while (count-- > 0) {
+        if (run != PLAIN_MIXED && run <= MDL_REACH)
+            run++;
+        states[chain[count]].plain = (uint8_t)run;
+    }
+    return run == PLAIN_MIXED ? MDL_PLAIN_MIXED : run - 1;
 }
 
 /* ---- forgetting ---- */

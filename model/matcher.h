@@ -29,11 +29,17 @@ uint32_t mdl_matcher_symbol(mdl_matcher *matcher, uint32_t state, mdl_symbol sym
 /* The text may end here. */
 bool mdl_matcher_accepts(const mdl_matcher *matcher, uint32_t state);
 
-/* Every text of at most MDL_PLAIN_RUN code points that a JSON string may hold as they are can
- * follow: the case of most states inside strings. False may also mean "not found out": a full
- * table. */
-#define MDL_PLAIN_RUN 16u
-bool mdl_matcher_takes_plain(mdl_matcher *matcher, uint32_t state);
+/* ---- what makes masks cheap: tokens are short ---- */
+
+#define MDL_REACH 32u /* bytes within which the calls below speak */
+
+/* A state with the same futures up to MDL_REACH bytes: counts whose bounds are further away are set
+ * to one value, so that the characters of a long string do not each have a mask. FULL: no room. */
+uint32_t mdl_matcher_near(mdl_matcher *matcher, uint32_t state);
+/* Plain characters are those that a JSON string may hold as they are. How many of them can follow,
+ * whichever they are, before none can: at most MDL_REACH. MDL_PLAIN_MIXED: it depends on which. */
+#define MDL_PLAIN_MIXED UINT32_MAX
+uint32_t mdl_matcher_plain_run(mdl_matcher *matcher, uint32_t state);
 
 /* The new number of the state; DEAD keeps none. */
 uint32_t mdl_matcher_keep_only(mdl_matcher *matcher, uint32_t state);

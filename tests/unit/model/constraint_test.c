@@ -124,7 +124,7 @@ static void walk_once(mdl_matcher *matcher, uint32_t soon_after, walk *w)
     for (;;) {
         const uint32_t *mask;
         assert_ok(mdl_cursor_mask(&cursor, masks, w->ids, w->count, &mask, &err), &err);
-        if (w->count % 37 == 5)
+        if (w->count % 5 == 0)
             check_mask(&cursor, mask);
         uint32_t id = choose(mask, w->count >= soon_after);
         if (id == (uint32_t)mdl_tokenizer_special(tokenizer)->eos)
