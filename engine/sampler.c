@@ -80,9 +80,12 @@ static bool allows_ends_only(const eng_sampler *sampler, const mdl_sampling *par
 
 static void sampler_allow(const eng_sampler *sampler, float *logits, const uint32_t *allowed)
 {
-    for (uint32_t id = 0; id < sampler->vocab_size; id++) {
-        if (!(allowed[id / 32] >> (id % 32) & 1))
-            logits[id] = -INFINITY;
+    for (uint32_t first = 0; first < sampler->vocab_size; first += 32) {
+        uint32_t word = allowed[first / 32], left = sampler->vocab_size - first;
+        if (word == UINT32_MAX) /* mostly all or none */
+            continue;
+        for (uint32_t i = 0; i < (left < 32 ? left : 32); i++)
+            logits[first + i] = word >> i & 1 ? logits[first + i] : -INFINITY;
     }
 }
 

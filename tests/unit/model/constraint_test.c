@@ -4,6 +4,7 @@
 
 #include "base/rng.h"
 #include "model/masks.h"
+#include "model/output.h"
 #include "model/tokenizer.h"
 #include "tests/unit/model/json_check.h"
 #include "tests/unit/model/support.h"
@@ -43,11 +44,11 @@ static bool allowed(const uint32_t *mask, uint32_t id)
     return mask[id / 32] >> (id % 32) & 1;
 }
 
-static uint32_t single(char byte)
+static uint32_t token_of(const char *text, size_t size)
 {
     for (int32_t id = 0; id < mdl_tokenizer_id_end(tokenizer); id++) {
         sl_span bytes = mdl_tokenizer_bytes(tokenizer, id);
-        if (bytes.size == 1 && bytes.data[0] == (uint8_t)byte)
+        if (bytes.size == size && memcmp(bytes.data, text, size) == 0)
             return (uint32_t)id;
     }
     fail();
@@ -67,9 +68,11 @@ static uint32_t choose(const uint32_t *mask, bool soon)
         return (uint32_t)mdl_tokenizer_special(tokenizer)->end_think;
     /* The first ones end values, any of the others may end a word. */
     bool values = draw(2) > 0;
+    if (soon && values && allowed(mask, id = token_of("</", 2)))
+        return id;
     for (int turn = 0; soon && turn < 40; turn++) {
         uint32_t at = turn < 3 && values ? (uint32_t)turn : draw(sizeof(ENDS) - 1);
-        if (draw(4) > 0 && allowed(mask, id = single(ENDS[at])))
+        if (draw(4) > 0 && allowed(mask, id = token_of(&ENDS[at], 1)))
             return id;
     }
     for (id = 0; id < end; id++)
@@ -356,9 +359,276 @@ TEST(a_choice_is_one_of_them)
     walk_many("{\"guided_choice\":[\"no\"]}", 2, 0, check_choice, NULL);
 }
 
+/* ---- calls and reasoning ---- */
+
+#define TOOL_F                                                                                    \
+    "{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\","    \
+    "\"required\":[\"s\",\"n\"],\"properties\":{\"s\":{\"type\":\"string\"},\"n\":{\"type\":"     \
+    "\"integer\","                                                                                \
+    "\"minimum\":1,\"maximum\":9},\"c\":{\"type\":\"string\",\"enum\":[\"a b\",\"<c>\"]},\"o\":{" \
+    "\"type\":\"array\",\"items\":{\"type\":[\"string\",\"null\"],\"maxLength\":3}},\"m\":{"      \
+    "\"anyOf\":["                                                                                 \
+    "{\"type\":\"string\",\"maxLength\":5},{\"type\":\"null\"}]},\"any\":{}}}}}"
+#define TOOL_G "{\"type\":\"function\",\"function\":{\"name\":\"g\"}}"
+#define ASK(tools, rest) \
+    "{\"messages\":[{\"role\":\"user\",\"content\":\"q\"}],\"tools\":[" tools "]," rest "}"
+
+typedef struct calls_check {
+    bool thinking;
+    bool content; /* a string may stand instead of calls */
+    size_t calls_max;
+    const char *names;
+} calls_check;
+
+static void check_arguments(const mdl_call *call)
+{
+    static const char PARAMETERS[] =
+        "{\"required\":[\"s\",\"n\"],\"properties\":{\"s\":{\"type\":\"string\"},\"n\":{\"type\":"
+        "\"integer\",\"minimum\":1,\"maximum\":9},\"c\":{\"enum\":[\"a "
+        "b\",\"<c>\"]},\"o\":{\"type\":"
+        "\"array\",\"items\":{\"type\":[\"string\",\"null\"],\"maxLength\":3}},\"m\":{\"type\":["
+        "\"string\",\"null\"],\"maxLength\":5},\"any\":{}},\"additionalProperties\":false}";
+    const char *schema = strcmp(call->name, "f") == 0 ? PARAMETERS : "{\"type\":\"object\"}";
+    sl_json_doc *doc = NULL;
+    sl_err err;
+    assert_ok(sl_json_parse(schema, strlen(schema), NULL, &doc, &err), &err);
+    check_json(call->arguments.data, call->arguments.size, sl_json_root(doc));
+    sl_json_doc_destroy(doc);
+}
+
+/* By the strict parser of the model's markup. */
+static void check_calls(const char *text, size_t size, const void *context)
+{
+    const calls_check *check = context;
+    mdl_message message;
+    sl_err err;
+    char *whole =
+        sl_asprintf("test", "%.*s<\uff5cend\u2581of\u2581sentence\uff5c>", (int)size, text);
+    mdl_message_init(&message);
+    sl_status status =
+        mdl_message_parse_strict(whole, strlen(whole), check->thinking, &message, &err);
+    if (!sl_is_ok(status))
+        fail_msg("%s: %s", err.text, whole);
+    if (message.call_count == 0) {
+        assert_true(check->content);
+        assert_true(message.content.size >= 2 && message.content.data[0] == '"');
+    } else {
+        assert_int_equal(message.content.size, 0);
+        assert_true(message.call_count <= check->calls_max);
+    }
+    for (size_t i = 0; i < message.call_count; i++) {
+        assert_non_null(strstr(check->names, message.calls[i].name));
+        check_arguments(&message.calls[i]);
+    }
+    mdl_message_fini(&message);
+    sl_free(whole);
+}
+
+TEST(forced_calls_satisfy_their_parameters)
+{
+    static const calls_check ANY = {.calls_max = MDL_CALLS_MAX, .names = "f g"};
+    static const calls_check ONE = {.calls_max = 1, .names = "f g"};
+    static const calls_check NAMED = {.thinking = true, .calls_max = 1, .names = "f"};
+    walk_many(ASK(TOOL_F "," TOOL_G, "\"tool_choice\":\"required\""), 30, 0, check_calls, &ANY);
+    walk_many(ASK(TOOL_F "," TOOL_G, "\"tool_choice\":\"required\",\"parallel_tool_calls\":false"),
+              20, 0, check_calls, &ONE);
+    walk_many(ASK(TOOL_F "," TOOL_G,
+                  "\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":"
+                  "\"f\"}},\"thinking\":{\"type\":\"enabled\"}"),
+              20, 0, check_calls, &NAMED);
+}
+
+TEST(calls_stand_beside_content)
+{
+    static const calls_check EITHER = {
+        .thinking = true, .content = true, .calls_max = MDL_CALLS_MAX, .names = "f g"};
+    walk_many(ASK(TOOL_F "," TOOL_G, "\"guided_json\":{\"type\":\"string\"},\"thinking\":{\"type\":"
+                                     "\"enabled\"}"),
+              40, 0, check_calls, &EITHER);
+}
+
+/* Tools without a form and without force say nothing. */
+TEST(nothing_is_constrained_unasked)
+{
+    mdl_constraint constraint;
+    sl_json_doc *doc = NULL;
+    mdl_chat *chat = NULL;
+    sl_err err;
+    static const char *const REQUESTS[] = {
+        ASK(TOOL_F, "\"tool_choice\":\"auto\""),
+        ASK(TOOL_F, "\"response_format\":{\"type\":\"text\"},\"tool_choice\":\"none\""),
+        ASK(TOOL_F, "\"response_format\":null,\"structured_outputs\":null,\"guided_json\":null")};
+    for (size_t i = 0; i < 3; i++) {
+        assert_ok(sl_json_parse(REQUESTS[i], strlen(REQUESTS[i]), NULL, &doc, &err), &err);
+        assert_ok(mdl_chat_parse(sl_json_root(doc), NULL, &chat, &err), &err);
+        mdl_constraint_init(&constraint);
+        assert_ok(mdl_constraint_parse(sl_json_root(doc), chat, &constraint, &err), &err);
+        assert_false(mdl_constraint_is_set(&constraint));
+        mdl_constraint_fini(&constraint);
+        mdl_chat_destroy(chat);
+        sl_json_doc_destroy(doc);
+    }
+}
+
+/* ---- refusals ---- */
+
+#define JSON(schema) "{\"guided_json\":" schema "}"
+#define REGEX(text)  "{\"guided_regex\":\"" text "\"}"
+#define FORMAT(rest) "{\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{" rest "}}}"
+
+static const struct {
+    const char *request;
+    sl_code code;
+    const char *part;
+} REFUSED[] = {
+    {JSON("5"), SL_INVALID, "guided_json: must be a schema"},
+    {JSON("\"x\""), SL_INVALID, "guided_json: is not JSON"},
+    {JSON("{\"properties\":{\"a\":{\"not\":{}}}}"), SL_UNSUPPORTED, "guided_json.properties.a.not"},
+    {JSON("{\"if\":{}}"), SL_UNSUPPORTED, "guided_json.if"},
+    {JSON("{\"type\":\"text\"}"), SL_INVALID, "guided_json.type: must be object"},
+    {JSON("{\"items\":[{}]}"), SL_UNSUPPORTED, "use prefixItems"},
+    {JSON("{\"uniqueItems\":true}"), SL_UNSUPPORTED, "guided_json.uniqueItems"},
+    {JSON("{\"minProperties\":1}"), SL_UNSUPPORTED, "guided_json.minProperties"},
+    {JSON("{\"multipleOf\":5}"), SL_UNSUPPORTED, "guided_json.multipleOf: only 1"},
+    {JSON("{\"format\":\"iri\"}"), SL_UNSUPPORTED, "guided_json.format: must be date"},
+    {JSON("{\"pattern\":\"(?=a)\"}"), SL_UNSUPPORTED, "guided_json.pattern: at byte 0: looking"},
+    {JSON("{\"pattern\":5}"), SL_INVALID, "guided_json.pattern: must be a string"},
+    {JSON("{\"minLength\":-1}"), SL_INVALID, "guided_json.minLength"},
+    {JSON("{\"maxLength\":2000000}"), SL_TOO_LARGE, "guided_json.maxLength"},
+    {JSON("{\"minLength\":3,\"maxLength\":2}"), SL_INVALID, "less than minLength"},
+    {JSON("{\"minItems\":3,\"maxItems\":2}"), SL_INVALID, "less than minItems"},
+    {JSON("{\"items\":false,\"minItems\":1}"), SL_INVALID, "more than the array may hold"},
+    {JSON("{\"type\":\"integer\",\"minimum\":3.2,\"maximum\":3.8}"), SL_INVALID,
+     "no text satisfies"},
+    {JSON("{\"type\":\"number\",\"minimum\":3,\"exclusiveMaximum\":3}"), SL_INVALID, "no text"},
+    {JSON("{\"type\":\"number\",\"minimum\":1e30}"), SL_UNSUPPORTED, "digits"},
+    {JSON("{\"minimum\":\"x\"}"), SL_INVALID, "guided_json.minimum: must be a number"},
+    {JSON("{\"enum\":[]}"), SL_INVALID, "guided_json.enum"},
+    {JSON("{\"enum\":[1],\"type\":\"string\"}"), SL_INVALID, "no value satisfies"},
+    {JSON("{\"enum\":[\"a\"],\"minLength\":1}"), SL_UNSUPPORTED, "beside other keywords"},
+    {JSON("{\"type\":\"string\",\"allOf\":[{\"type\":\"null\"}]}"), SL_INVALID,
+     "no value satisfies"},
+    {JSON("{\"anyOf\":[]}"), SL_INVALID, "guided_json.anyOf"},
+    {JSON("{\"anyOf\":[false]}"), SL_INVALID, "schema false"},
+    {JSON("{\"anyOf\":[5]}"), SL_INVALID, "must be a schema"},
+    {JSON("{\"oneOf\":[{\"type\":\"integer\"},{\"type\":\"number\"}]}"), SL_UNSUPPORTED, "0 and 1"},
+    {JSON("{\"oneOf\":[{\"properties\":{\"a\":{}},\"required\":[\"a\"]},{\"properties\":{\"b\":{}},"
+          "\"required\":[\"b\"]}]}"),
+     SL_UNSUPPORTED, "may both match"},
+    {JSON("{\"$ref\":\"#/$defs/a\"}"), SL_INVALID, "$ref: leads nowhere"},
+    {JSON("{\"$ref\":\"https://x/y\"}"), SL_UNSUPPORTED, "into this schema"},
+    {JSON("{\"$ref\":\"#\"}"), SL_INVALID, "recursion never ends"},
+    {JSON("{\"properties\":{\"a\":{\"$ref\":\"#\"}},\"required\":[\"a\"]}"), SL_INVALID,
+     "recursion never ends"},
+    {JSON("{\"required\":[\"a\"],\"additionalProperties\":false}"), SL_INVALID, "forbids"},
+    {JSON("{\"patternProperties\":{}}"), SL_UNSUPPORTED, "guided_json.patternProperties"},
+    {JSON("{\"properties\":{\"a\":{\"type\":\"array\",\"items\":{\"properties\":{\"b\":{"
+          "\"contains\":"
+          "{}}}}}}}"),
+     SL_UNSUPPORTED, "guided_json.properties.a.items.properties.b.contains"},
+    {JSON("{\"pattern\":\"^(a|b)*a(a|b){14}$\",\"maxLength\":100}"), SL_TOO_LARGE, "states"},
+    {FORMAT("\"schema\":5"), SL_INVALID, "response_format.json_schema.schema: must be an object"},
+    {FORMAT("\"schema\":{},\"strict\":1"), SL_INVALID, "strict"},
+    {FORMAT("\"strict\":true,\"schema\":{\"type\":\"object\"}"), SL_INVALID,
+     "schema.additionalProperties: must be false under strict"},
+    {FORMAT(
+         "\"strict\":true,\"schema\":{\"properties\":{\"a\":{}},\"additionalProperties\":false}"),
+     SL_INVALID, "must name \"a\" under strict"},
+    {REGEX("a**"), SL_INVALID, "at byte 2: a quantifier behind"},
+    {REGEX("*a"), SL_INVALID, "nothing to repeat"},
+    {REGEX("a{3,2}"), SL_INVALID, "out of order"},
+    {REGEX("[b-a]"), SL_INVALID, "out of order"},
+    {REGEX("[a"), SL_INVALID, "not closed"},
+    {REGEX("(a"), SL_INVALID, "not closed"},
+    {REGEX("a)"), SL_INVALID, "closes nothing"},
+    {REGEX("a$b"), SL_UNSUPPORTED, "inside an expression"},
+    {REGEX("(^a)"), SL_UNSUPPORTED, "inside an expression"},
+    {REGEX("\\\\1"), SL_UNSUPPORTED, "back reference"},
+    {REGEX("\\\\bx"), SL_UNSUPPORTED, "word boundary"},
+    {REGEX("\\\\p{L}"), SL_UNSUPPORTED, "property"},
+    {REGEX("(?i)a"), SL_UNSUPPORTED, "kind of group"},
+    {REGEX("(?<!a)b"), SL_UNSUPPORTED, "looking ahead or behind"},
+    {REGEX("a++"), SL_UNSUPPORTED, "possessive"},
+    {REGEX("[[:alpha:]]"), SL_UNSUPPORTED, "POSIX"},
+    {REGEX("\\\\ud800"), SL_INVALID, "not a code point"},
+    {REGEX("\\\\q"), SL_UNSUPPORTED, "this escape"},
+    {REGEX("a{2000000}"), SL_TOO_LARGE, "repetitions"},
+    {REGEX("[^\\\\s\\\\S]"), SL_INVALID, "no character is in"},
+    {"{\"guided_choice\":\"a\"}", SL_INVALID, "guided_choice: must be an array"},
+    {"{\"guided_choice\":[]}", SL_INVALID, "guided_choice"},
+    {"{\"guided_choice\":[\"\"]}", SL_INVALID, "guided_choice[0]"},
+    {"{\"guided_grammar\":\"x\"}", SL_UNSUPPORTED, "guided_grammar"},
+    {"{\"structured_outputs\":5}", SL_INVALID, "structured_outputs: must be an object"},
+    {"{\"structured_outputs\":{\"json_object\":1}}", SL_INVALID, "json_object"},
+    {"{\"structured_outputs\":{\"json\":{},\"regex\":\"a\"}}", SL_INVALID, "one form"},
+    {ASK(TOOL_F, "\"tool_choice\":\"required\",\"parallel_tool_calls\":5"), SL_INVALID,
+     "parallel_tool_calls"},
+    {"{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"{"
+     "\","
+     "\"prefix\":true}],\"guided_json\":{}}",
+     SL_UNSUPPORTED, "to be continued"},
+};
+
+TEST(refusals_say_what_and_where)
+{
+    for (size_t i = 0; i < sizeof(REFUSED) / sizeof(REFUSED[0]); i++) {
+        mdl_constraint constraint;
+        mdl_grammar *grammar = NULL;
+        sl_err err = {0};
+        sl_status status = try_compile(REFUSED[i].request, &constraint, &grammar, &err);
+        if (status.code != REFUSED[i].code || !strstr(err.text, REFUSED[i].part))
+            fail_msg("%s: %s \"%s\"", REFUSED[i].request, sl_code_name(status.code), err.text);
+        assert_null(grammar);
+        mdl_constraint_fini(&constraint);
+    }
+}
+
+/* Schemas that a careless compiler would blow up on. */
+TEST(size_is_bounded)
+{
+    sl_buf request;
+    mdl_constraint constraint;
+    mdl_grammar *grammar = NULL;
+    sl_err err;
+    sl_buf_init(&request, 0);
+    sl_buf_puts(&request, "{\"guided_json\":");
+    for (int i = 0; i < 80; i++) /* deeper than 64 */
+        sl_buf_puts(&request, i < 40 ? "{\"items\":" : "{\"properties\":{\"a\":");
+    sl_buf_puts(&request, "{}");
+    for (int i = 0; i < 120; i++)
+        sl_buf_putc(&request, '}');
+    sl_buf_putc(&request, '}');
+    assert_code(try_compile(request.data, &constraint, &grammar, &err), SL_TOO_LARGE);
+    assert_text_contains(err.text, "nested deeper than 64");
+    mdl_constraint_fini(&constraint);
+
+    sl_buf_clear(&request); /* 2^16 combinations */
+    sl_buf_puts(&request, "{\"guided_json\":{\"allOf\":[");
+    for (int i = 0; i < 15; i++)
+        sl_buf_printf(&request,
+                      "%s{\"anyOf\":[{\"properties\":{\"a%d\":{}}},{\"properties\":{\"b%d\":{}}}]}",
+                      i ? "," : "", i, i);
+    sl_buf_puts(&request, "]}}");
+    assert_code(try_compile(request.data, &constraint, &grammar, &err), SL_TOO_LARGE);
+    mdl_constraint_fini(&constraint);
+
+    sl_buf_clear(&request); /* nested counts: many nodes are asked for, few are made */
+    sl_buf_puts(&request,
+                "{\"guided_regex\":\"((((a{1000}){1000}){1000}b){1000}c|[a-z]{5}){1000}\"}");
+    assert_ok(try_compile(request.data, &constraint, &grammar, &err), &err);
+    mdl_grammar_destroy(grammar);
+    mdl_constraint_fini(&constraint);
+    sl_buf_fini(&request);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(forced_calls_satisfy_their_parameters),
+        cmocka_unit_test(calls_stand_beside_content),
+        cmocka_unit_test(nothing_is_constrained_unasked),
+        cmocka_unit_test(refusals_say_what_and_where),
+        cmocka_unit_test(size_is_bounded),
         cmocka_unit_test(walks_satisfy_their_schemas),
         cmocka_unit_test(small_tables_change_nothing),
         cmocka_unit_test(json_object_is_an_object),
