@@ -37,7 +37,7 @@ typedef struct cached {
 
 struct mdl_masks {
     const mdl_tokenizer *tokenizer;
-    uint32_t words;
+    uint32_t vocab_size, words;
     uint32_t eos;
     uint32_t symbols[MDL_SYMBOL_COUNT];
     trie plain, other, distant;
@@ -181,6 +181,7 @@ mdl_masks *mdl_masks_create(const mdl_tokenizer *tokenizer, uint32_t vocab_size,
     const mdl_special *special = mdl_tokenizer_special(tokenizer);
     mdl_masks *m = sl_alloc(1, sizeof(*m), "masks");
     m->tokenizer = tokenizer;
+    m->vocab_size = vocab_size;
     m->words = (vocab_size + 31) / 32;
     m->eos = (uint32_t)special->eos;
     m->symbols[MDL_SYMBOL_END_THINK] = (uint32_t)special->end_think;
@@ -248,7 +249,7 @@ static bool make(mdl_masks *m, mdl_matcher *matcher, uint32_t state, uint32_t *m
         uint32_t to = mdl_matcher_symbol(matcher, state, (mdl_symbol)symbol);
         if (to == MDL_STATE_FULL)
             return false;
-        if (to != MDL_STATE_DEAD)
+        if (to != MDL_STATE_DEAD && m->symbols[symbol] < m->vocab_size)
             allow(mask, m->symbols[symbol]);
     }
     m->states[0] = state;

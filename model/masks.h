@@ -18,7 +18,8 @@ extern "C" {
 
 typedef struct mdl_masks mdl_masks;
 
-/* vocab_size: the model's, at least the tokenizer's. cache_bytes 0 = MDL_MASKS_CACHE_BYTES. */
+/* vocab_size: the model's; tokens beyond it are never allowed. cache_bytes 0 =
+ * MDL_MASKS_CACHE_BYTES. */
 mdl_masks *mdl_masks_create(const mdl_tokenizer *tokenizer, uint32_t vocab_size,
                             size_t cache_bytes);
 void mdl_masks_destroy(mdl_masks *masks);
