@@ -588,8 +588,30 @@ TEST(round_trips_of_the_vectors)
     assert_true(count > 8);
 }
 
+/* Of a constrained answer, content is what the form says, whatever it looks like. */
+TEST(literal_content)
+{
+    static const char *const STOPS[] = {"stop"};
+    mdl_output_options options = CHAT;
+
+    options.literal = true;
+    check(&options, STOP, "\"</think>\"", "|\"</think>\"||stop");
+    check(&options, STOP, "[\"a\",\"" CB "\"]", "|[\"a\",\"" CB "\"]||stop");
+    check(&options, STOP, "{\n \"a\": \"\n\n" CB "\n" CALL_F CE "\"}",
+          "|{\n \"a\": \"\n\n" CB "\n" CALL_F CE "\"}||stop");
+    check(&options, STOP, "\n\n" CB "\n" CALL_F CE, "||f({\"a\": \"x\"})|tool_calls");
+    check(&options, LENGTH, "\n\n", "|\n\n||length");
+    options.reasoning_open = true;
+    check(&options, STOP, "why</think>\"</think>" CB "\"", "why|\"</think>" CB "\"||stop");
+    check(&options, STOP, "why</think>\n\n" CB "\n" CALL_F CE, "why||f({\"a\": \"x\"})|tool_calls");
+    options.stops = STOPS; /* they cut content as ever */
+    options.stop_count = 1;
+    check(&options, STOP, "</think>[\"a stop\"]", "|[\"a ||stop");
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(text_and_reasoning),
+    cmocka_unit_test(literal_content),
     cmocka_unit_test(a_repeated_think_is_dropped),
     cmocka_unit_test(end_think_in_content_is_dropped),
     cmocka_unit_test(calls_end_reasoning),
