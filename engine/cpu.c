@@ -86,8 +86,9 @@ static void cpu_copy(eng_engine *engine, const eng_pieces *pieces)
                (const uint8_t *)pieces->from + i * pieces->from_stride, pieces->bytes);
 }
 
-static void cpu_move(eng_engine *engine, uint32_t count, size_t bytes)
+static void cpu_move(eng_engine *engine, uint32_t count, size_t bytes, bool unless_fault)
 {
+    (void)unless_fault; /* it would not come here */
     for (uint32_t i = 0; i < count; i++)
         memcpy(engine->s.moves[i].to, engine->s.moves[i].from, bytes);
 }
@@ -113,6 +114,11 @@ static void *cpu_read(eng_engine *engine, void *at, size_t bytes)
 static void cpu_bind(eng_engine *engine, const eng_sequence *sequence)
 {
     (void)engine, (void)sequence;
+}
+
+static void cpu_start(eng_engine *engine, const eng_run_shape *shape)
+{
+    (void)engine, (void)shape;
 }
 
 static void cpu_begin(eng_engine *engine, const eng_batch *batch)
@@ -388,6 +394,7 @@ const eng_ops eng_ops_cpu = {
     .fetch = cpu_fetch,
     .read = cpu_read,
     .bind = cpu_bind,
+    .start = cpu_start,
     .begin = cpu_begin,
     .finish = cpu_finish,
     .embed = cpu_embed,

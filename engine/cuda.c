@@ -70,12 +70,7 @@ static void cuda_memory_destroy(const eng_model *model, eng_memory kind, void *m
         model->cuda->memory_destroy(memory);
 }
 
-static bool works(const eng_cuda *cuda)
-{
-    return !cuda->broken[0];
-}
-
-static void cuda_wait(eng_cuda *cuda)
+void eng_cuda_wait(eng_cuda *cuda)
 {
     eng_cuda_check(cuda, cuda->api->stream_wait(cuda->stream));
     cuda->stage_used = 0;
@@ -85,7 +80,7 @@ static void cuda_clear(eng_engine *engine, const eng_pieces *pieces)
 {
     eng_cuda *cuda = eng_cuda_of(engine);
     size_t stride = pieces->count > 1 ? pieces->to_stride : pieces->bytes;
-    if (works(cuda))
+    if (eng_cuda_launches(cuda))
         eng_cuda_check(cuda, cuda->api->clear_pieces(pieces->to, stride, pieces->bytes,
                                                      pieces->count, cuda->stream));
 }
@@ -94,7 +89,7 @@ static void cuda_copy(eng_engine *engine, const eng_pieces *pieces)
 {
     eng_cuda *cuda = eng_cuda_of(engine);
     bool many = pieces->count > 1;
-    if (works(cuda))
+    if (eng_cuda_launches(cuda))
         eng_cuda_check(
             cuda, cuda->api->copy_pieces(pieces->to, many ? pieces->to_stride : pieces->bytes,
                                          pieces->from, many ? pieces->from_stride : pieces->bytes,
@@ -107,44 +102,46 @@ void *eng_cuda_stage(eng_engine *engine, const void *host, size_t bytes)
     size_t taken = (bytes + STAGE_ALIGN - 1) / STAGE_ALIGN * STAGE_ALIGN;
     sl_assert(taken <= cuda->stage_bytes);
     if (cuda->stage_used + taken > cuda->stage_bytes)
-        cuda_wait(cuda); /* cannot be: a step's values fit */
+        eng_cuda_wait(cuda); /* cannot be: a step's values fit */
     uint8_t *at = cuda->device_stage + cuda->stage_used;
     memcpy(cuda->stage + cuda->stage_used, host, bytes);
-    if (works(cuda))
+    if (eng_cuda_launches(cuda) && cuda->mode == ENG_CUDA_MODE_RUN)
         eng_cuda_check(cuda,
                        cuda->api->copy(at, cuda->stage + cuda->stage_used, bytes, cuda->stream));
     cuda->stage_used += taken;
     return at;
 }
 
-static void cuda_move(eng_engine *engine, uint32_t count, size_t bytes)
+static void cuda_move(eng_engine *engine, uint32_t count, size_t bytes, bool unless_fault)
 {
     eng_cuda *cuda = eng_cuda_of(engine);
     if (count == 0)
         return;
     const krn_cuda_move_params params = {
         .moves = eng_cuda_stage(engine, engine->s.moves, count * sizeof(eng_move)),
+        .faults = cuda->faults,
         .count = count,
         .bytes = (uint32_t)bytes,
+        .fault_count = unless_fault ? cuda->fault_count : 0,
     };
-    if (works(cuda))
+    if (eng_cuda_launches(cuda))
         eng_cuda_check(cuda, cuda->api->move(&params, cuda->stream));
 }
 
 static void cuda_write(eng_engine *engine, void *to, const void *host, size_t bytes)
 {
     eng_cuda *cuda = eng_cuda_of(engine);
-    if (works(cuda))
+    if (eng_cuda_launches(cuda))
         eng_cuda_check(cuda, cuda->api->copy(to, host, bytes, cuda->stream));
-    cuda_wait(cuda); /* the host's values may change at once */
+    eng_cuda_wait(cuda); /* the host's values may change at once */
 }
 
 static void cuda_fetch(eng_engine *engine, void *host, const void *at, size_t bytes)
 {
     eng_cuda *cuda = eng_cuda_of(engine);
-    if (works(cuda))
+    if (eng_cuda_launches(cuda))
         eng_cuda_check(cuda, cuda->api->copy(host, at, bytes, cuda->stream));
-    cuda_wait(cuda);
+    eng_cuda_wait(cuda);
 }
 
 static void *cuda_read(eng_engine *engine, void *at, size_t bytes)
@@ -190,7 +187,7 @@ static void cuda_begin(eng_engine *engine, const eng_batch *batch)
         .rows = count,
         .bytes = 2 * KRN_ROPE_PAIRS * sizeof(float),
     };
-    if (works(cuda))
+    if (eng_cuda_launches(cuda))
         eng_cuda_check(cuda, cuda->api->gather(&params, cuda->stream));
 }
 
@@ -213,11 +210,15 @@ static bool faults_read(eng_engine *engine)
 static bool cuda_finish(eng_engine *engine)
 {
     eng_cuda *cuda = eng_cuda_of(engine);
-    if (works(cuda))
+    if (eng_cuda_launches(cuda))
         eng_cuda_check(cuda, cuda->api->copy(cuda->host_faults, cuda->faults,
                                              cuda->fault_count * sizeof(uint32_t), cuda->stream));
-    cuda_wait(cuda);
-    if (works(cuda))
+    eng_cuda_graph_finish(cuda);
+    eng_cuda_wait(cuda);
+    if (cuda->ids_out)
+        memcpy(cuda->ids_out, cuda->host_ids, cuda->id_count * sizeof(uint32_t));
+    cuda->ids_out = NULL;
+    if (!cuda->broken[0])
         return faults_read(engine);
     engine->broken = cuda->broken;
     return false;
@@ -333,6 +334,7 @@ static void cuda_destroy(eng_engine *engine)
         return;
     if (cuda->stream)
         (void)cuda->api->stream_wait(cuda->stream);
+    eng_cuda_graphs_destroy(cuda);
     void *const device[] = {cuda->device_stage, cuda->blocks, cuda->faults,       cuda->scores,
                             cuda->rope,         cuda->ids,    cuda->expert_counts};
     void *const pinned[] = {cuda->stage, cuda->host_faults, cuda->host_ids};
@@ -369,6 +371,7 @@ const eng_ops eng_ops_cuda = {
     .fetch = cuda_fetch,
     .read = cuda_read,
     .bind = cuda_bind,
+    .start = eng_cuda_start,
     .begin = cuda_begin,
     .finish = cuda_finish,
     .embed = eng_cuda_embed,

@@ -1,4 +1,5 @@
-/* The CUDA backend's parts: cuda.c (memory, batches, faults), cuda_ops.c (operations), and the
+/* The CUDA backend's parts: cuda.c (memory, batches, faults), cuda_ops.c (operations), cuda_graph.c
+ * (repeated runs), and the
  * weights' forms in cuda_weights.c. Internal to engine/. Thread: the engine thread. */
 #ifndef ENGINE_CUDA_H
 #define ENGINE_CUDA_H
@@ -25,11 +26,25 @@ typedef enum eng_cuda_fault {
     ENG_CUDA_FAULT_COUNT,
 } eng_cuda_fault;
 
+#define ENG_CUDA_GRAPHS_MAX 64u
+
+typedef enum eng_cuda_mode {
+    ENG_CUDA_MODE_RUN,
+    ENG_CUDA_MODE_RECORD, /* operations go into a graph */
+    ENG_CUDA_MODE_REPEAT, /* they are in one: only the values they start from are staged */
+} eng_cuda_mode;
+
+typedef struct eng_cuda_graph {
+    eng_run_shape shape;
+    krn_cuda_graph graph; /* NULL: of a shape that was run once */
+    uint64_t used;        /* when it was last */
+} eng_cuda_graph;
+
 typedef struct eng_cuda {
     const krn_cuda_api *api;
     krn_cuda_stream stream;
     /* Small values on their way to the device: written once between two waits, each at its own
-     * place of both buffers. */
+     * place of both buffers; a graph finds them there, copied as one. */
     uint8_t *stage, *device_stage;
     size_t stage_bytes, stage_used;
     uint32_t *blocks;      /* [sequences_max][blocks_max] */
@@ -49,7 +64,13 @@ typedef struct eng_cuda {
     const uint32_t *tokens;
     const krn_cuda_row *rows;
     const void *quantised; /* s.codes hold the Q128 of these rows; NULL: of none */
-    char broken[200];      /* the first error of the device; operations do nothing from then on */
+    eng_cuda_mode mode;
+    eng_cuda_graph graphs[ENG_CUDA_GRAPHS_MAX];
+    eng_cuda_graph *graph; /* of this run, in modes RECORD and REPEAT */
+    uint64_t graph_clock;
+    uint32_t *ids_out; /* of arg_max, filled by finish */
+    uint32_t id_count;
+    char broken[200]; /* the first error of the device; operations do nothing from then on */
 } eng_cuda;
 
 static inline eng_cuda *eng_cuda_of(const eng_engine *engine)
@@ -58,9 +79,20 @@ static inline eng_cuda *eng_cuda_of(const eng_engine *engine)
 }
 /* Copies a host array into the stage; returns its device address. NULL: the device is broken. */
 void *eng_cuda_stage(eng_engine *engine, const void *host, size_t bytes);
+/* Whether operations are to be put on the stream. */
+static inline bool eng_cuda_launches(const eng_cuda *cuda)
+{
+    return !cuda->broken[0] && cuda->mode != ENG_CUDA_MODE_REPEAT;
+}
 /* Keeps the first error. */
 void eng_cuda_check(eng_cuda *cuda, int code);
+void eng_cuda_wait(eng_cuda *cuda);
 uint32_t *eng_cuda_fault_at(const eng_engine *engine, eng_cuda_fault kind);
+
+/* cuda_graph.c: `start` of the table, and the end of a run, before it is waited for. */
+void eng_cuda_start(eng_engine *engine, const eng_run_shape *shape);
+void eng_cuda_graph_finish(eng_cuda *cuda);
+void eng_cuda_graphs_destroy(eng_cuda *cuda);
 
 /* cuda_weights.c */
 sl_status eng_cuda_model_open(eng_model *model, const char *object, sl_err *err);

@@ -2,10 +2,8 @@
  *
  * Norms and SwiGLU write the Q128 of their rows beside them, so that the linear layer that follows
  * does not look at the rows again (cuda->quantised says whose codes s.codes holds). Thread: the
- * engine thread. Waits for nothing but arg_max's ids. */
+ * engine thread. Waits for nothing. */
 #include "engine/cuda.h"
-
-#include <string.h>
 
 #include "base/assert.h"
 
@@ -15,7 +13,7 @@
 #define RUN(engine, what, params)                                           \
     do {                                                                    \
         eng_cuda *cuda_ = eng_cuda_of(engine);                              \
-        if (!cuda_->broken[0])                                              \
+        if (eng_cuda_launches(cuda_))                                       \
             eng_cuda_check(cuda_, cuda_->api->what(params, cuda_->stream)); \
     } while (0)
 
@@ -276,12 +274,14 @@ static void index_query(eng_engine *engine, const eng_batch *batch, uint32_t hea
     RUN(engine, index_query, &params);
 }
 
-static uint32_t slots_seen(const eng_batch *batch, uint32_t first, uint32_t rows)
+/* As eng_run_shape.slots: the launches depend on that alone. */
+static uint32_t slots_bound(const eng_cuda *cuda, const eng_batch *batch)
 {
-    uint32_t most = 0;
-    for (uint32_t i = first; i < first + rows; i++)
-        most = batch->rows[i].slot + 1 > most ? batch->rows[i].slot + 1 : most;
-    return most;
+    uint32_t bound = ENG_PAGE_TOKENS;
+    for (uint32_t i = 0; i < batch->row_count; i++)
+        while (bound <= batch->rows[i].slot)
+            bound *= 2;
+    return bound < cuda->score_stride ? bound : cuda->score_stride;
 }
 
 /* Rows [first, first + rows) of the batch. */
@@ -300,7 +300,7 @@ static void select_rows(eng_engine *engine, const krn_cache *cache, const eng_ba
         .rows = rows,
         .next_n = 1,
         .heads = heads,
-        .slots_max = slots_seen(batch, first, rows),
+        .slots_max = slots_bound(cuda, batch),
         .stride = cuda->score_stride,
     };
     if (scored)
@@ -497,10 +497,10 @@ void eng_cuda_arg_max(eng_engine *engine, uint32_t rows, uint32_t *out_ids)
         .rows = rows,
         .n = (uint32_t)engine->model->shape.vocab_size,
     };
-    size_t bytes = rows * sizeof(uint32_t);
     RUN(engine, arg_max, &params);
-    if (!cuda->broken[0])
-        eng_cuda_check(cuda, cuda->api->copy(cuda->host_ids, cuda->ids, bytes, cuda->stream));
-    eng_cuda_check(cuda, cuda->api->stream_wait(cuda->stream));
-    memcpy(out_ids, cuda->host_ids, bytes);
+    if (eng_cuda_launches(cuda))
+        eng_cuda_check(cuda, cuda->api->copy(cuda->host_ids, cuda->ids, rows * sizeof(uint32_t),
+                                             cuda->stream));
+    cuda->ids_out = out_ids;
+    cuda->id_count = rows;
 }

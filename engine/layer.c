@@ -6,8 +6,7 @@
 
 #include "base/assert.h"
 
-/* Does any row see more slots than are selected? Else scores would change nothing. */
-static bool batch_scored(const eng_engine *engine, const eng_batch *batch)
+bool eng_batch_scored(const eng_engine *engine, const eng_batch *batch)
 {
     uint32_t topk = (uint32_t)engine->model->shape.index_topk;
     for (uint32_t i = 0; i < batch->row_count; i++) {
@@ -47,7 +46,7 @@ static bool attention(eng_engine *engine, const eng_layer *layer, const krn_cach
                       const eng_batch *batch)
 {
     eng_scratch *s = &engine->s;
-    bool scored = batch_scored(engine, batch);
+    bool scored = eng_batch_scored(engine, batch);
     size_t heads = (size_t)engine->model->shape.head_count;
     if (!attention_inputs(engine, layer, cache, batch, scored))
         return false;

@@ -40,6 +40,17 @@ typedef struct eng_pieces {
     uint32_t count;
 } eng_pieces;
 
+/* Two runs of equal shape put the same operations on the same places, so that a backend may record
+ * one and repeat it. All fields of one type: no padding, comparable as bytes. */
+typedef struct eng_run_shape {
+    uint32_t plain; /* the host looks into it on the way: nothing to repeat */
+    uint32_t drafts;
+    uint32_t rows, logits, mtp_rows;
+    uint32_t stored; /* rows of h_final that go into the cache */
+    uint32_t scored;
+    uint32_t slots; /* no row sees a slot from here on: a power of two */
+} eng_run_shape;
+
 struct eng_ops {
     const char *numerics_id;
     uint32_t expert_align; /* the rows of an expert start at a multiple of it */
@@ -66,8 +77,8 @@ struct eng_ops {
     void (*destroy)(eng_engine *engine);
     void (*clear)(eng_engine *engine, const eng_pieces *pieces); /* `from` is not looked at */
     void (*copy)(eng_engine *engine, const eng_pieces *pieces);
-    /* s.moves [count] of `bytes` each. */
-    void (*move)(eng_engine *engine, uint32_t count, size_t bytes);
+    /* s.moves [count] of `bytes` each. unless_fault: not when an operation of the run met NaN. */
+    void (*move)(eng_engine *engine, uint32_t count, size_t bytes, bool unless_fault);
     void (*write)(eng_engine *engine, void *to, const void *host, size_t bytes);
     void (*fetch)(eng_engine *engine, void *host, const void *at, size_t bytes); /* waits */
     /* As fetch, to memory of the backend's own: until the next read of the same place. */
@@ -75,6 +86,8 @@ struct eng_ops {
     /* Before a step's operations look at a sequence's block table, after it was changed. */
     void (*bind)(eng_engine *engine, const eng_sequence *sequence);
 
+    /* A run of operations up to `finish`, of a shape. */
+    void (*start)(eng_engine *engine, const eng_run_shape *shape);
     /* Tokens, rows and rope table of the rows that the operations until the next begin run over. */
     void (*begin)(eng_engine *engine, const eng_batch *batch);
     bool (*finish)(eng_engine *engine); /* waits for all of it */
@@ -105,7 +118,7 @@ struct eng_ops {
     bool (*experts)(eng_engine *engine, const eng_layer *layer, uint32_t rows);
     void (*combine)(eng_engine *engine, uint32_t rows, void *out_y);
     bool (*finite)(eng_engine *engine, const float *values, size_t count);
-    /* Highest of each row of s.logits, ties to the lowest id; waits. */
+    /* Highest of each row of s.logits, ties to the lowest id; there after finish. */
     void (*arg_max)(eng_engine *engine, uint32_t rows, uint32_t *out_ids);
 };
 

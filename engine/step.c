@@ -113,7 +113,7 @@ static uint32_t batch_fill_mtp(eng_engine *engine, const eng_span *spans, uint32
         }
     }
     if (count > 0)
-        engine->ops->move(engine, count, bytes);
+        engine->ops->move(engine, count, bytes, false);
     return count;
 }
 
@@ -133,7 +133,37 @@ static void batch_store_h(eng_engine *engine, const eng_span *spans, uint32_t sp
                                                   (uint8_t *)engine->s.h + row * bytes};
         }
     }
-    engine->ops->move(engine, count, bytes);
+    engine->ops->move(engine, count, bytes, true); /* over older ones */
+}
+
+/* A power of two over all slots that rows see. */
+static uint32_t slots_bound(const krn_row *rows, uint32_t count)
+{
+    uint32_t bound = ENG_PAGE_TOKENS;
+    for (uint32_t i = 0; i < count; i++)
+        while (bound <= rows[i].slot)
+            bound *= 2;
+    return bound;
+}
+
+static eng_run_shape batch_shape(const eng_engine *engine, const eng_batch *batch,
+                                 const eng_span *spans, uint32_t span_count, bool plain)
+{
+    eng_run_shape shape = {
+        .plain = plain || engine->tap || engine->step_routing,
+        .rows = batch->row_count,
+        .logits = engine->step_logits,
+        .mtp_rows = engine->model->mtp ? batch->row_count : 0,
+        .scored = eng_batch_scored(engine, batch),
+        .slots = slots_bound(batch->rows, batch->row_count),
+    };
+    for (uint32_t i = 0; i < span_count; i++) {
+        uint32_t length = spans[i].sequence->length, end = length + spans[i].token_count;
+        shape.mtp_rows -= engine->model->mtp && length == 0;
+        shape.stored += end / ENG_PAGE_TOKENS - length / ENG_PAGE_TOKENS;
+        shape.stored += end % ENG_PAGE_TOKENS != 0;
+    }
+    return shape;
 }
 
 /* ---- step ---- */
@@ -143,21 +173,16 @@ static bool layer_ends_group(const eng_engine *engine, uint32_t layer)
     return (layer + 1) % engine->layout.group_layers == 0 && layer + 1 < engine->layout.layer_count;
 }
 
-static bool step_main(eng_engine *engine, uint32_t rows, eng_group_fn on_group, void *context)
+static bool step_main(eng_engine *engine, const eng_batch *batch, eng_group_fn on_group,
+                      void *context)
 {
     eng_scratch *s = &engine->s;
     const eng_model *model = engine->model;
-    const eng_batch batch = {
-        .row_count = rows,
-        .tokens = s->tokens,
-        .rows = s->rows,
-        .table = s->table,
-        .positions = s->positions,
-    };
-    engine->ops->begin(engine, &batch);
-    engine->ops->embed(engine, &batch, s->x);
+    uint32_t rows = batch->row_count;
+    engine->ops->begin(engine, batch);
+    engine->ops->embed(engine, batch, s->x);
     for (uint32_t layer = 0; layer < model->layer_end - model->layer_first; layer++) {
-        if (!eng_layer_run(engine, layer, &batch, layer == 0))
+        if (!eng_layer_run(engine, layer, batch, layer == 0))
             return false;
         if (on_group && layer_ends_group(engine, layer)) {
             if (!engine->ops->finish(engine))
@@ -188,16 +213,25 @@ static bool step_logits(eng_engine *engine)
 static bool step_run(eng_engine *engine, const eng_span *spans, uint32_t span_count,
                      eng_group_fn on_group, void *context)
 {
-    uint32_t rows = batch_fill(engine, spans, span_count);
-    if (!step_main(engine, rows, on_group, context))
+    const eng_scratch *s = &engine->s;
+    const eng_batch batch = {
+        .row_count = batch_fill(engine, spans, span_count),
+        .tokens = s->tokens,
+        .rows = s->rows,
+        .table = s->table,
+        .positions = s->positions,
+    };
+    const eng_run_shape shape = batch_shape(engine, &batch, spans, span_count, on_group != NULL);
+    engine->ops->start(engine, &shape);
+    if (!step_main(engine, &batch, on_group, context))
         return false;
     uint32_t mtp_rows = engine->model->mtp ? batch_fill_mtp(engine, spans, span_count) : 0;
     if (mtp_rows > 0 && !eng_mtp_run(engine, mtp_rows, engine->tap && engine->tap->draft))
         return false;
-    if (!step_logits(engine) || !engine->ops->finish(engine))
+    if (!step_logits(engine))
         return false;
-    batch_store_h(engine, spans, span_count); /* over an older one: only now that all is well */
-    return !on_group || engine->ops->finish(engine);
+    batch_store_h(engine, spans, span_count);
+    return engine->ops->finish(engine);
 }
 
 static sl_status step_fault(const eng_engine *engine, sl_err *err)
@@ -295,7 +329,16 @@ static void draft_row(eng_engine *engine, uint32_t row, const eng_sequence *sequ
 /* out_drafts[i]: what the layer gives for row i. */
 static bool draft_run(eng_engine *engine, uint32_t rows, uint32_t *out_drafts)
 {
-    engine->ops->move(engine, rows, eng_hidden_bytes(engine));
+    const eng_batch batch = {.row_count = rows, .rows = engine->s.mtp_rows};
+    const eng_run_shape shape = {
+        .plain = engine->tap != NULL,
+        .drafts = true,
+        .rows = rows,
+        .scored = eng_batch_scored(engine, &batch),
+        .slots = slots_bound(batch.rows, rows),
+    };
+    engine->ops->start(engine, &shape);
+    engine->ops->move(engine, rows, eng_hidden_bytes(engine), false);
     if (!eng_mtp_run(engine, rows, true))
         return false;
     engine->ops->arg_max(engine, rows, out_drafts);

@@ -128,6 +128,31 @@ static int clear_pieces(void *to, uint64_t stride, uint64_t bytes, uint64_t coun
     return check(cudaMemset2DAsync(to, stride, 0, bytes, count, (cudaStream_t)stream), "fill");
 }
 
+static int graph_begin(krn_cuda_stream stream)
+{
+    return check(cudaStreamBeginCapture((cudaStream_t)stream, cudaStreamCaptureModeThreadLocal),
+                 "graph");
+}
+static int graph_end(krn_cuda_stream stream, krn_cuda_graph *out_graph)
+{
+    cudaGraph_t graph = NULL;
+    int code = check(cudaStreamEndCapture((cudaStream_t)stream, &graph), "graph");
+    if (code == KRN_CUDA_OK)
+        code = check(cudaGraphInstantiate((cudaGraphExec_t *)out_graph, graph, 0), "graph");
+    if (graph)
+        (void)cudaGraphDestroy(graph);
+    return code;
+}
+static int graph_run(krn_cuda_graph graph, krn_cuda_stream stream)
+{
+    return check(cudaGraphLaunch((cudaGraphExec_t)graph, (cudaStream_t)stream), "graph");
+}
+static void graph_destroy(krn_cuda_graph graph)
+{
+    if (graph)
+        (void)cudaGraphExecDestroy((cudaGraphExec_t)graph);
+}
+
 extern "C" __attribute__((visibility("default"))) const krn_cuda_api *
 krn_cuda_api_get(uint32_t version)
 {
@@ -154,6 +179,10 @@ krn_cuda_api_get(uint32_t version)
         .weights_bytes_bf16 = krn_cuda_weights_bytes_bf16,
         .weights_pack_bf16 = krn_cuda_weights_pack_bf16,
         .segments_bf16 = krn_cuda_segments_bf16,
+        .graph_begin = graph_begin,
+        .graph_end = graph_end,
+        .graph_run = graph_run,
+        .graph_destroy = graph_destroy,
         .gather = krn_cuda_gather,
         .move = krn_cuda_move,
         .arg_max = krn_cuda_arg_max,

@@ -26,6 +26,11 @@ KRN_CUDA_LOCAL int krn_cuda_gather(const krn_cuda_gather_params *p, krn_cuda_str
 
 static __global__ void __launch_bounds__(THREADS) move_kernel(const krn_cuda_move_params p)
 {
+    bool bad = false;
+    for (uint32_t i = threadIdx.x; i < p.fault_count; i += THREADS)
+        bad = bad || p.faults[i] != 0;
+    if (__syncthreads_or(bad))
+        return;
     const uint4 *from = (const uint4 *)p.moves[2 * blockIdx.x + 1];
     uint4 *to = (uint4 *)p.moves[2 * blockIdx.x];
     for (uint32_t i = threadIdx.x; i < p.bytes / 16; i += THREADS)

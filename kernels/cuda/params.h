@@ -200,8 +200,9 @@ typedef struct krn_cuda_gather_params { /* rows of a table by index */
 } krn_cuda_gather_params;
 
 typedef struct krn_cuda_move_params {
-    void *const *moves; /* [count][2]: to, from; aligned to 16, apart from each other */
-    uint32_t count, bytes;
+    void *const *moves;     /* [count][2]: to, from; aligned to 16, apart from each other */
+    const uint32_t *faults; /* [fault_count]: nothing moves when one is set */
+    uint32_t count, bytes, fault_count;
 } krn_cuda_move_params;
 
 typedef struct krn_cuda_arg_max_params {

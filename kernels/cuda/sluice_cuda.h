@@ -20,11 +20,13 @@
 extern "C" {
 #endif
 
-#define KRN_CUDA_API_VERSION 2u
+#define KRN_CUDA_API_VERSION 3u
 #define KRN_CUDA_NUMERICS_ID "cuda-sm90-v1"
 #define KRN_CUDA_SYMBOL      "krn_cuda_api_get"
 
 typedef void *krn_cuda_stream; /* a cudaStream_t; NULL: the default stream */
+
+typedef void *krn_cuda_graph; /* a cudaGraphExec_t */
 
 typedef enum krn_cuda_code {
     KRN_CUDA_OK = 0,
@@ -75,6 +77,13 @@ typedef struct krn_cuda_api {
     void (*weights_pack_bf16)(const uint16_t *weights, size_t n_stride, size_t k_stride, uint32_t n,
                               uint32_t k, uint8_t *out);
     uint32_t (*segments_bf16)(uint32_t n, uint32_t k);
+
+    /* What is put on the stream between begin and end is recorded, not run; then run as one. The
+     * same thread throughout. */
+    int (*graph_begin)(krn_cuda_stream stream);
+    int (*graph_end)(krn_cuda_stream stream, krn_cuda_graph *out_graph);
+    int (*graph_run)(krn_cuda_graph graph, krn_cuda_stream stream);
+    void (*graph_destroy)(krn_cuda_graph graph);
 
     int (*gather)(const krn_cuda_gather_params *params, krn_cuda_stream stream);
     int (*move)(const krn_cuda_move_params *params, krn_cuda_stream stream);
