@@ -67,6 +67,8 @@ static sl_status check(const dec_service *service, const Sluice__V1__Admit *admi
 {
     if (service->draining)
         return sl_fail(err, SL_UNAVAILABLE, "node %s is draining", service->options.name);
+    if (service->held)
+        return sl_fail(err, SL_FULL, "node %s gets other weights", service->options.name);
     size_t id_size = strlen(admit->request_id);
     if (id_size == 0 || id_size >= DEC_REQUEST_ID_MAX)
         return sl_fail(err, SL_INVALID, "request_id must have 1 to %u bytes",

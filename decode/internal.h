@@ -76,6 +76,7 @@ struct dec_service {
     uint32_t live_count;
     dec_stream *streams[DEC_STREAMS_MAX];
     bool draining;
+    bool held;
     sl_metric *generated, *admitted, *refused;
     sl_metric *transfer_seconds;
 };

@@ -438,6 +438,23 @@ void dec_service_drain(dec_service *service)
     service->draining = true;
 }
 
+void dec_service_hold(dec_service *service, bool held)
+{
+    service->held = held;
+    for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)
+        if (service->streams[i])
+            service->streams[i]->load_due = true;
+}
+
+void dec_service_renew(dec_service *service)
+{
+    sl_assert(service->live_count == 0);
+    for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)
+        if (service->streams[i])
+            rpc_server_call_finish(service->streams[i]->call, SL_UNAVAILABLE,
+                                   "the weights were replaced: say hello again");
+}
+
 uint32_t dec_service_live(const dec_service *service)
 {
     return service->live_count;
@@ -449,8 +466,9 @@ void dec_service_load(const dec_service *service, Sluice__V1__Load *out_load)
     for (uint32_t i = 0; i < service->options.sequences_max; i++)
         running += service->slots[i].used && service->slots[i].core.state == DEC_STATE_RUNNING;
     out_load->slots_total = service->options.sequences_max;
-    out_load->slots_free =
-        service->draining ? 0 : service->options.sequences_max - service->live_count;
+    out_load->slots_free = service->draining || service->held
+                               ? 0
+                               : service->options.sequences_max - service->live_count;
     out_load->running = running;
     out_load->waiting = service->live_count - running;
 }

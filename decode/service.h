@@ -52,6 +52,11 @@ void dec_service_on_transfer(dec_service *service, const kvt_event *event);
 void dec_service_flush(dec_service *service);
 /* Refuses new sequences from now on. */
 void dec_service_drain(dec_service *service);
+/* Refuses new sequences as if there were no room, so that routers wait or go elsewhere. */
+void dec_service_hold(dec_service *service, bool held);
+/* Ends the routers' streams, so that they come again and hear the engine's new stamp. While no
+ * sequence is live. */
+void dec_service_renew(dec_service *service);
 /* Sequences that hold anything. */
 uint32_t dec_service_live(const dec_service *service);
 /* Fills slots, running and waiting; pages are the node's to add. */

@@ -11,6 +11,7 @@
 #include "base/rng.h"
 #include "base/sum.h"
 #include "engine/ops.h"
+#include "engine/reload.h"
 
 #define LAYER_GROUP_DEFAULT  8u
 #define SEQUENCES_DEFAULT    64u
@@ -82,7 +83,7 @@ static void engine_set_stamp(eng_engine *engine)
     snprintf(stamp->numerics_id, sizeof(stamp->numerics_id), "%s",
              engine->plain ? "plain" : engine->ops->numerics_id);
     snprintf(stamp->model_hash, sizeof(stamp->model_hash), "%s", engine->model->hash);
-    snprintf(stamp->weights_version, sizeof(stamp->weights_version), "1");
+    snprintf(stamp->weights_version, sizeof(stamp->weights_version), "%u", engine->weights_version);
     snprintf(stamp->cache_format, sizeof(stamp->cache_format), "v%u-%u-%u-g%u",
              CACHE_FORMAT_VERSION, ENG_PAGE_TOKENS,
              (uint32_t)(engine->layout.layer_bytes / ENG_PAGE_TOKENS), engine->layout.group_layers);
@@ -164,18 +165,20 @@ static uint64_t engine_cache_bytes(const eng_engine *engine)
     return engine->layout.page_bytes * engine->layout.page_count;
 }
 
-static sl_status engine_open_tier(eng_engine *engine, const eng_options *options, sl_err *err)
+static sl_status engine_open_tier(eng_engine *engine, sl_err *err)
 {
-    if (!options->tier_path)
+    if (!engine->tier_path)
         return sl_ok();
     eng_tier_options tier = {
-        .path = options->tier_path,
-        .bytes = options->tier_bytes,
+        .path = engine->tier_path,
+        .bytes = engine->tier_bytes,
         .stamp = &engine->stamp,
         .sum_key = engine->sum_key,
         .page_bytes = engine->layout.page_bytes,
     };
-    return eng_tier_open(&tier, &engine->tier, err);
+    SL_TRY(eng_tier_open(&tier, &engine->tier, err));
+    eng_tier_set_wake(engine->tier, engine->wake, engine->wake_context);
+    return sl_ok();
 }
 
 static bool spill_page(void *context, uint32_t page)
@@ -211,7 +214,10 @@ static sl_status engine_build(eng_engine *engine, const eng_options *options, sl
                                       &cache, err));
     engine->cache = cache;
     engine_set_stamp(engine);
-    SL_TRY(engine_open_tier(engine, options, err));
+    if (options->tier_path)
+        engine->tier_path = sl_strdup(options->tier_path, "tier path");
+    engine->tier_bytes = options->tier_bytes;
+    SL_TRY(engine_open_tier(engine, err));
     engine_make_pages(engine);
     engine_make_sequences(engine);
     SL_TRY(krn_pool_create(options->threads, &engine->pool, err));
@@ -230,6 +236,7 @@ sl_status eng_engine_create(const eng_model *model, const eng_options *options,
 {
     eng_engine *engine = sl_alloc(1, sizeof(*engine), "engine");
     engine->model = model;
+    engine->weights_version = options->weights_version ? options->weights_version : 1;
     engine->ops = model->ops;
     engine->cache_kind = options->cache_on_host ? ENG_MEMORY_HOST : ENG_MEMORY_DEVICE;
     engine->plain = model->numerics == ENG_NUMERICS_PLAIN;
@@ -255,6 +262,7 @@ void eng_engine_destroy(eng_engine *engine)
     sl_free(engine->sequences);
     sl_free(engine->sequence_pages);
     eng_tier_close(engine->tier);
+    sl_free(engine->tier_path);
     eng_pages_fini(&engine->pages);
     if (engine->cache)
         engine->ops->memory_destroy(engine->model, engine->cache_kind, engine->cache,
@@ -331,8 +339,49 @@ bool eng_engine_tier_stats(const eng_engine *engine, eng_tier_stats *out_stats)
 
 void eng_engine_set_wake(eng_engine *engine, void (*wake)(void *context), void *context)
 {
+    engine->wake = wake;
+    engine->wake_context = context;
     if (engine->tier)
         eng_tier_set_wake(engine->tier, wake, context);
+}
+
+/* ---- reload ---- */
+
+/* Everything that is named after the weights: stamp, sums, known pages, the second tier's file.
+ * Without a tier when that cannot be opened. */
+static sl_status engine_rekey(eng_engine *engine, uint32_t weights_version, sl_err *err)
+{
+    eng_tier_close(engine->tier);
+    engine->tier = NULL;
+    eng_pages_fini(&engine->pages);
+    engine->weights_version = weights_version;
+    engine_set_stamp(engine);
+    sl_status status = engine_open_tier(engine, err);
+    engine_make_pages(engine);
+    return status;
+}
+
+sl_status eng_engine_reload(eng_engine *engine, eng_model *model, eng_model *fresh,
+                            uint32_t weights_version, sl_err *err)
+{
+    sl_assert(engine->model == model);
+    for (uint32_t i = 0; i < engine->sequences_max; i++)
+        if (engine->sequences[i].open)
+            return sl_fail(err, SL_CONFLICT, "a sequence is open");
+    if (weights_version <= engine->weights_version)
+        return sl_fail(err, SL_INVALID, "weights version %u: must be higher than %u",
+                       weights_version, engine->weights_version);
+    SL_TRY(eng_model_check_same(model, fresh, err));
+    uint32_t old_version = engine->weights_version;
+    eng_model_exchange(model, fresh);
+    sl_status status = engine_rekey(engine, weights_version, err);
+    if (sl_is_ok(status))
+        return status;
+    sl_err again;
+    eng_model_exchange(model, fresh);
+    sl_status back = engine_rekey(engine, old_version, &again);
+    (void)back; /* the old ones serve, without the tier if need be */
+    return status;
 }
 
 void eng_engine_drop_kept(eng_engine *engine)

@@ -75,7 +75,7 @@ uint64_t eng_model_kv_bytes(const eng_model *model, uint64_t token_count);
 typedef struct eng_stamp {
     char numerics_id[32];     /* "cpu-f32-v1", "cuda-sm90-v1" */
     char model_hash[65];      /* model/hash.h: what the model is, and sums of what was loaded */
-    char weights_version[32]; /* "1": raised by a reload in place */
+    char weights_version[32]; /* "1" unless the options say otherwise; raised by a reload */
     char cache_format[32]; /* "v1-64-788-g8": layout version, page tokens, row bytes, layers a group
                             */
 } eng_stamp;
@@ -92,7 +92,8 @@ typedef struct eng_options {
     uint32_t context_max;        /* tokens of one sequence; 0 = the shape's position_max */
     int threads;                 /* CPU pool, the calling thread included; 0 = all cores */
     uint32_t overcommit_percent; /* pages promised to sequences, of those there are; 0 = 100 */
-    const char *tier_path;       /* second cache tier: a file; NULL = none */
+    uint32_t weights_version;    /* 0 = 1; for a process that starts with reloaded weights */
+    const char *tier_path;       /* second cache tier: a file, for the engine's life; NULL = none */
     uint64_t tier_bytes;
     bool cache_on_host; /* CUDA: the cache in pinned host memory, which the host may read and write
                            between steps; slow. The CPU's always is there */

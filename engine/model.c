@@ -3,10 +3,12 @@
  * Thread: any at open; immutable afterwards. */
 #include "engine/ops.h"
 
+#include <string.h>
 #include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "engine/reload.h"
 #include "model/config.h"
 #include "model/tokenizer.h"
 
@@ -119,6 +121,31 @@ void eng_model_close(eng_model *model)
     sl_free(model->undefined);
     mdl_tokenizer_destroy(model->tokenizer);
     sl_free(model);
+}
+
+sl_status eng_model_check_same(const eng_model *model, const eng_model *fresh, sl_err *err)
+{
+    if (model->resident || fresh->resident)
+        return sl_fail(err, SL_UNSUPPORTED, "weights on a device are not replaced in place yet");
+    bool same = strcmp(model->identity, fresh->identity) == 0 && model->ops == fresh->ops &&
+                model->numerics == fresh->numerics && model->layer_first == fresh->layer_first &&
+                model->layer_end == fresh->layer_end && model->layer_count == fresh->layer_count;
+    if (!same)
+        return sl_fail(err, SL_INCOMPATIBLE,
+                       "config.json, tokenizer.json or the tensors' names, types or shapes differ "
+                       "from those of the weights in use");
+    return sl_ok();
+}
+
+void eng_model_exchange(eng_model *model, eng_model *fresh)
+{
+    eng_model old = *model;
+    *model = *fresh;
+    *fresh = old;
+    fresh->tokenizer = model->tokenizer;
+    fresh->undefined = model->undefined;
+    model->tokenizer = old.tokenizer;
+    model->undefined = old.undefined;
 }
 
 const mdl_shape *eng_model_shape(const eng_model *model)

@@ -79,6 +79,9 @@ struct eng_model {
     size_t arena_bytes;
 };
 
+/* Exchanges their weights; shape, tokenizer and ids, which are equal, stay where others have
+ * pointers to them. */
+void eng_model_exchange(eng_model *model, eng_model *fresh);
 /* Packs everything and completes the hash; model has shape, numerics, checkpoint, identity and
  * layer range. Errors name tensor and file. */
 SL_MUST_USE sl_status eng_weights_load(eng_model *model, const eng_model_options *options,

@@ -139,6 +139,11 @@ struct eng_engine {
     uint8_t *cache; /* backend memory: page p at cache + p * layout.page_bytes */
     eng_pages pages;
     eng_tier *tier; /* NULL: none */
+    char *tier_path;
+    uint64_t tier_bytes;
+    void (*wake)(void *context); /* of the tier's I/O thread */
+    void *wake_context;
+    uint32_t weights_version;
     uint32_t pages_promisable;
     uint32_t promised; /* pages that sequences may still bind */
     uint32_t growing;  /* sequences that may */

@@ -35,6 +35,10 @@ struct eng_worker {
     pthread_t thread;
     bool running;
     _Atomic bool stopping;
+    _Atomic bool errand_due; /* hands the two below over, and back */
+    void (*errand)(void *context);
+    void *errand_context;
+    sl_mailbox *errand_done; /* carries no items either */
     _Atomic uint32_t pages_free, pages_kept, pages_bound, pages_promised, pages_grantable;
 };
 
@@ -54,7 +58,10 @@ sl_status eng_worker_create(eng_engine *engine, eng_worker **out_worker, sl_err 
     eng_worker *worker = sl_alloc(1, sizeof(*worker), "engine worker");
     worker->engine = engine;
     sl_status status = sl_mailbox_create(1, 2, &worker->doorbell, err);
+    if (sl_is_ok(status))
+        status = sl_mailbox_create(1, 2, &worker->errand_done, err);
     if (!sl_is_ok(status)) {
+        sl_mailbox_destroy(worker->doorbell);
         sl_free(worker);
         return status;
     }
@@ -94,6 +101,28 @@ static bool worker_take_commands(eng_worker *worker)
     return took;
 }
 
+static void worker_run_errand(eng_worker *worker)
+{
+    if (!atomic_load_explicit(&worker->errand_due, memory_order_acquire))
+        return;
+    worker->errand(worker->errand_context);
+    atomic_store_explicit(&worker->errand_due, false, memory_order_release);
+    sl_mailbox_wake(worker->errand_done);
+}
+
+void eng_worker_call(eng_worker *worker, void (*fn)(void *context), void *context)
+{
+    sl_assert(worker->running && !worker->errand_due);
+    worker->errand = fn;
+    worker->errand_context = context;
+    atomic_store_explicit(&worker->errand_due, true, memory_order_release);
+    sl_mailbox_wake(worker->doorbell);
+    while (atomic_load_explicit(&worker->errand_due, memory_order_acquire)) {
+        sl_mailbox_wait(worker->errand_done, SL_NEVER);
+        sl_mailbox_clear(worker->errand_done);
+    }
+}
+
 static void wake(void *context)
 {
     eng_worker *worker = context;
@@ -105,6 +134,7 @@ static void *worker_main(void *argument)
     eng_worker *worker = argument;
     while (!atomic_load_explicit(&worker->stopping, memory_order_acquire)) {
         sl_mailbox_clear(worker->doorbell);
+        worker_run_errand(worker);
         bool busy = worker_take_commands(worker);
         sl_time_ns now = sl_now_ns();
         bool reads = eng_engine_poll(worker->engine, now);
@@ -154,6 +184,7 @@ void eng_worker_destroy(eng_worker *worker)
         sl_free(worker->clients[i].event);
     }
     sl_mailbox_destroy(worker->doorbell);
+    sl_mailbox_destroy(worker->errand_done);
     sl_free(worker);
 }
 

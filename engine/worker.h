@@ -46,6 +46,10 @@ void eng_worker_destroy(eng_worker *worker);
 uint32_t eng_worker_pages_free(const eng_worker *worker);
 void eng_worker_count_pages(const eng_worker *worker, eng_page_counts *out_counts);
 
+/* Control thread: has fn(context) run on the engine thread between two turns, and waits for its
+ * end. While nothing runs there, or for something short. */
+void eng_worker_call(eng_worker *worker, void (*fn)(void *context), void *context);
+
 /* Control thread. false = the inbox is full (capacity is sized so that this is a bug or an
  * overload: refuse the request). */
 SL_MUST_USE bool eng_worker_post(eng_worker_client *client, const void *command);

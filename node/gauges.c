@@ -41,6 +41,9 @@ static void update_tier(nod_host *host)
     eng_tier_stats now, *seen = &host->tier_seen;
     if (!eng_engine_tier_stats(host->engine, &now))
         return;
+    if (now.misses < seen->misses || now.bytes_written < seen->bytes_written ||
+        now.bytes_read < seen->bytes_read)
+        *seen = (eng_tier_stats){0}; /* opened anew, for other weights */
     sl_metric_set(host->tier_pages, "used", (double)now.pages);
     sl_metric_set(host->tier_pages, "free", (double)(now.pages_max - now.pages));
     sl_metric_add(host->tier_lookups, "hit", (double)(now.hits - seen->hits));

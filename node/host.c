@@ -128,7 +128,7 @@ static void on_left(void *context)
     rpc_server_stop(host->server, sl_loop_now(host->loop) + LEAVE_NS, on_server_stopped, host);
 }
 
-static uint32_t live(const nod_host *host)
+uint32_t nod_host_live(const nod_host *host)
 {
     return (host->decode ? dec_service_live(host->decode) : 0) +
            (host->prefill ? pre_service_live(host->prefill) : 0);
@@ -139,8 +139,8 @@ static void leave(nod_host *host)
     if (host->state == NOD_STATE_LEAVING)
         return;
     host->state = NOD_STATE_LEAVING;
-    if (live(host) > 0)
-        sl_warn("leaving with %u requests unfinished", live(host));
+    if (nod_host_live(host) > 0)
+        sl_warn("leaving with %u requests unfinished", nod_host_live(host));
     else
         sl_info("leaving: nothing is left");
     clu_registration_stop(host->registration, on_left, host);
@@ -156,15 +156,42 @@ static void after_pass(void *context)
     nod_host *host = context;
     if (host->decode)
         dec_service_flush(host->decode);
-    if (host->state == NOD_STATE_DRAINING && live(host) == 0)
+    nod_reload_continue(host->reload);
+    if (host->state == NOD_STATE_DRAINING && nod_host_live(host) == 0)
         leave(host);
+}
+
+static void tell_cluster(nod_host *host)
+{
+    clu_member_info info;
+    sl_err err;
+    if (!sl_is_ok(member_info(host, &info, &err)) ||
+        !sl_is_ok(clu_registration_update(host->registration, &info, &err)))
+        sl_warn("cannot tell the cluster: %s", err.text);
+}
+
+void nod_host_stamp_changed(nod_host *host)
+{
+    if (host->decode)
+        dec_service_renew(host->decode);
+    tell_cluster(host);
+}
+
+void nod_host_stamp(const nod_host *host, Sluice__V1__Stamp *out_stamp)
+{
+    const eng_stamp *own = eng_engine_stamp(host->engine);
+    sluice__v1__stamp__init(out_stamp);
+    out_stamp->numerics_id = (char *)own->numerics_id;
+    out_stamp->model_hash = (char *)own->model_hash;
+    out_stamp->weights_version = (char *)own->weights_version;
+    out_stamp->cache_format = (char *)own->cache_format;
 }
 
 void nod_host_drain(nod_host *host, uint64_t timeout_ns)
 {
     if (host->state >= NOD_STATE_LEAVING)
         return;
-    sl_info("draining: %u requests, at most %.1f s", live(host), (double)timeout_ns / 1e9);
+    sl_info("draining: %u requests, at most %.1f s", nod_host_live(host), (double)timeout_ns / 1e9);
     bool registered = host->state == NOD_STATE_READY;
     host->state = NOD_STATE_DRAINING;
     if (host->decode)
@@ -173,11 +200,8 @@ void nod_host_drain(nod_host *host, uint64_t timeout_ns)
         pre_service_drain(host->prefill);
     rpc_server_set_health(host->server, "", false);
     sl_timer_set(host->drain_timer, sl_loop_now(host->loop) + timeout_ns);
-    clu_member_info info;
-    sl_err err;
-    if (registered && (!sl_is_ok(member_info(host, &info, &err)) ||
-                       !sl_is_ok(clu_registration_update(host->registration, &info, &err))))
-        sl_warn("cannot tell the cluster: %s", err.text);
+    if (registered)
+        tell_cluster(host);
 }
 
 static void on_stop_signal(void *context)
@@ -248,6 +272,15 @@ static void tell_tier(const nod_host *host)
             (unsigned long long)tier.pages_at_start, (unsigned long long)tier.pages_max);
 }
 
+void nod_model_options(const nod_host *host, const char *dir, eng_model_options *out_options)
+{
+    *out_options = (eng_model_options){
+        .dir = dir,
+        .threads = (int)host->options->threads,
+        .progress = on_load_progress,
+    };
+}
+
 static sl_status open_engine(nod_host *host, sl_err *err)
 {
     const nod_options *options = host->options;
@@ -258,11 +291,8 @@ static sl_status open_engine(nod_host *host, sl_err *err)
     uint64_t tier_bytes = 0;
     if (options->kv_disk)
         SL_TRY(split_kv_disk(options->kv_disk, tier_path, sizeof(tier_path), &tier_bytes, err));
-    eng_model_options model = {
-        .dir = options->model,
-        .threads = (int)options->threads,
-        .progress = on_load_progress,
-    };
+    eng_model_options model;
+    nod_model_options(host, options->model, &model);
     sl_time_ns start = sl_now_ns();
     SL_TRY(eng_model_open(&model, &host->model, err));
     int64_t rows = options->chunk_tokens > options->max_sequences ? options->chunk_tokens
@@ -277,6 +307,7 @@ static sl_status open_engine(nod_host *host, sl_err *err)
         .rows_max = (int)host->rows_max,
         .context_max = (uint32_t)options->context_max,
         .threads = (int)options->threads,
+        .weights_version = (uint32_t)options->weights_version,
         .tier_path = options->kv_disk ? tier_path : NULL,
         .tier_bytes = tier_bytes,
     };
@@ -403,6 +434,7 @@ static sl_status start(nod_host *host, sl_err *err)
                                 .metrics = host->metrics,
                                 .stop = on_stop_signal,
                                 .context = host};
+    host->reload = nod_reload_create(host);
     host->drain_timer = sl_timer_create(host->loop, on_drain_timeout, host);
     SL_TRY(open_engine(host, err));
     SL_TRY(open_transfer(host, err));
@@ -428,6 +460,7 @@ static void stop(nod_host *host)
         eng_worker_stop(host->worker);
     sl_watch_destroy(host->kvt_watch);
     kvt_context_destroy(host->kvt);
+    nod_reload_destroy(host->reload);
     pre_service_destroy(host->prefill);
     dec_service_destroy(host->decode);
     eng_worker_destroy(host->worker);

@@ -16,6 +16,8 @@ typedef enum nod_state {
     NOD_STATE_COUNT
 } nod_state;
 
+typedef struct nod_reload nod_reload;
+
 typedef struct nod_host {
     const nod_options *options;
     nod_state state;
@@ -35,6 +37,7 @@ typedef struct nod_host {
     rpc_server *server;
     clu_etcd *etcd;
     clu_registration *registration;
+    nod_reload *reload;
     sl_timer *drain_timer;
     sl_timer *gauge_timer;
     sl_metric *pages_gauge, *running_gauge, *waiting_gauge, *etcd_gauge, *kv_gauge, *kv_received,
@@ -52,8 +55,26 @@ void nod_host_load(const nod_host *host, Sluice__V1__Load *out_load);
 /* Starts to drain; again: with an earlier deadline. */
 void nod_host_drain(nod_host *host, uint64_t timeout_ns);
 
+/* Requests that hold anything. */
+uint32_t nod_host_live(const nod_host *host);
+/* Borrows the engine's texts. */
+void nod_host_stamp(const nod_host *host, Sluice__V1__Stamp *out_stamp);
+/* Tells routers and cluster of another stamp. */
+void nod_host_stamp_changed(nod_host *host);
+/* How this node opens the weights in `dir`, which is borrowed. Any thread. */
+void nod_model_options(const nod_host *host, const char *dir, eng_model_options *out_options);
+
+/* reload.c */
+nod_reload *nod_reload_create(nod_host *host);
+/* When the loop runs no more, and before the engine goes. */
+void nod_reload_destroy(nod_reload *reload);
+bool nod_reload_active(const nod_reload *reload);
+/* At the end of each pass: nothing may run any more. */
+void nod_reload_continue(nod_reload *reload);
+void nod_reload_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *request);
+
 /* service.c: the Node service's handlers. */
-#define NOD_HANDLERS 2
+#define NOD_HANDLERS 3
 void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS]);
 
 /* gauges.c */

@@ -15,6 +15,7 @@ typedef enum nod_backend { NOD_BACKEND_CPU, NOD_BACKEND_CUDA } nod_backend;
 typedef struct nod_options {
     const char *name;
     const char *model;
+    int64_t weights_version;
     const char *etcd;
     const char *cluster;
     const char *control;

@@ -5,12 +5,8 @@
 static void on_status(void *context, rpc_server_call *call, const ProtobufCMessage *request)
 {
     const nod_host *host = context;
-    const eng_stamp *own = eng_engine_stamp(host->engine);
-    Sluice__V1__Stamp stamp = SLUICE__V1__STAMP__INIT;
-    stamp.numerics_id = (char *)own->numerics_id;
-    stamp.model_hash = (char *)own->model_hash;
-    stamp.weights_version = (char *)own->weights_version;
-    stamp.cache_format = (char *)own->cache_format;
+    Sluice__V1__Stamp stamp;
+    nod_host_stamp(host, &stamp);
     Sluice__V1__Load load = SLUICE__V1__LOAD__INIT;
     nod_host_load(host, &load);
     kvt_stats stats;
@@ -19,7 +15,8 @@ static void on_status(void *context, rpc_server_call *call, const ProtobufCMessa
     status.name = (char *)host->options->name;
     status.role = (char *)nod_role_name(host->options->role);
     status.incarnation = host->incarnation;
-    status.state = (char *)nod_state_name(host->state);
+    bool reloading = host->state == NOD_STATE_READY && nod_reload_active(host->reload);
+    status.state = reloading ? "reloading" : (char *)nod_state_name(host->state);
     status.stamp = &stamp;
     status.load = &load;
     status.transfers_open = stats.sends_open + stats.recvs_open;
@@ -46,4 +43,6 @@ void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS]
 {
     out_handlers[0] = (rpc_handler){&rpc_method_node_get_status, on_status, host};
     out_handlers[1] = (rpc_handler){&rpc_method_node_drain, on_drain, host};
+    out_handlers[2] =
+        (rpc_handler){&rpc_method_node_reload_weights, nod_reload_on_call, host->reload};
 }

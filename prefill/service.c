@@ -58,6 +58,7 @@ struct pre_service {
     uint64_t next_order;
     bool opening_full; /* the head waits for pages: nobody overtakes it until some come back */
     bool draining;
+    bool held;
     sl_metric *prompt_tokens, *queue_seconds, *refused, *transfer_bytes;
 };
 
@@ -438,6 +439,8 @@ static sl_status check(const pre_service *service, const Sluice__V1__PrefillRequ
     const Sluice__V1__Ticket *ticket = request->ticket;
     if (service->draining)
         return sl_fail(err, SL_UNAVAILABLE, "node %s is draining", service->options.name);
+    if (service->held)
+        return sl_fail(err, SL_FULL, "node %s gets other weights", service->options.name);
     size_t id_size = strlen(request->request_id);
     if (id_size == 0 || id_size >= PRE_REQUEST_ID_MAX)
         return sl_fail(err, SL_INVALID, "request_id must have 1 to %u bytes",
@@ -639,6 +642,11 @@ void pre_service_drain(pre_service *service)
     service->draining = true;
 }
 
+void pre_service_hold(pre_service *service, bool held)
+{
+    service->held = held;
+}
+
 uint32_t pre_service_live(const pre_service *service)
 {
     return service->live_count;
@@ -658,7 +666,8 @@ void pre_service_load(const pre_service *service, Sluice__V1__Load *out_load)
             queued_tokens += job->task->token_count;
     }
     out_load->slots_total = service->options.queue_max;
-    out_load->slots_free = service->draining ? 0 : service->options.queue_max - service->live_count;
+    bool closed = service->draining || service->held;
+    out_load->slots_free = closed ? 0 : service->options.queue_max - service->live_count;
     out_load->running = running;
     out_load->waiting = waiting;
     out_load->queued_tokens = queued_tokens;

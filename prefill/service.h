@@ -47,6 +47,8 @@ rpc_handler pre_service_handler(pre_service *service);
 void pre_service_on_transfer(pre_service *service, const kvt_event *event);
 /* Refuses new jobs from now on. */
 void pre_service_drain(pre_service *service);
+/* Refuses new jobs as if there were no room, so that routers wait or go elsewhere. */
+void pre_service_hold(pre_service *service, bool held);
 /* Jobs that hold anything. */
 uint32_t pre_service_live(const pre_service *service);
 /* Fills slots, running, waiting and queued_tokens; pages are the node's to add. */

@@ -105,6 +105,11 @@ const rpc_method rpc_method_node_drain = {
     &sluice__v1__drain_request__descriptor,
     &sluice__v1__drain_reply__descriptor};
 
+const rpc_method rpc_method_node_reload_weights = {
+    "/sluice.v1.Node/ReloadWeights", RPC_UNARY,
+    &sluice__v1__reload_weights_request__descriptor,
+    &sluice__v1__reload_weights_reply__descriptor};
+
 const rpc_method rpc_method_prefill_run = {
     "/sluice.v1.Prefill/Run", RPC_SERVER_STREAM,
     &sluice__v1__prefill_request__descriptor,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BIN = os.environ.get("SLUICE_BIN", os.path.join(ROOT, "build", "bin"))
@@ -294,6 +295,38 @@ class Cluster:
         """{name: record} as etcd holds them."""
         lines = self.etcdctl("get", "--prefix", f"/sluice/v1/{self.state['cluster']}/members/").splitlines()
         return {key.rsplit("/", 1)[1]: json.loads(value) for key, value in zip(lines[::2], lines[1::2])}
+
+
+def protobuf(**fields):
+    """One message: f1="text", f2=7, .. (numbers of fields; strings and varints only)."""
+    def varint(value):
+        out = b""
+        while value > 127:
+            out, value = out + bytes([value & 127 | 128]), value >> 7
+        return out + bytes([value])
+    out = b""
+    for name, value in fields.items():
+        number = int(name[1:])
+        if isinstance(value, str):
+            out += varint(number << 3 | 2) + varint(len(value.encode())) + value.encode()
+        else:
+            out += varint(number << 3) + varint(value)
+    return out
+
+
+def grpc(address, method, message=b"", seconds=60):
+    """One unary call by curl: (grpc-status, grpc-message, reply bytes)."""
+    frame = b"\0" + len(message).to_bytes(4, "big") + message
+    result = subprocess.run(["curl", "-sS", "-i", "--http2-prior-knowledge", "--max-time", str(seconds), "-H", "te: trailers", "-H",
+                             "content-type: application/grpc", "--data-binary", "@-", f"http://{address}/{method}"],
+                            input=frame, capture_output=True)
+    status = re.findall(rb"grpc-status: (\d+)\r", result.stdout)  # trailers follow the body's last byte
+    text = re.findall(rb"grpc-message: (.*?)\r", result.stdout)
+    if not status:
+        raise AssertionError(f"{method}: no status: {result.stderr.decode()} {result.stdout!r}")
+    body = result.stdout.split(b"\r\n\r\n", 1)[1]
+    size = int.from_bytes(body[1:5], "big") if len(body) > 5 and body[0] == 0 else 0
+    return int(status[-1]), urllib.parse.unquote(text[-1].decode()) if text else "", body[5:5 + size]
 
 
 class Reference:

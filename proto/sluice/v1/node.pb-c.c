@@ -187,6 +187,96 @@ void   sluice__v1__drain_reply__free_unpacked
   assert(message->base.descriptor == &sluice__v1__drain_reply__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   sluice__v1__reload_weights_request__init
+                     (Sluice__V1__ReloadWeightsRequest         *message)
+{
+  static const Sluice__V1__ReloadWeightsRequest init_value = SLUICE__V1__RELOAD_WEIGHTS_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__reload_weights_request__get_packed_size
+                     (const Sluice__V1__ReloadWeightsRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__reload_weights_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__reload_weights_request__pack
+                     (const Sluice__V1__ReloadWeightsRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__reload_weights_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__reload_weights_request__pack_to_buffer
+                     (const Sluice__V1__ReloadWeightsRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__reload_weights_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__ReloadWeightsRequest *
+       sluice__v1__reload_weights_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__ReloadWeightsRequest *)
+     protobuf_c_message_unpack (&sluice__v1__reload_weights_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__reload_weights_request__free_unpacked
+                     (Sluice__V1__ReloadWeightsRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__reload_weights_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__reload_weights_reply__init
+                     (Sluice__V1__ReloadWeightsReply         *message)
+{
+  static const Sluice__V1__ReloadWeightsReply init_value = SLUICE__V1__RELOAD_WEIGHTS_REPLY__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__reload_weights_reply__get_packed_size
+                     (const Sluice__V1__ReloadWeightsReply *message)
+{
+  assert(message->base.descriptor == &sluice__v1__reload_weights_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__reload_weights_reply__pack
+                     (const Sluice__V1__ReloadWeightsReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__reload_weights_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__reload_weights_reply__pack_to_buffer
+                     (const Sluice__V1__ReloadWeightsReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__reload_weights_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__ReloadWeightsReply *
+       sluice__v1__reload_weights_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__ReloadWeightsReply *)
+     protobuf_c_message_unpack (&sluice__v1__reload_weights_reply__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__reload_weights_reply__free_unpacked
+                     (Sluice__V1__ReloadWeightsReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__reload_weights_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 #define sluice__v1__node_status_request__field_descriptors NULL
 #define sluice__v1__node_status_request__field_indices_by_name NULL
 #define sluice__v1__node_status_request__number_ranges NULL
@@ -423,14 +513,144 @@ const ProtobufCMessageDescriptor sluice__v1__drain_reply__descriptor =
   (ProtobufCMessageInit) sluice__v1__drain_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCMethodDescriptor sluice__v1__node__method_descriptors[2] =
+static const ProtobufCFieldDescriptor sluice__v1__reload_weights_request__field_descriptors[3] =
+{
+  {
+    "model",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ReloadWeightsRequest, model),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "weights_version",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ReloadWeightsRequest, weights_version),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "deadline_ms",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ReloadWeightsRequest, deadline_ms),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__reload_weights_request__field_indices_by_name[] = {
+  2,   /* field[2] = deadline_ms */
+  0,   /* field[0] = model */
+  1,   /* field[1] = weights_version */
+};
+static const ProtobufCIntRange sluice__v1__reload_weights_request__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor sluice__v1__reload_weights_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.ReloadWeightsRequest",
+  "ReloadWeightsRequest",
+  "Sluice__V1__ReloadWeightsRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__ReloadWeightsRequest),
+  3,
+  sluice__v1__reload_weights_request__field_descriptors,
+  sluice__v1__reload_weights_request__field_indices_by_name,
+  1,  sluice__v1__reload_weights_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__reload_weights_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__reload_weights_reply__field_descriptors[3] =
+{
+  {
+    "stamp",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ReloadWeightsReply, stamp),
+    &sluice__v1__stamp__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "load_us",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ReloadWeightsReply, load_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "wait_us",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ReloadWeightsReply, wait_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__reload_weights_reply__field_indices_by_name[] = {
+  1,   /* field[1] = load_us */
+  0,   /* field[0] = stamp */
+  2,   /* field[2] = wait_us */
+};
+static const ProtobufCIntRange sluice__v1__reload_weights_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor sluice__v1__reload_weights_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.ReloadWeightsReply",
+  "ReloadWeightsReply",
+  "Sluice__V1__ReloadWeightsReply",
+  "sluice.v1",
+  sizeof(Sluice__V1__ReloadWeightsReply),
+  3,
+  sluice__v1__reload_weights_reply__field_descriptors,
+  sluice__v1__reload_weights_reply__field_indices_by_name,
+  1,  sluice__v1__reload_weights_reply__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__reload_weights_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCMethodDescriptor sluice__v1__node__method_descriptors[3] =
 {
   { "GetStatus", &sluice__v1__node_status_request__descriptor, &sluice__v1__node_status__descriptor },
   { "Drain", &sluice__v1__drain_request__descriptor, &sluice__v1__drain_reply__descriptor },
+  { "ReloadWeights", &sluice__v1__reload_weights_request__descriptor, &sluice__v1__reload_weights_reply__descriptor },
 };
 const unsigned sluice__v1__node__method_indices_by_name[] = {
   1,        /* Drain */
-  0         /* GetStatus */
+  0,        /* GetStatus */
+  2         /* ReloadWeights */
 };
 const ProtobufCServiceDescriptor sluice__v1__node__descriptor =
 {
@@ -439,7 +659,7 @@ const ProtobufCServiceDescriptor sluice__v1__node__descriptor =
   "Node",
   "Sluice__V1__Node",
   "sluice.v1",
-  2,
+  3,
   sluice__v1__node__method_descriptors,
   sluice__v1__node__method_indices_by_name
 };
@@ -458,6 +678,14 @@ void sluice__v1__node__drain(ProtobufCService *service,
 {
   assert(service->descriptor == &sluice__v1__node__descriptor);
   service->invoke(service, 1, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void sluice__v1__node__reload_weights(ProtobufCService *service,
+                                      const Sluice__V1__ReloadWeightsRequest *input,
+                                      Sluice__V1__ReloadWeightsReply_Closure closure,
+                                      void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__node__descriptor);
+  service->invoke(service, 2, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__node__init (Sluice__V1__Node_Service *service,
                              Sluice__V1__Node_ServiceDestroy destroy)

@@ -20,6 +20,8 @@ typedef struct Sluice__V1__NodeStatusRequest Sluice__V1__NodeStatusRequest;
 typedef struct Sluice__V1__NodeStatus Sluice__V1__NodeStatus;
 typedef struct Sluice__V1__DrainRequest Sluice__V1__DrainRequest;
 typedef struct Sluice__V1__DrainReply Sluice__V1__DrainReply;
+typedef struct Sluice__V1__ReloadWeightsRequest Sluice__V1__ReloadWeightsRequest;
+typedef struct Sluice__V1__ReloadWeightsReply Sluice__V1__ReloadWeightsReply;
 
 
 /* --- enums --- */
@@ -43,7 +45,7 @@ struct  Sluice__V1__NodeStatus
   char *role;
   uint64_t incarnation;
   /*
-   * "ready", "draining"
+   * "ready", "reloading", "draining"
    */
   char *state;
   Sluice__V1__Stamp *stamp;
@@ -78,6 +80,45 @@ struct  Sluice__V1__DrainReply
 #define SLUICE__V1__DRAIN_REPLY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__drain_reply__descriptor) \
     , 0 }
+
+
+/*
+ * Other weights of the same model: config.json, tokenizer.json and the tensors' names, types and shapes must be equal.
+ */
+struct  Sluice__V1__ReloadWeightsRequest
+{
+  ProtobufCMessage base;
+  /*
+   * directory of the checkpoint, on the node
+   */
+  char *model;
+  /*
+   * higher than the one that serves; 0 = one higher
+   */
+  uint32_t weights_version;
+  /*
+   * how long running requests may take to end once all is loaded; 0 = a minute
+   */
+  uint32_t deadline_ms;
+};
+#define SLUICE__V1__RELOAD_WEIGHTS_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__reload_weights_request__descriptor) \
+    , (char *)protobuf_c_empty_string, 0, 0 }
+
+
+struct  Sluice__V1__ReloadWeightsReply
+{
+  ProtobufCMessage base;
+  Sluice__V1__Stamp *stamp;
+  uint64_t load_us;
+  /*
+   * for running requests
+   */
+  uint64_t wait_us;
+};
+#define SLUICE__V1__RELOAD_WEIGHTS_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__reload_weights_reply__descriptor) \
+    , NULL, 0, 0 }
 
 
 /* Sluice__V1__NodeStatusRequest methods */
@@ -156,6 +197,44 @@ Sluice__V1__DrainReply *
 void   sluice__v1__drain_reply__free_unpacked
                      (Sluice__V1__DrainReply *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__ReloadWeightsRequest methods */
+void   sluice__v1__reload_weights_request__init
+                     (Sluice__V1__ReloadWeightsRequest         *message);
+size_t sluice__v1__reload_weights_request__get_packed_size
+                     (const Sluice__V1__ReloadWeightsRequest   *message);
+size_t sluice__v1__reload_weights_request__pack
+                     (const Sluice__V1__ReloadWeightsRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__reload_weights_request__pack_to_buffer
+                     (const Sluice__V1__ReloadWeightsRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__ReloadWeightsRequest *
+       sluice__v1__reload_weights_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__reload_weights_request__free_unpacked
+                     (Sluice__V1__ReloadWeightsRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__ReloadWeightsReply methods */
+void   sluice__v1__reload_weights_reply__init
+                     (Sluice__V1__ReloadWeightsReply         *message);
+size_t sluice__v1__reload_weights_reply__get_packed_size
+                     (const Sluice__V1__ReloadWeightsReply   *message);
+size_t sluice__v1__reload_weights_reply__pack
+                     (const Sluice__V1__ReloadWeightsReply   *message,
+                      uint8_t             *out);
+size_t sluice__v1__reload_weights_reply__pack_to_buffer
+                     (const Sluice__V1__ReloadWeightsReply   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__ReloadWeightsReply *
+       sluice__v1__reload_weights_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__reload_weights_reply__free_unpacked
+                     (Sluice__V1__ReloadWeightsReply *message,
+                      ProtobufCAllocator *allocator);
 /* --- per-message closures --- */
 
 typedef void (*Sluice__V1__NodeStatusRequest_Closure)
@@ -169,6 +248,12 @@ typedef void (*Sluice__V1__DrainRequest_Closure)
                   void *closure_data);
 typedef void (*Sluice__V1__DrainReply_Closure)
                  (const Sluice__V1__DrainReply *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__ReloadWeightsRequest_Closure)
+                 (const Sluice__V1__ReloadWeightsRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__ReloadWeightsReply_Closure)
+                 (const Sluice__V1__ReloadWeightsReply *message,
                   void *closure_data);
 
 /* --- services --- */
@@ -185,6 +270,10 @@ struct Sluice__V1__Node_Service
                 const Sluice__V1__DrainRequest *input,
                 Sluice__V1__DrainReply_Closure closure,
                 void *closure_data);
+  void (*reload_weights)(Sluice__V1__Node_Service *service,
+                         const Sluice__V1__ReloadWeightsRequest *input,
+                         Sluice__V1__ReloadWeightsReply_Closure closure,
+                         void *closure_data);
 };
 typedef void (*Sluice__V1__Node_ServiceDestroy)(Sluice__V1__Node_Service *);
 void sluice__v1__node__init (Sluice__V1__Node_Service *service,
@@ -194,7 +283,8 @@ void sluice__v1__node__init (Sluice__V1__Node_Service *service,
 #define SLUICE__V1__NODE__INIT(function_prefix__) \
     { SLUICE__V1__NODE__BASE_INIT,\
       function_prefix__ ## get_status,\
-      function_prefix__ ## drain  }
+      function_prefix__ ## drain,\
+      function_prefix__ ## reload_weights  }
 void sluice__v1__node__get_status(ProtobufCService *service,
                                   const Sluice__V1__NodeStatusRequest *input,
                                   Sluice__V1__NodeStatus_Closure closure,
@@ -203,6 +293,10 @@ void sluice__v1__node__drain(ProtobufCService *service,
                              const Sluice__V1__DrainRequest *input,
                              Sluice__V1__DrainReply_Closure closure,
                              void *closure_data);
+void sluice__v1__node__reload_weights(ProtobufCService *service,
+                                      const Sluice__V1__ReloadWeightsRequest *input,
+                                      Sluice__V1__ReloadWeightsReply_Closure closure,
+                                      void *closure_data);
 
 /* --- descriptors --- */
 
@@ -210,6 +304,8 @@ extern const ProtobufCMessageDescriptor sluice__v1__node_status_request__descrip
 extern const ProtobufCMessageDescriptor sluice__v1__node_status__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__drain_request__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__drain_reply__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__reload_weights_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__reload_weights_reply__descriptor;
 extern const ProtobufCServiceDescriptor sluice__v1__node__descriptor;
 
 PROTOBUF_C__END_DECLS

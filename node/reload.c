@@ -1,0 +1,246 @@
+/* Node.ReloadWeights: other weights of the same model, without losing the process.
+ *
+ * A thread of its own loads them while the old ones serve; they are two for that time. Then nothing
+ * new is taken (routers hold it back or go elsewhere) until nothing runs any more, at most for the
+ * deadline; then the engine thread puts them in the old ones' place between two turns. Whatever
+ * fails before that leaves the old ones serving. Thread: control loop, but for the loader. */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/log.h"
+#include "engine/reload.h"
+#include "node/internal.h"
+#include "proto/sluice/v1/node.pb-c.h"
+
+#define RELOAD_DEADLINE_NS (60 * SL_S_NS)
+#define RELOAD_PATH_MAX    4096u
+
+typedef enum reload_phase {
+    RELOAD_IDLE,
+    RELOAD_LOADING, /* the loader runs */
+    RELOAD_WAITING, /* for the last sequence to end */
+} reload_phase;
+
+struct nod_reload {
+    nod_host *host;
+    reload_phase phase;
+    rpc_server_call *call; /* NULL: who asked has gone */
+    char *dir;
+    uint32_t version;
+    sl_time_ns wait_ns;
+    sl_time_ns started_at, loaded_at;
+    sl_timer *timer;
+    pthread_t loader;
+    bool loader_runs;
+    /* of the loader, until it has posted */
+    eng_model *fresh;
+    sl_status status;
+    sl_err err;
+};
+
+static uint32_t version_now(const nod_host *host)
+{
+    return (uint32_t)strtoul(eng_engine_stamp(host->engine)->weights_version, NULL, 10);
+}
+
+static void hold(nod_host *host, bool held)
+{
+    if (host->decode)
+        dec_service_hold(host->decode, held);
+    if (host->prefill)
+        pre_service_hold(host->prefill, held);
+}
+
+static void end(nod_reload *reload, sl_status status, const sl_err *err)
+{
+    nod_host *host = reload->host;
+    rpc_server_call *call = reload->call;
+    reload->phase = RELOAD_IDLE;
+    reload->call = NULL;
+    sl_timer_set(reload->timer, SL_NEVER);
+    hold(host, false);
+    eng_model_close(reload->fresh); /* the old weights, or those that did not make it */
+    reload->fresh = NULL;
+    sl_free(reload->dir);
+    reload->dir = NULL;
+    if (!sl_is_ok(status)) {
+        sl_error("weights not reloaded, version %u serves on: %s", version_now(host), err->text);
+        if (call)
+            rpc_server_call_finish(call, status.code, err->text);
+        return;
+    }
+    nod_host_stamp_changed(host);
+    sl_time_ns now = sl_loop_now(host->loop);
+    sl_info("weights version %u serves: loaded in %.2f s, waited %.2f s for requests to end",
+            version_now(host), (double)(reload->loaded_at - reload->started_at) / 1e9,
+            (double)(now - reload->loaded_at) / 1e9);
+    if (!call)
+        return;
+    Sluice__V1__Stamp stamp;
+    nod_host_stamp(host, &stamp);
+    Sluice__V1__ReloadWeightsReply reply = SLUICE__V1__RELOAD_WEIGHTS_REPLY__INIT;
+    reply.stamp = &stamp;
+    reply.load_us = (reload->loaded_at - reload->started_at) / 1000;
+    reply.wait_us = (now - reload->loaded_at) / 1000;
+    rpc_server_call_reply(call, &reply.base);
+}
+
+static void swap(void *context)
+{
+    nod_reload *reload = context;
+    nod_host *host = reload->host;
+    reload->status =
+        eng_engine_reload(host->engine, host->model, reload->fresh, reload->version, &reload->err);
+}
+
+void nod_reload_continue(nod_reload *reload)
+{
+    nod_host *host = reload->host;
+    if (reload->phase != RELOAD_WAITING)
+        return;
+    if (host->state != NOD_STATE_READY) {
+        sl_status status = sl_fail(&reload->err, SL_UNAVAILABLE, "the node is leaving");
+        end(reload, status, &reload->err);
+        return;
+    }
+    if (nod_host_live(host) > 0)
+        return;
+    eng_worker_call(host->worker, swap, reload);
+    end(reload, reload->status, &reload->err);
+}
+
+static void on_deadline(void *context, sl_time_ns now)
+{
+    nod_reload *reload = context;
+    if (reload->phase != RELOAD_WAITING)
+        return;
+    sl_status status =
+        sl_fail(&reload->err, SL_DEADLINE,
+                "%u requests still run after %llu ms; ask again with a later "
+                "deadline, or drain the node",
+                nod_host_live(reload->host), (unsigned long long)(reload->wait_ns / SL_MS_NS));
+    end(reload, status, &reload->err);
+}
+
+/* ---- loading */
+
+static void on_loaded(void *context)
+{
+    nod_reload *reload = context;
+    nod_host *host = reload->host;
+    pthread_join(reload->loader, NULL);
+    reload->loader_runs = false;
+    reload->loaded_at = sl_loop_now(host->loop);
+    if (host->state != NOD_STATE_READY)
+        reload->status = sl_fail(&reload->err, SL_UNAVAILABLE, "the node is leaving");
+    if (!sl_is_ok(reload->status)) {
+        end(reload, reload->status, &reload->err);
+        return;
+    }
+    sl_info("weights of %s are loaded; waiting for %u requests to end", reload->dir,
+            nod_host_live(host));
+    reload->phase = RELOAD_WAITING;
+    hold(host, true);
+    sl_timer_set(reload->timer, reload->loaded_at + reload->wait_ns);
+    nod_reload_continue(reload);
+}
+
+static void *load(void *context)
+{
+    nod_reload *reload = context;
+    eng_model_options options;
+    nod_model_options(reload->host, reload->dir, &options);
+    reload->status = eng_model_open(&options, &reload->fresh, &reload->err);
+    if (sl_is_ok(reload->status))
+        reload->status = eng_model_check_same(reload->host->model, reload->fresh, &reload->err);
+    bool posted = sl_loop_post(reload->host->loop, on_loaded, reload);
+    sl_assert(posted); /* one at a time */
+    return NULL;
+}
+
+/* ---- the call */
+
+static void on_call_closed(void *context, rpc_server_call *call, bool cancelled)
+{
+    nod_reload *reload = context;
+    if (reload->call == call)
+        reload->call = NULL; /* it goes on: the log and GetStatus tell how it ends */
+}
+
+static const rpc_server_call_events CALL_EVENTS = {.on_closed = on_call_closed};
+
+static sl_status check(const nod_reload *reload, const Sluice__V1__ReloadWeightsRequest *request,
+                       sl_err *err)
+{
+    const nod_host *host = reload->host;
+    size_t size = strlen(request->model);
+    if (reload->phase != RELOAD_IDLE)
+        return sl_fail(err, SL_EXISTS, "a reload of %s is under way", reload->dir);
+    if (host->state != NOD_STATE_READY)
+        return sl_fail(err, SL_UNAVAILABLE, "the node is %s", nod_state_name(host->state));
+    if (size == 0 || size > RELOAD_PATH_MAX)
+        return sl_fail(err, SL_INVALID, "model: must be a directory's path, 1 to %u bytes",
+                       RELOAD_PATH_MAX);
+    if (request->weights_version && request->weights_version <= version_now(host))
+        return sl_fail(err, SL_INVALID, "weights_version: must be higher than %u, is %u",
+                       version_now(host), request->weights_version);
+    return sl_ok();
+}
+
+void nod_reload_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *base)
+{
+    nod_reload *reload = context;
+    const Sluice__V1__ReloadWeightsRequest *request =
+        (const Sluice__V1__ReloadWeightsRequest *)base;
+    sl_err err;
+    sl_status status = check(reload, request, &err);
+    if (!sl_is_ok(status)) {
+        rpc_server_call_finish(call, status.code, err.text);
+        return;
+    }
+    reload->dir = sl_strdup(request->model, "reload path");
+    reload->version =
+        request->weights_version ? request->weights_version : version_now(reload->host) + 1;
+    reload->wait_ns =
+        request->deadline_ms ? (uint64_t)request->deadline_ms * SL_MS_NS : RELOAD_DEADLINE_NS;
+    reload->started_at = sl_loop_now(reload->host->loop);
+    reload->phase = RELOAD_LOADING;
+    reload->call = call;
+    rpc_server_call_set(call, &CALL_EVENTS, reload);
+    sl_info("reloading weights from %s as version %u", reload->dir, reload->version);
+    int error = pthread_create(&reload->loader, NULL, load, reload);
+    if (error != 0) {
+        status = sl_fail(&err, SL_INTERNAL, "cannot start the loader (error %d)", error);
+        end(reload, status, &err);
+        return;
+    }
+    reload->loader_runs = true;
+}
+
+bool nod_reload_active(const nod_reload *reload)
+{
+    return reload->phase != RELOAD_IDLE;
+}
+
+nod_reload *nod_reload_create(nod_host *host)
+{
+    nod_reload *reload = sl_alloc(1, sizeof(*reload), "node reload");
+    reload->host = host;
+    reload->timer = sl_timer_create(host->loop, on_deadline, reload);
+    return reload;
+}
+
+void nod_reload_destroy(nod_reload *reload)
+{
+    if (!reload)
+        return;
+    if (reload->loader_runs) /* its post is not run any more */
+        pthread_join(reload->loader, NULL);
+    eng_model_close(reload->fresh);
+    sl_timer_destroy(reload->timer);
+    sl_free(reload->dir);
+    sl_free(reload);
+}

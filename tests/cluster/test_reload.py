@@ -1,0 +1,154 @@
+"""ReloadWeights: other weights in place. What fails leaves the old ones serving; nothing that runs is broken."""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import threading
+
+from lib import BIN, MODEL, REFERENCE, ROOT, Cluster, book_text, grpc, protobuf, tokenize, wait_for
+
+METHOD = "sluice.v1.Node/ReloadWeights"
+NODES = ("prefill-0", "decode-0")
+
+
+def model_copy(name):
+    directory = os.path.join(ROOT, "build", "test-models", name)
+    shutil.rmtree(directory, ignore_errors=True)
+    shutil.copytree(MODEL, directory)
+    return directory
+
+
+def find_tensor(directory, name):
+    """(file, offset of its bytes, how many)"""
+    for entry in sorted(os.listdir(directory)):
+        if not entry.endswith(".safetensors"):
+            continue
+        path = os.path.join(directory, entry)
+        with open(path, "rb") as file:
+            size = struct.unpack("<Q", file.read(8))[0]
+            header = json.loads(file.read(size))
+        if name in header:
+            begin, end = header[name]["data_offsets"]
+            return path, 8 + size + begin, end - begin
+    raise AssertionError(name)
+
+
+def changed_model(name):
+    """The demo model with a final norm that turns its answers around."""
+    directory = model_copy(name)
+    path, offset, size = find_tensor(directory, "model.norm.weight")
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        values = bytearray(file.read(size))
+        for index in range(1, size, 4):  # the sign of every other bf16
+            values[index] ^= 0x80
+        file.seek(offset)
+        file.write(values)
+    return directory
+
+
+def reference(model, prompt):
+    out = subprocess.run([os.path.join(BIN, "sluice-run"), "--model", model, "--json", "--ids", ",".join(map(str, prompt)), "--max-tokens",
+                          "24", "--temperature", "0", "--ignore-eos"], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    return json.loads(out.stdout)["ids"]
+
+
+def ask(cluster, prompt, **fields):
+    return cluster.completion(prompt, max_tokens=24, temperature=0, ignore_eos=True, sluice={"sampling_mask": True}, **fields)
+
+
+def reload(cluster, node, directory, version=0, deadline_ms=20000):
+    return grpc(cluster.node(node)["control"], METHOD, protobuf(f1=directory, f2=version, f3=deadline_ms))
+
+
+def stamps(cluster):
+    return {name: (record["stamp"]["weights_version"], record["stamp"]["model_hash"])
+            for name, record in cluster.members().items() if name in NODES}
+
+
+def test_new_weights_serve():
+    directory = changed_model("reload")
+    prompt = [0] + tokenize(book_text(150, 5))
+    old, new = reference(MODEL, prompt), reference(directory, prompt)
+    assert old != new
+    with Cluster("reload") as cluster:
+        before = stamps(cluster)
+        first = ask(cluster, prompt)
+        assert first.token_ids == old and first.body["choices"][0]["sluice"]["weights_versions"] == [[0, "1"]], first.body
+        for node in NODES:
+            status, text, _ = reload(cluster, node, directory)
+            assert status == 0, (node, status, text)
+        after = wait_for(lambda: (lambda now: now if all(now[name][0] == "2" for name in NODES) else None)(stamps(cluster)), "the records")
+        assert after["prefill-0"] == after["decode-0"] and after["decode-0"][1] != before["decode-0"][1], (before, after)
+        second = ask(cluster, prompt)
+        assert second.token_ids == new, (second.token_ids, new)
+        assert second.body["choices"][0]["sluice"]["weights_versions"] == [[0, "2"]], second.body
+        assert second.usage["prompt_tokens_details"]["cached_tokens"] == 0, "pages of the old weights were used"
+        assert ask(cluster, prompt).token_ids == new
+        status, text, _ = reload(cluster, "decode-0", MODEL, 2)
+        assert status != 0 and "higher than 2" in text, (status, text)
+        for node in NODES:  # and back, under a number of our own
+            assert reload(cluster, node, MODEL, 7)[0] == 0
+        assert ask(cluster, prompt).token_ids == old
+        cluster.wait_at_rest()
+
+
+def test_failures_leave_the_old_ones():
+    prompt = [0] + tokenize(book_text(60, 5))
+    expected = reference(MODEL, prompt)
+    torn, shaped, worded = model_copy("reload-torn"), model_copy("reload-shape"), model_copy("reload-words")
+    with open(os.path.join(torn, "model-00002-of-00003.safetensors"), "r+b") as file:
+        file.truncate(1000000)
+    config = os.path.join(shaped, "config.json")
+    values = json.load(open(config))
+    values["routed_scaling_factor"] = 2.0
+    json.dump(values, open(config, "w"))
+    with open(os.path.join(worded, "tokenizer.json"), "a") as file:
+        file.write("\n")
+    with Cluster("reload-bad") as cluster:
+        for directory, part in ((torn, "model-00002-of-00003.safetensors"), (shaped, "config.json"), (worded, "tokenizer.json"),
+                                ("/nowhere", "/nowhere"), ("", "model: must be")):
+            for node in NODES:
+                status, text, _ = reload(cluster, node, directory)
+                assert status != 0 and part in text, (directory, status, text)
+        assert ask(cluster, prompt).token_ids == expected
+        assert set(version for version, _ in stamps(cluster).values()) == {"1"}
+        assert all(cluster.alive(node) for node in NODES)
+        cluster.wait_at_rest()
+
+
+def test_running_requests_are_waited_for():
+    directory = changed_model("reload-wait")
+    prompt = [0] + tokenize(book_text(40, 5))
+    with Cluster("reload-wait", "--env", "decode-0:SLUICE_FAULTS=decode.step=slow=40") as cluster:
+        outcome = {}
+        running = threading.Event()
+
+        def on_chunk(answer):
+            if len(answer.token_ids) > 2:
+                running.set()
+        thread = threading.Thread(target=lambda: outcome.update(answer=cluster.completion(
+            prompt, on_chunk, max_tokens=120, temperature=0, ignore_eos=True, stream=True)))
+        thread.start()
+        assert running.wait(60)
+        status, text, _ = reload(cluster, "decode-0", directory, deadline_ms=200)
+        assert status == 4 and "still run" in text, (status, text)
+        assert not outcome, "it ran on"
+        late = {}
+        reloading = threading.Thread(target=lambda: late.update(result=reload(cluster, "decode-0", directory)))
+        reloading.start()
+        wait_for(lambda: cluster.log("decode-0").count("waiting for 1 requests to end") == 2, "the second reload's wait")
+        assert reload(cluster, "decode-0", directory)[0] != 0, "two at a time"
+        assert reload(cluster, "prefill-0", directory)[0] == 0
+        queued = cluster.completion(prompt, max_tokens=24, temperature=0, ignore_eos=True)  # held back, then served by the new weights
+        assert queued.token_ids == reference(directory, prompt), queued.body
+        thread.join()
+        reloading.join()
+        answer = outcome["answer"]
+        assert answer.done and answer.token_ids == REFERENCE.run(
+            ["--ids", ",".join(map(str, prompt)), "--max-tokens", "120", "--temperature", "0", "--ignore-eos"])["ids"]
+        assert late["result"][0] == 0, late
+        cluster.wait_at_rest()
