@@ -1,14 +1,20 @@
 # Benches: built and run by `make bench`, one program a folder. Not part of `make all` or `check`.
 BENCHES :=
+# $(call bench_program,FOLDER,SOURCES,LIBRARIES,LINK FLAGS)
 define bench_program
 BENCHES += $(BUILD)/bench/$(1)
 OBJECTS += $$(patsubst %.c,$(OBJ)/%.o,$(2))
 $(BUILD)/bench/$(1): $$(patsubst %.c,$(OBJ)/%.o,$(2)) $$(call link_files,$(3))
 	$$(call say,LINK,$$@)
-	$(Q)mkdir -p $$(@D) && $(CC) -o $$@ $$(patsubst %.c,$(OBJ)/%.o,$(2)) $$(call link_libs,$(3)) $(LDFLAGS_ALL)
+	$(Q)mkdir -p $$(@D) && $(CC) -o $$@ $$(patsubst %.c,$(OBJ)/%.o,$(2)) $(4) $$(call link_libs,$(3)) $(LDFLAGS_ALL)
 endef
 $(eval $(call bench_program,kernels,$(wildcard tests/bench/kernels/*.c),kernels base))
 $(eval $(call bench_program,constraint,$(wildcard tests/bench/constraint/*.c),engine kernels model base))
+# The kernels whose time the context bench takes apart: ops.c.
+CONTEXT_OPS := linear_fp8 linear_bf16 linear_f32 q128 index_put index_query index_select latent_put rope_table \
+  rope_queries attend rmsnorm_add silu_mul embed finite route route_group combine
+comma := ,
+$(eval $(call bench_program,context,$(wildcard tests/bench/context/*.c),engine kernels model base,$(CONTEXT_OPS:%=-Wl$(comma)--wrap=krn_%)))
 
 .PHONY: bench
 bench: $(BENCHES) ## kernels beside this machine's roofs, constraints beside a step (quiet machine: only ratios count)

@@ -1,0 +1,210 @@
+/* Context bench: what a token costs at a position, and who it is that costs it.
+ *
+ *   build/bench/context [--model DIR] [--threads N] [--until TOKENS]
+ *
+ * One sequence of the model. Its cache is filled up to each position with random rows (the cost of
+ * a row does not depend on how it came), then one chunk of 512 tokens is prefilled and 24 tokens
+ * are decoded there, each of the decoded ones drawn by the sampler. Every step is timed as a whole
+ * and in the kernels it calls (ops.h); what is left is the engine around them. */
+#include "base/alloc.h"
+#include "engine/engine.h"
+#include "kernels/kernels.h"
+#include "tests/bench/context/ops.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHUNK  512u
+#define DECODE 24u
+
+typedef struct bench {
+    eng_model *model;
+    eng_engine *engine;
+    eng_sequence *sequence;
+    const char *dir;
+    int threads;
+    uint32_t until;
+} bench;
+
+static uint64_t dice = 88172645463325252ull;
+
+static uint32_t roll(void)
+{
+    dice = dice * 6364136223846793005ull + 1442695040888963407ull;
+    return (uint32_t)((dice ^ (dice >> 29)) >> 24);
+}
+
+static void must(sl_status status, const sl_err *err)
+{
+    if (sl_is_ok(status))
+        return;
+    fprintf(stderr, "context bench: %s\n", err->text);
+    exit(1);
+}
+
+/* Random codes and bf16 below 2, scales near 1/448: the size of what a model writes. */
+static void fill_layer(uint8_t *layer)
+{
+    const float scale = 0x1p-8f;
+    for (uint32_t i = 0; i < KRN_INDEX_SCALES_AT; i++)
+        layer[i] = (uint8_t)roll() & 0xBFu;
+    for (uint32_t i = 0; i < KRN_PAGE_TOKENS; i++) {
+        for (uint32_t g = 0; g < KRN_LATENT_DIM / KRN_BLOCK; g++)
+            memcpy(layer + i * KRN_LATENT_ROW_BYTES + KRN_LATENT_SCALES_AT + g * sizeof scale,
+                   &scale, sizeof scale);
+        memcpy(layer + KRN_INDEX_SCALES_AT + i * sizeof scale, &scale, sizeof scale);
+    }
+}
+
+/* The sequence now holds `tokens` tokens, a multiple of the page. */
+static void fill_to(bench *b, uint32_t tokens)
+{
+    const eng_cache_layout *layout = eng_engine_layout(b->engine);
+    uint32_t hidden = (uint32_t)eng_model_shape(b->model)->hidden_size;
+    uint16_t *h = sl_alloc(hidden, sizeof *h, "h_final");
+    for (uint32_t i = 0; i < hidden; i++)
+        h[i] = krn_f32_to_bf16((float)(int32_t)roll() * 0x1p-31f);
+    uint32_t first = (eng_sequence_length(b->sequence) + KRN_PAGE_TOKENS - 1) / KRN_PAGE_TOKENS;
+    for (uint32_t block = first; block < tokens / KRN_PAGE_TOKENS; block++) {
+        uint8_t *page = eng_engine_cache_base(b->engine) +
+                        eng_sequence_page(b->sequence, block) * layout->page_bytes;
+        for (uint32_t layer = 0; layer < layout->layer_count; layer++)
+            fill_layer(page + layer * layout->layer_bytes);
+    }
+    eng_sequence_adopt(b->sequence, tokens, h);
+    sl_free(h);
+}
+
+/* ---- steps ---- */
+
+static double step(bench *b, const uint32_t *tokens, uint32_t count)
+{
+    sl_err err;
+    eng_span span = {
+        .sequence = b->sequence, .tokens = tokens, .token_count = count, .logits = ENG_LOGITS_LAST};
+    double before = op_now();
+    must(eng_step(b->engine, &span, 1, NULL, NULL, &err), &err);
+    return op_now() - before;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static void print_shares(const op_times *times, double whole)
+{
+    double kernels = 0;
+    for (int g = 0; g < OP_COUNT; g++) {
+        kernels += times->seconds[g];
+        printf(" %5.1f", times->seconds[g] / whole * 100);
+    }
+    printf("   %5.1f %%\n", (whole - kernels) / whole * 100);
+    fflush(stdout);
+}
+
+static uint32_t random_token(const bench *b)
+{
+    return roll() % (uint32_t)eng_model_shape(b->model)->vocab_size;
+}
+
+static void bench_prefill(bench *b, uint32_t position)
+{
+    uint32_t tokens[CHUNK];
+    for (uint32_t i = 0; i < CHUNK; i++)
+        tokens[i] = random_token(b);
+    op_reset();
+    double seconds = step(b, tokens, CHUNK);
+    op_times times = op_read();
+    printf("prefill at %6u  %9.1f tokens/s        ", position, CHUNK / seconds);
+    print_shares(&times, seconds);
+}
+
+static void bench_decode(bench *b, uint32_t position)
+{
+    double each[DECODE], whole = 0, sampler = 0;
+    mdl_sampling params;
+    mdl_sampling_init(&params);
+    params.temperature = 0.7f;
+    params.top_p = 0.95f;
+    uint32_t token = random_token(b);
+    (void)step(b, &token, 1);
+    op_reset();
+    for (uint32_t i = 0; i < DECODE; i++) {
+        eng_sampled sampled;
+        each[i] = step(b, &token, 1);
+        double before = op_now();
+        eng_sample(b->engine, eng_step_logits(b->engine, 0), &params, NULL, 0, 0,
+                   eng_sequence_length(b->sequence), &sampled);
+        sampler += op_now() - before;
+        whole += each[i];
+        token = sampled.id;
+    }
+    op_times times = op_read();
+    qsort(each, DECODE, sizeof each[0], by_value);
+    printf("decode  at %6u  %9.3f ms (+%.3f draw) ", position, each[DECODE / 2] * 1e3,
+           sampler / DECODE * 1e3);
+    print_shares(&times, whole);
+}
+
+/* ---- start ---- */
+
+static void open_all(bench *b)
+{
+    sl_err err;
+    eng_model_options model = {.dir = b->dir, .numerics = ENG_NUMERICS_FP8, .threads = b->threads};
+    must(eng_model_open(&model, &b->model, &err), &err);
+    uint32_t capacity = b->until + CHUNK + DECODE + 2;
+    eng_options options = {.kv_bytes = eng_model_kv_bytes(b->model, capacity),
+                           .sequences_max = 1,
+                           .rows_max = CHUNK,
+                           .context_max = capacity,
+                           .threads = b->threads};
+    must(eng_engine_create(b->model, &options, &b->engine, &err), &err);
+    must(eng_sequence_open(b->engine, capacity, &b->sequence, &err), &err);
+    printf("variant %s, cache %.0f MB\n", krn_cpu_variant(), (double)options.kv_bytes * 1e-6);
+    printf("%47s", "");
+    for (int g = 0; g < OP_COUNT; g++)
+        printf(" %s,", op_names[g]);
+    printf(" outside: %% of the step\n");
+}
+
+static void parse(int argc, char **argv, bench *b)
+{
+    static const struct option options[] = {{"model", required_argument, NULL, 'm'},
+                                            {"threads", required_argument, NULL, 't'},
+                                            {"until", required_argument, NULL, 'u'},
+                                            {0}};
+    for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+        if (c == 'm')
+            b->dir = optarg;
+        else if (c == 't')
+            b->threads = atoi(optarg);
+        else if (c == 'u')
+            b->until = (uint32_t)strtoul(optarg, NULL, 10);
+        else
+            exit(2);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static const uint32_t positions[] = {512, 2048, 4096, 8192, 32768, 131072};
+    bench b = {.dir = "models/demo", .threads = 1, .until = 131072};
+    parse(argc, argv, &b);
+    open_all(&b);
+    for (size_t i = 0; i < sizeof positions / sizeof positions[0]; i++) {
+        if (positions[i] > b.until)
+            break;
+        fill_to(&b, positions[i]);
+        bench_prefill(&b, positions[i]);
+        bench_decode(&b, positions[i]);
+    }
+    eng_sequence_close(b.sequence);
+    eng_engine_destroy(b.engine);
+    eng_model_close(b.model);
+    return 0;
+}
