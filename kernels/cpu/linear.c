@@ -6,19 +6,34 @@
 #include "base/assert.h"
 
 /* Below this many multiply-adds a call is cheaper on one thread than the wake-up. */
-#define SERIAL_WORK (64u << 10)
+#define SERIAL_WORK    (64u << 10)
+#define TASKS_A_THREAD 6u
 
 typedef struct products {
     const krn_gemm *gemms;
     uint32_t count;
     krn_gemm_fn run;
+    uint32_t tile_panels; /* of one task */
     uint32_t first_task[KRN_GEMMS_MAX + 1];
 } products;
 
-static uint32_t panel_groups(const krn_gemm *gemm)
+static uint32_t tiles_across(const krn_gemm *gemm, uint32_t tile_panels)
 {
-    uint32_t columns = KRN_TILE_PANELS * KRN_PANEL_COLUMNS;
+    uint32_t columns = tile_panels * KRN_PANEL_COLUMNS;
     return (gemm->matrix->n + columns - 1) / columns;
+}
+
+/* Numbers the tasks. */
+static void split(products *p, uint32_t tile_panels)
+{
+    uint32_t tasks = 0;
+    p->tile_panels = tile_panels;
+    for (uint32_t i = 0; i < p->count; i++) {
+        p->first_task[i] = tasks;
+        tasks += (p->gemms[i].rows + KRN_TILE_ROWS - 1) / KRN_TILE_ROWS *
+                 tiles_across(&p->gemms[i], tile_panels);
+    }
+    p->first_task[p->count] = tasks;
 }
 
 static void product_task(void *context, uint32_t task, uint32_t thread)
@@ -34,37 +49,35 @@ static void product_task(void *context, uint32_t task, uint32_t thread)
             high = middle;
     }
     const krn_gemm *gemm = &p->gemms[low];
-    uint32_t groups = panel_groups(gemm);
+    uint32_t across = tiles_across(gemm, p->tile_panels);
     uint32_t panels = (gemm->matrix->n + KRN_PANEL_COLUMNS - 1) / KRN_PANEL_COLUMNS;
     uint32_t local = task - p->first_task[low];
-    krn_tile tile = {.row = local / groups * KRN_TILE_ROWS,
-                     .panel = local % groups * KRN_TILE_PANELS};
+    krn_tile tile = {.row = local / across * KRN_TILE_ROWS,
+                     .panel = local % across * p->tile_panels};
     uint32_t rows_left = gemm->rows - tile.row;
     uint32_t panels_left = panels - tile.panel;
     tile.row_count = rows_left < KRN_TILE_ROWS ? rows_left : KRN_TILE_ROWS;
-    tile.panel_count = panels_left < KRN_TILE_PANELS ? panels_left : KRN_TILE_PANELS;
+    tile.panel_count = panels_left < p->tile_panels ? panels_left : p->tile_panels;
     p->run(gemm, &tile);
 }
 
 static void run_products(krn_pool *pool, const krn_gemm *gemms, uint32_t count, krn_gemm_fn run,
                          krn_matrix_kind kind)
 {
-    products p;
-    uint32_t tasks = 0;
+    products p = {.gemms = gemms, .count = count, .run = run};
     uint64_t work = 0;
     sl_assert(count <= KRN_GEMMS_MAX);
-    p.gemms = gemms;
-    p.count = count;
-    p.run = run;
     for (uint32_t i = 0; i < count; i++) {
-        const krn_gemm *gemm = &gemms[i];
-        sl_assert(gemm->matrix->kind == kind);
-        p.first_task[i] = tasks;
-        tasks += (gemm->rows + KRN_TILE_ROWS - 1) / KRN_TILE_ROWS * panel_groups(gemm);
-        work += (uint64_t)gemm->rows * gemm->matrix->n * gemm->matrix->k;
+        sl_assert(gemms[i].matrix->kind == kind);
+        work += (uint64_t)gemms[i].rows * gemms[i].matrix->n * gemms[i].matrix->k;
     }
-    p.first_task[count] = tasks;
-    krn_pool_run(work < SERIAL_WORK ? NULL : pool, tasks, product_task, &p);
+    if (work < SERIAL_WORK)
+        pool = NULL;
+    /* Wide tasks convert less, many tasks share out evenly. */
+    split(&p, KRN_TILE_PANELS);
+    if (p.first_task[count] < TASKS_A_THREAD * krn_pool_threads(pool))
+        split(&p, KRN_GROUP_PANELS);
+    krn_pool_run(pool, p.first_task[count], product_task, &p);
 }
 
 void krn_linear_fp8(krn_pool *pool, const krn_gemm *gemms, uint32_t count)

@@ -1,9 +1,11 @@
 /* Packed weights: layout and conversion at load time.
  *
  * Layout: panels of 32 output columns; panel p holds, for k ascending, the 32 elements of columns
- * 32p..32p+31 (missing columns are zeros). fp8 panels are bytes, bf16 16-bit, f32 32-bit; the block
- * scales of fp8 follow at the next multiple of 64 bytes. A panel never crosses a scale block. Any
- * thread; different matrices may be packed at the same time. */
+ * 32p..32p+31 (missing columns are zeros). f32 panels have the columns in order. In bf16 panels
+ * columns c and c + 16 are the halves of a 32-bit word, in fp8 panels a word holds both for k and
+ * k + 1 (k even): whole vectors of words then give vectors of columns by shifts and masks alone
+ * (krn_panel_at_*). The block scales of fp8 follow at the next multiple of 64 bytes. A panel never
+ * crosses a scale block. Any thread; different matrices may be packed at the same time. */
 #include "kernels/cpu/variant.h"
 
 #include "base/assert.h"
@@ -43,32 +45,25 @@ void krn_matrix_pack_fp8(const uint8_t *codes, const float *scales, uint32_t n, 
 {
     sl_assert(k % KRN_BLOCK == 0);
     uint8_t *panels = memory;
-    for (uint32_t i = 0; i < panel_count(n) * KRN_PANEL_COLUMNS; i++) {
-        uint8_t *column = panels + (size_t)(i / KRN_PANEL_COLUMNS) * k * KRN_PANEL_COLUMNS +
-                          i % KRN_PANEL_COLUMNS;
+    krn_matrix m = {.kind = KRN_MATRIX_FP8, .n = n, .k = k, .panels = panels};
+    for (uint32_t i = 0; i < panel_count(n) * KRN_PANEL_COLUMNS; i++)
         for (uint32_t j = 0; j < k; j++)
-            column[(size_t)j * KRN_PANEL_COLUMNS] = i < n ? codes[(size_t)i * k + j] : 0;
-    }
+            panels[krn_panel_at_fp8(&m, i, j)] = i < n ? codes[(size_t)i * k + j] : 0;
     float *scale_copy = (float *)(panels + panels_bytes(KRN_MATRIX_FP8, n, k));
     memcpy(scale_copy, scales, scale_count(n, k) * sizeof(float));
-    *out_matrix = (krn_matrix){
-        .kind = KRN_MATRIX_FP8, .n = n, .k = k, .panels = panels, .scales = scale_copy};
+    m.scales = scale_copy;
+    *out_matrix = m;
 }
 
 void krn_matrix_pack_bf16(const uint16_t *weights, size_t n_stride, size_t k_stride, uint32_t n,
                           uint32_t k, void *memory, krn_matrix *out_matrix)
 {
     uint16_t *panels = memory;
-    for (uint32_t p = 0; p < panel_count(n); p++) {
-        for (uint32_t j = 0; j < k; j++) {
-            uint16_t *line = panels + ((size_t)p * k + j) * KRN_PANEL_COLUMNS;
-            for (uint32_t c = 0; c < KRN_PANEL_COLUMNS; c++) {
-                uint32_t i = p * KRN_PANEL_COLUMNS + c;
-                line[c] = i < n ? weights[i * n_stride + j * k_stride] : 0;
-            }
-        }
-    }
-    *out_matrix = (krn_matrix){.kind = KRN_MATRIX_BF16, .n = n, .k = k, .panels = panels};
+    krn_matrix m = {.kind = KRN_MATRIX_BF16, .n = n, .k = k, .panels = panels};
+    for (uint32_t j = 0; j < k; j++)
+        for (uint32_t i = 0; i < panel_count(n) * KRN_PANEL_COLUMNS; i++)
+            panels[krn_panel_at_bf16(&m, i, j)] = i < n ? weights[i * n_stride + j * k_stride] : 0;
+    *out_matrix = m;
 }
 
 void krn_matrix_pack_f32(const float *weights, size_t n_stride, size_t k_stride, uint32_t n,

@@ -22,15 +22,13 @@ static void ref_gemm_fp8(const krn_gemm *gemm, const krn_tile *tile)
         const float *scales = gemm->input_scales + in * blocks;
         uint16_t *out = (uint16_t *)gemm->output + (size_t)r * output_stride;
         for (uint32_t i = first; i < end && i < m->n; i++) {
-            const uint8_t *column = (const uint8_t *)m->panels +
-                                    (size_t)(i / KRN_PANEL_COLUMNS) * m->k * KRN_PANEL_COLUMNS +
-                                    i % KRN_PANEL_COLUMNS;
+            const uint8_t *panels = m->panels;
             float acc = 0.0f;
             for (uint32_t b = 0; b < blocks; b++) {
                 float p = 0.0f;
                 for (uint32_t j = b * KRN_BLOCK; j < (b + 1) * KRN_BLOCK; j++)
                     p = fmaf(krn_e4m3_to_f32(codes[j]),
-                             krn_e4m3_to_f32(column[(size_t)j * KRN_PANEL_COLUMNS]), p);
+                             krn_e4m3_to_f32(panels[krn_panel_at_fp8(m, i, j)]), p);
                 float scale = scales[b] * m->scales[(size_t)(i / KRN_BLOCK) * blocks + b];
                 float scaled = p * scale;
                 acc = acc + scaled;
@@ -40,12 +38,13 @@ static void ref_gemm_fp8(const krn_gemm *gemm, const krn_tile *tile)
     }
 }
 
-/* One output of a product of bf16 operands. */
-static float bf16_dot(const uint16_t *x, const uint16_t *column, uint32_t k)
+/* Output `column` of a product of bf16 operands. */
+static float bf16_dot(const uint16_t *x, const krn_matrix *m, uint32_t column)
 {
+    const uint16_t *panels = m->panels;
     float acc = 0.0f;
-    for (uint32_t j = 0; j < k; j++)
-        acc = fmaf(krn_bf16_to_f32(x[j]), krn_bf16_to_f32(column[(size_t)j * KRN_PANEL_COLUMNS]),
+    for (uint32_t j = 0; j < m->k; j++)
+        acc = fmaf(krn_bf16_to_f32(x[j]), krn_bf16_to_f32(panels[krn_panel_at_bf16(m, column, j)]),
                    acc);
     return acc;
 }
@@ -61,10 +60,7 @@ static void gemm_bf16_operands(const krn_gemm *gemm, const krn_tile *tile, bool 
         size_t in = gemm->row_index ? gemm->row_index[r] : r;
         const uint16_t *x = (const uint16_t *)gemm->input + in * input_stride;
         for (uint32_t i = first; i < end && i < m->n; i++) {
-            const uint16_t *column = (const uint16_t *)m->panels +
-                                     (size_t)(i / KRN_PANEL_COLUMNS) * m->k * KRN_PANEL_COLUMNS +
-                                     i % KRN_PANEL_COLUMNS;
-            float y = bf16_dot(x, column, m->k);
+            float y = bf16_dot(x, m, i);
             if (round)
                 ((uint16_t *)gemm->output)[(size_t)r * output_stride + i] = krn_f32_to_bf16(y);
             else

@@ -8,12 +8,14 @@
 
 #include "kernels/kernels.h"
 
-#define KRN_TILE_ROWS   96u /* rows of one task of a product */
-#define KRN_TILE_PANELS 4u  /* panels of one task: one weight scale block of 128 columns */
-#define KRN_SCORE_ROWS  16u /* rows scored together against the same keys */
+#define KRN_TILE_ROWS    96u /* rows of one task of a product */
+#define KRN_GROUP_PANELS 4u  /* panels of one weight scale block of 128 columns */
+#define KRN_TILE_GROUPS  4u  /* of one task: they share the conversion of its inputs */
+#define KRN_TILE_PANELS  (KRN_TILE_GROUPS * KRN_GROUP_PANELS)
+#define KRN_SCORE_ROWS   16u /* rows scored together against the same keys */
 
-/* A slice of one product. panel_count <= KRN_TILE_PANELS, row_count <= KRN_TILE_ROWS; for fp8 all
- * panels lie in one block of 128 columns. */
+/* A slice of one product. panel_count <= KRN_TILE_PANELS, row_count <= KRN_TILE_ROWS; `panel`
+ * begins a block of 128 columns. */
 typedef struct krn_tile {
     uint32_t row, row_count;
     uint32_t panel, panel_count;
@@ -75,6 +77,20 @@ const krn_variant *krn_variant_current(void);
 typedef void (*krn_slice_fn)(void *context, uint32_t first, uint32_t count);
 void krn_pool_slices(krn_pool *pool, uint32_t total, uint32_t grain, krn_slice_fn run,
                      void *context);
+
+/* Where weight (column, k) lies in packed panels (matrix.c), in elements. */
+static inline size_t krn_panel_at_fp8(const krn_matrix *m, uint32_t column, uint32_t k)
+{
+    uint32_t c = column % KRN_PANEL_COLUMNS;
+    return ((size_t)(column / KRN_PANEL_COLUMNS) * m->k + (k & ~1u)) * KRN_PANEL_COLUMNS +
+           c % 16 * 4 + k % 2 * 2 + c / 16;
+}
+static inline size_t krn_panel_at_bf16(const krn_matrix *m, uint32_t column, uint32_t k)
+{
+    uint32_t c = column % KRN_PANEL_COLUMNS;
+    return ((size_t)(column / KRN_PANEL_COLUMNS) * m->k + k) * KRN_PANEL_COLUMNS + c % 16 * 2 +
+           c / 16;
+}
 
 /* Where slot `slot` of a block table lies: the layer's slice of its page. */
 static inline uint8_t *krn_cache_page(const krn_cache *cache, const uint32_t *blocks, uint32_t slot)

@@ -47,6 +47,11 @@ VEC_INLINE v16_f v16_div(v16_f a, v16_f b)
 {
     return _mm512_div_ps(a, b);
 }
+VEC_INLINE v16_f v16_fma_scalar(v16_f acc, const float *p, v16_f a)
+{
+    __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(a), "m"(*p));
+    return acc;
+}
 VEC_INLINE v16_f v16_add_scaled(v16_f acc, const float *p, v16_f a)
 {
     v16_f product;
@@ -73,6 +78,17 @@ VEC_INLINE v16_f v16_from_e4m3(const uint8_t *p)
 {
     return _mm512_mul_ps(v16_tiny_e4m3(p), _mm512_set1_ps(0x1p120f));
 }
+VEC_INLINE void v16_four_e4m3(const uint8_t *p, v16_f out[4])
+{
+    const v16_i kept = _mm512_set1_epi16((short)0x87F0), upper = _mm512_set1_epi32((int)0xFFFF0000);
+    v16_i x = _mm512_loadu_si512(p);
+    v16_i odd = _mm512_and_si512(_mm512_srai_epi16(x, 4), kept);
+    v16_i even = _mm512_and_si512(_mm512_srai_epi16(_mm512_slli_epi16(x, 8), 4), kept);
+    out[0] = _mm512_castsi512_ps(_mm512_slli_epi32(even, 16));
+    out[1] = _mm512_castsi512_ps(_mm512_slli_epi32(odd, 16));
+    out[2] = _mm512_castsi512_ps(_mm512_and_si512(even, upper));
+    out[3] = _mm512_castsi512_ps(_mm512_and_si512(odd, upper));
+}
 VEC_INLINE v16_f v16_tiny_of_byte(v16_i x, const int byte)
 {
     x = _mm512_srai_epi32(_mm512_slli_epi32(x, 24 - 8 * byte), 4);
@@ -82,6 +98,12 @@ VEC_INLINE v16_f v16_from_bf16(const uint16_t *p)
 {
     v16_i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+}
+VEC_INLINE void v16_two_bf16(const uint16_t *p, v16_f out[2])
+{
+    v16_i x = _mm512_loadu_si512(p);
+    out[0] = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+    out[1] = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32((int)0xFFFF0000)));
 }
 VEC_INLINE v16_i v16_bf16_bits(v16_f v)
 {

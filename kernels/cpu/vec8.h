@@ -56,6 +56,14 @@ VEC_INLINE v8_f v8_div(v8_f a, v8_f b)
 {
     return _mm256_div_ps(a, b);
 }
+/* a * *p + acc, rounded once. */
+VEC_INLINE v8_f v8_fma_scalar(v8_f acc, const float *p, v8_f a)
+{
+    v8_f x;
+    /* Loaded anew each time: kept in registers, scalars would push sums out of them. */
+    __asm__ volatile("vbroadcastss %1, %0" : "=x"(x) : "m"(*p));
+    return _mm256_fmadd_ps(a, x, acc);
+}
 /* acc + (*p * a), both rounded. */
 VEC_INLINE v8_f v8_add_scaled(v8_f acc, const float *p, v8_f a)
 {
@@ -81,6 +89,19 @@ VEC_INLINE v8_f v8_from_e4m3(const uint8_t *p)
 {
     return _mm256_mul_ps(v8_tiny_e4m3(p), _mm256_set1_ps(0x1p120f));
 }
+/* Words of four codes (no NaN codes): code i of each word times 2^-120 in out[i]. Shifts of 16 bits
+ * and masks: widening bytes one by one takes twice the time (Zen 4). */
+VEC_INLINE void v8_four_e4m3(const uint8_t *p, v8_f out[4])
+{
+    const v8_i kept = _mm256_set1_epi16((short)0x87F0), upper = _mm256_set1_epi32((int)0xFFFF0000);
+    v8_i x = _mm256_loadu_si256((const __m256i *)p);
+    v8_i odd = _mm256_and_si256(_mm256_srai_epi16(x, 4), kept);
+    v8_i even = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(x, 8), 4), kept);
+    out[0] = _mm256_castsi256_ps(_mm256_slli_epi32(even, 16));
+    out[1] = _mm256_castsi256_ps(_mm256_slli_epi32(odd, 16));
+    out[2] = _mm256_castsi256_ps(_mm256_and_si256(even, upper));
+    out[3] = _mm256_castsi256_ps(_mm256_and_si256(odd, upper));
+}
 /* The code in byte `byte` (a constant) of each lane, times 2^-120. */
 VEC_INLINE v8_f v8_tiny_of_byte(v8_i x, const int byte)
 {
@@ -91,6 +112,13 @@ VEC_INLINE v8_f v8_from_bf16(const uint16_t *p)
 {
     v8_i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+}
+/* Words of two bf16 numbers: number i of each word in out[i]. */
+VEC_INLINE void v8_two_bf16(const uint16_t *p, v8_f out[2])
+{
+    v8_i x = _mm256_loadu_si256((const __m256i *)p);
+    out[0] = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+    out[1] = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32((int)0xFFFF0000)));
 }
 /* bf16 bits in the low halves of the lanes; quiet NaNs as krn_f32_to_bf16. */
 VEC_INLINE v8_i v8_bf16_bits(v8_f v)
