@@ -312,6 +312,11 @@ void eng_engine_read_page(eng_engine *engine, uint32_t page, uint64_t offset, ui
     engine->ops->fetch(engine, out, eng_engine_page(engine, page) + offset, (size_t)bytes);
 }
 
+uint64_t eng_engine_scratch_bytes(const eng_engine *engine)
+{
+    return engine->s.bytes;
+}
+
 uint32_t eng_engine_pages_free(const eng_engine *engine)
 {
     eng_page_counts counts;

@@ -117,6 +117,10 @@ SL_MUST_USE sl_status eng_engine_create(const eng_model *model, const eng_option
                                         eng_engine **out_engine, sl_err *err);
 void eng_engine_destroy(eng_engine *engine);
 const eng_stamp *eng_engine_stamp(const eng_engine *engine);
+/* Memory that steps work in, allocated at create besides the cache; what no step touches costs
+ * none.
+ */
+uint64_t eng_engine_scratch_bytes(const eng_engine *engine);
 const eng_cache_layout *eng_engine_layout(const eng_engine *engine);
 /* The cache's memory (CUDA: the device's, unless cache_on_host): page p at base + p * page_bytes,
  * page_bytes * page_count in all (register it once with kvtransfer). Immutable pointer: any thread.

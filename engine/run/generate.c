@@ -50,6 +50,8 @@ static sl_status session_open_engine(session *run, sl_err *err)
     if (!options->kv_memory) /* as many pages as this one sequence binds */
         engine_options.kv_bytes = eng_model_kv_bytes(run->model, run->capacity);
     SL_TRY(eng_engine_create(run->model, &engine_options, &run->engine, err));
+    run->result->cache_bytes = engine_options.kv_bytes;
+    run->result->scratch_bytes = eng_engine_scratch_bytes(run->engine);
     return eng_sequence_open(run->engine, run->capacity, &run->sequence, err);
 }
 

@@ -28,6 +28,8 @@ typedef struct eng_run_result {
     uint32_t steps; /* of the model after the prompt */
     uint32_t drafted;
     uint32_t accepted;
+    uint64_t cache_bytes;   /* that the sequence could bind */
+    uint64_t scratch_bytes; /* that steps could touch */
     double prefill_ms;
     double decode_ms;
 } eng_run_result;

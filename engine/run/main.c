@@ -178,6 +178,9 @@ static void print_json(const eng_run_result *result, const mdl_sampling *samplin
     if (result->drafted > 0)
         sl_buf_printf(&out, ",\"mtp\":{\"steps\":%u,\"drafted\":%u,\"accepted\":%u}", result->steps,
                       result->drafted, result->accepted);
+    sl_buf_printf(&out, ",\"memory\":{\"cache\":%llu,\"scratch\":%llu}",
+                  (unsigned long long)result->cache_bytes,
+                  (unsigned long long)result->scratch_bytes);
     sl_buf_printf(&out, ",\"timing\":{\"prefill_ms\":%.3f,\"decode_ms\":%.3f}}\n",
                   result->prefill_ms, result->decode_ms);
     fwrite(out.data, 1, out.size, stdout);
