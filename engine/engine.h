@@ -117,9 +117,7 @@ SL_MUST_USE sl_status eng_engine_create(const eng_model *model, const eng_option
                                         eng_engine **out_engine, sl_err *err);
 void eng_engine_destroy(eng_engine *engine);
 const eng_stamp *eng_engine_stamp(const eng_engine *engine);
-/* Memory that steps work in, allocated at create besides the cache; what no step touches costs
- * none.
- */
+/* Memory of steps besides the cache; what none touches costs nothing. */
 uint64_t eng_engine_scratch_bytes(const eng_engine *engine);
 const eng_cache_layout *eng_engine_layout(const eng_engine *engine);
 /* The cache's memory (CUDA: the device's, unless cache_on_host): page p at base + p * page_bytes,
@@ -259,8 +257,7 @@ typedef void (*eng_group_fn)(void *context, uint32_t group);
  * (names the layer). On error no sequence has changed its length. */
 SL_MUST_USE sl_status eng_step(eng_engine *engine, const eng_span *spans, uint32_t span_count,
                                eng_group_fn on_group, void *context, sl_err *err);
-/* f32 [vocab] of row `row` counted over the spans' wanted rows in order; valid until the next step.
- */
+/* f32 [vocab] of row `row` of the spans' wanted rows in order; valid until the next step. */
 float *eng_step_logits(eng_engine *engine, uint32_t row);
 /* Which experts row `row` of the step chose, counted over all rows of all spans in order; of a span
  * that wanted it (model/handout.h has the layout). Valid until the next step. */

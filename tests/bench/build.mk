@@ -16,6 +16,9 @@ CONTEXT_OPS := linear_fp8 linear_bf16 linear_f32 q128 index_put index_query inde
 comma := ,
 $(eval $(call bench_program,context,$(wildcard tests/bench/context/*.c),engine kernels model base,$(CONTEXT_OPS:%=-Wl$(comma)--wrap=krn_%)))
 
+# Built by tests/bench/peers/peers.py against the peer's headers.
+EXTRA_SOURCES += tests/bench/peers/llama_steps.c
+
 .PHONY: bench
 bench: $(BENCHES) ## kernels beside this machine's roofs, constraints beside a step (quiet machine: only ratios count)
 	@set -e; for b in $(BENCHES); do $$b; done

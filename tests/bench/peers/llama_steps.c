@@ -1,10 +1,11 @@
-/* What a token costs llama.cpp at a position, by the CPU clock, as the context bench measures it for
- * Sluice: peers.py compiles this against the llama.cpp it built.
+/* What a token costs llama.cpp at a position, by the CPU clock, as the context bench measures it
+ * for Sluice: peers.py compiles this against the llama.cpp it built.
  *
- *   llama_steps MODEL.gguf THREADS POSITION...      one line a position: POSITION PREFILL_MS DECODE_MS
+ *   llama_steps MODEL.gguf THREADS POSITION...      one line a position: POSITION PREFILL_MS
+ * DECODE_MS
  *
- * One sequence of random tokens, prefilled in chunks of 512 up to each position; there 24 tokens are
- * decoded and dropped again. prefill: CPU ms a token of the last chunk before the position. */
+ * One sequence of random tokens, prefilled in chunks of 512 up to each position; there 24 tokens
+ * are decoded and dropped again. prefill: CPU ms a token of the last chunk before the position. */
 #include <llama.h>
 
 #include <stdio.h>
@@ -73,8 +74,7 @@ int main(int argc, char **argv)
         return 2;
     llama_log_set(no_log, NULL);
     ggml_backend_load_all();
-    struct llama_model *model =
-        llama_model_load_from_file(argv[1], llama_model_default_params());
+    struct llama_model *model = llama_model_load_from_file(argv[1], llama_model_default_params());
     if (!model)
         return 1;
     struct llama_context_params params = llama_context_default_params();

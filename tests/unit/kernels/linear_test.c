@@ -66,6 +66,7 @@ TEST(fp8_linear_equals_the_loops)
     check_fp8(5, 1, 128, true, NULL);
     check_fp8(13, 128, 128, false, NULL);
     check_fp8(97, 192, 256, true, NULL);
+    check_fp8(6, 1160, 256, true, NULL); /* more than one wide task across */
 }
 
 TEST(fp8_linear_is_the_same_on_a_pool)
@@ -75,6 +76,7 @@ TEST(fp8_linear_is_the_same_on_a_pool)
     assert_ok(krn_pool_create(3, &pool, &err), &err);
     check_fp8(1, 1024, 256, true, pool);
     check_fp8(200, 320, 128, true, pool);
+    check_fp8(600, 700, 128, true, pool);
     krn_pool_destroy(pool);
 }
 
