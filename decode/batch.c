@@ -19,6 +19,7 @@ typedef struct active {
     dec_job *job;
     job_phase phase;
     uint32_t drafted; /* drafts behind the job's tokens, for this step */
+    bool stalled;     /* no page for the next token, and nobody to give way */
 } active;
 
 struct dec_batch {
@@ -27,6 +28,10 @@ struct dec_batch {
     dec_batch_options options;
     dec_job *opening[DEC_SEQUENCES_MAX]; /* their known pages are being read */
     uint32_t opening_count;
+    dec_job *waiting[DEC_SEQUENCES_MAX]; /* gave way, the first to come back first */
+    uint32_t waiting_count;
+    uint64_t next_seniority;
+    dec_claim claims[DEC_SEQUENCES_MAX];
     active active[DEC_SEQUENCES_MAX];
     uint32_t active_count;
     eng_span spans[DEC_SEQUENCES_MAX];
@@ -76,6 +81,11 @@ static bool wants_routing(const dec_job *job)
     return job->handout && job->handout->o.routing;
 }
 
+static uint32_t pages_of(uint32_t token_count)
+{
+    return (token_count + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
+}
+
 static void open_failed(dec_batch *batch, dec_job *job)
 {
     job->sequence = NULL;
@@ -84,8 +94,7 @@ static void open_failed(dec_batch *batch, dec_job *job)
 
 static void opened(dec_batch *batch, dec_job *job)
 {
-    uint32_t blocks = (job->token_count + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
-    for (uint32_t block = 0; block < blocks; block++)
+    for (uint32_t block = 0; block < pages_of(job->token_count); block++)
         job->pages[block] = eng_sequence_page(job->sequence, block);
     dec_forks_add_open(&batch->forks, job);
     emit(batch, job, DEC_BATCH_OPENED, DEC_FINISH_NONE);
@@ -97,8 +106,6 @@ static void fork_job(dec_batch *batch, dec_job *job)
     const dec_job *source = job->source;
     sl_status status = eng_sequence_fork(source->sequence, job->token_count, source->h_final,
                                          job->token_capacity, &job->sequence, &job->err);
-    if (sl_is_ok(status))
-        status = eng_sequence_bind(job->sequence, job->token_capacity, &job->err);
     if (!sl_is_ok(status)) {
         open_failed(batch, job);
         return;
@@ -129,38 +136,70 @@ static void prompt_done(dec_batch *batch, dec_job *job)
         fork_job(batch, fork);
 }
 
-/* What the cache knew of the prompt is there. */
+static void activate(dec_batch *batch, dec_job *job, job_phase phase)
+{
+    sl_assert(batch->active_count < DEC_SEQUENCES_MAX);
+    dec_draft_init(&job->draft, batch->options.draft_depth);
+    batch->active[batch->active_count++] = (active){.job = job, .phase = phase};
+}
+
+/* Its pages are there as far as they are known; the rest is computed again from its tokens. */
+static void resumed(dec_batch *batch, dec_job *job)
+{
+    job->given_way = false;
+    job->prefilled = eng_sequence_length(job->sequence);
+    if (batch->options.recomputed)
+        sl_metric_add(batch->options.recomputed, NULL, job->token_count - job->prefilled);
+    activate(batch, job, PHASE_PREFILL);
+}
+
+/* What the cache knew of the tokens is there. */
 static void ready(dec_batch *batch, dec_job *job)
 {
+    if (job->given_way) {
+        resumed(batch, job);
+        return;
+    }
     job->known_blocks = eng_sequence_length(job->sequence) / ENG_PAGE_TOKENS;
     opened(batch, job);
 }
 
-static void open_job(dec_batch *batch, dec_job *job)
+/* What a job's prompt is to tell; NULL: nothing, or it is told. */
+static eng_prompt_rows *rows_wanted(const dec_job *job)
 {
-    if (job->source) {
-        open_fork(batch, job);
-        return;
-    }
-    /* The last block is never taken from the cache: h_final comes with it, or is computed. Neither
-     * are rows that are to tell something. */
-    uint32_t known_max = job->prompt_rows ? job->prompt_rows->want.first : job->token_count - 1;
+    return job->prompt_noted ? NULL : job->prompt_rows;
+}
+
+/* Pages for the tokens that there are. The last block of them is never taken from the cache:
+ * h_final comes with it, or is computed. Neither are rows that are to tell something. */
+static sl_status open_sequence(dec_batch *batch, dec_job *job)
+{
+    uint32_t known_max = rows_wanted(job) ? job->prompt_rows->want.first : job->token_count - 1;
     const eng_prefix prefix = {
         .tokens = job->tokens,
         .token_count = batch->options.prefix_cache ? known_max : 0,
         .space = job->cache_space,
     };
-    sl_status status =
-        eng_sequence_open_prefix(batch->engine, job->token_capacity, job->token_capacity, &prefix,
-                                 &job->sequence, &job->err);
+    sl_status status = eng_sequence_open_prefix(
+        batch->engine, job->token_capacity, job->token_count, &prefix, &job->sequence, &job->err);
     if (!sl_is_ok(status)) {
-        open_failed(batch, job);
+        job->sequence = NULL;
     } else if (eng_sequence_ready(job->sequence)) {
         ready(batch, job);
     } else {
         sl_assert(batch->opening_count < DEC_SEQUENCES_MAX);
         batch->opening[batch->opening_count++] = job;
     }
+    return status;
+}
+
+static void open_job(dec_batch *batch, dec_job *job)
+{
+    job->rank.seniority = batch->next_seniority++;
+    if (job->source)
+        open_fork(batch, job);
+    else if (!sl_is_ok(open_sequence(batch, job)))
+        open_failed(batch, job);
 }
 
 static void poll_opening(dec_batch *batch)
@@ -175,13 +214,6 @@ static void poll_opening(dec_batch *batch)
     batch->opening_count = count;
 }
 
-static void activate(dec_batch *batch, dec_job *job, job_phase phase)
-{
-    sl_assert(batch->active_count < DEC_SEQUENCES_MAX);
-    dec_draft_init(&job->draft, batch->options.draft_depth);
-    batch->active[batch->active_count++] = (active){.job = job, .phase = phase};
-}
-
 /* Keeps the order of arrival: the batch's order must not matter, but logs read better. */
 static void remove_active(dec_batch *batch, uint32_t index)
 {
@@ -190,11 +222,11 @@ static void remove_active(dec_batch *batch, uint32_t index)
             (batch->active_count - index) * sizeof(batch->active[0]));
 }
 
-static void release(dec_batch *batch, dec_job *job)
+/* Lets go of the pages; complete blocks stay known. */
+static void close_sequence(const dec_batch *batch, dec_job *job)
 {
-    dec_forks_remove_open(&batch->forks, job);
-    for (dec_job *fork; (fork = dec_forks_take_waiting(&batch->forks, job));)
-        open_fork(batch, fork); /* fails: its source is gone */
+    if (!job->sequence)
+        return;
     uint32_t length = eng_sequence_length(job->sequence);
     if (batch->options.prefix_cache)
         eng_sequence_publish(
@@ -202,6 +234,38 @@ static void release(dec_batch *batch, dec_job *job)
             &(eng_prefix){.tokens = job->tokens, .token_count = length, .space = job->cache_space});
     eng_sequence_close(job->sequence);
     job->sequence = NULL;
+}
+
+static void release(dec_batch *batch, dec_job *job)
+{
+    dec_forks_remove_open(&batch->forks, job);
+    for (dec_job *fork; (fork = dec_forks_take_waiting(&batch->forks, job));)
+        open_fork(batch, fork); /* fails: its source is gone */
+    close_sequence(batch, job);
+}
+
+/* For those that wait to come back: what the first one needs to go on, and all that was promised.
+ */
+static void set_reserve(const dec_batch *batch)
+{
+    eng_reserve reserve = {0};
+    for (uint32_t i = 0; i < batch->waiting_count; i++)
+        reserve.promised += pages_of(batch->waiting[i]->token_capacity);
+    if (batch->waiting_count > 0)
+        reserve.pages = pages_of(batch->waiting[0]->token_count);
+    eng_engine_set_reserve(batch->engine, reserve);
+}
+
+static bool list_remove(dec_job **list, uint32_t *count, const dec_job *job)
+{
+    for (uint32_t i = 0; i < *count; i++) {
+        if (list[i] != job)
+            continue;
+        --*count;
+        memmove(&list[i], &list[i + 1], (*count - i) * sizeof(list[0]));
+        return true;
+    }
+    return false;
 }
 
 static void close_job(dec_batch *batch, dec_job *job)
@@ -212,9 +276,76 @@ static void close_job(dec_batch *batch, dec_job *job)
             break;
         }
     }
-    if (job->sequence)
-        release(batch, job);
+    (void)list_remove(batch->opening, &batch->opening_count, job);
+    if (list_remove(batch->waiting, &batch->waiting_count, job))
+        set_reserve(batch);
+    release(batch, job);
     emit(batch, job, DEC_BATCH_CLOSED, DEC_FINISH_NONE);
+}
+
+/* ---- giving way ---- */
+
+static void give_way(dec_batch *batch, uint32_t index)
+{
+    dec_job *job = batch->active[index].job;
+    uint32_t at = batch->waiting_count++;
+    remove_active(batch, index);
+    close_sequence(batch, job);
+    job->given_way = true;
+    job->prompt_done = false; /* forks wait until it is there again */
+    for (; at > 0 && dec_rank_before(job->rank, batch->waiting[at - 1]->rank); at--)
+        batch->waiting[at] = batch->waiting[at - 1];
+    batch->waiting[at] = job;
+    set_reserve(batch);
+    if (batch->options.preempted)
+        sl_metric_add(batch->options.preempted, NULL, 1);
+}
+
+/* In order of rank, nobody overtakes: the first one is the next to find room. */
+static void resume(dec_batch *batch)
+{
+    bool room = true;
+    while (room && batch->waiting_count > 0) {
+        dec_job *job = batch->waiting[0];
+        eng_reserve others = {0};
+        for (uint32_t i = 1; i < batch->waiting_count; i++)
+            others.promised += pages_of(batch->waiting[i]->token_capacity);
+        eng_engine_set_reserve(batch->engine, others);
+        room = sl_is_ok(open_sequence(batch, job));
+        if (room)
+            (void)list_remove(batch->waiting, &batch->waiting_count, job);
+        set_reserve(batch);
+    }
+}
+
+/* A page for the next token of each sequence that generates; in order of rank, the last ones give
+ * theirs up if there are not enough. */
+static void bind_next(dec_batch *batch)
+{
+    sl_err err;
+    for (;;) {
+        for (uint32_t i = 0; i < batch->active_count; i++) {
+            active *entry = &batch->active[i];
+            const dec_job *job = entry->job;
+            entry->stalled = false;
+            batch->claims[i].rank = job->rank;
+            batch->claims[i].lacks =
+                entry->phase == PHASE_DECODE &&
+                eng_sequence_room(job->sequence) == eng_sequence_length(job->sequence);
+        }
+        uint32_t index = dec_claim_first_lacking(batch->claims, batch->active_count);
+        if (index == DEC_NOBODY)
+            return;
+        active *entry = &batch->active[index];
+        entry->stalled =
+            !sl_is_ok(eng_sequence_bind(entry->job->sequence, entry->job->token_count, &err));
+        if (!entry->stalled)
+            continue;
+        uint32_t victim = dec_claim_victim(batch->claims, batch->active_count);
+        if (victim == DEC_NOBODY) /* others hold pages that will come back */
+            return;
+        give_way(batch, victim);
+    }
 }
 
 /* h_final of all tokens is there: keeps it, because the sequence's own moves on. routing: of the
@@ -225,6 +356,7 @@ static void note_prompt(dec_batch *batch, dec_job *job, const uint8_t *routing)
         memcpy(job->handout->first_row, routing, job->handout->o.routing->row_bytes);
     memcpy(job->h_final, eng_sequence_h_final(job->sequence),
            batch->options.hidden_size * sizeof(job->h_final[0]));
+    job->prompt_noted = true;
     prompt_done(batch, job);
 }
 
@@ -250,6 +382,7 @@ static void on_command(void *context, const void *item)
     case DEC_COMMAND_ADOPT:
         eng_sequence_adopt(job->sequence, job->token_count, job->h_final);
         activate(batch, job, PHASE_ADOPTED);
+        job->prompt_noted = true;
         prompt_done(batch, job);
         break;
     case DEC_COMMAND_RUN_SELF:
@@ -369,6 +502,17 @@ static uint32_t rows_for_drafts(const dec_batch *batch)
     return rows < batch->options.rows_max ? batch->options.rows_max - (uint32_t)rows : 0;
 }
 
+/* Drafts that have room in bound pages; nobody gives way for them. */
+static uint32_t room_for_drafts(const dec_batch *batch, const dec_job *job, uint32_t wanted)
+{
+    sl_err err;
+    if (batch->waiting_count == 0 &&
+        sl_is_ok(eng_sequence_bind(job->sequence, job->token_count + wanted, &err)))
+        return wanted;
+    uint32_t room = eng_sequence_room(job->sequence);
+    return room > job->token_count ? room - job->token_count : 0;
+}
+
 /* Who drafts in this step, and how much: at most what the job may still generate after the token
  * that the step draws anyway. */
 static uint32_t plan_drafts(dec_batch *batch)
@@ -377,11 +521,13 @@ static uint32_t plan_drafts(dec_batch *batch)
     for (uint32_t i = 0; i < batch->active_count; i++) {
         dec_job *job = batch->active[i].job;
         batch->active[i].drafted = 0;
-        if (batch->active[i].phase != PHASE_DECODE)
+        if (batch->active[i].phase != PHASE_DECODE || batch->active[i].stalled)
             continue;
         uint32_t depth = dec_draft_depth(&job->draft), useful = tokens_left(job) - 1;
         depth = depth < useful ? depth : useful;
         depth = depth < rows_left ? depth : rows_left;
+        uint32_t room = room_for_drafts(batch, job, depth);
+        depth = depth < room ? depth : room;
         if (depth == 0)
             continue;
         rows_left -= depth;
@@ -421,7 +567,7 @@ static uint32_t build_spans(dec_batch *batch)
 {
     uint32_t count = 0;
     for (uint32_t i = 0; i < batch->active_count; i++)
-        if (batch->active[i].phase == PHASE_DECODE)
+        if (batch->active[i].phase == PHASE_DECODE && !batch->active[i].stalled)
             add_span(batch, i, count++, 1 + batch->active[i].drafted, ENG_LOGITS_ALL);
     uint32_t rows_left =
         batch->options.chunk_tokens > count ? batch->options.chunk_tokens - count : 0;
@@ -432,7 +578,7 @@ static uint32_t build_spans(dec_batch *batch)
         uint32_t left = job->token_count - job->prefilled;
         uint32_t rows = left < rows_left ? left : rows_left;
         add_span(batch, i, count, rows, rows == left ? ENG_LOGITS_LAST : ENG_LOGITS_NONE);
-        eng_prompt_ask(job->prompt_rows, job->prefilled, &batch->spans[count++]);
+        eng_prompt_ask(rows_wanted(job), job->prefilled, &batch->spans[count++]);
         rows_left -= rows;
     }
     return count;
@@ -498,7 +644,7 @@ static void draw_spans(dec_batch *batch, uint32_t count)
             logits_row += span->token_count;
             continue;
         }
-        eng_prompt_note(job->prompt_rows, batch->engine, span, job->prefilled, row, logits_row,
+        eng_prompt_note(rows_wanted(job), batch->engine, span, job->prefilled, row, logits_row,
                         job->tokens);
         job->prefilled += span->token_count;
         logits_row += span->logits == ENG_LOGITS_ALL ? span->token_count : 0;
@@ -507,7 +653,10 @@ static void draw_spans(dec_batch *batch, uint32_t count)
         logits_row += span->logits == ENG_LOGITS_LAST;
         entry->phase = PHASE_DECODE;
         const uint8_t *routing = routing_of(batch, job, end - 1);
-        note_prompt(batch, job, routing);
+        if (job->prompt_noted) /* it is back after it gave way */
+            prompt_done(batch, job);
+        else
+            note_prompt(batch, job, routing);
         why[index] = draw(batch, job, eng_step_logits(batch->engine, logits_row - 1), routing);
     }
     for (uint32_t i = batch->active_count; i-- > 0;)
@@ -519,13 +668,16 @@ static bool on_run(void *context)
 {
     dec_batch *batch = context;
     poll_opening(batch);
+    resume(batch);
     if (batch->active_count == 0)
         return false;
+    uint32_t before = batch->active_count;
     draw_adopted(batch);
+    bind_next(batch);
     make_drafts(batch);
     uint32_t count = build_spans(batch);
-    if (count == 0)
-        return batch->active_count > 0;
+    if (count == 0) /* whoever has the missing pages wakes the thread when they come back */
+        return batch->waiting_count > 0 && batch->active_count < before;
     if (batch->options.step_batch_size)
         sl_metric_observe(batch->options.step_batch_size, count);
     sl_err err;
@@ -536,7 +688,7 @@ static bool on_run(void *context)
         draw_spans(batch, count);
     else
         fail_spans(batch, count, &err);
-    return batch->active_count > 0;
+    return batch->active_count + batch->waiting_count > 0;
 }
 
 static void on_stop(void *context)
@@ -546,6 +698,7 @@ static void on_stop(void *context)
     for (uint32_t i = 0; i < batch->active_count; i++)
         release(batch, batch->active[i].job);
     batch->opening_count = 0;
+    batch->waiting_count = 0;
     batch->active_count = 0;
 }
 

@@ -12,6 +12,7 @@
 
 #include "base/metrics.h"
 #include "decode/draft.h"
+#include "decode/rank.h"
 #include "decode/handout.h"
 #include "engine/prompt.h"
 #include "engine/worker.h"
@@ -41,6 +42,7 @@ typedef struct dec_job {
     uint32_t
         prompt_count; /* of the original prompt: what lies behind was generated (maybe elsewhere) */
     uint64_t cache_space;
+    dec_rank rank;         /* priority: control; seniority: when it was opened */
     uint32_t known_blocks; /* found in the cache by OPEN; never the prompt's last */
     uint16_t
         *h_final; /* bf16 [hidden], set by the control thread before ADOPT, else by the engine's */
@@ -50,7 +52,9 @@ typedef struct dec_job {
     uint32_t prefilled; /* RUN_SELF: tokens in the cache so far */
     /* OPEN copies the prompt of this one, as soon as it is complete there; NULL = none */
     const struct dec_job *source;
-    bool prompt_done; /* the cache holds the tokens it was admitted with; h_final is of the last */
+    bool prompt_done;  /* the cache holds the tokens it was admitted with; h_final is of the last */
+    bool prompt_noted; /* it did once: h_final stays, also while its pages are given up */
+    bool given_way;    /* it was generating and its pages were given up */
     dec_draft draft;
     dec_handout *handout; /* NULL: nothing is wanted beside the tokens */
     /* NULL: nothing is wanted. RUN_SELF notes them all before the first token is told of. */
@@ -101,6 +105,8 @@ typedef struct dec_batch_options {
     sl_metric *step_batch_size; /* histogram, may be NULL */
     sl_metric *drafted;         /* counters, may be NULL */
     sl_metric *accepted;
+    sl_metric *preempted;
+    sl_metric *recomputed; /* tokens that came back neither from memory nor from the second tier */
 } dec_batch_options;
 
 /* Attaches a client to the worker (before it starts). */

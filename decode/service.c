@@ -348,6 +348,10 @@ static void create_metrics(dec_service *service, dec_batch_options *out_batch)
                      BATCH_BOUNDS, sizeof(BATCH_BOUNDS) / sizeof(BATCH_BOUNDS[0]));
     out_batch->drafted =
         sl_counter(metrics, "sluice_mtp_drafted_total", "tokens drafted by the MTP layer", NULL);
+    out_batch->preempted = sl_counter(metrics, "sluice_decode_preempted_total",
+                                      "sequences that gave their pages to others", NULL);
+    out_batch->recomputed = sl_counter(metrics, "sluice_decode_recomputed_tokens_total",
+                                       "tokens computed again when sequences came back", NULL);
     out_batch->accepted = sl_counter(metrics, "sluice_mtp_accepted_total",
                                      "drafts that were the token which the model drew", NULL);
 }

@@ -47,11 +47,12 @@ static sl_status check_room(const eng_engine *engine, const eng_sequence *sequen
                             uint32_t promised, sl_err *err)
 {
     uint32_t available = eng_pages_available(&engine->pages);
-    uint64_t bound = engine->layout.page_count - available;
-    if ((uint64_t)fresh + engine->growing + engine->reserve > available)
+    uint32_t awaited = engine->growing + engine->reserve.pages;
+    if ((uint64_t)fresh + awaited > available)
         return sl_fail(err, SL_FULL, "%u tokens need %u pages now: %u are free, %u of them awaited",
-                       sequence->capacity, fresh, available, engine->growing + engine->reserve);
-    uint64_t promises = bound + engine->promised + fresh + promised;
+                       sequence->capacity, fresh, available, awaited);
+    uint64_t bound = engine->layout.page_count - available;
+    uint64_t promises = bound + engine->promised + engine->reserve.promised + fresh + promised;
     if (promises > engine->pages_promisable)
         return sl_fail(err, SL_FULL, "%u tokens need %u pages: %u are free and not promised",
                        sequence->capacity, fresh + promised, eng_engine_pages_free(engine));

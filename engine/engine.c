@@ -294,13 +294,14 @@ uint8_t *eng_engine_cache_base(const eng_engine *engine)
 void eng_engine_count_pages(const eng_engine *engine, eng_page_counts *out_counts)
 {
     uint32_t bound = engine->layout.page_count - eng_pages_available(&engine->pages);
-    uint64_t taken = (uint64_t)bound + engine->promised;
+    uint32_t promised = engine->promised + engine->reserve.promised;
+    uint64_t taken = (uint64_t)bound + promised;
     uint64_t left = taken < engine->pages_promisable ? engine->pages_promisable - taken : 0;
     *out_counts = (eng_page_counts){
         .free = engine->pages.free_count,
         .kept = engine->pages.kept_count,
         .bound = bound,
-        .promised = engine->promised,
+        .promised = promised,
         .grantable = left < engine->layout.page_count ? (uint32_t)left : engine->layout.page_count,
     };
 }
@@ -329,9 +330,9 @@ uint32_t eng_engine_pages_kept(const eng_engine *engine)
     return engine->pages.kept_count;
 }
 
-void eng_engine_set_reserve(eng_engine *engine, uint32_t page_count)
+void eng_engine_set_reserve(eng_engine *engine, eng_reserve reserve)
 {
-    engine->reserve = page_count;
+    engine->reserve = reserve;
 }
 
 bool eng_engine_tier_stats(const eng_engine *engine, eng_tier_stats *out_stats)

@@ -127,46 +127,9 @@ uint8_t *eng_engine_cache_base(const eng_engine *engine);
 /* Slice of one piece inside a page. */
 void eng_layout_piece(const eng_cache_layout *layout, const mdl_shape *shape, uint32_t group,
                       uint64_t *out_offset, uint64_t *out_bytes);
-/* Pages that a new sequence may be promised. Kept ones count as free, promised ones do not. */
+/* Pages that a new sequence may be promised. Kept ones count as free, promised ones do not. More of
+ * the cache's counts: engine/cache.h. */
 uint32_t eng_engine_pages_free(const eng_engine *engine);
-/* Pages that nobody has bound, but that are kept for their tokens. */
-uint32_t eng_engine_pages_kept(const eng_engine *engine);
-/* Forgets all kept pages, on all tiers (operator's wish, new weights). */
-void eng_engine_drop_kept(eng_engine *engine);
-/* So many pages are for whoever asks with eng_engine_set_reserve(0) first: no sequence opens into
- * them. */
-void eng_engine_set_reserve(eng_engine *engine, uint32_t page_count);
-
-/* Pages by what they are; free + kept + bound = all. */
-typedef struct eng_page_counts {
-    uint32_t free;
-    uint32_t kept;
-    uint32_t bound;     /* by sequences */
-    uint32_t promised;  /* to sequences, not bound yet */
-    uint32_t grantable; /* eng_engine_pages_free */
-} eng_page_counts;
-void eng_engine_count_pages(const eng_engine *engine, eng_page_counts *out_counts);
-
-/* The second tier, counted since start. */
-typedef struct eng_tier_stats {
-    uint64_t pages, pages_max;
-    uint64_t pages_at_start;   /* valid ones that the file held */
-    uint64_t dropped_at_start; /* damaged ones */
-    const char *begun_anew;    /* NULL: the file went on; else why not ("" = it was empty) */
-    uint64_t hits, misses;     /* blocks read; prefixes that ended in neither tier */
-    uint64_t bytes_written, bytes_read;
-    uint64_t corrupt; /* blocks dropped because their sum or tokens differed */
-    uint64_t failed;  /* reads and writes that the file system refused */
-} eng_tier_stats;
-/* false: there is no second tier. Any thread. */
-bool eng_engine_tier_stats(const eng_engine *engine, eng_tier_stats *out_stats);
-/* Takes in what was read from the second tier and asks for more; true while a sequence waits for
- * reads. Between steps, often. */
-bool eng_engine_poll(eng_engine *engine, uint64_t now_ns);
-/* Copies a few kept pages for the second tier, ahead of need; when the turn's work is done. */
-void eng_engine_spill(eng_engine *engine);
-/* wake is called by another thread whenever a poll is worthwhile, until it is set to NULL. */
-void eng_engine_set_wake(eng_engine *engine, void (*wake)(void *context), void *context);
 
 /* --- sequences (engine thread only) --- */
 

@@ -5,6 +5,7 @@
 #ifndef ENGINE_STATE_H
 #define ENGINE_STATE_H
 
+#include "engine/cache.h"
 #include "engine/model.h"
 #include "engine/pages.h"
 #include "engine/sampler.h"
@@ -147,8 +148,8 @@ struct eng_engine {
     uint32_t pages_promisable;
     uint32_t promised; /* pages that sequences may still bind */
     uint32_t growing;  /* sequences that may */
-    uint32_t reserve;  /* pages kept out of new sequences' hands */
-    uint32_t loading;  /* sequences */
+    eng_reserve reserve;
+    uint32_t loading; /* sequences */
     eng_sequence *sequences;
     uint32_t *sequence_pages; /* [sequences_max][blocks_max] */
     krn_pool *pool;

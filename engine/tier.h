@@ -9,6 +9,7 @@
 #ifndef ENGINE_TIER_H
 #define ENGINE_TIER_H
 
+#include "engine/cache.h"
 #include "engine/tier_file.h"
 
 #ifdef __cplusplus

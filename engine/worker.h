@@ -9,7 +9,7 @@
 #ifndef ENGINE_WORKER_H
 #define ENGINE_WORKER_H
 
-#include "engine/engine.h"
+#include "engine/cache.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -291,6 +291,9 @@ static sl_status open_engine(nod_host *host, sl_err *err)
     uint64_t tier_bytes = 0;
     if (options->kv_disk)
         SL_TRY(split_kv_disk(options->kv_disk, tier_path, sizeof(tier_path), &tier_bytes, err));
+    if (!(options->kv_overcommit >= 1.0 && options->kv_overcommit <= ENG_OVERCOMMIT_MAX / 100.0))
+        return sl_fail(err, SL_INVALID, "--kv-overcommit %g: 1 to %g are possible",
+                       options->kv_overcommit, ENG_OVERCOMMIT_MAX / 100.0);
     eng_model_options model;
     nod_model_options(host, options->model, &model);
     sl_time_ns start = sl_now_ns();
@@ -310,6 +313,7 @@ static sl_status open_engine(nod_host *host, sl_err *err)
         .weights_version = (uint32_t)options->weights_version,
         .tier_path = options->kv_disk ? tier_path : NULL,
         .tier_bytes = tier_bytes,
+        .overcommit_percent = (uint32_t)(options->kv_overcommit * 100.0 + 0.5),
     };
     SL_TRY(eng_engine_create(host->model, &engine, &host->engine, err));
     tell_tier(host);

@@ -26,6 +26,7 @@ typedef struct nod_options {
     int backend; /* nod_backend */
     uint64_t kv_memory;
     const char *kv_disk;
+    double kv_overcommit;
     int64_t layer_group;
     int64_t max_sequences;
     int64_t queue_max;

@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 
 from lib import REFERENCE, Cluster, book_text, tokenize, wait_for
 
@@ -20,6 +21,15 @@ def ask_all(cluster, what):
         assert answer.token_ids == expected, (what, index, answer.token_ids, expected)
         cached += answer.usage["prompt_tokens_details"]["cached_tokens"]
     return cached
+
+
+def fresh_file(name):
+    directory = os.path.abspath(os.path.join("build", "test-clusters"))
+    os.makedirs(directory, exist_ok=True)
+    path = os.path.join(directory, name)
+    if os.path.exists(path):
+        os.remove(path)
+    return path
 
 
 def lookups(cluster, name, result):
@@ -43,11 +53,7 @@ def damage(path):
 
 
 def test_evicted_restarted_damaged():
-    directory = os.path.abspath(os.path.join("build", "test-clusters"))
-    os.makedirs(directory, exist_ok=True)
-    path = os.path.join(directory, "tier.cache")
-    if os.path.exists(path):
-        os.remove(path)
+    path = fresh_file("tier.cache")
     with Cluster("cache-tier", "--decode-args", f"--kv-memory 6MiB --kv-disk {path}:16MiB",
                  "--prefill-args=--prefix-cache=false") as cluster:
         assert ask_all(cluster, "cold") == 0
@@ -75,4 +81,36 @@ def test_evicted_restarted_damaged():
         wait_for(lambda: "differed from their sums and are dropped" in cluster.log("decode-0"), "a line about it")
         print(f"{hits:.0f} hits in one life, 24 in the next, none of damaged pages")
         cluster.wait_at_rest()
+    os.remove(path)
+
+
+def test_sequences_give_way():
+    """Six sequences that need 30 pages in all share 11: some give theirs up and come back, with and without prefill node and file."""
+    path = fresh_file("give-way.cache")
+    work = [([0] + tokenize(book_text(60 + 5 * index, 40 + index)), float(index % 2), 90 + index) for index in range(6)]
+    for name, extra in (("give-way", ["--prefill", "1"]), ("give-way-self", ["--prefill", "0"])):
+        answers = [None] * len(work)
+
+        def ask(cluster, index):
+            ids, temperature, seed = work[index]
+            answers[index] = cluster.completion(ids, max_tokens=170, temperature=temperature, top_p=1.0, seed=seed, ignore_eos=True,
+                                                stream=bool(index % 2))
+        with Cluster(name, "--decode-args", f"--kv-memory 4MiB --kv-overcommit 4 --mtp-depth 2 --kv-disk {path}:8MiB", "--env",
+                     "decode-0:SLUICE_FAULTS=decode.step=slow=12", *extra) as cluster:
+            threads = [threading.Thread(target=ask, args=(cluster, index)) for index in range(len(work))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            preempted = cluster.metric("decode-0", "sluice_decode_preempted_total")
+            recomputed = cluster.metric("decode-0", "sluice_decode_recomputed_tokens_total")
+            cluster.wait_at_rest()
+            assert cluster.metrics("decode-0")['sluice_kv_pages{state="promised"}'] == 0
+        for (ids, temperature, seed), answer in zip(work, answers):
+            assert answer is not None and answer.status == 200 and not answer.error, (name, answer and (answer.body, answer.error))
+            expected = REFERENCE.run(["--ids", ",".join(map(str, ids)), "--max-tokens", "170", "--temperature", str(temperature),
+                                      "--top-p", "1", "--seed", str(seed), "--ignore-eos"])["ids"]
+            assert answer.token_ids == expected, (name, len(ids), answer.token_ids, expected)
+        print(f"{name}: {preempted:.0f} gave way, {recomputed:.0f} tokens computed again")
+        assert preempted > 0
     os.remove(path)

@@ -9,7 +9,7 @@
 #include "tests/unit/engine/support.h"
 
 #define ASKS_MAX   16
-#define TOKENS_MAX 160
+#define TOKENS_MAX 256
 #define CHUNK      96u
 
 typedef struct ask {
@@ -40,6 +40,8 @@ typedef struct run {
     rig *r;
     uint32_t depth;
     uint32_t rows_max;
+    uint32_t cache_pages; /* 0: enough for all */
+    bool tier, no_prefix_cache;
     const ask *asks;
     uint32_t count;
     eng_engine *engine, *donor;
@@ -50,7 +52,11 @@ typedef struct run {
     mdl_masks *masks;
     outcome *outcomes;
     uint32_t done;
-    double drafted, accepted;
+    double drafted, accepted, preempted, recomputed;
+    uint64_t tier_hits;
+    uint32_t refused, events;
+    dec_job *again[ASKS_MAX]; /* refused, to be opened again */
+    uint32_t again_count;
     uint32_t kept; /* pages in the cache at the end */
 } run;
 
@@ -100,6 +106,11 @@ static void on_event(void *context, const void *item)
             hand_over(u, job);
         post(u, u->asks[job->slot].handed_over ? DEC_COMMAND_ADOPT : DEC_COMMAND_RUN_SELF, job);
         break;
+    case DEC_BATCH_OPEN_FAILED: /* as a router would: again later */
+        assert_int_equal(job->err.code, SL_FULL);
+        u->refused++;
+        u->again[u->again_count++] = job;
+        break;
     case DEC_BATCH_TOKEN:
         assert_true(out->count < TOKENS_MAX);
         out->sampled[out->count] = event->sampled;
@@ -115,6 +126,11 @@ static void on_event(void *context, const void *item)
     default:
         fail_msg("event %d", event->kind);
     }
+    if (event->kind != DEC_BATCH_FINISHED &&
+        (event->kind == DEC_BATCH_OPEN_FAILED || ++u->events % 10))
+        return;
+    while (u->again_count > 0)
+        post(u, DEC_COMMAND_OPEN, u->again[--u->again_count]);
 }
 
 static mdl_grammar *form_grammar(const char *form)
@@ -203,13 +219,24 @@ static void run_asks(run *u)
         .rows_max = u->rows_max ? u->rows_max : CHUNK + 4 * ASKS_MAX,
         .eos_id = 1,
         .hidden_size = NANO_HIDDEN,
-        .prefix_cache = true,
         .masks = u->masks,
+        .prefix_cache = !u->no_prefix_cache,
+        .preempted = sl_counter(metrics, "preempted", "", NULL),
+        .recomputed = sl_counter(metrics, "recomputed", "", NULL),
         .drafted = sl_counter(metrics, "drafted", "", NULL),
         .accepted = sl_counter(metrics, "accepted", "", NULL),
     };
-    const eng_options engine = {
-        .kv_bytes = 24 << 20, .rows_max = (int)options.rows_max, .threads = 1};
+    eng_options engine = {.kv_bytes = 24 << 20, .rows_max = (int)options.rows_max, .threads = 1};
+    char path[80];
+    snprintf(path, sizeof(path), "%s/tier", u->r->files.dir);
+    if (u->cache_pages > 0) {
+        engine.kv_bytes = eng_model_kv_bytes(u->r->model, (uint64_t)u->cache_pages * 64);
+        engine.overcommit_percent = 1000;
+    }
+    if (u->tier) {
+        engine.tier_path = path;
+        engine.tier_bytes = 16 << 20;
+    }
     u->engine = rig_engine(u->r, &engine);
     u->donor =
         rig_engine(u->r, &(eng_options){.kv_bytes = 4 << 20, .rows_max = CHUNK, .threads = 1});
@@ -230,13 +257,21 @@ static void run_asks(run *u)
     assert_int_equal(eng_engine_pages_free(u->engine), layout->page_count);
     u->kept = eng_engine_pages_kept(u->engine);
     for (uint32_t i = 0; i < u->count; i++) {
-        keep_pages(u, i);
+        if (u->cache_pages == 0)
+            keep_pages(u, i);
         u->outcomes[i].rows = u->jobs[i]->prompt_rows;
         u->jobs[i]->prompt_rows = NULL;
         destroy_job(u, i);
     }
     u->drafted = sl_metric_get(options.drafted, NULL);
     u->accepted = sl_metric_get(options.accepted, NULL);
+    u->preempted = sl_metric_get(options.preempted, NULL);
+    u->recomputed = sl_metric_get(options.recomputed, NULL);
+    eng_tier_stats tier = {0};
+    if (eng_engine_tier_stats(u->engine, &tier))
+        u->tier_hits = tier.hits;
+    if (u->tier)
+        unlink(path);
     eng_worker_destroy(worker);
     dec_batch_destroy(u->batch);
     eng_engine_destroy(u->engine);
@@ -260,6 +295,18 @@ static run run_at(rig *r, uint32_t depth, uint32_t rows_max, const ask *asks, ui
     run u = {.r = r, .depth = depth, .rows_max = rows_max, .asks = asks, .count = count};
     u.outcomes = sl_alloc(count, sizeof(outcome), "outcomes of a test");
     open_forms(&u);
+    run_asks(&u);
+    return u;
+}
+
+/* A cache that is too small for all, promised ten times over. */
+static run run_tight(rig *r, const run *how, const ask *asks, uint32_t count)
+{
+    run u = *how;
+    u.r = r;
+    u.asks = asks;
+    u.count = count;
+    u.outcomes = sl_alloc(count, sizeof(outcome), "outcomes of a test");
     run_asks(&u);
     return u;
 }
@@ -379,6 +426,52 @@ static uint32_t make_asks(rig *r, ask *asks)
     run_free(&plain);
     assert_true(n <= ASKS_MAX);
     return n;
+}
+
+/* Sequences give way to each other and come back: from memory, from the second tier, from their
+ * tokens alone. */
+TEST(giving_way_changes_nothing)
+{
+    static const run HOW[] = {
+        {.depth = 0, .cache_pages = 8},
+        {.depth = 1, .cache_pages = 8, .tier = true},
+        {.depth = 2, .cache_pages = 9, .no_prefix_cache = true},
+        {.depth = 3, .cache_pages = 12, .tier = true},
+        {.depth = 3, .cache_pages = 5},
+    };
+    enum { COUNT = 12 };
+    ask asks[COUNT];
+    rig r;
+    rig_of(&r, &(nano_options){.echo = true});
+    uint32_t count = COUNT;
+    double preempted = 0;
+    uint64_t hits = 0;
+    for (uint32_t i = 0; i < COUNT; i++) {
+        asks[i] = ask_of(3 + 5 * i, 220 + (int32_t)i, (float)(i % 3) * 0.3f);
+        asks[i].handout = i % 4 == 0;
+        asks[i].handed_over = i % 5 == 2;
+        asks[i].sampling.logprob_count = (int32_t)(i % 3) * 2;
+    }
+    run plain = run_at(&r, 0, 0, asks, count);
+    for (size_t i = 0; i < sizeof(HOW) / sizeof(HOW[0]); i++) {
+        run tight = run_tight(&r, &HOW[i], asks, count);
+        printf("depth %u, %u pages%s: %.0f gave way, %.0f tokens computed again, %llu pages from "
+               "the second tier, %u refused\n",
+               HOW[i].depth, HOW[i].cache_pages, HOW[i].no_prefix_cache ? ", none kept" : "",
+               tight.preempted, tight.recomputed, (unsigned long long)tight.tier_hits,
+               tight.refused);
+        for (uint32_t j = 0; j < count; j++) {
+            outcome without = plain.outcomes[j]; /* what is kept differs */
+            without.kept_bytes = 0;
+            assert_same(&tight.outcomes[j], &without);
+        }
+        preempted += tight.preempted;
+        hits += tight.tier_hits;
+        run_free(&tight);
+    }
+    assert_true(preempted > 10 && hits > 0);
+    run_free(&plain);
+    rig_close(&r);
 }
 
 TEST(depth_changes_nothing)
@@ -710,6 +803,7 @@ TEST(forms_at_any_depth)
 
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(depth_changes_nothing),
+    cmocka_unit_test(giving_way_changes_nothing),
     cmocka_unit_test(forks_give_what_they_give_alone),
     cmocka_unit_test(prompt_rows_are_told),
     cmocka_unit_test(prompt_rows_refused),

@@ -2,6 +2,7 @@
 #ifndef TESTS_UNIT_ENGINE_SUPPORT_H
 #define TESTS_UNIT_ENGINE_SUPPORT_H
 
+#include "engine/cache.h"
 #include "tests/unit/engine/nano.h"
 
 typedef struct rig {
