@@ -179,3 +179,22 @@ void sl_free_pages(void *memory, size_t bytes)
     sl_assert(munmap(memory, bytes) == 0);
     atomic_fetch_sub_explicit(&live_total, 1, memory_order_relaxed);
 }
+
+uint64_t sl_memory_available(void)
+{
+    FILE *file = fopen("/proc/meminfo", "re");
+    char line[128];
+    unsigned long long kilobytes;
+    uint64_t total = 0;
+    bool told = false;
+    while (file && fgets(line, sizeof(line), file)) {
+        bool memory = sscanf(line, "MemAvailable: %llu", &kilobytes) == 1;
+        if (!memory && sscanf(line, "SwapFree: %llu", &kilobytes) != 1)
+            continue;
+        told = told || memory;
+        total += (uint64_t)kilobytes * 1024;
+    }
+    if (file)
+        fclose(file);
+    return told ? total : UINT64_MAX;
+}

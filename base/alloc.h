@@ -31,6 +31,9 @@ void sl_alloc_print_live(void);
  * start. */
 SL_MUST_USE sl_status sl_alloc_pages(size_t bytes, void **out_memory, sl_err *err);
 void sl_free_pages(void *memory, size_t bytes);
+/* Bytes that this machine could still give (free, caches it can drop, swap); UINT64_MAX where the
+ * kernel does not tell. */
+uint64_t sl_memory_available(void);
 
 #ifdef __cplusplus
 }

@@ -52,6 +52,7 @@ typedef struct loader {
     size_t arena_bytes;
     uint64_t bytes_total;
     _Atomic uint64_t bytes_done;
+    _Atomic bool failed;           /* a job met a fault: the rest is not begun */
     sl_time_ns start, progress_at; /* progress_at: the opening thread's */
 } loader;
 
@@ -457,8 +458,12 @@ static void run_job(void *context, uint32_t task, uint32_t thread)
 {
     loader *load = context;
     job *work = &load->jobs[task];
-    if (!run_read(load, work))
+    if (atomic_load_explicit(&load->failed, memory_order_relaxed))
         return;
+    if (!run_read(load, work)) {
+        atomic_store_explicit(&load->failed, true, memory_order_relaxed);
+        return;
+    }
     if (work->kind != JOB_MAPPED && work->kind != JOB_SAME)
         run_pack(load->model, work);
     if (work->kind != JOB_MAPPED)
@@ -530,9 +535,23 @@ static sl_status loader_place(loader *load, sl_err *err)
     return sl_ok();
 }
 
+/* Better now than killed by the kernel after minutes of loading. */
+static sl_status loader_check_memory(const loader *load, sl_err *err)
+{
+    uint64_t available = sl_memory_available();
+    if (load->arena_bytes <= available)
+        return sl_ok();
+    return sl_fail(
+        err, SL_NO_MEMORY,
+        "the weights need %.1f GB of memory, %.1f GB are available: use a larger machine,"
+        " or some layers only",
+        (double)load->arena_bytes / 1e9, (double)available / 1e9);
+}
+
 static sl_status loader_run(loader *load, sl_err *err)
 {
     eng_model *model = load->model;
+    SL_TRY(loader_check_memory(load, err));
     SL_TRY(sl_alloc_pages(load->arena_bytes, &model->arena, err));
     model->arena_bytes = load->arena_bytes;
     sl_numa_interleave(model->arena, model->arena_bytes);
