@@ -38,6 +38,7 @@ struct mdl_output {
 
     output_state state;
     bool stopped;
+    bool stops_held;
     bool begun; /* content has begun */
     bool final; /* no more input comes */
     mdl_finish cause;
@@ -218,7 +219,7 @@ static mdl_match match_stop(const mdl_output *o, const char *data, size_t size, 
 {
     mdl_match best = MDL_MATCH_NO;
 
-    if (o->state != STATE_CONTENT && o->state != STATE_RAW)
+    if (o->stops_held || (o->state != STATE_CONTENT && o->state != STATE_RAW))
         return MDL_MATCH_NO;
     for (size_t i = 0; i < o->stop_count; i++) {
         size_t length = strlen(o->stops[i]);
@@ -294,6 +295,11 @@ static bool step_text(mdl_output *o)
         o->state = STATE_CONTENT;
     } else {
         o->stopped = true;
+        if (o->options.include_stop) {
+            emit_delta(o, kind, data + at, length);
+            consume_text(o, length);
+            at += length;
+        }
         length = size - at; /* what came behind it in this piece goes too */
     }
     consume_markup(o, length);
@@ -699,6 +705,11 @@ static void advance(mdl_output *o)
         ;
     sl_buf_consume(&o->hold, o->at);
     o->at = 0;
+}
+
+void mdl_output_hold_stops(mdl_output *output, bool held)
+{
+    output->stops_held = held;
 }
 
 bool mdl_output_push(mdl_output *output, const char *text, size_t size)

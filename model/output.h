@@ -57,6 +57,7 @@ typedef struct mdl_output_options {
     uint64_t call_key[2];     /* the same on every router */
     const char *const *stops; /* copied; stop strings, applied to content only */
     size_t stop_count;
+    bool include_stop; /* the stop string that ends it is part of the text */
 } mdl_output_options;
 
 /* Oddities met, for metrics. */
@@ -77,6 +78,8 @@ typedef struct mdl_output mdl_output;
 SL_MUST_USE sl_status mdl_output_create(const mdl_output_options *options, mdl_event_fn fn,
                                         void *context, mdl_output **out_output, sl_err *err);
 void mdl_output_destroy(mdl_output *output);
+/* While held, stop strings that begin in what is pushed do not count (min_tokens). */
+void mdl_output_hold_stops(mdl_output *output, bool held);
 /* False once a stop string was met: nothing after it is taken; finish with MDL_FINISH_STOP. */
 bool mdl_output_push(mdl_output *output, const char *text, size_t size);
 /* Releases what was held back. cause: STOP or LENGTH. Returns the finish reason to report. */

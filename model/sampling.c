@@ -174,8 +174,12 @@ static sl_status read_floats(const sl_json *object, mdl_sampling *s, sl_err *err
 /* max_tokens 0 in a request would mean "nothing"; in the struct it means "no limit of its own". */
 static sl_status read_lengths(const sl_json *object, mdl_sampling *s, sl_err *err)
 {
-    SL_TRY(read_int(object, "max_tokens", 1, TOKENS_MAX, &s->max_tokens, err));
-    SL_TRY(read_int(object, "max_completion_tokens", 1, TOKENS_MAX, &s->max_tokens, err));
+    int32_t asked = -1;
+    SL_TRY(read_int(object, "max_tokens", 0, TOKENS_MAX, &asked, err));
+    SL_TRY(read_int(object, "max_completion_tokens", 0, TOKENS_MAX, &asked, err));
+    s->nothing = asked == 0;
+    if (asked > 0)
+        s->max_tokens = asked;
     SL_TRY(read_int(object, "min_tokens", 0, TOKENS_MAX, &s->min_tokens, err));
     if (given(object, "top_k")) { /* -1 is other servers' word for off */
         SL_TRY(read_int(object, "top_k", -1, INT32_MAX, &s->top_k, err));

@@ -33,6 +33,7 @@ typedef struct mdl_sampling {
     bool seed_given; /* else the router draws one and keeps it across retries */
     bool ignore_eos;
     int32_t max_tokens;    /* 0 = up to the window */
+    bool nothing;          /* a request's max_tokens 0: only what is told of its prompt */
     int32_t min_tokens;    /* EOS and stop ids are masked before that many */
     int32_t stop_id_count; /* besides EOS */
     int32_t stop_ids[MDL_STOP_IDS_MAX];

@@ -521,6 +521,7 @@ static sl_status choice_init(rtr_answer *a, uint32_t index, sl_err *err)
         .call_key = {a->options.call_key[0], a->options.call_key[1]},
         .stops = request->stops,
         .stop_count = request->stop_count,
+        .include_stop = request->include_stop,
     };
     return mdl_output_create(&output, on_event, c, &c->output, err);
 }
@@ -621,8 +622,11 @@ bool rtr_answer_push(rtr_answer *a, uint32_t index, const uint32_t *ids,
     sl_assert(index < a->choice_count && !a->choices[index].finish);
     choice *c = &a->choices[index];
     int32_t eos = mdl_tokenizer_special(a->options.tokenizer)->eos;
+    uint32_t min_tokens = (uint32_t)a->options.request->sampling.min_tokens;
     bool go_on = true;
     begin_choice(c);
+    if (a->options.request->sampling.nothing)
+        return true;
     for (size_t i = 0; i < count && go_on; i++) {
         a->usage.completion_tokens++;
         if (mdl_output_in_reasoning(c->output))
@@ -632,6 +636,7 @@ bool rtr_answer_push(rtr_answer *a, uint32_t index, const uint32_t *ids,
             continue; /* it ends the text and is not part of it */
         sl_buf_clear(&a->text);
         mdl_detok_push(&c->detok, (int32_t)ids[i], &a->text);
+        mdl_output_hold_stops(c->output, c->pushed < min_tokens);
         if (a->text.size)
             go_on = mdl_output_push(c->output, a->text.data, a->text.size);
     }
@@ -645,6 +650,8 @@ bool rtr_answer_finish(rtr_answer *a, uint32_t index, mdl_finish cause)
     sl_assert(index < a->choice_count && !a->choices[index].finish);
     choice *c = &a->choices[index];
     begin_choice(c);
+    if (a->options.request->sampling.nothing)
+        cause = MDL_FINISH_LENGTH;
     sl_buf_clear(&a->text);
     mdl_detok_finish(&c->detok, &a->text);
     if (a->text.size && !mdl_output_push(c->output, a->text.data, a->text.size))

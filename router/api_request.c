@@ -435,6 +435,15 @@ static bool resolve_lengths(const rtr_api_settings *settings, rtr_api_request *r
                     context_max, field, r->prompt.count);
     int32_t room = (int32_t)(context_max - r->prompt.count);
     mdl_sampling *s = &r->sampling;
+    bool told = r->kind == RTR_API_COMPLETION &&
+                (r->echo || r->prompt_logprobs >= 0 || r->want_prompt_routing);
+    if (s->nothing && !told)
+        return fail(error, 400, NULL, "max_tokens",
+                    "max_tokens: must be at least 1; 0 is for completions that echo or tell "
+                    "something of the prompt");
+    if (s->nothing)
+        s->max_tokens = 1; /* drawn and not shown */
+    r->max_tokens_given = s->max_tokens > 0;
     if (s->max_tokens == 0)
         s->max_tokens = r->kind == RTR_API_CHAT ? (int32_t)settings->max_tokens_default
                                                 : RTR_COMPLETION_TOKENS_DEFAULT;
@@ -443,6 +452,18 @@ static bool resolve_lengths(const rtr_api_settings *settings, rtr_api_request *r
     if (s->min_tokens > s->max_tokens)
         s->min_tokens = s->max_tokens;
     return true;
+}
+
+void rtr_api_fit_default(rtr_api_request *r, uint64_t cache_tokens)
+{
+    mdl_sampling *s = &r->sampling;
+    if (r->max_tokens_given || cache_tokens <= r->prompt.count)
+        return; /* asked for, or larger than any cache anyway: that is told */
+    uint64_t room = cache_tokens - r->prompt.count;
+    if ((uint64_t)s->max_tokens > room)
+        s->max_tokens = (int32_t)room;
+    if (s->min_tokens > s->max_tokens)
+        s->min_tokens = s->max_tokens;
 }
 
 /* Below 2^53, so that clients whose numbers are doubles can send it back. */
@@ -461,8 +482,11 @@ static bool prepare_generation(const rtr_api_settings *settings, rtr_api_request
     r->choice_count = 1;
     if (!read_stream(r, root, error) || !read_count(root, "n", &r->choice_count, error) ||
         !check_string(root, "user", error) || !read_cache_salt(r, root, error) ||
-        !read_stop(r, root, error) || !read_handout(r, root, error) ||
-        !read_prompt_logprobs(r, root, error) || !check_logprobs_type(r->kind, root, error) ||
+        !read_stop(r, root, error) ||
+        !read_bool(root, "include_stop_str_in_output", "include_stop_str_in_output",
+                   &r->include_stop, error) ||
+        !read_handout(r, root, error) || !read_prompt_logprobs(r, root, error) ||
+        !check_logprobs_type(r->kind, root, error) ||
         !read_bool(root, "return_token_ids", "return_token_ids", &r->return_token_ids, error))
         return false;
     if (!sl_is_ok(mdl_sampling_parse(root, &settings->sampling_defaults,

@@ -53,6 +53,8 @@ typedef struct rtr_api_request {
     bool want_routing;     /* "sluice": {..}, per generated token */
     bool want_mask;
     bool want_prompt_routing;
+    bool include_stop; /* the stop string that ended it stays in the text */
+    bool max_tokens_given;
     bool echo;                 /* completions: the prompt's text comes first */
     int32_t prompt_logprobs;   /* -1 = none, else alternatives */
     uint64_t cache_space;      /* of cache_salt: cached prefixes are shared inside one only */
@@ -74,6 +76,8 @@ void rtr_api_request_destroy(rtr_api_request *request);
 /* Log-probabilities of the prompt's tokens with how many alternatives, for whatever tells them; -1:
  * none. */
 int32_t rtr_api_prompt_scores(const rtr_api_request *request);
+/* Fits a max_tokens that the request did not give into a cache of so many tokens. */
+void rtr_api_fit_default(rtr_api_request *request, uint64_t cache_tokens);
 /* From a status of the system to the client's: code, type, text. */
 void rtr_api_error_set(rtr_api_error *error, sl_code code, const char *text);
 

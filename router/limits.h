@@ -21,6 +21,7 @@ extern "C" {
 #define RTR_HTTP_LINGER_BYTES      (64ull << 20) /* discarded after an early error answer */
 
 /* Requests */
+#define RTR_PAGE_TOKENS 64u  /* of a cache page, as the nodes count them */
 #define RTR_ID_SIZE     32u  /* "r-" + 16 hex digits, of a choice "-" and its index; NUL */
 #define RTR_CHOICES_MAX 128u /* `n` of one request */
 #define RTR_HANDOUT_BYTES_MAX \

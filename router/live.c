@@ -12,8 +12,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define PAGE_TOKENS 64u /* cache pages, as the nodes count them */
-
 static sl_time_ns live_now(const rtr_live *live)
 {
     return sl_loop_now(live->front->loop);
@@ -139,7 +137,7 @@ static void live_set_gauge(rtr_live *live, rtr_live_gauge gauge)
 static uint32_t live_pages(const rtr_live *live)
 {
     uint64_t tokens = live->request->prompt.count + live->limits.max_tokens;
-    return (uint32_t)((tokens + PAGE_TOKENS - 1) / PAGE_TOKENS);
+    return (uint32_t)((tokens + RTR_PAGE_TOKENS - 1) / RTR_PAGE_TOKENS);
 }
 
 static void act_place(rtr_live *live)
@@ -562,6 +560,9 @@ static void live_prepared(rtr_live *live)
         rtr_live_settle(live);
         return;
     }
+    uint64_t cache_tokens = rtr_nodes_cache_tokens(live->front->nodes);
+    if (cache_tokens > 0)
+        rtr_api_fit_default(live->request, cache_tokens);
     rtr_answer_options options = {
         .request = live->request,
         .tokenizer = shared->api.tokenizer,

@@ -260,6 +260,16 @@ static const rtr_node *node_by_stream(const rtr_nodes *nodes, uint64_t decode)
     return NULL;
 }
 
+uint64_t rtr_nodes_cache_tokens(const rtr_nodes *nodes)
+{
+    uint64_t pages = 0;
+    for (const rtr_node *node = nodes->first; node; node = node->next) {
+        if (node->is_decode && node->info.pages > pages)
+            pages = node->info.pages;
+    }
+    return pages * RTR_PAGE_TOKENS;
+}
+
 uint32_t rtr_nodes_context_max(const rtr_nodes *nodes)
 {
     uint32_t context_max = 0;

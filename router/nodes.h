@@ -62,6 +62,8 @@ void rtr_nodes_place(rtr_nodes *nodes, const rtr_request *request, uint32_t page
 bool rtr_nodes_ready(rtr_nodes *nodes, bool self_prefill);
 /* The largest window of the known decode ranks; 0 = none known. */
 uint32_t rtr_nodes_context_max(const rtr_nodes *nodes);
+/* Tokens that the largest cache of a known decode rank holds; 0 = none known. */
+uint64_t rtr_nodes_cache_tokens(const rtr_nodes *nodes);
 /* "" when unknown. Valid until the node goes. */
 const char *rtr_nodes_decode_name(const rtr_nodes *nodes, uint64_t decode);
 const char *rtr_nodes_prefill_name(const rtr_nodes *nodes, uint64_t prefill);

@@ -362,7 +362,12 @@ TEST(stop_strings)
     options.raw = true;
     check(&options, STOP, "a</think>b", "|a||stop");
     check(&options, STOP, "ax\n\nb", "|a||stop");
+    options.include_stop = true;
+    check(&options, STOP, "ax\n\nb", "|ax\n\n||stop");
+    check(&options, STOP, "a</think>b", "|a</think>||stop");
+    options.raw = options.include_stop = false;
     options.stop_count = 0;
+    options.raw = true;
     check(&options, STOP, "a</think>b\n\n" CB CALL_F, "|a</think>b\n\n" CB CALL_F "||stop");
 }
 

@@ -430,6 +430,47 @@ TEST(hand_outs)
     close_fixture(&f);
 }
 
+/* Stop strings count from min_tokens on, and stay in the text if that is wanted. */
+TEST(stop_strings_and_min_tokens)
+{
+    static const struct {
+        const char *fields, *text;
+    } CASES[] = {
+        {"\"stop\":\" am\"", "\"text\":\"I\""},
+        {"\"stop\":\" am\",\"include_stop_str_in_output\":true", "\"text\":\"I am\""},
+        {"\"stop\":\" am\",\"min_tokens\":2", "\"text\":\"I\""},
+        {"\"stop\":\" am\",\"min_tokens\":3", "\"text\":\"I am I\""},
+        {"\"stop\":\"m I\",\"min_tokens\":3", "\"text\":\"I am I\""}, /* began too early */
+    };
+    for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; i++) {
+        fixture f;
+        char body[256];
+        snprintf(body, sizeof body, "{\"prompt\":\"x\",%s}", CASES[i].fields);
+        open_fixture(&f, RTR_API_COMPLETION, body, "I am I am");
+        assert_int_equal(f.ids.count, 4);
+        f.ids.count = 3;
+        bool whole = push_all(&f, 1);
+        rtr_answer_finish(f.answer, 0, whole ? MDL_FINISH_LENGTH : MDL_FINISH_STOP);
+        assert_text_contains(rtr_answer_output(f.answer)->data, CASES[i].text);
+        close_fixture(&f);
+    }
+}
+
+/* max_tokens 0: the token that is drawn all the same is not shown, counted or waited for. */
+TEST(nothing_but_the_prompt)
+{
+    fixture f;
+    open_fixture(&f, RTR_API_COMPLETION, "{\"prompt\":\"I am\",\"echo\":true,\"max_tokens\":0}",
+                 "I");
+    assert_int_equal(f.request->sampling.max_tokens, 1);
+    assert_true(push_all(&f, 1));
+    rtr_answer_finish(f.answer, 0, MDL_FINISH_STOP);
+    assert_text_contains(rtr_answer_output(f.answer)->data,
+                         "\"text\":\"I am\",\"logprobs\":null,\"finish_reason\":\"length\"");
+    assert_text_contains(rtr_answer_output(f.answer)->data, "\"completion_tokens\":0");
+    close_fixture(&f);
+}
+
 /* ---- what an answer tells of its prompt */
 
 /* Rows [first, first + count) of a prompt: token t scores -t, rank t, one alternative (id t). */
@@ -573,6 +614,8 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(log_probabilities),
     cmocka_unit_test(two_choices),
     cmocka_unit_test(hand_outs),
+    cmocka_unit_test(stop_strings_and_min_tokens),
+    cmocka_unit_test(nothing_but_the_prompt),
     cmocka_unit_test(prompt_logprobs),
     cmocka_unit_test(echo),
     cmocka_unit_test(error_in_a_stream),

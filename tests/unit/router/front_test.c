@@ -729,6 +729,32 @@ TEST(hand_outs_that_do_not_come)
     kit_close(&k);
 }
 
+static void long_default(rtr_shared *shared)
+{
+    shared->api.max_tokens_default = 500;
+}
+
+/* A max_tokens that nobody asked for fits into the largest cache; one that was asked for is told.
+ */
+TEST(the_default_fits_into_the_cache)
+{
+    kit k;
+    kit_open(&k, long_default);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    d->info.pages = 2;
+    kit_announce(&k, d, false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT, BODY(""));
+    KIT_UNTIL(&k, p->runs == 1);
+    assert_int_equal(d->admits[0].max_tokens, 128 - d->admits[0].prompt_count);
+    kit_client_close(&c);
+    c = kit_post(&k, CHAT, BODY(",\"max_tokens\":7"));
+    KIT_UNTIL(&k, p->runs == 2);
+    assert_int_equal(d->admits[1].max_tokens, 7);
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(whole_and_streamed_answer),
     cmocka_unit_test(decode_node_dies_mid_stream),
@@ -753,5 +779,6 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(choices_end_together),
     cmocka_unit_test(choices_survive_the_rank_alone),
     cmocka_unit_test(hand_outs_that_do_not_come),
+    cmocka_unit_test(the_default_fits_into_the_cache),
 };
 API_TEST_MAIN(TESTS)
