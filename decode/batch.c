@@ -9,6 +9,7 @@
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "base/clock.h"
 #include "base/fault.h"
 #include "base/log.h"
 #include "decode/fork.h"
@@ -19,7 +20,8 @@ typedef struct active {
     dec_job *job;
     job_phase phase;
     uint32_t drafted; /* drafts behind the job's tokens, for this step */
-    bool stalled;     /* no page for the next token, and nobody to give way */
+    bool in_step;
+    bool stalled; /* no page for the next token, and nobody to give way */
 } active;
 
 struct dec_batch {
@@ -32,6 +34,7 @@ struct dec_batch {
     uint32_t waiting_count;
     uint64_t next_seniority;
     dec_claim claims[DEC_SEQUENCES_MAX];
+    uint64_t rows; /* of prompts, computed so far */
     active active[DEC_SEQUENCES_MAX];
     uint32_t active_count;
     eng_span spans[DEC_SEQUENCES_MAX];
@@ -147,6 +150,7 @@ static void activate(dec_batch *batch, dec_job *job, job_phase phase)
 static void resumed(dec_batch *batch, dec_job *job)
 {
     job->given_way = false;
+    job->since = 0; /* it was generating: before prompts of its priority */
     job->prefilled = eng_sequence_length(job->sequence);
     if (batch->options.recomputed)
         sl_metric_add(batch->options.recomputed, NULL, job->token_count - job->prefilled);
@@ -363,6 +367,7 @@ static void note_prompt(dec_batch *batch, dec_job *job, const uint8_t *routing)
 /* A fork lacks nothing. */
 static void run_self(dec_batch *batch, dec_job *job)
 {
+    job->since = batch->rows;
     job->prefilled = eng_sequence_length(job->sequence);
     bool complete = job->prefilled == job->token_count;
     activate(batch, job, complete ? PHASE_ADOPTED : PHASE_PREFILL);
@@ -475,6 +480,7 @@ static void add_span(dec_batch *batch, uint32_t index, uint32_t count, uint32_t 
     batch->spans[count] =
         (eng_span){job->sequence, job->tokens + from, token_count, logits, routing};
     batch->span_active[count] = index;
+    batch->active[index].in_step = true;
 }
 
 /* Tokens that the job may still generate. */
@@ -561,37 +567,80 @@ static void make_drafts(dec_batch *batch)
     }
 }
 
-/* The last token of each sequence that generates, with its drafts; what is left of the chunk budget
- * goes to prompts in order of arrival. */
-static uint32_t build_spans(dec_batch *batch)
+static eng_turn turn_of(const dec_job *job)
 {
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < batch->active_count; i++)
-        if (batch->active[i].phase == PHASE_DECODE && !batch->active[i].stalled)
-            add_span(batch, i, count++, 1 + batch->active[i].drafted, ENG_LOGITS_ALL);
+    return (eng_turn){job->rank.priority, job->token_count - job->prefilled, job->since,
+                      job->rank.seniority};
+}
+
+/* The prompt that is computed next and not in the step yet; active_count: none. */
+static uint32_t next_prompt(const dec_batch *batch)
+{
+    uint32_t best = batch->active_count;
+    eng_turn first = {0};
+    for (uint32_t i = 0; i < batch->active_count; i++) {
+        const active *entry = &batch->active[i];
+        if (entry->phase != PHASE_PREFILL || entry->in_step)
+            continue;
+        eng_turn turn = turn_of(entry->job);
+        if (best < batch->active_count && !eng_turn_before(&turn, &first, batch->rows))
+            continue;
+        best = i;
+        first = turn;
+    }
+    return best;
+}
+
+/* What is left of the chunk goes to prompts, in the order of engine/schedule.h; while sequences
+ * generate, as much as there is time for. */
+static uint32_t add_prompts(dec_batch *batch, uint32_t count, eng_load *load)
+{
+    const eng_cost *cost = eng_worker_cost(batch->client);
+    bool limited = count > 0 && batch->options.chunk_ns > 0, first = true;
+    uint64_t limit_ns = eng_cost_predict_ns(cost, load) + batch->options.chunk_ns;
     uint32_t rows_left =
         batch->options.chunk_tokens > count ? batch->options.chunk_tokens - count : 0;
-    for (uint32_t i = 0; i < batch->active_count && rows_left > 0; i++) {
-        if (batch->active[i].phase != PHASE_PREFILL)
-            continue;
-        dec_job *job = batch->active[i].job;
+    for (; rows_left > 0; first = false) {
+        uint32_t index = next_prompt(batch);
+        if (index == batch->active_count)
+            break;
+        dec_job *job = batch->active[index].job;
         uint32_t left = job->token_count - job->prefilled;
         uint32_t rows = left < rows_left ? left : rows_left;
-        add_span(batch, i, count, rows, rows == left ? ENG_LOGITS_LAST : ENG_LOGITS_NONE);
+        if (limited)
+            rows = eng_cost_rows(cost, load, job->prefilled, rows, limit_ns, first);
+        if (rows == 0)
+            break;
+        add_span(batch, index, count, rows, rows == left ? ENG_LOGITS_LAST : ENG_LOGITS_NONE);
         eng_prompt_ask(rows_wanted(job), job->prefilled, &batch->spans[count++]);
+        eng_load_add(load, job->prefilled, rows);
+        batch->rows += rows;
         rows_left -= rows;
     }
     return count;
 }
 
-static void fail_spans(dec_batch *batch, uint32_t count, const sl_err *err)
+/* The last token of each sequence that generates, with its drafts, then prompts. */
+static uint32_t build_spans(dec_batch *batch, eng_load *out_load)
+{
+    uint32_t count = 0;
+    *out_load = (eng_load){0};
+    for (uint32_t i = 0; i < batch->active_count; i++) {
+        active *entry = &batch->active[i];
+        entry->in_step = false;
+        if (entry->phase != PHASE_DECODE || entry->stalled)
+            continue;
+        eng_load_add(out_load, eng_sequence_length(entry->job->sequence), 1 + entry->drafted);
+        add_span(batch, i, count++, 1 + entry->drafted, ENG_LOGITS_ALL);
+    }
+    return add_prompts(batch, count, out_load);
+}
+
+static void fail_spans(dec_batch *batch, const sl_err *err)
 {
     /* From the last to the first, so that indices stay right while entries go. */
-    bool in_step[DEC_SEQUENCES_MAX] = {false};
-    for (uint32_t i = 0; i < count; i++)
-        in_step[batch->span_active[i]] = true;
     for (uint32_t i = batch->active_count; i-- > 0;) {
-        if (!in_step[i])
+        if (!batch->active[i].in_step)
             continue;
         batch->active[i].job->err = *err;
         finish(batch, i, DEC_FINISH_FAILED);
@@ -675,19 +724,23 @@ static bool on_run(void *context)
     draw_adopted(batch);
     bind_next(batch);
     make_drafts(batch);
-    uint32_t count = build_spans(batch);
+    eng_load load;
+    uint32_t count = build_spans(batch, &load);
     if (count == 0) /* whoever has the missing pages wakes the thread when they come back */
         return batch->waiting_count > 0 && batch->active_count < before;
     if (batch->options.step_batch_size)
         sl_metric_observe(batch->options.step_batch_size, count);
     sl_err err;
+    sl_time_ns start = sl_now_ns();
     sl_status status = sl_fault("decode.step")
                            ? sl_fail(&err, SL_INTERNAL, "fault site decode.step")
                            : eng_step(batch->engine, batch->spans, count, NULL, NULL, &err);
-    if (sl_is_ok(status))
+    if (sl_is_ok(status)) {
+        eng_cost_note(eng_worker_cost(batch->client), &load, sl_now_ns() - start);
         draw_spans(batch, count);
-    else
-        fail_spans(batch, count, &err);
+    } else {
+        fail_spans(batch, &err);
+    }
     return batch->active_count + batch->waiting_count > 0;
 }
 

@@ -50,6 +50,7 @@ typedef struct dec_job {
     uint32_t *pages; /* [block_count], set by OPEN */
     uint32_t block_count;
     uint32_t prefilled; /* RUN_SELF: tokens in the cache so far */
+    uint64_t since;     /* eng_turn: when it began to be computed */
     /* OPEN copies the prompt of this one, as soon as it is complete there; NULL = none */
     const struct dec_job *source;
     bool prompt_done;  /* the cache holds the tokens it was admitted with; h_final is of the last */
@@ -96,6 +97,7 @@ typedef struct dec_batch dec_batch;
 typedef struct dec_batch_options {
     uint32_t sequences_max;
     uint32_t chunk_tokens; /* rows a step spends on prompts computed here */
+    uint64_t chunk_ns;     /* and time, while sequences generate; 0 = no limit */
     uint32_t eos_id;
     mdl_masks *masks; /* the engine thread's; NULL: no job is constrained */
     uint32_t hidden_size;

@@ -375,6 +375,7 @@ sl_status dec_service_create(const dec_service_options *options, dec_service **o
         .masks = service->masks,
         .sequences_max = options->sequences_max,
         .chunk_tokens = options->chunk_tokens,
+        .chunk_ns = options->chunk_ns,
         .draft_depth = service->shape->mtp_layer_count > 0 ? options->draft_depth : 0,
         .rows_max = options->rows_max,
         .prefix_cache = options->prefix_cache,

@@ -33,6 +33,7 @@ typedef struct dec_service_options {
     uint32_t sequences_max;
     uint32_t context_max;
     uint32_t chunk_tokens;
+    uint64_t chunk_ns;    /* see dec_batch_options */
     uint32_t rows_max;    /* of one step of the engine */
     uint32_t draft_depth; /* 0 = no drafts; a model without MTP layer makes none */
     bool prefix_cache;

@@ -25,10 +25,12 @@ struct eng_worker_client {
     sl_mailbox *outbox;
     void *command; /* scratch of the engine thread */
     void *event;   /* scratch of the control thread */
+    bool busy;     /* it had work in its last turn */
 };
 
 struct eng_worker {
     eng_engine *engine;
+    eng_cost cost;
     eng_worker_client clients[ENG_WORKER_CLIENTS_MAX];
     int client_count;
     sl_mailbox *doorbell; /* carries no items: only its wake-up is used */
@@ -138,8 +140,11 @@ static void *worker_main(void *argument)
         bool busy = worker_take_commands(worker);
         sl_time_ns now = sl_now_ns();
         bool reads = eng_engine_poll(worker->engine, now);
-        for (int i = 0; i < worker->client_count; i++)
-            busy |= worker->clients[i].ops->run(worker->clients[i].context);
+        for (int i = 0; i < worker->client_count; i++) {
+            eng_worker_client *client = &worker->clients[i];
+            client->busy = client->ops->run(client->context);
+            busy |= client->busy;
+        }
         eng_engine_spill(worker->engine); /* its end wakes the thread, and so on until all is out */
         publish_pages(worker);
         if (!busy)
@@ -228,6 +233,20 @@ void eng_worker_poll(eng_worker_client *client, void (*fn)(void *context, const 
     sl_mailbox_clear(client->outbox);
     while (sl_mailbox_pop(client->outbox, client->event))
         fn(context, client->event);
+}
+
+eng_cost *eng_worker_cost(eng_worker_client *client)
+{
+    return &client->worker->cost;
+}
+
+bool eng_worker_is_shared(const eng_worker_client *client)
+{
+    const eng_worker *worker = client->worker;
+    for (int i = 0; i < worker->client_count; i++)
+        if (&worker->clients[i] != client && worker->clients[i].busy)
+            return true;
+    return false;
 }
 
 void eng_worker_emit(eng_worker_client *client, const void *event)

@@ -10,6 +10,7 @@
 #define ENGINE_WORKER_H
 
 #include "engine/cache.h"
+#include "engine/schedule.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -59,6 +60,10 @@ int eng_worker_fd(const eng_worker_client *client);
 void eng_worker_poll(eng_worker_client *client, void (*fn)(void *context, const void *event),
                      void *context);
 
+/* Engine thread: what the engine's steps cost, those of all clients. */
+eng_cost *eng_worker_cost(eng_worker_client *client);
+/* Engine thread: whether another client had work in its last turn, which waits for this one's. */
+bool eng_worker_is_shared(const eng_worker_client *client);
 /* Engine thread. Waits while the outbox is full (the control thread always drains it) unless the
  * worker is stopping. */
 void eng_worker_emit(eng_worker_client *client, const void *event);

@@ -360,6 +360,7 @@ static sl_status open_services(nod_host *host, sl_err *err)
             .sequences_max = (uint32_t)options->max_sequences,
             .context_max = host->context_max,
             .chunk_tokens = (uint32_t)options->chunk_tokens,
+            .chunk_ns = options->chunk_time_ns,
             .rows_max = host->rows_max,
             .draft_depth = (uint32_t)options->mtp_depth,
             .prefix_cache = options->prefix_cache,
@@ -377,6 +378,7 @@ static sl_status open_services(nod_host *host, sl_err *err)
             .name = options->name,
             .context_max = host->context_max,
             .chunk_tokens = (uint32_t)options->chunk_tokens,
+            .chunk_ns = options->chunk_time_ns,
             .prefix_cache = options->prefix_cache,
             .queue_max = (uint32_t)options->queue_max,
         };

@@ -31,6 +31,7 @@ typedef struct nod_options {
     int64_t max_sequences;
     int64_t queue_max;
     int64_t chunk_tokens;
+    uint64_t chunk_time_ns;
     bool prefix_cache;
     int64_t mtp_depth;
     int64_t context_max;

@@ -1,8 +1,10 @@
 /* Chunked prefill on the engine thread: see compute.h.
  *
- * The head of the queue takes the rows it needs, what is left of the chunk goes to the next
- * prompts: short prompts share a step. After each layer group the finished blocks' sums are made
- * and the control thread is told, which announces them while the next group is computed. */
+ * The first in order (engine/schedule.h) takes the rows it needs, what is left of the chunk goes to
+ * the next prompts: short prompts share a step. In a hybrid node a step between those of sequences
+ * that generate is as long as the time for it allows. After each layer group the finished blocks'
+ * sums are made and the control thread is told, which announces them while the next group is
+ * computed. */
 #include "prefill/compute.h"
 
 #include <string.h>
@@ -22,6 +24,8 @@ struct pre_compute {
     uint32_t opening_count;
     pre_task *active[PRE_JOBS_MAX];
     uint32_t active_count;
+    uint64_t rows, next_order; /* computed of all prompts, and how many began */
+    eng_load load;             /* of the step */
     eng_span spans[PRE_JOBS_MAX];
     uint32_t span_count;
     bool fault; /* a fault site asked this step to fail */
@@ -179,6 +183,8 @@ static void start_task(pre_compute *compute, pre_task *task)
         return;
     }
     sl_assert(compute->active_count < PRE_JOBS_MAX);
+    task->since = compute->rows;
+    task->order = compute->next_order++;
     compute->active[compute->active_count++] = task;
 }
 
@@ -222,18 +228,55 @@ static void on_group(void *context, uint32_t group)
     }
 }
 
+static eng_turn turn_of(const pre_task *task)
+{
+    return (eng_turn){task->priority, task->token_count - task->tokens_done, task->since,
+                      task->order};
+}
+
+/* The next one to compute first. */
+static void sort_active(pre_compute *compute)
+{
+    for (uint32_t i = 1; i < compute->active_count; i++) {
+        pre_task *task = compute->active[i];
+        eng_turn turn = turn_of(task);
+        uint32_t at = i;
+        for (; at > 0; at--) {
+            eng_turn other = turn_of(compute->active[at - 1]);
+            if (!eng_turn_before(&turn, &other, compute->rows))
+                break;
+            compute->active[at] = compute->active[at - 1];
+        }
+        compute->active[at] = task;
+    }
+}
+
+/* Rows of a task in the step that is being built. */
+static uint32_t rows_of(pre_compute *compute, const pre_task *task, uint32_t rows_max)
+{
+    if (compute->options.chunk_ns == 0 || !eng_worker_is_shared(compute->client))
+        return rows_max;
+    return eng_cost_rows(eng_worker_cost(compute->client), &compute->load, task->tokens_done,
+                         rows_max, compute->options.chunk_ns, compute->span_count == 0);
+}
+
 static void build_spans(pre_compute *compute)
 {
     uint32_t rows_left = compute->options.chunk_tokens;
     compute->span_count = 0;
+    compute->load = (eng_load){0};
+    sort_active(compute);
     for (uint32_t i = 0; i < compute->active_count && rows_left > 0; i++) {
         pre_task *task = compute->active[i];
         uint32_t left = task->token_count - task->tokens_done;
-        uint32_t rows = left < rows_left ? left : rows_left;
+        uint32_t rows = rows_of(compute, task, left < rows_left ? left : rows_left);
+        if (rows == 0)
+            break;
         compute->spans[i] = (eng_span){task->sequence, task->tokens + task->tokens_done, rows,
                                        ENG_LOGITS_NONE, task->last_routing && rows == left};
         eng_prompt_ask(task->prompt_rows, task->tokens_done, &compute->spans[i]);
         compute->span_count++;
+        eng_load_add(&compute->load, task->tokens_done, rows);
         rows_left -= rows;
     }
 }
@@ -298,7 +341,10 @@ static bool on_run(void *context)
         eng_step(compute->engine, compute->spans, compute->span_count, on_group, compute, &err);
     if (sl_is_ok(status) && compute->fault)
         status = sl_fail(&err, SL_INTERNAL, "fault site prefill.group");
-    after_step(compute, status, &err, sl_now_ns() - start);
+    sl_time_ns step_ns = sl_now_ns() - start;
+    compute->rows += compute->load.rows;
+    eng_cost_note(eng_worker_cost(compute->client), &compute->load, step_ns);
+    after_step(compute, status, &err, step_ns);
     return compute->active_count > 0;
 }
 

@@ -1,5 +1,5 @@
-/* The engine thread's side of a prefill rank: chunks of prompts, packed into steps in order of
- * arrival.
+/* The engine thread's side of a prefill rank: chunks of prompts, packed into steps in the order of
+ * engine/schedule.h.
  *
  * A task is one prompt as the engine sees it. The control thread allocates it, posts commands about
  * it, reads events, and frees it after CLOSED (or OPEN_FAILED). In between the engine thread owns
@@ -28,6 +28,8 @@ typedef struct pre_task {
     eng_prompt_rows *prompt_rows; /* NULL: nothing is wanted; noted up to PROGRESS's tokens */
     uint32_t tokens_known;        /* found in the cache by OPEN */
     uint32_t tokens_done;
+    int32_t priority;      /* control: lower ones first */
+    uint64_t since, order; /* eng_turn: when it began to be computed */
     eng_sequence *sequence;
     uint32_t *pages; /* [block_count], set by OPEN */
     uint64_t *sums;  /* [block_count][group_count]; an entry is set before the GROUP event that
@@ -72,6 +74,7 @@ typedef struct pre_compute pre_compute;
 typedef struct pre_compute_options {
     uint32_t chunk_tokens; /* rows of one step */
     bool prefix_cache;     /* start from known pages, make computed ones known */
+    uint64_t chunk_ns;     /* time of a step while others use the engine too; 0 = whole chunks */
 } pre_compute_options;
 
 /* Attaches a client to the worker (before it starts). */

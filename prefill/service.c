@@ -25,7 +25,9 @@ typedef struct slot {
     pre_service *service;
     char request_id[PRE_REQUEST_ID_MAX];
     uint32_t epoch;
-    uint64_t order;        /* of arrival: the queue */
+    uint64_t order; /* of arrival */
+    uint64_t since; /* eng_turn */
+    uint32_t tokens_done;
     rpc_server_call *call; /* NULL: the router is gone or has its answer */
     pre_job_state core;
     pre_task *task;
@@ -56,6 +58,7 @@ struct pre_service {
     slot slots[PRE_JOBS_MAX];
     uint32_t live_count;
     uint64_t next_order;
+    uint64_t rows;     /* of prompts computed here: ages those that wait */
     bool opening_full; /* the head waits for pages: nobody overtakes it until some come back */
     bool draining;
     bool held;
@@ -66,19 +69,30 @@ static void handle(slot *job, const pre_event *event);
 
 /* ---- queue ---- */
 
-/* FIFO: one job opens at a time, so that a long prompt at the head is not starved by short ones
- * behind it. */
+static eng_turn turn_of(const slot *job)
+{
+    return (eng_turn){job->task->priority, job->task->token_count, job->since, job->order};
+}
+
+/* In the order of engine/schedule.h. One job opens at a time: if the first one finds no pages, none
+ * behind it does, so that it gets those that come back. */
 static void start_next(pre_service *service)
 {
     slot *head = NULL;
+    eng_turn first = {0};
     for (uint32_t i = 0; i < service->options.queue_max; i++) {
         slot *job = &service->slots[i];
         if (!job->used)
             continue;
         if (job->core.state == PRE_STATE_OPENING)
             return;
-        if (job->core.state == PRE_STATE_QUEUED && (!head || job->order < head->order))
-            head = job;
+        if (job->core.state != PRE_STATE_QUEUED)
+            continue;
+        eng_turn turn = turn_of(job);
+        if (head && !eng_turn_before(&turn, &first, service->rows))
+            continue;
+        head = job;
+        first = turn;
     }
     if (!head || service->opening_full)
         return;
@@ -291,6 +305,9 @@ static void on_progress(slot *job, uint32_t tokens)
 {
     if (job->core.state != PRE_STATE_COMPUTING)
         return;
+    uint32_t before = job->tokens_done ? job->tokens_done : job->task->tokens_known;
+    job->service->rows += tokens - before;
+    job->tokens_done = tokens;
     job->rows_ready = tokens;
     bool sent = send_rows(job);
     (void)sent; /* the next chunk or the end tries again */
@@ -495,6 +512,7 @@ static void fill_slot(slot *job, rpc_server_call *call, const Sluice__V1__Prefil
     memcpy(job->request_id, request->request_id, strlen(request->request_id) + 1);
     job->epoch = request->epoch;
     job->order = service->next_order++;
+    job->since = service->rows;
     job->call = call;
     job->arrived_at = sl_loop_now(service->options.loop);
     snprintf(job->peer, sizeof(job->peer), "%s", request->ticket->node);
@@ -513,6 +531,7 @@ static void fill_slot(slot *job, rpc_server_call *call, const Sluice__V1__Prefil
             eng_prompt_rows_create(&want, eng_engine_routing(service->options.engine));
     job->rows_sent = want.first;
     job->task->cache_space = request->cache_space;
+    job->task->priority = request->priority;
     job->task->slot = (uint32_t)(job - service->slots);
 }
 
@@ -591,7 +610,8 @@ sl_status pre_service_create(const pre_service_options *options, pre_service **o
                                          "cache bytes handed over and verified", "peer");
     service->refused = sl_counter(options->metrics, "sluice_prefill_refused_total",
                                   "prefills refused, by reason", "reason");
-    const pre_compute_options compute = {options->chunk_tokens, options->prefix_cache};
+    const pre_compute_options compute = {options->chunk_tokens, options->prefix_cache,
+                                         options->chunk_ns};
     sl_status status = pre_compute_create(options->engine, options->model, options->worker,
                                           &compute, &service->compute, err);
     if (!sl_is_ok(status))

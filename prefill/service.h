@@ -32,6 +32,7 @@ typedef struct pre_service_options {
     const char *name; /* the node's; borrowed */
     uint32_t context_max;
     uint32_t chunk_tokens;
+    uint64_t chunk_ns; /* see pre_compute_options */
     bool prefix_cache;
     uint32_t queue_max; /* jobs that hold anything, at most PRE_JOBS_MAX */
 } pre_service_options;

@@ -162,6 +162,21 @@ static bool read_count(const sl_json *root, const char *field, uint32_t *count,
     return true;
 }
 
+static bool read_priority(rtr_api_request *r, const sl_json *root, rtr_api_error *error)
+{
+    int64_t value;
+    const sl_json *json = given(root, "priority");
+    if (!json)
+        return true;
+    if (!sl_json_i64(json, &value))
+        return wrong_type(error, "priority", "an integer", json);
+    if (value < INT32_MIN || value > INT32_MAX)
+        return fail(error, 400, NULL, "priority", "priority: must be %d to %d, is %lld", INT32_MIN,
+                    INT32_MAX, (long long)value);
+    r->priority = (int32_t)value;
+    return true;
+}
+
 static bool read_stream(rtr_api_request *r, const sl_json *root, rtr_api_error *error)
 {
     if (!read_bool(root, "stream", "stream", &r->stream, error))
@@ -482,7 +497,7 @@ static bool prepare_generation(const rtr_api_settings *settings, rtr_api_request
     r->choice_count = 1;
     if (!read_stream(r, root, error) || !read_count(root, "n", &r->choice_count, error) ||
         !check_string(root, "user", error) || !read_cache_salt(r, root, error) ||
-        !read_stop(r, root, error) ||
+        !read_priority(r, root, error) || !read_stop(r, root, error) ||
         !read_bool(root, "include_stop_str_in_output", "include_stop_str_in_output",
                    &r->include_stop, error) ||
         !read_handout(r, root, error) || !read_prompt_logprobs(r, root, error) ||

@@ -57,6 +57,7 @@ typedef struct rtr_api_request {
     bool max_tokens_given;
     bool echo;                 /* completions: the prompt's text comes first */
     int32_t prompt_logprobs;   /* -1 = none, else alternatives */
+    int32_t priority;          /* lower ones are served first */
     uint64_t cache_space;      /* of cache_salt: cached prefixes are shared inside one only */
     mdl_sampling sampling;     /* seed set, max_tokens set */
     mdl_constraint constraint; /* checked; may say nothing */

@@ -156,22 +156,31 @@ static void on_broken(void *context, const char *name, uint64_t incarnation)
 
 /* ---- the queue */
 
-/* Oldest first. The first that lacks room ends the round: nobody overtakes it. */
+/* In the order of router/queue.h. Who needs no less than one that found no room finds none either.
+ */
 static void queue_pump(rtr_front *front)
 {
     rtr_event event = {.kind = RTR_EVENT_NODES_CHANGED};
-    for (rtr_live *live = front->queue_first, *next; live; live = next) {
-        next = live->wait_next;
+    uint32_t pages_max = UINT32_MAX;
+    for (rtr_waiter *waiter = front->queue.first, *next; waiter; waiter = next) {
+        rtr_live *live = rtr_live_of_waiter(waiter);
+        next = waiter->next;
         if (!live->started)
             continue;
-        bool fresh = live->core.refused_decode_count == 0 && live->core.decode == 0;
+        bool fresh = live->core.refused_decode_count == 0 && live->core.decode == 0 && !live->forks;
+        uint32_t pages = rtr_live_pages(live);
+        if (fresh && pages >= pages_max)
+            continue;
         live->depth++; /* to look at it afterwards */
         rtr_live_step(live, &event);
         bool blocked = live->core.state == RTR_STATE_QUEUED && live->core.lack == RTR_LACK_ROOM;
         live->depth--;
+        bool ends = blocked && fresh && live->waiter.overtaken >= RTR_OVERTAKEN_MAX;
         rtr_live_settle(live);
-        if (blocked && fresh)
+        if (ends)
             break;
+        if (blocked && fresh)
+            pages_max = pages;
     }
 }
 

@@ -5,6 +5,9 @@
 
 #include "router/answer.h"
 #include "router/front.h"
+#include "router/queue.h"
+
+#include <stddef.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -28,9 +31,8 @@ struct rtr_live {
     bool forks;                          /* follower: the next Admit copies the lead's prompt */
     bool answered;                       /* its part of the answer is complete */
     rtr_live *prev, *next;               /* all */
-    rtr_live *wait_prev, *wait_next;     /* in the queue, oldest first */
+    rtr_waiter waiter;                   /* in the queue, or its place there */
     rtr_live *hash_next;
-    bool queued;
     rtr_live_gauge gauge;
     char id[RTR_ID_SIZE];
     rtr_http_exchange *exchange; /* lead; NULL: answered, or the client is gone */
@@ -80,8 +82,8 @@ struct rtr_front {
     rtr_http_server *http;
     rtr_nodes *nodes;
     rtr_live *lives;
-    rtr_live *queue_first, *queue_last;
-    uint32_t live_count, queue_count, preparing_count;
+    rtr_queue queue;
+    uint32_t live_count, preparing_count;
     rtr_live *buckets[RTR_LIVE_BUCKETS];
     uint64_t next_id;
     bool changed; /* nodes or loads: the queue may move */
@@ -94,6 +96,12 @@ struct rtr_front {
 /* live.c */
 /* Takes the exchange: answers it now or later. */
 void rtr_live_start(rtr_front *front, rtr_http_exchange *exchange, rtr_api_kind kind);
+static inline rtr_live *rtr_live_of_waiter(rtr_waiter *waiter)
+{
+    return (rtr_live *)(void *)((char *)waiter - offsetof(rtr_live, waiter));
+}
+/* Cache pages that it will need. */
+uint32_t rtr_live_pages(const rtr_live *live);
 void rtr_live_step(rtr_live *live, const rtr_event *event);
 /* Frees it if nothing is left to do. Call last. */
 void rtr_live_settle(rtr_live *live);

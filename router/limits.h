@@ -37,7 +37,8 @@ extern "C" {
 /* Cluster */
 #define RTR_NODES_MAX     1024u
 #define RTR_NODE_NAME_MAX 128u
-#define RTR_REFUSED_MAX   8u /* decode nodes a request remembers as having refused it */
+#define RTR_OVERTAKEN_MAX 32u /* places found by later requests before one that lacks room */
+#define RTR_REFUSED_MAX   8u  /* decode nodes a request remembers as having refused it */
 
 #ifdef __cplusplus
 }

@@ -66,56 +66,6 @@ static void live_unlink(rtr_live *live)
     front->live_count--;
 }
 
-/* ---- the queue: oldest first; a request that must look again keeps its place by age */
-
-static void queue_remove(rtr_live *live)
-{
-    rtr_front *front = live->front;
-    if (!live->queued)
-        return;
-    if (live->wait_prev)
-        live->wait_prev->wait_next = live->wait_next;
-    else
-        front->queue_first = live->wait_next;
-    if (live->wait_next)
-        live->wait_next->wait_prev = live->wait_prev;
-    else
-        front->queue_last = live->wait_prev;
-    live->wait_prev = live->wait_next = NULL;
-    live->queued = false;
-    front->queue_count--;
-}
-
-static void queue_insert(rtr_live *live)
-{
-    rtr_front *front = live->front;
-    if (live->queued)
-        return;
-    rtr_live *before = front->queue_last;
-    while (before && before->arrived_at > live->arrived_at)
-        before = before->wait_prev;
-    live->wait_prev = before;
-    live->wait_next = before ? before->wait_next : front->queue_first;
-    if (live->wait_next)
-        live->wait_next->wait_prev = live;
-    else
-        front->queue_last = live;
-    if (before)
-        before->wait_next = live;
-    else
-        front->queue_first = live;
-    live->queued = true;
-    front->queue_count++;
-}
-
-/* A younger request must not take the room that an older one waits for. */
-static bool older_waits_for_room(const rtr_live *live)
-{
-    const rtr_live *first = live->front->queue_first;
-    return first && first != live && first->started && first->core.lack == RTR_LACK_ROOM &&
-           first->core.refused_decode_count == 0 && first->arrived_at < live->arrived_at;
-}
-
 static void live_set_gauge(rtr_live *live, rtr_live_gauge gauge)
 {
     const rtr_metrics *m = &live->front->shared->metrics;
@@ -134,7 +84,7 @@ static void live_set_gauge(rtr_live *live, rtr_live_gauge gauge)
 
 /* ---- actions */
 
-static uint32_t live_pages(const rtr_live *live)
+uint32_t rtr_live_pages(const rtr_live *live)
 {
     uint64_t tokens = live->request->prompt.count + live->limits.max_tokens;
     return (uint32_t)((tokens + RTR_PAGE_TOKENS - 1) / RTR_PAGE_TOKENS);
@@ -146,11 +96,13 @@ static void act_place(rtr_live *live)
     rtr_place_result place = {.lack = RTR_LACK_ROOM};
     if (live->forks && live->lead->core.decode)
         place = (rtr_place_result){.decode = live->lead->core.decode};
-    else if (live->core.decode || !older_waits_for_room(live))
-        rtr_nodes_place(front->nodes, &live->core, live_pages(live), front->shared->self_prefill,
-                        &place);
+    else if (live->core.decode || !rtr_queue_must_wait(&front->queue, &live->waiter))
+        rtr_nodes_place(front->nodes, &live->core, rtr_live_pages(live),
+                        front->shared->self_prefill, &place);
     rtr_event event = {.kind = RTR_EVENT_UNPLACED, .lack = place.lack};
     if (place.lack == RTR_LACK_NONE) {
+        if (!live->core.decode)
+            rtr_queue_note_placed(&front->queue, &live->waiter);
         event.kind = RTR_EVENT_PLACED;
         event.decode = place.decode;
         event.prefill = place.prefill;
@@ -257,6 +209,7 @@ static void act_admit(rtr_live *live, const rtr_action *action)
     admit.prefill_deadline_ms = live->front->shared->prefill_deadline_ms;
     admit.self_prefill = live->core.prefill == 0;
     admit.cache_space = live->request->cache_space;
+    admit.priority = live->request->priority;
     Sluice__V1__Handout handout = SLUICE__V1__HANDOUT__INIT;
     handout.routing = live->request->want_routing;
     handout.sampling_mask = live->request->want_mask;
@@ -267,7 +220,8 @@ static void act_admit(rtr_live *live, const rtr_action *action)
     if (live->forks)
         admit.fork_of = live->lead->id;
     live->forks = false; /* refused, it is a sequence like any other */
-    sl_status status = rtr_nodes_admit(live->front->nodes, action->node, &admit, live_pages(live));
+    sl_status status =
+        rtr_nodes_admit(live->front->nodes, action->node, &admit, rtr_live_pages(live));
     sl_free(admit.tokens);
     sl_free(pointers);
     sl_free(biases);
@@ -332,6 +286,7 @@ static void act_run_prefill(rtr_live *live, const rtr_action *action)
     request.epoch = action->epoch;
     request.ticket = live->ticket;
     request.cache_space = live->request->cache_space;
+    request.priority = live->request->priority;
     request.last_routing = live->request->want_routing;
     Sluice__V1__PromptWant want;
     if (fill_want(live, &want))
@@ -430,10 +385,12 @@ void rtr_live_settle(rtr_live *live)
     }
     bool over = live->started && rtr_request_over(&live->core);
     bool waits = !live->started || live->core.state == RTR_STATE_QUEUED;
+    live->waiter.lacks_room = waits && live->started && live->core.lack == RTR_LACK_ROOM &&
+                              live->core.refused_decode_count == 0;
     if (waits)
-        queue_insert(live);
+        rtr_queue_insert(&live->front->queue, &live->waiter);
     else
-        queue_remove(live);
+        rtr_queue_remove(&live->front->queue, &live->waiter);
     live_set_gauge(live, over ? RTR_GAUGE_NONE : waits ? RTR_GAUGE_WAITING : RTR_GAUGE_RUNNING);
     sl_time_ns at = live->started ? rtr_request_deadline(&live->core) : SL_NEVER;
     bool now = live->admit_error || live_is_orphan(live);
@@ -516,7 +473,8 @@ static void begin_followers(rtr_live *lead)
         live->index = i;
         live->kind = lead->kind;
         live->request = lead->request;
-        live->arrived_at = lead->arrived_at;
+        live->arrived_at = live->waiter.since = lead->arrived_at;
+        live->waiter.priority = lead->waiter.priority;
         live->forks = true;
         live->follower_next = lead->followers;
         lead->followers = live;
@@ -535,7 +493,7 @@ static bool choices_fit(rtr_live *live)
 {
     const rtr_front *front = live->front;
     uint32_t more = live->request->choice_count - 1;
-    if (more == 0 || front->queue_count + more <= front->shared->queue_max)
+    if (more == 0 || front->queue.count + more <= front->shared->queue_max)
         return true;
     rtr_api_error_set(&live->error, SL_FULL,
                       "too many requests are waiting for so many choices; try again later");
@@ -587,6 +545,8 @@ static void live_prepared(rtr_live *live)
     if (live->request->chat)
         sl_metric_add(shared->metrics.calls_without_reasoning, NULL,
                       (double)mdl_chat_calls_without_reasoning(live->request->chat));
+    rtr_queue_remove(&live->front->queue, &live->waiter); /* to its place by priority */
+    live->waiter.priority = live->request->priority;
     live_begin(live);
 }
 
@@ -648,7 +608,7 @@ void rtr_live_start(rtr_front *front, rtr_http_exchange *exchange, rtr_api_kind 
     rtr_live *live = live_create(front);
     live->exchange = exchange;
     live->kind = kind;
-    live->arrived_at = sl_loop_now(front->loop);
+    live->arrived_at = live->waiter.since = sl_loop_now(front->loop);
     live->created = sl_wall_ns() / SL_S_NS;
     live->context_max = context_max(front);
     snprintf(live->id, sizeof live->id, "r-%016llx", (unsigned long long)front->next_id++);
@@ -678,7 +638,7 @@ static void leave_lead(rtr_live *live)
 void rtr_live_destroy(rtr_live *live)
 {
     sl_assert(!live->preparing);
-    queue_remove(live);
+    rtr_queue_remove(&live->front->queue, &live->waiter);
     live_set_gauge(live, RTR_GAUGE_NONE);
     rtr_prefill_drop(live->prefill_call);
     sl_timer_destroy(live->timer);

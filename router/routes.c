@@ -104,7 +104,7 @@ static bool admit(rtr_front *front, rtr_http_exchange *exchange)
                "1");
         return false;
     }
-    if (front->queue_count >= front->shared->queue_max) {
+    if (front->queue.count >= front->shared->queue_max) {
         refuse(front, exchange, 429, "rate_limit_error", "queue_full",
                "too many requests are waiting; try again later", "1");
         return false;

@@ -733,7 +733,7 @@ const ProtobufCMessageDescriptor sluice__v1__hello__descriptor =
   (ProtobufCMessageInit) sluice__v1__hello__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[12] =
+static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[13] =
 {
   {
     "request_id",
@@ -879,6 +879,18 @@ static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[12] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "priority",
+    13,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_SINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Admit, priority),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__admit__field_indices_by_name[] = {
   7,   /* field[7] = cache_space */
@@ -887,6 +899,7 @@ static const unsigned sluice__v1__admit__field_indices_by_name[] = {
   8,   /* field[8] = fork_of */
   9,   /* field[9] = handout */
   5,   /* field[5] = prefill_deadline_ms */
+  12,   /* field[12] = priority */
   3,   /* field[3] = prompt_count */
   11,   /* field[11] = prompt_want */
   0,   /* field[0] = request_id */
@@ -897,7 +910,7 @@ static const unsigned sluice__v1__admit__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__admit__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 12 }
+  { 0, 13 }
 };
 const ProtobufCMessageDescriptor sluice__v1__admit__descriptor =
 {
@@ -907,7 +920,7 @@ const ProtobufCMessageDescriptor sluice__v1__admit__descriptor =
   "Sluice__V1__Admit",
   "sluice.v1",
   sizeof(Sluice__V1__Admit),
-  12,
+  13,
   sluice__v1__admit__field_descriptors,
   sluice__v1__admit__field_indices_by_name,
   1,  sluice__v1__admit__number_ranges,

@@ -129,10 +129,14 @@ struct  Sluice__V1__Admit
    * for a prompt that this rank computes itself
    */
   Sluice__V1__PromptWant *prompt_want;
+  /*
+   * lower ones are served first
+   */
+  int32_t priority;
 };
 #define SLUICE__V1__ADMIT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__admit__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0,NULL, 0, NULL, 0, 0, 0, (char *)protobuf_c_empty_string, NULL, NULL, NULL }
+    , (char *)protobuf_c_empty_string, 0, 0,NULL, 0, NULL, 0, 0, 0, (char *)protobuf_c_empty_string, NULL, NULL, NULL, 0 }
 
 
 struct  Sluice__V1__Cancel

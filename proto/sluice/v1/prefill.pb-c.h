@@ -45,10 +45,14 @@ struct  Sluice__V1__PrefillRequest
    */
   protobuf_c_boolean last_routing;
   Sluice__V1__PromptWant *prompt_want;
+  /*
+   * lower ones are computed first
+   */
+  int32_t priority;
 };
 #define SLUICE__V1__PREFILL_REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__prefill_request__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0,NULL, NULL, 0, 0, NULL }
+    , (char *)protobuf_c_empty_string, 0, 0,NULL, NULL, 0, 0, NULL, 0 }
 
 
 typedef enum {

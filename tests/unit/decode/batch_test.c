@@ -42,6 +42,7 @@ typedef struct run {
     uint32_t rows_max;
     uint32_t cache_pages; /* 0: enough for all */
     bool tier, no_prefix_cache;
+    uint64_t chunk_ns;
     const ask *asks;
     uint32_t count;
     eng_engine *engine, *donor;
@@ -55,6 +56,7 @@ typedef struct run {
     double drafted, accepted, preempted, recomputed;
     uint64_t tier_hits;
     uint32_t refused, events;
+    uint32_t before;          /* tokens of the first ask before the second one's first */
     dec_job *again[ASKS_MAX]; /* refused, to be opened again */
     uint32_t again_count;
     uint32_t kept; /* pages in the cache at the end */
@@ -117,6 +119,8 @@ static void on_event(void *context, const void *item)
         if (job->handout)
             keep_handout(out, job->handout, out->count);
         out->count++;
+        if (job->slot == 1 && out->count == 1)
+            u->before = u->outcomes[0].count;
         break;
     case DEC_BATCH_FINISHED:
         out->finish = event->finish;
@@ -178,6 +182,7 @@ static void make_job(run *u, uint32_t index)
         u->grammars[index] = form_grammar(a->form);
         job->cursor.matcher = mdl_matcher_create(u->grammars[index], 0);
     }
+    job->rank.priority = (int32_t)index % 3; /* shows only where pages are short */
     u->jobs[index] = job;
 }
 
@@ -207,6 +212,20 @@ static void keep_pages(const run *u, uint32_t index)
     eng_sequence_close(sequence);
 }
 
+static eng_engine *engine_of(const run *u, uint32_t rows_max, const char *tier_path)
+{
+    eng_options engine = {.kv_bytes = 24 << 20, .rows_max = (int)rows_max, .threads = 1};
+    if (u->cache_pages > 0) {
+        engine.kv_bytes = eng_model_kv_bytes(u->r->model, (uint64_t)u->cache_pages * 64);
+        engine.overcommit_percent = 1000;
+    }
+    if (u->tier) {
+        engine.tier_path = tier_path;
+        engine.tier_bytes = 16 << 20;
+    }
+    return rig_engine(u->r, &engine);
+}
+
 static void run_asks(run *u)
 {
     sl_err err;
@@ -215,6 +234,7 @@ static void run_asks(run *u)
     dec_batch_options options = {
         .sequences_max = ASKS_MAX,
         .chunk_tokens = CHUNK,
+        .chunk_ns = u->chunk_ns,
         .draft_depth = u->depth,
         .rows_max = u->rows_max ? u->rows_max : CHUNK + 4 * ASKS_MAX,
         .eos_id = 1,
@@ -226,18 +246,9 @@ static void run_asks(run *u)
         .drafted = sl_counter(metrics, "drafted", "", NULL),
         .accepted = sl_counter(metrics, "accepted", "", NULL),
     };
-    eng_options engine = {.kv_bytes = 24 << 20, .rows_max = (int)options.rows_max, .threads = 1};
     char path[80];
     snprintf(path, sizeof(path), "%s/tier", u->r->files.dir);
-    if (u->cache_pages > 0) {
-        engine.kv_bytes = eng_model_kv_bytes(u->r->model, (uint64_t)u->cache_pages * 64);
-        engine.overcommit_percent = 1000;
-    }
-    if (u->tier) {
-        engine.tier_path = path;
-        engine.tier_bytes = 16 << 20;
-    }
-    u->engine = rig_engine(u->r, &engine);
+    u->engine = engine_of(u, options.rows_max, path);
     u->donor =
         rig_engine(u->r, &(eng_options){.kv_bytes = 4 << 20, .rows_max = CHUNK, .threads = 1});
     assert_ok(eng_worker_create(u->engine, &worker, &err), &err);
@@ -471,6 +482,24 @@ TEST(giving_way_changes_nothing)
     }
     assert_true(preempted > 10 && hits > 0);
     run_free(&plain);
+    rig_close(&r);
+}
+
+/* While one generates, a prompt gets the time that is set for it, not whole chunks. */
+TEST(a_prompt_does_not_hold_up_who_generates)
+{
+    ask asks[2] = {ask_of(5, 200, 0), ask_of(600, 3, 0)};
+    rig r;
+    rig_of(&r, NULL);
+    run whole = run_tight(&r, &(run){.cache_pages = 40}, asks, 2);
+    run bounded = run_tight(&r, &(run){.cache_pages = 40, .chunk_ns = 1}, asks, 2);
+    for (uint32_t i = 0; i < 2; i++)
+        assert_same(&whole.outcomes[i], &bounded.outcomes[i]);
+    printf("%u tokens while 600 were computed whole, %u within bounds\n", whole.before,
+           bounded.before);
+    assert_true(bounded.before >= 600 / ENG_CHUNK_MIN - 4); /* the first chunk may be whole */
+    run_free(&whole);
+    run_free(&bounded);
     rig_close(&r);
 }
 
@@ -804,6 +833,7 @@ TEST(forms_at_any_depth)
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(depth_changes_nothing),
     cmocka_unit_test(giving_way_changes_nothing),
+    cmocka_unit_test(a_prompt_does_not_hold_up_who_generates),
     cmocka_unit_test(forks_give_what_they_give_alone),
     cmocka_unit_test(prompt_rows_are_told),
     cmocka_unit_test(prompt_rows_refused),

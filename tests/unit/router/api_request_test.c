@@ -54,6 +54,8 @@ static const bad_case BAD[] = {
     {C, CHAT("\"n\":\"1\""), 400, "n", "must be an integer"},
     {C, CHAT("\"user\":7"), 400, "user", "must be a string"},
     {C, CHAT("\"cache_salt\":7"), 400, "cache_salt", "must be a string"},
+    {C, CHAT("\"priority\":\"high\""), 400, "priority", "must be an integer"},
+    {C, CHAT("\"priority\":2147483648"), 400, "priority", "is 2147483648"},
     {C, CHAT("\"temperature\":3"), 400, "temperature", "at most 2"},
     {C, CHAT("\"temperature\":\"hot\""), 400, "temperature", "must be a number"},
     {C, CHAT("\"top_p\":0"), 400, "top_p", "above 0"},
@@ -162,6 +164,7 @@ TEST(defaults_and_unknown_fields)
                         "\"cache_salt\":\"x\",\"stop\":null,\"n\":1,\"seed\":null"));
     assert_false(r->stream || r->include_usage || r->return_token_ids);
     assert_int_equal(r->sampling.max_tokens, 100);
+    assert_int_equal(r->priority, 5);
     assert_true(r->sampling.temperature == 0.7f);
     assert_int_equal(r->sampling.logprob_count, -1);
     assert_true(r->sampling.seed_given && r->sampling.seed < (1ull << 53));

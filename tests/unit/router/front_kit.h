@@ -29,6 +29,7 @@ static inline kit_node *kit_add(kit *k, const char *name, bool decode)
     n->grant = true;
     n->finish_runs = true;
     n->slots_free = 64;
+    n->pages_free = 10000;
     snprintf(n->name, sizeof n->name, "%s", name);
     rpc_handler handlers[] = {{&rpc_method_decode_serve, kit_on_serve, n},
                               {&rpc_method_prefill_run, kit_on_run, n}};

@@ -317,6 +317,53 @@ TEST(queue_is_bounded_and_moves_when_room_comes)
     kit_close(&k);
 }
 
+/* One that lacks room does not hold up those that find some; lower priority numbers come first. */
+TEST(small_and_urgent_ones_overtake)
+{
+    kit k;
+    kit_open(&k, long_place);
+    kit_node *p = kit_add(&k, "p-a", false);
+    kit_node *d = kit_add(&k, "d-a", true);
+    d->pages_free = 3;
+    kit_client big = kit_post(&k, CHAT, BODY(",\"stream\":true,\"max_tokens\":600"));
+    for (int i = 0; i < 20; i++)
+        kit_turn(&k);
+    assert_int_equal(d->admit_count, 0);
+    kit_client c[3];
+    c[0] = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, d->admit_count == 1 && p->runs == 1);
+    assert_int_equal(d->admits[0].max_tokens, 30);
+    d->slots_free = 0;
+    kit_tokens_of(d, 0, 0, 1, NONE);
+    kit_expect(&k, &c[0], "data: {"); /* the load came with it */
+    c[1] = kit_post(&k, CHAT, BODY(",\"stream\":true,\"max_tokens\":31"));
+    c[2] = kit_post(&k, CHAT, BODY(",\"stream\":true,\"max_tokens\":32,\"priority\":-3"));
+    for (int i = 0; i < 20; i++)
+        kit_turn(&k);
+    assert_int_equal(d->admit_count, 1);
+    d->slots_free = 1;
+    kit_tokens_of(d, 0, 1, 1, STOP);
+    KIT_UNTIL(&k, d->admit_count == 2);
+    assert_int_equal(d->admits[1].max_tokens, 32);
+    assert_int_equal(d->admits[1].priority, -3);
+    d->slots_free = 8;
+    kit_tokens_of(d, 1, 0, 1, STOP);
+    KIT_UNTIL(&k, d->admit_count == 3);
+    assert_int_equal(d->admits[2].max_tokens, 31);
+    d->pages_free = 100;
+    kit_tokens_of(d, 2, 0, 1, STOP);
+    KIT_UNTIL(&k, d->admit_count == 4);
+    assert_int_equal(d->admits[3].max_tokens, 600);
+    kit_tokens_of(d, 3, 0, 1, STOP);
+    kit_expect(&k, &big, "data: [DONE]");
+    kit_client_close(&big);
+    for (int i = 0; i < 3; i++) {
+        kit_expect(&k, &c[i], "data: [DONE]");
+        kit_client_close(&c[i]);
+    }
+    kit_close(&k);
+}
+
 static void wide(rtr_shared *shared)
 {
     shared->limits.token_timeout_ns = 60 * SL_S_NS;
@@ -765,6 +812,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(gaps_are_errors),
     cmocka_unit_test(refusals_go_elsewhere),
     cmocka_unit_test(queue_is_bounded_and_moves_when_room_comes),
+    cmocka_unit_test(small_and_urgent_ones_overtake),
     cmocka_unit_test(slow_client_does_not_hold_the_rank),
     cmocka_unit_test(long_prompts_go_to_the_pool),
     cmocka_unit_test(nodes_that_must_not_be_used),

@@ -23,10 +23,9 @@ typedef struct kit_admit {
     uint32_t prompt_count;
     uint32_t first_token, last_token;
     uint64_t seed;
-    uint32_t max_tokens;
-    bool self_prefill;
+    int32_t max_tokens, priority;
+    bool self_prefill, cancelled;
     char fork_of[64];
-    bool cancelled;
 } kit_admit;
 
 typedef struct kit_node {
@@ -42,7 +41,7 @@ typedef struct kit_node {
     size_t cancels;
     bool grant; /* answer admissions at once */
     uint64_t sent, taken;
-    uint32_t slots_free;
+    uint32_t slots_free, pages_free;
     /* prefill */
     rpc_server_call *run;
     char run_id[64];
@@ -95,7 +94,7 @@ static inline Sluice__V1__Load kit_load_of(const kit_node *n)
     load.slots_total = 64;
     load.slots_free = n->slots_free;
     load.pages_total = 10000;
-    load.pages_free = 10000;
+    load.pages_free = n->pages_free;
     return load;
 }
 
@@ -199,6 +198,7 @@ static inline void kit_on_admit(kit_node *n, const Sluice__V1__Admit *admit)
     a->last_token = admit->tokens[admit->n_tokens - 1];
     a->seed = admit->sampling->seed;
     a->max_tokens = admit->sampling->max_tokens;
+    a->priority = admit->priority;
     a->self_prefill = admit->self_prefill;
     snprintf(a->fork_of, sizeof a->fork_of, "%s", admit->fork_of);
     a->cancelled = false;
