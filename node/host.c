@@ -239,7 +239,7 @@ static void on_gauges(void *context, sl_time_ns now)
 static void on_load_progress(void *context, const eng_load_progress *progress)
 {
     double done = (double)progress->bytes_done, total = (double)progress->bytes_total;
-    sl_info("weights: %.1f of %.1f GB in %.1f s, %.0f MB/s", done / 1e9, total / 1e9,
+    sl_info("weights: %.2f of %.2f GB in %.1f s, %.0f MB/s", done / 1e9, total / 1e9,
             progress->seconds, progress->seconds > 0 ? done / 1e6 / progress->seconds : 0.0);
 }
 

@@ -13,6 +13,6 @@ void eng_run_show_progress(void *context, const eng_load_progress *progress)
         *last = *progress;
     if (progress->seconds < QUIET_S)
         return;
-    fprintf(stderr, "sluice-run: weights: %.1f of %.1f GB in %.0f s, %.0f MB/s\n", done / 1e9,
+    fprintf(stderr, "sluice-run: weights: %.2f of %.2f GB in %.0f s, %.0f MB/s\n", done / 1e9,
             total / 1e9, progress->seconds, done / 1e6 / progress->seconds);
 }
