@@ -93,13 +93,27 @@ static bool scales_good(const mdl_tensor *tensor, size_t at, size_t bytes, bool 
     return true;
 }
 
+/* The whole pages around a tensor (outward) or inside it. */
+typedef struct page_range {
+    void *begin;
+    size_t bytes;
+} page_range;
+
+static page_range pages_of(const mdl_tensor *tensor, bool outward)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), up = page - 1;
+    uintptr_t begin = (uintptr_t)tensor->data + (outward ? 0 : up);
+    uintptr_t end = (uintptr_t)tensor->data + tensor->bytes + (outward ? up : 0);
+    begin &= ~up;
+    end &= ~up;
+    return (page_range){(void *)begin, end > begin ? end - begin : 0};
+}
+
 /* Reads the pages in one go instead of fault by fault; true where the kernel cannot say. */
 static bool populate(const mdl_tensor *tensor, eng_tensor_read *read)
 {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t begin = (uintptr_t)tensor->data & ~(page - 1);
-    uintptr_t end = ((uintptr_t)tensor->data + tensor->bytes + page - 1) & ~(page - 1);
-    if (tensor->copied || madvise((void *)begin, end - begin, MADV_POPULATE_READ) == 0)
+    page_range pages = pages_of(tensor, true);
+    if (tensor->copied || madvise(pages.begin, pages.bytes, MADV_POPULATE_READ) == 0)
         return true;
     if (errno == EINVAL) /* an older kernel */
         return true;
@@ -139,12 +153,18 @@ bool eng_tensor_compare(const mdl_tensor *copy, const mdl_tensor *original,
     return false;
 }
 
+/* Advice only, both: nothing depends on it. */
+
+void eng_tensor_expect(const mdl_tensor *tensor)
+{
+    page_range pages = pages_of(tensor, true);
+    if (!tensor->copied)
+        (void)madvise(pages.begin, pages.bytes, MADV_WILLNEED);
+}
+
 void eng_tensor_forget(const mdl_tensor *tensor)
 {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t begin = ((uintptr_t)tensor->data + page - 1) & ~(page - 1);
-    uintptr_t end = ((uintptr_t)tensor->data + tensor->bytes) & ~(page - 1);
-    if (!tensor->copied && begin < end)
-        (void)madvise((void *)begin, end - begin,
-                      MADV_DONTNEED); /* advice: nothing depends on it */
+    page_range pages = pages_of(tensor, false);
+    if (!tensor->copied && pages.bytes > 0)
+        (void)madvise(pages.begin, pages.bytes, MADV_DONTNEED);
 }

@@ -26,6 +26,8 @@ bool eng_tensor_look(const mdl_tensor *tensor, eng_values values, eng_tensor_rea
 /* Whether both hold the same bytes (same size, which the caller knows). */
 bool eng_tensor_compare(const mdl_tensor *copy, const mdl_tensor *original,
                         eng_tensor_read *out_read);
+/* Starts to read it from the disk, without waiting. */
+void eng_tensor_expect(const mdl_tensor *tensor);
 /* Gives the memory of the mapping back; the tensor can still be read, slowly. */
 void eng_tensor_forget(const mdl_tensor *tensor);
 

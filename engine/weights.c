@@ -20,6 +20,7 @@
 #include "engine/tensor_read.h"
 
 #define ARENA_ALIGN     64u
+#define JOBS_AHEAD      2u            /* of each thread, that the disk is asked for */
 #define PROGRESS_PERIOD (1 * SL_S_NS) /* at least; later an eighth of the time so far */
 
 typedef enum job_kind {
@@ -50,6 +51,7 @@ typedef struct loader {
     job *jobs;
     uint32_t job_count, job_capacity;
     size_t arena_bytes;
+    uint32_t jobs_ahead;
     uint64_t bytes_total;
     _Atomic uint64_t bytes_done;
     _Atomic bool failed;           /* a job met a fault: the rest is not begun */
@@ -460,6 +462,8 @@ static void run_job(void *context, uint32_t task, uint32_t thread)
     job *work = &load->jobs[task];
     if (atomic_load_explicit(&load->failed, memory_order_relaxed))
         return;
+    if (task + load->jobs_ahead < load->job_count)
+        eng_tensor_expect(load->jobs[task + load->jobs_ahead].tensor);
     if (!run_read(load, work)) {
         atomic_store_explicit(&load->failed, true, memory_order_relaxed);
         return;
@@ -557,6 +561,7 @@ static sl_status loader_run(loader *load, sl_err *err)
     sl_numa_interleave(model->arena, model->arena_bytes);
     krn_pool *pool = NULL;
     SL_TRY(krn_pool_create(load->options->threads, &pool, err));
+    load->jobs_ahead = JOBS_AHEAD * krn_pool_threads(pool);
     load->start = sl_now_ns();
     load->progress_at = load->start + PROGRESS_PERIOD;
     krn_pool_run(pool, load->job_count, run_job, load);
