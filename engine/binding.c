@@ -361,6 +361,11 @@ static void settle(eng_sequence *sequence, uint64_t now)
     count_promise(engine, sequence, true);
 }
 
+bool eng_engine_loading(const eng_engine *engine)
+{
+    return engine->loading > 0;
+}
+
 bool eng_engine_poll(eng_engine *engine, uint64_t now_ns)
 {
     eng_tier_arrival arrival;

@@ -50,6 +50,8 @@ bool eng_engine_tier_stats(const eng_engine *engine, eng_tier_stats *out_stats);
 /* Takes in what was read from the second tier and asks for more; true while a sequence waits for
  * reads. Between steps, often. */
 bool eng_engine_poll(eng_engine *engine, uint64_t now_ns);
+/* A sequence waits for reads, maybe one that opened since the last poll. */
+bool eng_engine_loading(const eng_engine *engine);
 /* Copies a few kept pages for the second tier, ahead of need; when the turn's work is done. */
 void eng_engine_spill(eng_engine *engine);
 /* wake is called by another thread whenever a poll is worthwhile, until it is set to NULL. Any

@@ -139,7 +139,7 @@ static void *worker_main(void *argument)
         worker_run_errand(worker);
         bool busy = worker_take_commands(worker);
         sl_time_ns now = sl_now_ns();
-        bool reads = eng_engine_poll(worker->engine, now);
+        (void)eng_engine_poll(worker->engine, now);
         for (int i = 0; i < worker->client_count; i++) {
             eng_worker_client *client = &worker->clients[i];
             client->busy = client->ops->run(client->context);
@@ -147,6 +147,7 @@ static void *worker_main(void *argument)
         }
         eng_engine_spill(worker->engine); /* its end wakes the thread, and so on until all is out */
         publish_pages(worker);
+        bool reads = eng_engine_loading(worker->engine); /* a run may have opened a sequence */
         if (!busy)
             sl_mailbox_wait(worker->doorbell, reads ? now + POLL_NS : SL_NEVER);
     }
