@@ -118,6 +118,14 @@ sl_status mdl_dfa_create(const mdl_grammar *grammar, mdl_dfa **out_dfa, sl_err *
     return complete(dfa, status, out_dfa, err);
 }
 
+bool mdl_dfa_accepts(const mdl_dfa *dfa, const char *text, size_t size)
+{
+    uint32_t state = 1;
+    for (size_t i = 0; i < size && state != 0; i++)
+        state = mdl_dfa_step(dfa, state, (uint8_t)text[i]);
+    return state != 0 && dfa->accepts[state];
+}
+
 /* ---- pairs ---- */
 
 typedef struct pairs {

@@ -19,6 +19,7 @@ void mdl_dfa_destroy(mdl_dfa *dfa);
 /* Symbols count as dead ends. SL_TOO_LARGE: more states than MDL_DFA_STATES_MAX; SL_INVALID: no
  * text matches. */
 SL_MUST_USE sl_status mdl_dfa_create(const mdl_grammar *grammar, mdl_dfa **out_dfa, sl_err *err);
+bool mdl_dfa_accepts(const mdl_dfa *dfa, const char *text, size_t size);
 /* Texts of both, and texts of a that are none of b. */
 SL_MUST_USE sl_status mdl_dfa_both(const mdl_dfa *a, const mdl_dfa *b, mdl_dfa **out_dfa,
                                    sl_err *err);

@@ -19,24 +19,9 @@ static mdl_schema_all all_of_one(const sl_json *schema)
 
 /* ---- objects ---- */
 
-/* Chains of members, from the last to the first: behind nothing, and behind another member. */
-typedef struct chain {
-    mdl_node first, more; /* NONE: nothing can stand here */
-} chain;
-
 static mdl_node comma(mdl_schema_compiler *c)
 {
     return mdl_grammar_then(c->grammar, mdl_grammar_text(c->grammar, ","), mdl_json_space(c));
-}
-
-/* Puts a member before the chain; optional: it may be left out. */
-static void chain_prepend(mdl_schema_compiler *c, chain *at, mdl_node member, bool optional)
-{
-    mdl_grammar *g = c->grammar;
-    mdl_node with = mdl_grammar_then(g, member, at->more);
-    mdl_node behind = mdl_grammar_then(g, comma(c), with);
-    at->first = mdl_grammar_or(g, with, optional ? at->first : MDL_NODE_NONE);
-    at->more = mdl_grammar_or(g, behind, optional ? at->more : MDL_NODE_NONE);
 }
 
 static mdl_node bracketed(mdl_schema_compiler *c, const char *brackets, mdl_node members,
@@ -52,76 +37,169 @@ static mdl_node bracketed(mdl_schema_compiler *c, const char *brackets, mdl_node
     return mdl_grammar_then(g, mdl_grammar_text(g, open), members);
 }
 
-/* Does a closed schema leave the property out? */
-static bool is_closed_out(const mdl_schema_facts *f, const mdl_schema_property *p)
+/* The property's schemas, those of patterns that match its name among them; *out_closed: a closed
+ * schema leaves it out. */
+static sl_status property_schemas(mdl_schema_compiler *c, const mdl_schema_facts *f,
+                                  const mdl_schema_property *p, mdl_schema_all *all,
+                                  bool *out_closed)
 {
-    for (uint32_t i = 0; i < f->closed_count; i++)
-        if (!sl_json_get(sl_json_get(f->closed[i], "properties"), p->name))
-            return true;
-    return false;
+    bool matched = false;
+    *all = !p->declared && f->additional ? all_of_one(f->additional) : p->all;
+    for (size_t i = 0; i < sl_json_count(f->key_patterns); i++) {
+        bool matches = false;
+        SL_TRY(mdl_json_key_matches(c, f, i, p, &matches));
+        if (!matches)
+            continue;
+        if (all->count == MDL_SCHEMA_ALL_MAX)
+            return mdl_schema_fail(c, SL_TOO_LARGE, "patternProperties", "too many for one name");
+        if (!p->declared && !matched)
+            all->count = 0;
+        matched = true;
+        all->items[all->count++] = (mdl_schema_item){.schema = sl_json_at(f->key_patterns, i)};
+    }
+    *out_closed = false;
+    for (uint32_t i = 0; i < f->closed_count; i++) {
+        const sl_json *closed = f->closed[i];
+        bool known = sl_json_get(sl_json_get(closed, "properties"), p->name) ||
+                     (matched && sl_json_get(closed, "patternProperties") == f->key_patterns);
+        *out_closed |= !known;
+    }
+    return sl_ok();
 }
 
-static sl_status property_value(mdl_schema_compiler *c, const mdl_schema_facts *f,
-                                const mdl_schema_property *p, mdl_node *out_node)
+/* Key and value; NONE: the property cannot be there. */
+static sl_status property_member(mdl_schema_compiler *c, const mdl_schema_facts *f,
+                                 const mdl_schema_property *p, mdl_node *out_node)
 {
-    mdl_schema_all all = p->all;
+    mdl_schema_all all;
+    mdl_node value = MDL_NODE_NONE;
     char name[80];
-    if (!p->declared && f->additional)
-        all = all_of_one(f->additional);
-    size_t before = mdl_schema_enter(c, "properties");
-    snprintf(name, sizeof(name), "%.*s", (int)(p->name_size < 64 ? p->name_size : 64), p->name);
-    mdl_schema_enter(c, name);
-    sl_status status = mdl_schema_value(c, &all, MDL_JSON_ANY, out_node);
+    bool closed = false;
+    SL_TRY(property_schemas(c, f, p, &all, &closed));
+    if (closed && p->required)
+        return mdl_schema_fail(c, SL_INVALID, "required",
+                               "names a property that additionalProperties forbids");
+    snprintf(name, sizeof(name), "properties.%.*s", (int)(p->name_size < 64 ? p->name_size : 64),
+             p->name);
+    size_t before = mdl_schema_enter(c, name);
+    if (!closed)
+        SL_TRY(mdl_schema_value(c, &all, MDL_JSON_ANY, &value));
     mdl_schema_leave(c, before);
-    return status;
+    *out_node = mdl_grammar_then(c->grammar, mdl_json_key(c, p->name, p->name_size), value);
+    return sl_ok();
 }
 
-static sl_status additional_members(mdl_schema_compiler *c, const mdl_schema_facts *f, chain *at)
+/* One member that is no property: of a pattern, or any other; NONE: there is none. */
+static sl_status other_member(mdl_schema_compiler *c, const mdl_schema_facts *f, mdl_node *out_node)
 {
     mdl_grammar *g = c->grammar;
     mdl_schema_all all = {.count = 0};
-    mdl_node key, value;
-    if (f->closed_count > 0 || (!f->additional && (f->property_count > 0 || c->strict)))
-        return sl_ok();
-    if (f->additional)
-        all = all_of_one(f->additional);
-    SL_TRY(mdl_json_other_key(c, f, &key));
-    size_t before = mdl_schema_enter(c, "additionalProperties");
-    SL_TRY(mdl_schema_value(c, &all, MDL_JSON_ANY, &value));
-    mdl_schema_leave(c, before);
-    mdl_node member = mdl_grammar_then(g, key, value);
-    mdl_node behind = mdl_grammar_then(g, comma(c), member);
-    at->more = mdl_grammar_repeat(g, behind, 0, MDL_REPEAT_ANY);
-    at->first = mdl_grammar_then(g, member, at->more);
+    mdl_node key = MDL_NODE_NONE, value = MDL_NODE_NONE, out = MDL_NODE_NONE;
+    bool others = f->closed_count == 0 &&
+                  (f->additional || (f->property_count == 0 && !f->key_patterns && !c->strict));
+    for (size_t i = 0; i < sl_json_count(f->key_patterns); i++) {
+        mdl_schema_all one = all_of_one(sl_json_at(f->key_patterns, i));
+        size_t before = mdl_schema_enter_index(c, "patternProperties", i);
+        SL_TRY(mdl_schema_value(c, &one, MDL_JSON_ANY, &value));
+        mdl_schema_leave(c, before);
+        SL_TRY(mdl_json_other_key(c, f, i, &key));
+        out = mdl_grammar_or(g, mdl_grammar_then(g, key, value), out);
+    }
+    if (others) {
+        if (f->additional)
+            all = all_of_one(f->additional);
+        SL_TRY(mdl_json_other_key(c, f, MDL_KEY_OTHER, &key));
+        size_t before = mdl_schema_enter(c, "additionalProperties");
+        SL_TRY(mdl_schema_value(c, &all, MDL_JSON_ANY, &value));
+        mdl_schema_leave(c, before);
+        out = mdl_grammar_or(g, mdl_grammar_then(g, key, value), out);
+    }
+    *out_node = out;
+    return sl_ok();
+}
+
+/* Members from the last to the first: at[k] is what may follow k members. Where only "none yet"
+ * matters, k stops at 1. Empty is not among what follows none. */
+typedef struct members {
+    mdl_node *at;
+    uint32_t levels;
+    bool counted; /* k is exact */
+} members;
+
+/* What may stand behind the properties. Keys may repeat, so only one other counts for sure. */
+static mdl_node members_tail(mdl_schema_compiler *c, const mdl_schema_facts *f, const members *m,
+                             mdl_node other, uint32_t k)
+{
+    mdl_grammar *g = c->grammar;
+    uint32_t least = f->size_min > k ? f->size_min - k : 0, most = MDL_REPEAT_ANY;
+    uint32_t before = m->counted ? k : (uint32_t)f->property_count;
+    if (f->size_max != MDL_SCHEMA_COUNT_ANY)
+        most = f->size_max > before ? f->size_max - before : 0;
+    if (other == MDL_NODE_NONE || most == 0)
+        return k > 0 && least == 0 ? MDL_NODE_EMPTY : MDL_NODE_NONE;
+    if (least > 1)
+        return MDL_NODE_NONE;
+    mdl_node behind = mdl_grammar_then(g, comma(c), other);
+    if (k > 0)
+        return mdl_grammar_repeat(g, behind, least, most);
+    most = most == MDL_REPEAT_ANY ? most : most - 1;
+    return mdl_grammar_then(g, other, mdl_grammar_repeat(g, behind, 0, most));
+}
+
+static void members_prepend(mdl_schema_compiler *c, members *m, mdl_node member, bool required)
+{
+    mdl_grammar *g = c->grammar;
+    for (uint32_t k = 0; k <= m->levels; k++) {
+        mdl_node with = MDL_NODE_NONE;
+        if (k < m->levels || !m->counted)
+            with = mdl_grammar_then(g, member, m->at[k < m->levels ? k + 1 : k]);
+        if (k > 0)
+            with = mdl_grammar_then(g, comma(c), with);
+        m->at[k] = mdl_grammar_or(g, with, required ? MDL_NODE_NONE : m->at[k]);
+    }
+}
+
+static sl_status members_build(mdl_schema_compiler *c, const mdl_schema_facts *f, members *m)
+{
+    mdl_node other = MDL_NODE_NONE, member = MDL_NODE_NONE;
+    SL_TRY(other_member(c, f, &other));
+    for (uint32_t k = 0; k <= m->levels; k++)
+        m->at[k] = members_tail(c, f, m, other, k);
+    for (size_t i = f->property_count; i-- > 0;) {
+        SL_TRY(property_member(c, f, &f->properties[i], &member));
+        members_prepend(c, m, member, f->properties[i].required);
+    }
     return sl_ok();
 }
 
 static sl_status compile_object(mdl_schema_compiler *c, const mdl_schema_facts *f,
                                 mdl_node *out_node)
 {
-    chain at = {.first = MDL_NODE_NONE, .more = MDL_NODE_EMPTY};
-    bool may_be_empty = true;
-    SL_TRY(additional_members(c, f, &at));
-    for (size_t i = f->property_count; i-- > 0;) {
-        const mdl_schema_property *p = &f->properties[i];
-        mdl_node value;
-        if (is_closed_out(f, p)) {
-            if (p->required)
-                return mdl_schema_fail(c, SL_INVALID, "required",
-                                       "names a property that additionalProperties forbids");
-            continue;
-        }
-        SL_TRY(property_value(c, f, p, &value));
-        mdl_node member =
-            mdl_grammar_then(c->grammar, mdl_json_key(c, p->name, p->name_size), value);
-        chain_prepend(c, &at, member, !p->required);
-        may_be_empty &= !p->required;
+    uint32_t count = (uint32_t)f->property_count;
+    bool may_be_empty = f->size_min == 0;
+    members m = {.levels = 1};
+    for (size_t i = 0; i < count; i++)
+        may_be_empty &= !f->properties[i].required;
+    m.counted = f->size_min > 1 || f->size_max < count;
+    if (m.counted)
+        m.levels = f->size_max < count ? f->size_max : count;
+    m.at = sl_alloc(m.levels + 1, sizeof(*m.at), "schema members");
+    sl_status status = members_build(c, f, &m);
+    if (sl_is_ok(status)) {
+        *out_node = bracketed(c, "{}", m.at[0], may_be_empty);
+        if (*out_node == MDL_NODE_NONE)
+            status = mdl_schema_fail(c, SL_INVALID, "", "no object satisfies it");
     }
-    *out_node = bracketed(c, "{}", at.first, may_be_empty);
-    return sl_ok();
+    sl_free(m.at);
+    return status;
 }
 
 /* ---- arrays ---- */
+
+/* Elements from the last to the first: behind nothing, and behind another element. */
+typedef struct chain {
+    mdl_node first, more; /* NONE: nothing can stand here */
+} chain;
 
 /* What stands behind the prefix: elements of one kind. */
 static sl_status rest_of_array(mdl_schema_compiler *c, const mdl_schema_facts *f, uint32_t prefix,
@@ -178,8 +256,9 @@ static sl_status compile_array(mdl_schema_compiler *c, const mdl_schema_facts *f
 
 static bool is_constrained(const mdl_schema_facts *f)
 {
-    return f->property_count || f->closed_count || f->additional || f->items.count ||
-           f->items_none || f->prefix_items || f->items_min || f->pattern_count || f->format ||
+    return f->property_count || f->closed_count || f->additional || f->key_patterns ||
+           f->size_min || f->size_max != MDL_SCHEMA_COUNT_ANY || f->items.count || f->items_none ||
+           f->prefix_items || f->items_min || f->pattern_count || f->format ||
            f->items_max != MDL_SCHEMA_COUNT_ANY || f->length_min || f->bounds.lower ||
            f->length_max != MDL_SCHEMA_COUNT_ANY || f->bounds.upper;
 }

@@ -147,6 +147,10 @@ static sl_status read_format(mdl_schema_compiler *c, mdl_schema_facts *f, const 
     const char *format = sl_json_string(value, NULL);
     if (!format)
         return must_be(c, keyword, "must be a string");
+    if (!mdl_json_format_known(format))
+        return c->strict
+                   ? mdl_schema_fail(c, SL_UNSUPPORTED, keyword, "is no format of the standard")
+                   : sl_ok();
     if (f->format && strcmp(f->format, format) != 0)
         return mdl_schema_fail(c, SL_UNSUPPORTED, keyword, "two formats for one value");
     f->format = format;
@@ -161,6 +165,12 @@ static sl_status read_bound(mdl_schema_compiler *c, mdl_schema_facts *f, const s
     const char *text = sl_json_number_text(value);
     bool open = keyword[0] == 'e', lower = strstr(keyword, open ? "Min" : "min") != NULL;
     mdl_json_bounds *b = &f->bounds;
+    bool flag;
+    if (open && sl_json_bool(value, &flag))
+        return sl_ok(); /* draft 4: speaks of minimum or maximum, which reads it */
+    if (!open &&
+        sl_json_bool(sl_json_get(schema, lower ? "exclusiveMinimum" : "exclusiveMaximum"), &flag))
+        open = flag;
     if (!text)
         return must_be(c, keyword, "must be a number");
     f->hints |= MDL_JSON_NUMBER | MDL_JSON_INTEGER;
@@ -290,29 +300,58 @@ static sl_status read_items(mdl_schema_compiler *c, mdl_schema_facts *f, const s
                             const char *keyword, const sl_json *value)
 {
     f->hints |= MDL_JSON_ARRAY;
-    if (strcmp(keyword, "prefixItems") == 0) {
-        if (sl_json_typeof(value) != SL_JSON_ARRAY || sl_json_count(value) > 1024)
+    bool list = sl_json_typeof(value) == SL_JSON_ARRAY; /* of items: older drafts' prefixItems */
+    if (list || strcmp(keyword, "prefixItems") == 0) {
+        if (!list || sl_json_count(value) > 1024)
             return must_be(c, keyword, "must be an array of at most 1024 schemas");
         if (f->prefix_items)
             return mdl_schema_fail(c, SL_UNSUPPORTED, keyword, "two of them for one value");
         f->prefix_items = value;
+    } else if (strcmp(keyword, "additionalItems") == 0 &&
+               sl_json_typeof(sl_json_get(schema, "items")) != SL_JSON_ARRAY) {
+        return sl_ok(); /* says nothing then */
     } else if (sl_json_typeof(value) == SL_JSON_FALSE) {
         f->items_none = true;
-    } else if (sl_json_typeof(value) == SL_JSON_ARRAY) {
-        return mdl_schema_fail(c, SL_UNSUPPORTED, keyword, "an array: use prefixItems");
     } else if (!all_add(&f->items, value)) {
         return mdl_schema_fail(c, SL_TOO_LARGE, keyword, "too many schemas for one value");
     }
     return sl_ok();
 }
 
-/* uniqueItems false and the like say nothing. */
-static sl_status read_off(mdl_schema_compiler *c, mdl_schema_facts *f, const sl_json *schema,
-                          const char *keyword, const sl_json *value)
+static sl_status read_size(mdl_schema_compiler *c, mdl_schema_facts *f, const sl_json *schema,
+                           const char *keyword, const sl_json *value)
 {
-    int64_t number;
-    if (sl_json_typeof(value) == SL_JSON_FALSE ||
-        (strcmp(keyword, "minProperties") == 0 && sl_json_i64(value, &number) && number == 0))
+    uint32_t count = 0;
+    SL_TRY(read_count(c, keyword, value, &count));
+    f->hints |= MDL_JSON_OBJECT;
+    if (keyword[1] == 'i')
+        f->size_min = count > f->size_min ? count : f->size_min;
+    else
+        f->size_max = count < f->size_max ? count : f->size_max;
+    return sl_ok();
+}
+
+static sl_status read_patterns(mdl_schema_compiler *c, mdl_schema_facts *f, const sl_json *schema,
+                               const char *keyword, const sl_json *value)
+{
+    if (sl_json_typeof(value) != SL_JSON_OBJECT)
+        return must_be(c, keyword, "must be an object");
+    if (sl_json_count(value) == 0)
+        return sl_ok();
+    if (f->key_patterns && f->key_patterns != value)
+        return mdl_schema_fail(c, SL_UNSUPPORTED, keyword, "two of them for one value");
+    if (sl_json_count(value) > MDL_SCHEMA_FEW_MAX)
+        return mdl_schema_fail(c, SL_TOO_LARGE, keyword, "more than 4 patterns");
+    f->key_patterns = value;
+    f->hints |= MDL_JSON_OBJECT;
+    return sl_ok();
+}
+
+/* A keyword of a standard that is not offered; uniqueItems false and the like say nothing. */
+static sl_status refuse(mdl_schema_compiler *c, mdl_schema_facts *f, const sl_json *schema,
+                        const char *keyword, const sl_json *value)
+{
+    if (strcmp(keyword, "uniqueItems") == 0 && sl_json_typeof(value) == SL_JSON_FALSE)
         return sl_ok();
     return mdl_schema_fail(c, SL_UNSUPPORTED, keyword, "is not supported");
 }
@@ -340,9 +379,30 @@ static const struct {
     {"multipleOf", read_multiple},
     {"enum", read_values},
     {"const", read_values},
-    {"uniqueItems", read_off},
-    {"minProperties", read_off},
-    {"unevaluatedProperties", read_off},
+    {"additionalItems", read_items},
+    {"minProperties", read_size},
+    {"maxProperties", read_size},
+    {"patternProperties", read_patterns},
+    /* of some draft, and not offered */
+    {"uniqueItems", refuse},
+    {"contains", refuse},
+    {"minContains", refuse},
+    {"maxContains", refuse},
+    {"unevaluatedItems", refuse},
+    {"unevaluatedProperties", refuse},
+    {"propertyNames", refuse},
+    {"dependencies", refuse},
+    {"dependentRequired", refuse},
+    {"dependentSchemas", refuse},
+    {"not", refuse},
+    {"if", refuse},
+    {"then", refuse},
+    {"else", refuse},
+    {"$dynamicRef", refuse},
+    {"$recursiveRef", refuse},
+    {"divisibleBy", refuse},
+    {"disallow", refuse},
+    {"extends", refuse},
     /* accounted for by flatten and by the groups */
     {"$ref", note},
     {"allOf", note},
@@ -367,12 +427,21 @@ static const struct {
     {"contentEncoding", note},
 };
 
+/* What no standard knows is a note, as the standard says of such keywords. */
 static keyword_fn keyword_find(const char *name)
 {
     for (size_t i = 0; i < sizeof(KEYWORDS) / sizeof(KEYWORDS[0]); i++)
         if (strcmp(name, KEYWORDS[i].name) == 0)
             return KEYWORDS[i].read;
-    return strncmp(name, "x-", 2) == 0 ? note : NULL;
+    return note;
+}
+
+static bool is_standard(const char *name)
+{
+    for (size_t i = 0; i < sizeof(KEYWORDS) / sizeof(KEYWORDS[0]); i++)
+        if (strcmp(name, KEYWORDS[i].name) == 0)
+            return true;
+    return false;
 }
 
 /* OpenAI's rules for strict schemas. */
@@ -404,19 +473,18 @@ sl_status mdl_schema_collect(mdl_schema_compiler *c, const mdl_schema_all *all,
 {
     memset(facts, 0, sizeof(*facts));
     facts->kinds = MDL_JSON_ANY;
-    facts->items_max = facts->length_max = MDL_SCHEMA_COUNT_ANY;
+    facts->items_max = facts->length_max = facts->size_max = MDL_SCHEMA_COUNT_ANY;
     for (uint32_t i = 0; i < all->count; i++) {
         const sl_json *schema = all->items[i].schema;
         SL_TRY(check_strict(c, schema));
         for (size_t k = 0; k < sl_json_count(schema); k++) {
             const char *keyword = sl_json_key(schema, k, NULL);
-            keyword_fn read = keyword_find(keyword);
-            if (!read) {
+            if (c->strict && !is_standard(keyword) && strncmp(keyword, "x-", 2) != 0) {
                 char name[64];
                 snprintf(name, sizeof(name), "%s", keyword);
-                return mdl_schema_fail(c, SL_UNSUPPORTED, name, "is not supported");
+                return mdl_schema_fail(c, SL_INVALID, name, "is no keyword of JSON schema");
             }
-            SL_TRY(read(c, facts, schema, keyword, sl_json_at(schema, k)));
+            SL_TRY(keyword_find(keyword)(c, facts, schema, keyword, sl_json_at(schema, k)));
         }
     }
     return sl_ok();

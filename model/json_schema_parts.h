@@ -61,7 +61,9 @@ typedef struct mdl_schema_facts {
     size_t property_count, property_capacity;
     const sl_json *closed[MDL_SCHEMA_FEW_MAX]; /* schemas with additionalProperties false */
     uint32_t closed_count;
-    const sl_json *additional; /* additionalProperties as a schema, or true */
+    const sl_json *key_patterns; /* patternProperties, not empty */
+    uint32_t size_min, size_max; /* members */
+    const sl_json *additional;   /* additionalProperties as a schema, or true */
     mdl_schema_all items;
     bool items_none; /* items false */
     const sl_json *prefix_items;
@@ -140,11 +142,19 @@ mdl_node mdl_json_any(mdl_schema_compiler *c);
 mdl_node mdl_json_any_object(mdl_schema_compiler *c);
 mdl_node mdl_json_any_array(mdl_schema_compiler *c);
 mdl_node mdl_json_value(mdl_schema_compiler *c, const sl_json *value);
+/* Others are notes: names of somebody's own. */
+bool mdl_json_format_known(const char *format);
 /* "name" and the colon behind it. */
 mdl_node mdl_json_key(mdl_schema_compiler *c, const char *name, size_t size);
-/* A key that is none of the properties'. */
+/* A key that is none of the properties' and matches one pattern alone: key_patterns' number
+ * `pattern`, or none of them (MDL_KEY_OTHER). NONE: there is no such key. */
+#define MDL_KEY_OTHER SIZE_MAX
 SL_MUST_USE sl_status mdl_json_other_key(mdl_schema_compiler *c, const mdl_schema_facts *facts,
-                                         mdl_node *out_node);
+                                         size_t pattern, mdl_node *out_node);
+/* Does a key pattern match a property's name? */
+SL_MUST_USE sl_status mdl_json_key_matches(mdl_schema_compiler *c, const mdl_schema_facts *facts,
+                                           size_t pattern, const mdl_schema_property *property,
+                                           bool *out_matches);
 /* A string: with quotes and escapes, or as it is when the compiler is set to raw. */
 SL_MUST_USE sl_status mdl_json_string(mdl_schema_compiler *c, const mdl_schema_facts *facts,
                                       mdl_node *out_node);

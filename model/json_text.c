@@ -19,8 +19,14 @@
     "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):" \
     "[0-5][0-9])"
 #define BYTE     "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-#define LABEL    "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+#define LABEL    "[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?"
 #define HOSTNAME LABEL "(\\." LABEL "){0,4}"
+
+#define EMAIL "[A-Za-z0-9_+-]{1,32}(\\.[A-Za-z0-9_+-]{1,32}){0,1}@" HOSTNAME
+#define URI                                                                                  \
+    "[a-z][a-z0-9+.-]{1,15}://" HOSTNAME "(:[1-9][0-9]{0,3})?(/[A-Za-z0-9._~-]{0,64}){0,16}" \
+    "(\\?[A-Za-z0-9._~=&-]{0,256})?(#[A-Za-z0-9._~-]{0,64})?"
+#define POINTER "(/[A-Za-z0-9_-]{1,32}){0,8}"
 
 /* Expressions for the inside of a string; each allows less than the standard, never more. */
 static const struct {
@@ -35,11 +41,18 @@ static const struct {
     {"ipv4", BYTE "\\." BYTE "\\." BYTE "\\." BYTE},
     {"ipv6", "[0-9a-f]{1,4}(:[0-9a-f]{1,4}){7}"},
     {"hostname", HOSTNAME},
-    {"email", "[A-Za-z0-9_+-]{1,32}(\\.[A-Za-z0-9_+-]{1,32}){0,3}@" HOSTNAME},
-    {"uri", "[a-z][a-z0-9+.-]{1,15}://" HOSTNAME "(:[1-9][0-9]{0,3})?(/[A-Za-z0-9._~-]{0,64}){0,16}"
-            "(\\?[A-Za-z0-9._~=&-]{0,256})?(#[A-Za-z0-9._~-]{0,64})?"},
+    {"idn-hostname", HOSTNAME},
+    {"email", EMAIL},
+    {"idn-email", EMAIL},
+    {"uri", URI},
+    {"uri-reference", URI},
+    {"uri-template", URI},
+    {"iri", URI},
+    {"iri-reference", URI},
+    {"json-pointer", POINTER},
+    {"relative-json-pointer", "(0|[1-9][0-9]?)" POINTER},
+    {"regex", NULL}, /* of the standard, not offered */
 };
-
 mdl_node mdl_json_space(mdl_schema_compiler *c)
 {
     mdl_grammar *g = c->grammar;
@@ -175,17 +188,26 @@ static sl_status cross_parts(const mdl_schema_compiler *c, const string_part *pa
     return status;
 }
 
+static int format_find(const char *format)
+{
+    for (size_t i = 0; i < sizeof(FORMATS) / sizeof(FORMATS[0]); i++)
+        if (strcmp(FORMATS[i].name, format) == 0)
+            return (int)i;
+    return -1;
+}
+
+bool mdl_json_format_known(const char *format)
+{
+    return format_find(format) >= 0;
+}
+
 static sl_status format_part(const mdl_schema_compiler *c, const char *format, string_part *out)
 {
-    for (size_t i = 0; i < sizeof(FORMATS) / sizeof(FORMATS[0]); i++) {
-        if (strcmp(FORMATS[i].name, format) != 0)
-            continue;
-        *out = (string_part){FORMATS[i].pattern, strlen(FORMATS[i].pattern), 0, "format"};
-        return sl_ok();
-    }
-    return mdl_schema_fail(c, SL_UNSUPPORTED, "format",
-                           "must be date, time, date-time, duration, uuid, ipv4, ipv6, hostname, "
-                           "email or uri");
+    const char *pattern = FORMATS[format_find(format)].pattern;
+    if (!pattern)
+        return mdl_schema_fail(c, SL_UNSUPPORTED, "format", "\"regex\" is not supported");
+    *out = (string_part){pattern, strlen(pattern), 0, "format"};
+    return sl_ok();
 }
 
 /* Any text, the markup of calls aside. */
@@ -333,46 +355,114 @@ mdl_node mdl_json_any(mdl_schema_compiler *c)
 
 /* ---- other keys ---- */
 
-static sl_status key_dfa(const mdl_schema_compiler *c, const mdl_schema_facts *f, bool names,
-                         mdl_dfa **out_dfa, sl_err *err)
+typedef enum key_set {
+    KEYS_ALL,     /* any, written as names are */
+    KEYS_NAMES,   /* the properties' */
+    KEYS_PATTERN, /* those that a pattern occurs in */
+} key_set;
+
+static sl_status key_node(const mdl_schema_compiler *c, mdl_grammar *g, const mdl_schema_facts *f,
+                          key_set set, size_t pattern, mdl_node *out_node, sl_err *err)
 {
-    mdl_grammar *g = mdl_grammar_create();
     mdl_node node = MDL_NODE_NONE;
-    for (size_t i = 0; i < f->property_count && names; i++) {
+    for (size_t i = 0; i < f->property_count && set == KEYS_NAMES; i++) {
         const mdl_schema_property *p = &f->properties[i];
         node = mdl_grammar_or(g, written_string(g, p->name, p->name_size), node);
     }
-    if (!names)
+    if (set == KEYS_ALL)
         node =
             quoted(g, mdl_grammar_repeat(g, mdl_regex_any(g, regex_flags(c)), 0, MDL_REPEAT_ANY));
-    sl_status status = mdl_grammar_finish(g, node, err);
+    if (set == KEYS_PATTERN) {
+        size_t size;
+        const char *text = sl_json_key(f->key_patterns, pattern, &size);
+        SL_TRY(mdl_regex_compile(g, text, size, MDL_REGEX_SEARCH | regex_flags(c), &node, err));
+        node = quoted(g, node);
+    }
+    *out_node = node;
+    return sl_ok();
+}
+
+static sl_status key_dfa(const mdl_schema_compiler *c, const mdl_schema_facts *f, key_set set,
+                         size_t pattern, mdl_dfa **out_dfa, sl_err *err)
+{
+    mdl_grammar *g = mdl_grammar_create();
+    mdl_node node = MDL_NODE_NONE;
+    sl_status status = key_node(c, g, f, set, pattern, &node, err);
+    if (sl_is_ok(status))
+        status = mdl_grammar_finish(g, node, err);
     if (sl_is_ok(status))
         status = mdl_dfa_create(g, out_dfa, err);
     mdl_grammar_destroy(g);
     return status;
 }
 
-sl_status mdl_json_other_key(mdl_schema_compiler *c, const mdl_schema_facts *f, mdl_node *out_node)
+/* Takes the keys of a set away from *keys; *keys NULL: none is left. */
+static sl_status remove_keys(const mdl_schema_compiler *c, const mdl_schema_facts *f, key_set set,
+                             size_t pattern, mdl_dfa **keys, sl_err *err)
+{
+    mdl_dfa *other = NULL, *left = NULL;
+    if (!*keys)
+        return sl_ok();
+    SL_TRY(key_dfa(c, f, set, pattern, &other, err));
+    sl_status status = mdl_dfa_without(*keys, other, &left, err);
+    mdl_dfa_destroy(other);
+    if (!sl_is_ok(status) && status.code != SL_INVALID)
+        return status;
+    mdl_dfa_destroy(*keys);
+    *keys = sl_is_ok(status) ? left : NULL;
+    return sl_ok();
+}
+
+static sl_status other_keys(const mdl_schema_compiler *c, const mdl_schema_facts *f, size_t pattern,
+                            mdl_dfa **keys, sl_err *err)
+{
+    SL_TRY(key_dfa(c, f, pattern == MDL_KEY_OTHER ? KEYS_ALL : KEYS_PATTERN, pattern, keys, err));
+    if (f->property_count > 0)
+        SL_TRY(remove_keys(c, f, KEYS_NAMES, 0, keys, err));
+    for (size_t i = 0; i < sl_json_count(f->key_patterns); i++)
+        if (i != pattern)
+            SL_TRY(remove_keys(c, f, KEYS_PATTERN, i, keys, err));
+    return sl_ok();
+}
+
+sl_status mdl_json_other_key(mdl_schema_compiler *c, const mdl_schema_facts *f, size_t pattern,
+                             mdl_node *out_node)
 {
     mdl_grammar *g = c->grammar;
-    mdl_node key;
-    if (f->property_count == 0) {
+    mdl_node key = MDL_NODE_NONE;
+    if (f->property_count == 0 && !f->key_patterns) {
         key = quoted(g, any_text(c));
     } else {
-        mdl_dfa *all = NULL, *names = NULL, *others = NULL;
+        const char *keyword =
+            pattern == MDL_KEY_OTHER ? "additionalProperties" : "patternProperties";
+        mdl_dfa *keys = NULL;
         sl_err inner = {0};
-        sl_status status = key_dfa(c, f, false, &all, &inner);
-        if (sl_is_ok(status))
-            status = key_dfa(c, f, true, &names, &inner);
-        if (sl_is_ok(status))
-            status = mdl_dfa_without(all, names, &others, &inner);
-        mdl_dfa_destroy(all);
-        mdl_dfa_destroy(names);
-        if (!sl_is_ok(status))
-            return mdl_schema_fail(c, status.code, "additionalProperties", inner.text);
-        key = mdl_grammar_dfa(g, others);
+        sl_status status = other_keys(c, f, pattern, &keys, &inner);
+        if (!sl_is_ok(status)) {
+            mdl_dfa_destroy(keys);
+            return mdl_schema_fail(c, status.code, keyword, inner.text);
+        }
+        if (keys)
+            key = mdl_grammar_dfa(g, keys);
     }
     key = mdl_grammar_then(g, key, mdl_grammar_text(g, ":"));
     *out_node = mdl_grammar_then(g, key, mdl_json_space(c));
+    return sl_ok();
+}
+
+sl_status mdl_json_key_matches(mdl_schema_compiler *c, const mdl_schema_facts *f, size_t pattern,
+                               const mdl_schema_property *p, bool *out_matches)
+{
+    mdl_dfa *keys = NULL;
+    sl_err inner = {0};
+    sl_status status = key_dfa(c, f, KEYS_PATTERN, pattern, &keys, &inner);
+    if (!sl_is_ok(status))
+        return mdl_schema_fail(c, status.code, "patternProperties", inner.text);
+    sl_buf buf;
+    sl_buf_init(&buf, 0);
+    sl_json_write_string(&buf, p->name, p->name_size);
+    *out_matches = mdl_dfa_accepts(keys, buf.data, buf.size);
+    sl_buf_fini(&buf);
+    mdl_dfa_destroy(keys);
     return sl_ok();
 }

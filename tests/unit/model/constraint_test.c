@@ -263,6 +263,29 @@ static const char *const SCHEMAS[] = {
     "{\"allOf\":[{\"$ref\":\"#/definitions/base\"},{\"properties\":{\"b\":{\"type\":\"string\"}},"
     "\"required\":[\"b\"]}],\"definitions\":{\"base\":{\"type\":\"object\",\"properties\":{\"a\":{"
     "\"type\":\"integer\"}},\"required\":[\"a\"]}}}",
+    "{\"type\":\"object\",\"minProperties\":1}",
+    "{\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"type\":\"null\"},\"c\":{\"type\":\"null\"}"
+    "},"
+    "\"minProperties\":1,\"maxProperties\":1}",
+    "{\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"type\":\"null\"},\"c\":{\"type\":\"null\"}"
+    ","
+    "\"d\":{\"type\":\"null\"}},\"minProperties\":2,\"maxProperties\":3,\"required\":[\"c\"]}",
+    "{\"properties\":{\"a\":{\"type\":\"null\"}},\"additionalProperties\":{\"type\":\"integer\"},"
+    "\"minProperties\":1,\"maxProperties\":3}",
+    "{\"properties\":{\"ab\":{\"type\":\"integer\"}},\"patternProperties\":{\"^a\":{\"minimum\":5,"
+    "\"type\":\"integer\"},\"b$\":{\"maximum\":9,\"type\":\"integer\"}},\"additionalProperties\":"
+    "false}",
+    "{\"patternProperties\":{\"^[a-z]{1,3}$\":{\"type\":\"boolean\"}},\"additionalProperties\":{"
+    "\"type\":"
+    "\"string\",\"maxLength\":3}}",
+    "{\"type\":\"integer\",\"minimum\":3,\"exclusiveMinimum\":true,\"maximum\":5,"
+    "\"exclusiveMaximum\":false}",
+    "{\"type\":\"array\",\"items\":[{\"type\":\"integer\"}],\"additionalItems\":false}",
+    "{\"type\":\"array\",\"items\":[{\"type\":\"integer\"}],\"additionalItems\":{\"type\":\"null\"}"
+    ","
+    "\"minItems\":2}",
+    "{\"type\":\"string\",\"format\":\"somebodys\",\"javaType\":\"x\",\"id\":\"y\",\"maxLength\":"
+    "4}",
     "{\"type\":\"string\",\"format\":\"date-time\"}",
     "{\"type\":\"string\",\"format\":\"uuid\"}",
     "{\"type\":\"string\",\"format\":\"ipv4\"}",
@@ -486,11 +509,18 @@ static const struct {
     {JSON("{\"properties\":{\"a\":{\"not\":{}}}}"), SL_UNSUPPORTED, "guided_json.properties.a.not"},
     {JSON("{\"if\":{}}"), SL_UNSUPPORTED, "guided_json.if"},
     {JSON("{\"type\":\"text\"}"), SL_INVALID, "guided_json.type: must be object"},
-    {JSON("{\"items\":[{}]}"), SL_UNSUPPORTED, "use prefixItems"},
     {JSON("{\"uniqueItems\":true}"), SL_UNSUPPORTED, "guided_json.uniqueItems"},
-    {JSON("{\"minProperties\":1}"), SL_UNSUPPORTED, "guided_json.minProperties"},
     {JSON("{\"multipleOf\":5}"), SL_UNSUPPORTED, "guided_json.multipleOf: only 1"},
-    {JSON("{\"format\":\"iri\"}"), SL_UNSUPPORTED, "guided_json.format: must be date"},
+    {JSON("{\"format\":\"regex\"}"), SL_UNSUPPORTED, "guided_json.format"},
+    {JSON("{\"type\":\"object\",\"minProperties\":2}"), SL_INVALID, "no object satisfies"},
+    {JSON("{\"properties\":{\"a\":{},\"b\":{}},\"required\":[\"a\",\"b\"],\"maxProperties\":1}"),
+     SL_INVALID, "no object satisfies"},
+    {JSON("{\"patternProperties\":{\"(\":{}}}"), SL_INVALID, "guided_json.patternProperties"},
+    {JSON("{\"propertyNames\":{}}"), SL_UNSUPPORTED, "guided_json.propertyNames"},
+    {FORMAT("\"strict\":true,\"schema\":{\"type\":\"string\",\"minLenght\":1}"), SL_INVALID,
+     "minLenght: is no keyword"},
+    {FORMAT("\"strict\":true,\"schema\":{\"type\":\"string\",\"format\":\"topic\"}"),
+     SL_UNSUPPORTED, "no format of the standard"},
     {JSON("{\"pattern\":\"(?=a)\"}"), SL_UNSUPPORTED, "guided_json.pattern: at byte 0: looking"},
     {JSON("{\"pattern\":5}"), SL_INVALID, "guided_json.pattern: must be a string"},
     {JSON("{\"minLength\":-1}"), SL_INVALID, "guided_json.minLength"},
@@ -521,7 +551,6 @@ static const struct {
     {JSON("{\"properties\":{\"a\":{\"$ref\":\"#\"}},\"required\":[\"a\"]}"), SL_INVALID,
      "recursion never ends"},
     {JSON("{\"required\":[\"a\"],\"additionalProperties\":false}"), SL_INVALID, "forbids"},
-    {JSON("{\"patternProperties\":{}}"), SL_UNSUPPORTED, "guided_json.patternProperties"},
     {JSON("{\"properties\":{\"a\":{\"type\":\"array\",\"items\":{\"properties\":{\"b\":{"
           "\"contains\":"
           "{}}}}}}}"),

@@ -92,8 +92,13 @@ static inline double judge_limit(const sl_json *schema, const char *keyword, dou
 
 static inline bool judge_number(const sl_json *schema, double number)
 {
+    bool above = false, below = false; /* of draft 4 */
+    (void)sl_json_bool(sl_json_get(schema, "exclusiveMinimum"), &above);
+    (void)sl_json_bool(sl_json_get(schema, "exclusiveMaximum"), &below);
     return number >= judge_limit(schema, "minimum", -INFINITY) &&
            number <= judge_limit(schema, "maximum", INFINITY) &&
+           !(above && number == judge_limit(schema, "minimum", -INFINITY)) &&
+           !(below && number == judge_limit(schema, "maximum", INFINITY)) &&
            number > judge_limit(schema, "exclusiveMinimum", -INFINITY) &&
            number < judge_limit(schema, "exclusiveMaximum", INFINITY);
 }
@@ -113,6 +118,10 @@ static inline bool judge_array(const sl_json *root, const sl_json *schema, const
 {
     const sl_json *prefix = sl_json_get(schema, "prefixItems"), *items;
     items = sl_json_get(schema, "items");
+    if (sl_json_typeof(items) == SL_JSON_ARRAY) { /* older drafts */
+        prefix = items;
+        items = sl_json_get(schema, "additionalItems");
+    }
     if ((double)sl_json_count(value) < judge_limit(schema, "minItems", 0) ||
         (double)sl_json_count(value) > judge_limit(schema, "maxItems", INFINITY))
         return false;
@@ -128,14 +137,29 @@ static inline bool judge_object(const sl_json *root, const sl_json *schema, cons
 {
     const sl_json *properties = sl_json_get(schema, "properties");
     const sl_json *additional = sl_json_get(schema, "additionalProperties");
+    const sl_json *patterns = sl_json_get(schema, "patternProperties");
     const sl_json *required = sl_json_get(schema, "required");
     for (size_t i = 0; i < sl_json_count(required); i++)
         if (!sl_json_get(value, sl_json_string(sl_json_at(required, i), NULL)))
             return false;
+    if ((double)sl_json_count(value) < judge_limit(schema, "minProperties", 0) ||
+        (double)sl_json_count(value) > judge_limit(schema, "maxProperties", INFINITY))
+        return false;
     for (size_t i = 0; i < sl_json_count(value); i++) {
-        const sl_json *property = sl_json_get(properties, sl_json_key(value, i, NULL));
-        property = property ? property : additional;
+        size_t size;
+        const char *key = sl_json_key(value, i, &size);
+        const sl_json *property = sl_json_get(properties, key);
+        bool known = property != NULL;
         if (property && !judge(root, property, sl_json_at(value, i)))
+            return false;
+        for (size_t k = 0; k < sl_json_count(patterns); k++) {
+            if (!judge_regex(sl_json_key(patterns, k, NULL), key, size, false))
+                continue;
+            known = true;
+            if (!judge(root, sl_json_at(patterns, k), sl_json_at(value, i)))
+                return false;
+        }
+        if (!known && additional && !judge(root, additional, sl_json_at(value, i)))
             return false;
     }
     return true;
