@@ -81,17 +81,16 @@ static sl_status complete(mdl_dfa *dfa, sl_status status, mdl_dfa **out_dfa, sl_
 
 /* ---- from a grammar ---- */
 
-static sl_status too_many(sl_err *err)
+static sl_status too_many(uint32_t max, sl_err *err)
 {
-    return sl_fail(err, SL_TOO_LARGE, "too large: its automaton needs more than %u states",
-                   MDL_DFA_STATES_MAX);
+    return sl_fail(err, SL_TOO_LARGE, "too large: its automaton needs more than %u states", max);
 }
 
 static sl_status walk_matcher(mdl_matcher *matcher, mdl_dfa *dfa, sl_err *err)
 {
     /* The matcher numbers its states from 2 in the order of discovery: ours are one less. */
     if (mdl_matcher_start(matcher) == MDL_STATE_FULL)
-        return too_many(err);
+        return too_many(MDL_DFA_MADE_MAX, err);
     uint8_t class_byte[256];
     for (unsigned byte = 0; byte < 256; byte++)
         class_byte[dfa->class_of[byte]] = (uint8_t)byte;
@@ -100,7 +99,7 @@ static sl_status walk_matcher(mdl_matcher *matcher, mdl_dfa *dfa, sl_err *err)
         for (uint32_t c = 0; c < dfa->class_count; c++) {
             uint32_t to = mdl_matcher_byte(matcher, s, class_byte[c]);
             if (to == MDL_STATE_FULL)
-                return too_many(err);
+                return too_many(MDL_DFA_MADE_MAX, err);
             dfa->next[(s - 1) * dfa->class_count + c] = to - 1;
         }
     }
@@ -110,8 +109,8 @@ static sl_status walk_matcher(mdl_matcher *matcher, mdl_dfa *dfa, sl_err *err)
 
 sl_status mdl_dfa_create(const mdl_grammar *grammar, mdl_dfa **out_dfa, sl_err *err)
 {
-    mdl_matcher *matcher = mdl_matcher_create(grammar, MDL_DFA_STATES_MAX);
-    mdl_dfa *dfa = dfa_alloc(MDL_DFA_STATES_MAX, mdl_matcher_class_count(matcher));
+    mdl_matcher *matcher = mdl_matcher_create(grammar, MDL_DFA_MADE_MAX);
+    mdl_dfa *dfa = dfa_alloc(MDL_DFA_MADE_MAX, mdl_matcher_class_count(matcher));
     memcpy(dfa->class_of, mdl_matcher_class_of(matcher), sizeof(dfa->class_of));
     sl_status status = walk_matcher(matcher, dfa, err);
     mdl_matcher_destroy(matcher);
@@ -124,6 +123,42 @@ bool mdl_dfa_accepts(const mdl_dfa *dfa, const char *text, size_t size)
     for (size_t i = 0; i < size && state != 0; i++)
         state = mdl_dfa_step(dfa, state, (uint8_t)text[i]);
     return state != 0 && dfa->accepts[state];
+}
+
+/* ---- repetition ---- */
+
+/* Turn k in state s is state k * (states - 1) + s; an accepting state begins the next turn. */
+static void fill_turns(const mdl_dfa *one, uint32_t min, uint32_t turns, bool endless, mdl_dfa *out)
+{
+    uint32_t stride = one->state_count - 1, classes = one->class_count;
+    for (uint32_t k = 0; k <= turns; k++) {
+        out->accepts[k * stride + 1] = k >= min;
+        uint32_t behind = k < turns ? (k + 1) * stride + 1 : k * stride + 1;
+        for (uint32_t s = 1; s <= stride && (k < turns || endless); s++) {
+            for (uint32_t c = 0; c < classes; c++) {
+                uint32_t to = one->next[s * classes + c];
+                bool done = to != 0 && one->accepts[to];
+                out->next[(k * stride + s) * classes + c] = done ? behind
+                                                            : to ? k * stride + to
+                                                                 : 0;
+            }
+        }
+    }
+    out->state_count = (turns + 1) * stride + 1;
+}
+
+sl_status mdl_dfa_repeat(const mdl_dfa *dfa, uint32_t min, uint32_t max, mdl_dfa **out_dfa,
+                         sl_err *err)
+{
+    bool endless = max == MDL_REPEAT_ANY;
+    uint32_t turns = endless ? min : max;
+    uint64_t states = ((uint64_t)turns + 1) * (dfa->state_count - 1) + 1;
+    if (states > MDL_DFA_STATES_MAX)
+        return too_many(MDL_DFA_STATES_MAX, err);
+    mdl_dfa *out = dfa_alloc((uint32_t)states, dfa->class_count);
+    memcpy(out->class_of, dfa->class_of, sizeof(out->class_of));
+    fill_turns(dfa, min, turns, endless, out);
+    return complete(out, sl_ok(), out_dfa, err);
 }
 
 /* ---- pairs ---- */
@@ -182,7 +217,7 @@ static sl_status walk_pairs(pairs *p, mdl_dfa *dfa, const uint8_t class_byte[256
             uint32_t b = p->b_of[s] ? mdl_dfa_step(p->b, p->b_of[s], class_byte[c]) : 0;
             uint32_t to = pair_find(p, a, b);
             if (to == UINT32_MAX)
-                return too_many(err);
+                return too_many(MDL_DFA_STATES_MAX, err);
             dfa->next[s * dfa->class_count + c] = to;
         }
     }

@@ -13,13 +13,17 @@
 extern "C" {
 #endif
 
-#define MDL_DFA_STATES_MAX 4096u
+#define MDL_DFA_MADE_MAX   2048u /* states of one made from a grammar: each costs a closure */
+#define MDL_DFA_STATES_MAX 8192u /* of one combined */
 
 void mdl_dfa_destroy(mdl_dfa *dfa);
-/* Symbols count as dead ends. SL_TOO_LARGE: more states than MDL_DFA_STATES_MAX; SL_INVALID: no
- * text matches. */
+/* Symbols count as dead ends. SL_TOO_LARGE: more states than MDL_DFA_MADE_MAX; SL_INVALID: no text
+ * matches. */
 SL_MUST_USE sl_status mdl_dfa_create(const mdl_grammar *grammar, mdl_dfa **out_dfa, sl_err *err);
 bool mdl_dfa_accepts(const mdl_dfa *dfa, const char *text, size_t size);
+/* min to max (MDL_REPEAT_ANY) texts of an automaton none of whose texts begins another. */
+SL_MUST_USE sl_status mdl_dfa_repeat(const mdl_dfa *dfa, uint32_t min, uint32_t max,
+                                     mdl_dfa **out_dfa, sl_err *err);
 /* Texts of both, and texts of a that are none of b. */
 SL_MUST_USE sl_status mdl_dfa_both(const mdl_dfa *a, const mdl_dfa *b, mdl_dfa **out_dfa,
                                    sl_err *err);

@@ -65,6 +65,20 @@ uint32_t mdl_grammar_node_count(const mdl_grammar *grammar)
     return grammar->node_count;
 }
 
+void mdl_grammar_count_work(mdl_grammar *grammar, const mdl_dfa *dfa)
+{
+    if (!dfa)
+        return;
+    grammar->work += (uint64_t)dfa->state_count * dfa->class_count;
+    if (grammar->work > MDL_GRAMMAR_WORK_MAX && !grammar->over)
+        grammar->over = "work on automata (patterns with lengths, numbers within bounds)";
+}
+
+bool mdl_grammar_is_over(const mdl_grammar *grammar)
+{
+    return grammar->over != NULL;
+}
+
 mdl_node mdl_grammar_set(mdl_grammar *g, const mdl_byte_set *set)
 {
     sl_assert(set->bits[0] | set->bits[1] | set->bits[2] | set->bits[3]);
@@ -158,8 +172,11 @@ void mdl_grammar_define(mdl_grammar *g, mdl_node rule, mdl_node body)
 
 mdl_node mdl_grammar_dfa(mdl_grammar *g, mdl_dfa *take_dfa)
 {
-    if (!grow(g, (void **)&g->dfas, &g->dfa_capacity, g->dfa_count, 1, MDL_GRAMMAR_SETS_MAX,
-              sizeof(g->dfas[0]), "automata")) {
+    g->dfa_states += take_dfa->state_count;
+    if (g->dfa_states > MDL_GRAMMAR_DFA_STATES_MAX && !g->over)
+        g->over = "states of automata (patterns with lengths, numbers within bounds)";
+    if (g->over || !grow(g, (void **)&g->dfas, &g->dfa_capacity, g->dfa_count, 1,
+                         MDL_GRAMMAR_SETS_MAX, sizeof(g->dfas[0]), "automata")) {
         mdl_dfa_destroy(take_dfa);
         return MDL_NODE_EMPTY;
     }

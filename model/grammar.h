@@ -14,13 +14,15 @@
 extern "C" {
 #endif
 
-#define MDL_GRAMMAR_NODES_MAX  (1u << 16)
-#define MDL_GRAMMAR_RULES_MAX  2048u
-#define MDL_GRAMMAR_SETS_MAX   4096u
-#define MDL_GRAMMAR_TEXT_MAX   (1u << 20)
-#define MDL_GRAMMAR_REPEAT_MAX (1u << 20)
-#define MDL_GRAMMAR_NEST_MAX   64u /* rules inside one another */
-#define MDL_REPEAT_ANY         UINT32_MAX
+#define MDL_GRAMMAR_NODES_MAX      (1u << 16)
+#define MDL_GRAMMAR_RULES_MAX      2048u
+#define MDL_GRAMMAR_SETS_MAX       4096u
+#define MDL_GRAMMAR_DFA_STATES_MAX (1u << 15) /* all automata together */
+#define MDL_GRAMMAR_WORK_MAX       (1u << 20) /* closures of making automata: about half a second */
+#define MDL_GRAMMAR_TEXT_MAX       (1u << 20)
+#define MDL_GRAMMAR_REPEAT_MAX     (1u << 20)
+#define MDL_GRAMMAR_NEST_MAX       64u /* rules inside one another */
+#define MDL_REPEAT_ANY             UINT32_MAX
 
 typedef struct mdl_grammar mdl_grammar;
 typedef struct mdl_dfa mdl_dfa;
@@ -81,6 +83,10 @@ mdl_node mdl_grammar_dfa(mdl_grammar *grammar, mdl_dfa *take_dfa);
 SL_MUST_USE sl_status mdl_grammar_finish(mdl_grammar *grammar, mdl_node root, sl_err *err);
 /* Nodes so far: what a compiler spends. */
 uint32_t mdl_grammar_node_count(const mdl_grammar *grammar);
+/* Counts what making an automaton on the way to this grammar has cost. */
+void mdl_grammar_count_work(mdl_grammar *grammar, const mdl_dfa *dfa);
+/* A bound was passed: finish will say which, so a compiler may stop. */
+bool mdl_grammar_is_over(const mdl_grammar *grammar);
 
 #ifdef __cplusplus
 }

@@ -35,7 +35,8 @@ struct mdl_grammar {
     char *text; /* of literals */
     uint32_t text_size, text_capacity;
     mdl_dfa **dfas;
-    uint32_t dfa_count, dfa_capacity;
+    uint32_t dfa_count, dfa_capacity, dfa_states;
+    uint64_t work;
     mdl_node root;
     const char *over; /* what passed its bound, NULL = nothing */
 };

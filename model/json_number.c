@@ -243,6 +243,8 @@ static sl_status between(mdl_grammar *g, const decimal *lower, const decimal *up
         status = side_dfa(upper, false, bounds->upper_open, integer, &high, err);
     if (sl_is_ok(status))
         status = mdl_dfa_both(low, high, &both, err);
+    mdl_grammar_count_work(g, low);
+    mdl_grammar_count_work(g, high);
     mdl_dfa_destroy(low);
     mdl_dfa_destroy(high);
     if (sl_is_ok(status))

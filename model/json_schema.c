@@ -39,7 +39,7 @@ static mdl_node bracketed(mdl_schema_compiler *c, const char *brackets, mdl_node
 
 /* The property's schemas, those of patterns that match its name among them; *out_closed: a closed
  * schema leaves it out. */
-static sl_status property_schemas(mdl_schema_compiler *c, const mdl_schema_facts *f,
+static sl_status property_schemas(mdl_schema_compiler *c, mdl_schema_facts *f,
                                   const mdl_schema_property *p, mdl_schema_all *all,
                                   bool *out_closed)
 {
@@ -68,7 +68,7 @@ static sl_status property_schemas(mdl_schema_compiler *c, const mdl_schema_facts
 }
 
 /* Key and value; NONE: the property cannot be there. */
-static sl_status property_member(mdl_schema_compiler *c, const mdl_schema_facts *f,
+static sl_status property_member(mdl_schema_compiler *c, mdl_schema_facts *f,
                                  const mdl_schema_property *p, mdl_node *out_node)
 {
     mdl_schema_all all;
@@ -90,7 +90,7 @@ static sl_status property_member(mdl_schema_compiler *c, const mdl_schema_facts 
 }
 
 /* One member that is no property: of a pattern, or any other; NONE: there is none. */
-static sl_status other_member(mdl_schema_compiler *c, const mdl_schema_facts *f, mdl_node *out_node)
+static sl_status other_member(mdl_schema_compiler *c, mdl_schema_facts *f, mdl_node *out_node)
 {
     mdl_grammar *g = c->grammar;
     mdl_schema_all all = {.count = 0};
@@ -159,7 +159,7 @@ static void members_prepend(mdl_schema_compiler *c, members *m, mdl_node member,
     }
 }
 
-static sl_status members_build(mdl_schema_compiler *c, const mdl_schema_facts *f, members *m)
+static sl_status members_build(mdl_schema_compiler *c, mdl_schema_facts *f, members *m)
 {
     mdl_node other = MDL_NODE_NONE, member = MDL_NODE_NONE;
     SL_TRY(other_member(c, f, &other));
@@ -172,8 +172,7 @@ static sl_status members_build(mdl_schema_compiler *c, const mdl_schema_facts *f
     return sl_ok();
 }
 
-static sl_status compile_object(mdl_schema_compiler *c, const mdl_schema_facts *f,
-                                mdl_node *out_node)
+static sl_status compile_object(mdl_schema_compiler *c, mdl_schema_facts *f, mdl_node *out_node)
 {
     uint32_t count = (uint32_t)f->property_count;
     bool may_be_empty = f->size_min == 0;
@@ -315,7 +314,7 @@ static sl_status compile_number(mdl_schema_compiler *c, const mdl_schema_facts *
     return mdl_schema_fail(c, status.code, f->bounds.lower ? "minimum" : "maximum", inner.text);
 }
 
-static sl_status compile_kind(mdl_schema_compiler *c, const mdl_schema_facts *f, unsigned kind,
+static sl_status compile_kind(mdl_schema_compiler *c, mdl_schema_facts *f, unsigned kind,
                               unsigned kinds, mdl_node *out_node)
 {
     mdl_grammar *g = c->grammar;
@@ -341,7 +340,7 @@ static sl_status compile_kind(mdl_schema_compiler *c, const mdl_schema_facts *f,
     }
 }
 
-static sl_status compile_facts(mdl_schema_compiler *c, const mdl_schema_facts *f, unsigned wanted,
+static sl_status compile_facts(mdl_schema_compiler *c, mdl_schema_facts *f, unsigned wanted,
                                mdl_node *out_node)
 {
     unsigned kinds = mdl_schema_kinds(f) & wanted;
@@ -466,6 +465,14 @@ static sl_status check_schemas(const mdl_schema_compiler *c, const mdl_schema_al
     return sl_ok();
 }
 
+static bool is_false(const mdl_schema_all *all)
+{
+    for (uint32_t i = 0; i < all->count; i++)
+        if (sl_json_typeof(all->items[i].schema) == SL_JSON_FALSE)
+            return true;
+    return false;
+}
+
 static sl_status compile_flat(mdl_schema_compiler *c, mdl_schema_all *all, unsigned kinds,
                               mdl_node *out_node)
 {
@@ -474,6 +481,10 @@ static sl_status compile_flat(mdl_schema_compiler *c, mdl_schema_all *all, unsig
     mdl_schema_facts facts;
     SL_TRY(check_schemas(c, all));
     SL_TRY(mdl_schema_flatten(c, all));
+    if (is_false(all)) {
+        *out_node = MDL_NODE_NONE;
+        return sl_ok();
+    }
     if (all->count == 0 && kinds == MDL_JSON_ANY) {
         *out_node = mdl_json_any(c);
         return sl_ok();
@@ -503,8 +514,9 @@ sl_status mdl_schema_value(mdl_schema_compiler *c, const mdl_schema_all *all, un
     mdl_schema_all flat = *all;
     if (++c->depth > MDL_SCHEMA_DEPTH_MAX)
         return mdl_schema_fail(c, SL_TOO_LARGE, "", "schemas nested deeper than 64");
-    if (mdl_grammar_node_count(c->grammar) >= MDL_GRAMMAR_NODES_MAX)
-        return mdl_schema_fail(c, SL_TOO_LARGE, "", "the schema needs too large a grammar");
+    if (mdl_grammar_is_over(c->grammar))
+        return mdl_schema_fail(c, SL_TOO_LARGE, "",
+                               "the schema needs too large a grammar (docs/API.md has the bounds)");
     SL_TRY(compile_flat(c, &flat, kinds, out_node));
     c->depth--;
     return sl_ok();

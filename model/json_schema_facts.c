@@ -6,6 +6,7 @@
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "model/dfa.h"
 #include "model/json_schema_parts.h"
 
 /* ---- paths and errors ---- */
@@ -492,8 +493,10 @@ sl_status mdl_schema_collect(mdl_schema_compiler *c, const mdl_schema_all *all,
 
 void mdl_schema_facts_fini(mdl_schema_facts *facts)
 {
+    for (size_t i = 0; i < MDL_SCHEMA_FEW_MAX; i++)
+        mdl_dfa_destroy(facts->key_dfas[i]);
     sl_free(facts->properties);
-    facts->properties = NULL;
+    *facts = (mdl_schema_facts){0};
 }
 
 unsigned mdl_schema_kinds(const mdl_schema_facts *facts)
@@ -704,9 +707,6 @@ sl_status mdl_schema_flatten(mdl_schema_compiler *c, mdl_schema_all *all)
     drop_silent(all);
     if (before > 1 && all->count == 1)
         return mdl_schema_flatten(c, all); /* what is left may be a lone reference */
-    for (uint32_t i = 0; i < all->count; i++)
-        if (sl_json_typeof(all->items[i].schema) == SL_JSON_FALSE)
-            return mdl_schema_fail(c, SL_INVALID, "", "nothing satisfies the schema false");
     return sl_ok();
 }
 
@@ -790,8 +790,8 @@ sl_status mdl_schema_disjoint(mdl_schema_compiler *c, const sl_json *a, const sl
     mdl_schema_all all;
     const sl_json *const schemas[2] = {a, b};
     sl_status status = sl_ok();
-    if (++c->depth > MDL_SCHEMA_DEPTH_MAX)
-        return mdl_schema_fail(c, SL_TOO_LARGE, "oneOf", "nested too deep");
+    if (++c->depth > MDL_SCHEMA_DEPTH_MAX || ++c->comparisons > MDL_SCHEMA_COMPARISONS_MAX)
+        return mdl_schema_fail(c, SL_TOO_LARGE, "oneOf", "too many or too deep alternatives");
     for (int i = 0; i < 2 && sl_is_ok(status); i++) {
         status = flatten_one(c, schemas[i], &all);
         if (sl_is_ok(status))

@@ -4,10 +4,11 @@
 
 #include "model/json_schema.h"
 
-#define MDL_SCHEMA_ALL_MAX   16  /* schemas that hold for one value together */
-#define MDL_SCHEMA_FEW_MAX   4   /* patterns, enums of one value */
-#define MDL_SCHEMA_PATH_MAX  400 /* longer ones are cut */
-#define MDL_SCHEMA_COUNT_ANY UINT32_MAX
+#define MDL_SCHEMA_ALL_MAX         16  /* schemas that hold for one value together */
+#define MDL_SCHEMA_FEW_MAX         4   /* patterns, enums of one value */
+#define MDL_SCHEMA_PATH_MAX        400 /* longer ones are cut */
+#define MDL_SCHEMA_COMPARISONS_MAX 20000u
+#define MDL_SCHEMA_COUNT_ANY       UINT32_MAX
 
 typedef enum mdl_json_kind {
     MDL_JSON_OBJECT = 1 << 0,
@@ -61,9 +62,10 @@ typedef struct mdl_schema_facts {
     size_t property_count, property_capacity;
     const sl_json *closed[MDL_SCHEMA_FEW_MAX]; /* schemas with additionalProperties false */
     uint32_t closed_count;
-    const sl_json *key_patterns; /* patternProperties, not empty */
-    uint32_t size_min, size_max; /* members */
-    const sl_json *additional;   /* additionalProperties as a schema, or true */
+    const sl_json *key_patterns;           /* patternProperties, not empty */
+    mdl_dfa *key_dfas[MDL_SCHEMA_FEW_MAX]; /* of the patterns, made when first asked for */
+    uint32_t size_min, size_max;           /* members */
+    const sl_json *additional;             /* additionalProperties as a schema, or true */
     mdl_schema_all items;
     bool items_none; /* items false */
     const sl_json *prefix_items;
@@ -92,6 +94,7 @@ typedef struct mdl_schema_compiler {
     char path[MDL_SCHEMA_PATH_MAX];
     size_t path_size;
     int depth;
+    uint32_t comparisons;   /* of alternatives */
     mdl_schema_rule *rules; /* of $ref targets */
     size_t rule_count, rule_capacity;
     mdl_node space, text, any; /* shared nodes; NONE = not made yet */
@@ -149,10 +152,10 @@ mdl_node mdl_json_key(mdl_schema_compiler *c, const char *name, size_t size);
 /* A key that is none of the properties' and matches one pattern alone: key_patterns' number
  * `pattern`, or none of them (MDL_KEY_OTHER). NONE: there is no such key. */
 #define MDL_KEY_OTHER SIZE_MAX
-SL_MUST_USE sl_status mdl_json_other_key(mdl_schema_compiler *c, const mdl_schema_facts *facts,
+SL_MUST_USE sl_status mdl_json_other_key(mdl_schema_compiler *c, mdl_schema_facts *facts,
                                          size_t pattern, mdl_node *out_node);
 /* Does a key pattern match a property's name? */
-SL_MUST_USE sl_status mdl_json_key_matches(mdl_schema_compiler *c, const mdl_schema_facts *facts,
+SL_MUST_USE sl_status mdl_json_key_matches(mdl_schema_compiler *c, mdl_schema_facts *facts,
                                            size_t pattern, const mdl_schema_property *property,
                                            bool *out_matches);
 /* A string: with quotes and escapes, or as it is when the compiler is set to raw. */

@@ -143,17 +143,36 @@ static sl_status part_node(const mdl_schema_compiler *c, mdl_grammar *g, const s
     return sl_is_ok(status) ? status : mdl_schema_fail(c, status.code, part->keyword, inner.text);
 }
 
+/* So many characters, made from one without a closure a state. */
+static sl_status repeat_in_place(mdl_dfa **dfa, const mdl_schema_facts *f, sl_err *err)
+{
+    mdl_dfa *one = *dfa;
+    *dfa = NULL;
+    sl_status status = sl_fail(err, SL_INVALID, "is less than minLength");
+    if (f->length_min <= f->length_max)
+        status = mdl_dfa_repeat(one, f->length_min, f->length_max, dfa, err);
+    mdl_dfa_destroy(one);
+    return status;
+}
+
 static sl_status part_dfa(const mdl_schema_compiler *c, const string_part *part,
                           const mdl_schema_facts *f, mdl_dfa **out_dfa)
 {
     mdl_grammar *g = mdl_grammar_create();
-    mdl_node node;
+    mdl_node node = MDL_NODE_NONE;
     sl_err inner = {0};
-    sl_status status = part_node(c, g, part, f, &node);
+    sl_status status = sl_ok();
+    if (part->pattern)
+        status = part_node(c, g, part, f, &node);
+    else
+        node = mdl_regex_any(g, regex_flags(c));
     if (sl_is_ok(status)) {
         status = mdl_grammar_finish(g, node, &inner);
         if (sl_is_ok(status))
             status = mdl_dfa_create(g, out_dfa, &inner);
+        mdl_grammar_count_work(c->grammar, sl_is_ok(status) ? *out_dfa : NULL);
+        if (sl_is_ok(status) && !part->pattern)
+            status = repeat_in_place(out_dfa, f, &inner);
         if (!sl_is_ok(status))
             status = mdl_schema_fail(c, status.code, part->keyword, inner.text);
     }
@@ -392,40 +411,63 @@ static sl_status key_dfa(const mdl_schema_compiler *c, const mdl_schema_facts *f
         status = mdl_grammar_finish(g, node, err);
     if (sl_is_ok(status))
         status = mdl_dfa_create(g, out_dfa, err);
+    mdl_grammar_count_work(c->grammar, sl_is_ok(status) ? *out_dfa : NULL);
     mdl_grammar_destroy(g);
     return status;
 }
 
-/* Takes the keys of a set away from *keys; *keys NULL: none is left. */
-static sl_status remove_keys(const mdl_schema_compiler *c, const mdl_schema_facts *f, key_set set,
-                             size_t pattern, mdl_dfa **keys, sl_err *err)
+/* The keys of a pattern, made once. */
+static sl_status pattern_keys(const mdl_schema_compiler *c, mdl_schema_facts *f, size_t pattern,
+                              const mdl_dfa **out_keys, sl_err *err)
 {
-    mdl_dfa *other = NULL, *left = NULL;
+    if (!f->key_dfas[pattern])
+        SL_TRY(key_dfa(c, f, KEYS_PATTERN, pattern, &f->key_dfas[pattern], err));
+    *out_keys = f->key_dfas[pattern];
+    return sl_ok();
+}
+
+/* Takes keys away from *keys; *keys NULL: none is left. */
+static sl_status remove_keys(mdl_dfa **keys, const mdl_dfa *other, sl_err *err)
+{
+    mdl_dfa *left = NULL;
     if (!*keys)
         return sl_ok();
-    SL_TRY(key_dfa(c, f, set, pattern, &other, err));
     sl_status status = mdl_dfa_without(*keys, other, &left, err);
-    mdl_dfa_destroy(other);
     if (!sl_is_ok(status) && status.code != SL_INVALID)
         return status;
     mdl_dfa_destroy(*keys);
-    *keys = sl_is_ok(status) ? left : NULL;
+    *keys = left;
     return sl_ok();
 }
 
-static sl_status other_keys(const mdl_schema_compiler *c, const mdl_schema_facts *f, size_t pattern,
+static sl_status remove_names(const mdl_schema_compiler *c, const mdl_schema_facts *f,
+                              mdl_dfa **keys, sl_err *err)
+{
+    mdl_dfa *names = NULL;
+    if (f->property_count == 0)
+        return sl_ok();
+    SL_TRY(key_dfa(c, f, KEYS_NAMES, 0, &names, err));
+    sl_status status = remove_keys(keys, names, err);
+    mdl_dfa_destroy(names);
+    return status;
+}
+
+static sl_status other_keys(const mdl_schema_compiler *c, mdl_schema_facts *f, size_t pattern,
                             mdl_dfa **keys, sl_err *err)
 {
+    const mdl_dfa *matched = NULL;
     SL_TRY(key_dfa(c, f, pattern == MDL_KEY_OTHER ? KEYS_ALL : KEYS_PATTERN, pattern, keys, err));
-    if (f->property_count > 0)
-        SL_TRY(remove_keys(c, f, KEYS_NAMES, 0, keys, err));
-    for (size_t i = 0; i < sl_json_count(f->key_patterns); i++)
-        if (i != pattern)
-            SL_TRY(remove_keys(c, f, KEYS_PATTERN, i, keys, err));
+    SL_TRY(remove_names(c, f, keys, err));
+    for (size_t i = 0; i < sl_json_count(f->key_patterns); i++) {
+        if (i == pattern)
+            continue;
+        SL_TRY(pattern_keys(c, f, i, &matched, err));
+        SL_TRY(remove_keys(keys, matched, err));
+    }
     return sl_ok();
 }
 
-sl_status mdl_json_other_key(mdl_schema_compiler *c, const mdl_schema_facts *f, size_t pattern,
+sl_status mdl_json_other_key(mdl_schema_compiler *c, mdl_schema_facts *f, size_t pattern,
                              mdl_node *out_node)
 {
     mdl_grammar *g = c->grammar;
@@ -450,12 +492,12 @@ sl_status mdl_json_other_key(mdl_schema_compiler *c, const mdl_schema_facts *f, 
     return sl_ok();
 }
 
-sl_status mdl_json_key_matches(mdl_schema_compiler *c, const mdl_schema_facts *f, size_t pattern,
+sl_status mdl_json_key_matches(mdl_schema_compiler *c, mdl_schema_facts *f, size_t pattern,
                                const mdl_schema_property *p, bool *out_matches)
 {
-    mdl_dfa *keys = NULL;
+    const mdl_dfa *keys = NULL;
     sl_err inner = {0};
-    sl_status status = key_dfa(c, f, KEYS_PATTERN, pattern, &keys, &inner);
+    sl_status status = pattern_keys(c, f, pattern, &keys, &inner);
     if (!sl_is_ok(status))
         return mdl_schema_fail(c, status.code, "patternProperties", inner.text);
     sl_buf buf;
@@ -463,6 +505,5 @@ sl_status mdl_json_key_matches(mdl_schema_compiler *c, const mdl_schema_facts *f
     sl_json_write_string(&buf, p->name, p->name_size);
     *out_matches = mdl_dfa_accepts(keys, buf.data, buf.size);
     sl_buf_fini(&buf);
-    mdl_dfa_destroy(keys);
     return sl_ok();
 }

@@ -286,6 +286,7 @@ static const char *const SCHEMAS[] = {
     "\"minItems\":2}",
     "{\"type\":\"string\",\"format\":\"somebodys\",\"javaType\":\"x\",\"id\":\"y\",\"maxLength\":"
     "4}",
+    "{\"properties\":{\"a\":false,\"b\":{\"type\":\"null\"}}}",
     "{\"type\":\"string\",\"format\":\"date-time\"}",
     "{\"type\":\"string\",\"format\":\"uuid\"}",
     "{\"type\":\"string\",\"format\":\"ipv4\"}",
@@ -539,7 +540,7 @@ static const struct {
     {JSON("{\"type\":\"string\",\"allOf\":[{\"type\":\"null\"}]}"), SL_INVALID,
      "no value satisfies"},
     {JSON("{\"anyOf\":[]}"), SL_INVALID, "guided_json.anyOf"},
-    {JSON("{\"anyOf\":[false]}"), SL_INVALID, "schema false"},
+    {JSON("{\"anyOf\":[false]}"), SL_INVALID, "no value satisfies"},
     {JSON("{\"anyOf\":[5]}"), SL_INVALID, "must be a schema"},
     {JSON("{\"oneOf\":[{\"type\":\"integer\"},{\"type\":\"number\"}]}"), SL_UNSUPPORTED, "0 and 1"},
     {JSON("{\"oneOf\":[{\"properties\":{\"a\":{}},\"required\":[\"a\"]},{\"properties\":{\"b\":{}},"
