@@ -300,6 +300,8 @@ static sl_status cuda_build(eng_engine *engine, eng_cuda *cuda, sl_err *err)
     size_t blocks = (size_t)engine->sequences_max * engine->blocks_max * sizeof(uint32_t);
     size_t faults = cuda->fault_count * sizeof(uint32_t), ids = rows * sizeof(uint32_t);
     size_t scores = (size_t)cuda->score_rows * cuda->score_stride * sizeof(float);
+    size_t workspace = (size_t)cuda->api->attend_workspace_bytes(rows, (uint32_t)shape->head_count,
+                                                                 engine->list_stride);
     SL_TRY(cuda_pinned(engine, cuda->stage_bytes, (void **)&cuda->stage, err));
     SL_TRY(cuda_device(engine, cuda->stage_bytes, (void **)&cuda->device_stage, err));
     SL_TRY(cuda_device(engine, blocks, (void **)&cuda->blocks, err));
@@ -309,6 +311,8 @@ static sl_status cuda_build(eng_engine *engine, eng_cuda *cuda, sl_err *err)
     SL_TRY(cuda_device(engine, (size_t)shape->expert_count * sizeof(uint32_t),
                        (void **)&cuda->expert_counts, err));
     SL_TRY(cuda_device(engine, ids, (void **)&cuda->ids, err));
+    if (workspace > 0)
+        SL_TRY(cuda_device(engine, workspace, &cuda->attend_workspace, err));
     SL_TRY(cuda_pinned(engine, ids, (void **)&cuda->host_ids, err));
     SL_TRY(cuda_make_rope(engine, cuda, err));
     SL_TRY(sl_alloc_pages(engine->s.device_bytes, (void **)&cuda->mirror, err));
@@ -335,8 +339,9 @@ static void cuda_destroy(eng_engine *engine)
     if (cuda->stream)
         (void)cuda->api->stream_wait(cuda->stream);
     eng_cuda_graphs_destroy(cuda);
-    void *const device[] = {cuda->device_stage, cuda->blocks, cuda->faults,       cuda->scores,
-                            cuda->rope,         cuda->ids,    cuda->expert_counts};
+    void *const device[] = {
+        cuda->device_stage, cuda->blocks, cuda->faults,        cuda->scores,
+        cuda->rope,         cuda->ids,    cuda->expert_counts, cuda->attend_workspace};
     void *const pinned[] = {cuda->stage, cuda->host_faults, cuda->host_ids};
     for (size_t i = 0; i < sizeof(device) / sizeof(device[0]); i++)
         cuda->api->memory_destroy(device[i]);

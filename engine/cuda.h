@@ -55,6 +55,7 @@ typedef struct eng_cuda {
     float *scores; /* [score_rows][score_stride] */
     uint32_t score_rows, score_stride;
     uint32_t *expert_counts;
+    void *attend_workspace;
     uint32_t *ids;           /* [rows]: highest logits */
     uint32_t *host_ids;      /* pinned */
     uint8_t *mirror;         /* host: what was read of the scratch, at the same offsets */

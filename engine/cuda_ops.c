@@ -357,6 +357,7 @@ void eng_cuda_attend(eng_engine *engine, const krn_cache *cache, const eng_batch
         .lists = s->lists + (size_t)first * engine->list_stride,
         .list_counts = s->list_counts + first,
         .out = s->o,
+        .workspace = eng_cuda_of(engine)->attend_workspace,
         .rows = rows,
         .heads = heads,
         .list_stride = engine->list_stride,

@@ -10,16 +10,11 @@
  * over blocks; p = ex2(fma(s, c, -(m c))), c = scale * log2(e); o = o * alpha, then one chain over
  * the block's entries with p in bf16. Scores do not depend on each other nor value dimensions on
  * each other, so another split of either gives the same bits. */
-#include "kernels/cuda/mma_bf16.cuh"
-#include "kernels/cuda/operations.cuh"
+#include "kernels/cuda/attend.cuh"
 
-#define HEADS_A_CTA 64
-#define BLOCK       64   /* list entries */
-#define CHUNK       8192 /* 64 rows of 64 bf16 */
-#define CHUNKS      9
-#define VALUES      (KRN_VALUES / 2)
-#define KRN_VALUES  512
-#define THREADS     384
+#define THREADS 384
+/* Sets of 64 heads up to which the split schedule is the faster one. */
+#define SPLIT_SETS_MAX 16u
 
 struct attend_smem {
     uint8_t q[CHUNKS * CHUNK];
@@ -30,65 +25,6 @@ struct attend_smem {
 };
 
 /* ---- gathering ---- */
-
-/* 4 codes -> 4 bf16 of their values times 2^-120. */
-static __device__ __forceinline__ uint2 spread(uint32_t codes)
-{
-    uint32_t a = __byte_perm(codes, 0, 0x1404), b = __byte_perm(codes, 0, 0x3424);
-    a = (a & 0x80008000u) | ((a >> 4) & 0x07F007F0u);
-    b = (b & 0x80008000u) | ((b >> 4) & 0x07F007F0u);
-    return make_uint2(a, b);
-}
-
-static __device__ __forceinline__ uint32_t scale_pair(uint32_t pair, uint32_t factor)
-{
-    uint32_t out;
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(pair), "r"(factor));
-    return out;
-}
-
-/* 8 codes -> 8 bf16 of code * scale, rounded once. EXACT: factor is the pair of exact_factor; else
- * the bits of the scale. */
-template <bool EXACT>
-static __device__ __forceinline__ uint4 dequantise8(uint2 codes, uint32_t factor)
-{
-    uint2 low = spread(codes.x), high = spread(codes.y);
-    if (EXACT)
-        return make_uint4(scale_pair(low.x, factor), scale_pair(low.y, factor),
-                          scale_pair(high.x, factor), scale_pair(high.y, factor));
-    float scale = __uint_as_float(factor);
-    uint32_t in[4] = {low.x, low.y, high.x, high.y}, out[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        float a = __fmul_rn(__uint_as_float(in[i] << 16), 0x1p120f);
-        float b = __fmul_rn(__uint_as_float(in[i] & 0xFFFF0000u), 0x1p120f);
-        out[i] = bf16_pair(__fmul_rn(a, scale), __fmul_rn(b, scale));
-    }
-    return make_uint4(out[0], out[1], out[2], out[3]);
-}
-
-/* Both halves 2^120 * scale as bf16 when scale is a power of two small enough; else 0. */
-static __device__ __forceinline__ uint32_t exact_factor(float scale)
-{
-    uint32_t bits = __float_as_uint(scale), exponent = bits >> 23;
-    if ((bits & 0x7FFFFFu) != 0 || exponent < 1 || exponent > 134)
-        return 0;
-    uint32_t half = (exponent + 120) << 7;
-    return half << 16 | half;
-}
-
-/* 16 codes, piece c of group g of entry e. 8 lanes hold a group: those of the second chunk store
- * their odd half first, so that no two of the 8 meet in a bank. */
-template <bool EXACT>
-static __device__ __forceinline__ void store_piece(uint8_t *keys, uint32_t e, uint32_t g,
-                                                   uint32_t c, uint4 codes, uint32_t factor)
-{
-    uint8_t *row = keys + (2 * g + c / 4) * CHUNK + e * 128;
-    uint32_t unit = (c % 4 * 2) ^ (e % 8), odd = c / 4;
-    uint2 low = make_uint2(codes.x, codes.y), high = make_uint2(codes.z, codes.w);
-    *(uint4 *)(row + (unit ^ odd) * 16) = dequantise8<EXACT>(odd ? high : low, factor);
-    *(uint4 *)(row + (unit ^ odd ^ 1) * 16) = dequantise8<EXACT>(odd ? low : high, factor);
-}
 
 /* One lane's share of a block: 16 entries a warp, 4 at once, 8 lanes each. */
 struct raw_block {
@@ -125,18 +61,6 @@ struct row_chain {
     uint32_t slot;      /* of the block three ahead */
     const uint8_t *row; /* of the block two ahead */
 };
-
-/* List entry i; entries past the end repeat the last one. */
-static __device__ __forceinline__ uint32_t entry_slot(const uint32_t *list, uint32_t i,
-                                                      uint32_t count)
-{
-    return __ldg(list + (i < count ? i : count - 1));
-}
-static __device__ __forceinline__ const uint8_t *slot_row(const krn_cuda_cache &cache,
-                                                          uint32_t sequence, uint32_t slot)
-{
-    return cache_page(cache, sequence, slot) + slot % PAGE_TOKENS * LATENT_ROW;
-}
 
 /* In one load 8 lanes read 128 bytes of a row: a load that touches 32 rows would take the L1 32
  * cycles. Rows of the block after next are prefetched into the L2. */
@@ -190,28 +114,6 @@ static __device__ __forceinline__ void gather(attend_smem &s, const krn_cuda_att
 }
 
 /* ---- multiplying ---- */
-
-static __device__ __forceinline__ float exp2_fast(float x)
-{
-    float y;
-    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-/* Scores of the warpgroup's 32 entries: d[16]. */
-static __device__ __forceinline__ void score_block(const uint8_t *q, const uint8_t *keys,
-                                                   uint32_t group, float *d)
-{
-    mma_fence();
-#pragma unroll
-    for (uint32_t c = 0; c < CHUNKS; c++) {
-        uint64_t a = mma_operand(q + c * CHUNK), b = mma_operand(keys + c * CHUNK + group * 4096);
-#pragma unroll
-        for (uint32_t i = 0; i < 4; i++)
-            wgmma_bf16<32, 0>(d, a + 2 * i, b + 2 * i, c + i);
-    }
-    mma_commit();
-}
 
 struct softmax_state {
     float m[2], l[2]; /* of rows lane / 4 and + 8; l: this lane's part */
@@ -370,11 +272,25 @@ static __global__ void __launch_bounds__(THREADS, 1) attend_kernel(const krn_cud
     }
 }
 
+static uint32_t sets_of(uint32_t rows, uint32_t heads)
+{
+    return (heads + HEADS_A_CTA - 1) / HEADS_A_CTA * rows;
+}
+
+/* p of the split schedule. */
 KRN_CUDA_LOCAL uint64_t krn_cuda_attend_workspace_bytes(uint32_t rows, uint32_t heads,
                                                         uint32_t list_stride)
 {
-    (void)rows, (void)heads, (void)list_stride;
-    return 0;
+    uint32_t sets = sets_of(rows, heads);
+    sets = sets < SPLIT_SETS_MAX ? sets : SPLIT_SETS_MAX;
+    return list_stride <= SPLIT_LIST_MAX ? (uint64_t)sets * (SPLIT_LIST_MAX / BLOCK) * CHUNK : 0;
+}
+
+static bool splits(const krn_cuda_attend_params *p)
+{
+    if (p->list_stride > SPLIT_LIST_MAX || !p->workspace || p->schedule == 1)
+        return false;
+    return p->schedule == 2 || sets_of(p->rows, p->heads) <= SPLIT_SETS_MAX;
 }
 
 KRN_CUDA_LOCAL int krn_cuda_attend(const krn_cuda_attend_params *p, krn_cuda_stream stream)
@@ -389,6 +305,8 @@ KRN_CUDA_LOCAL int krn_cuda_attend(const krn_cuda_attend_params *p, krn_cuda_str
     KRN_CUDA_ENSURE(p->cache.page_bytes % 64 == 0 && p->list_stride > 0);
     if (p->rows == 0)
         return KRN_CUDA_OK;
+    if (splits(p))
+        return krn_cuda_attend_split(p, (cudaStream_t)stream);
     dim3 grid((p->heads + HEADS_A_CTA - 1) / HEADS_A_CTA, p->rows);
     attend_kernel<<<grid, THREADS, bytes, (cudaStream_t)stream>>>(*p);
     return krn_cuda_launched("attend");

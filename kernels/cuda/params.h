@@ -230,8 +230,9 @@ typedef struct krn_cuda_attend_params {
     const uint32_t *lists;       /* [rows][list_stride] ascending */
     const uint32_t *list_counts; /* [rows], >= 1 */
     uint16_t *out;               /* [rows][heads][512] bf16 */
-    void *workspace;             /* attend_workspace_bytes */
+    void *workspace; /* attend_workspace_bytes, aligned to 16; NULL: no split schedule */
     uint32_t rows, heads, list_stride;
+    uint32_t schedule; /* 0: by size; for tests 1: a CTA walks a list, 2: a cluster shares it */
     float scale;
 } krn_cuda_attend_params;
 

@@ -108,6 +108,15 @@ static void check_attend(int kind, uint32_t heads)
         printf("attend kind %d, %u heads, %u entries: largest error %.2e of the largest output\n",
                kind, heads, s.counts[r], worst / (largest + 1e-30f));
     }
+    for (p.schedule = 1; p.schedule <= 2; p.schedule++) {
+        uint16_t *again = aligned(count * 2);
+        gpu_ok(gpu->fill(p.out, 0xA5, count * 2, NULL));
+        gpu_ok(gpu->attend(&p, NULL));
+        gpu_get(again, p.out, count * 2);
+        assert_equal_bytes(again, got, count * 2, p.schedule == 1 ? "walked" : "split");
+        free(again);
+    }
+    p.schedule = 0;
     for (uint32_t r = 0; r < ROWS; r++) { /* alone */
         krn_cuda_attend_params q = p;
         q.rows = 1;

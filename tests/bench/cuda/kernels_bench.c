@@ -252,8 +252,60 @@ static void rows_rows(void)
 
 /* ---- indexer and attention over a paged cache of random pages ---- */
 
+/* ---- bf16 products ---- */
+
+typedef struct bf16_work {
+    krn_cuda_linear_bf16_params p;
+    uint64_t bytes;
+} bf16_work;
+
+static void bf16_launch(void *context, uint32_t i)
+{
+    const bf16_work *w = context;
+    krn_cuda_linear_bf16_params p = w->p;
+    p.x = (const uint16_t *)pool;
+    p.weights = part(1ull << 30, w->bytes, i);
+    p.out = pool + (512u << 20);
+    must(gpu->linear_bf16(&p, stream), "bf16");
+}
+
+static void bf16_row(const char *what, uint32_t m, uint32_t groups, uint32_t n, uint32_t k,
+                     bool f32)
+{
+    char name[96];
+    snprintf(name, sizeof name, "bf16 %s M%u %u x N%u K%u", what, m, groups, n, k);
+    if (!wanted(name))
+        return;
+    bf16_work w = {.p = {.weights_bytes = gpu->weights_bytes_bf16(n, k),
+                         .rows = m,
+                         .groups = groups,
+                         .n = n,
+                         .k = k,
+                         .x_stride = groups * k,
+                         .x_group = k,
+                         .out_stride = groups * n,
+                         .out_group = n,
+                         .out_f32 = f32,
+                         .segments = gpu->segments_bf16(n, k)},
+                   .bytes = gpu->weights_bytes_bf16(n, k) * groups};
+    double bytes = groups * (2.0 * n * k + 2.0 * m * k + (f32 ? 4.0 : 2.0) * m * n);
+    row(name, time_us(bf16_launch, &w, LAUNCHES), bytes, 2.0 * groups * m * n * k);
+}
+
+static void bf16_rows(void)
+{
+    const uint32_t rows[] = {1, 16, 128};
+    for (int i = 0; i < 3; i++) {
+        bf16_row("W_UK", rows[i], 128, 512, 128, false);
+        bf16_row("W_UV", rows[i], 128, 128, 512, false);
+        bf16_row("router", rows[i], 1, 256, 7168, true);
+        bf16_row("head", rows[i], 1, 129280, 7168, true);
+    }
+    bf16_row("router", 4096, 1, 256, 7168, true);
+}
+
 typedef struct cache_work {
-    uint32_t rows, next_n, context;
+    uint32_t rows, next_n, context, schedule;
     uint32_t *blocks, *rows_at, *lists, *counts; /* device */
     float *scores;
 } cache_work;
@@ -309,6 +361,7 @@ static void attend_launch(void *context, uint32_t i)
                                 .rows = w->rows,
                                 .heads = 128,
                                 .list_stride = 2048,
+                                .schedule = w->schedule,
                                 .scale = 0.135f};
     must(gpu->attend(&p, stream), "attend");
 }
@@ -354,8 +407,12 @@ static void cache_rows(uint32_t rows, uint32_t next_n, uint32_t context)
     snprintf(name, sizeof name, "topk 2048 rows%u L%u", rows, context);
     if (wanted(name))
         row(name, time_us(topk_launch, &w, LAUNCHES), (double)rows * (context * 4.0 + 8192), 0);
-    snprintf(name, sizeof name, "attend b%u s_q%u k2048 h128", sequences, next_n);
-    if (wanted(name) && context == 32768) {
+    static const char *const SCHEDULES[] = {"", " walked", " split"};
+    for (w.schedule = 0; w.schedule < 3; w.schedule++) {
+        snprintf(name, sizeof name, "attend b%u s_q%u k2048 h128%s", sequences, next_n,
+                 SCHEDULES[w.schedule]);
+        if (!wanted(name) || context != 32768)
+            continue;
         topk_launch(&w, 0);
         row(name, time_us(attend_launch, &w, LAUNCHES), rows * (2048.0 * 656 + 128 * 2176),
             rows * 570.4e6);
@@ -449,13 +506,15 @@ int main(int argc, char **argv)
     copy_rate = POOL_BYTES / 4 * 2 / (time_us(copy_launch, NULL, 4) * 1e-6);
     printf("%s; copy %.0f GB/s (read + write)\n", device.name, copy_rate * 1e-9);
     linear_rows();
+    bf16_rows();
     rows_rows();
     const uint32_t contexts[] = {4096, 32768, 131072};
     fill_pages();
     for (int i = 0; i < 3; i++)
         cache_rows(1, 1, contexts[i]);
     cache_rows(2, 2, 32768);
-    cache_rows(16, 1, 32768);
+    for (uint32_t rows = 2; rows <= 64; rows *= 2)
+        cache_rows(rows, 1, 32768);
     cache_rows(128, 1, 4096);
     cache_rows(128, 1, 32768);
     cache_rows(128, 2, 32768);
