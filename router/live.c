@@ -138,7 +138,6 @@ static void fill_sampling(const rtr_live *live, Sluice__V1__Sampling *out)
     out->ignore_eos = s->ignore_eos;
     out->want_logprobs = s->logprob_count >= 0;
     out->top_logprobs = s->logprob_count > 0 ? (uint32_t)s->logprob_count : 0;
-    out->id_limit = (uint32_t)mdl_tokenizer_id_end(live->front->shared->api.tokenizer);
 }
 
 /* NULL: nothing is constrained. */

@@ -298,7 +298,7 @@ class Cluster:
 
 
 def protobuf(**fields):
-    """One message: f1="text", f2=7, .. (numbers of fields; strings and varints only)."""
+    """One message: f1="text", f2=7, f3=b"..", .. (numbers of fields; strings, varints, and bytes: messages or packed numbers)."""
     def varint(value):
         out = b""
         while value > 127:
@@ -307,19 +307,25 @@ def protobuf(**fields):
     out = b""
     for name, value in fields.items():
         number = int(name[1:])
-        if isinstance(value, str):
-            out += varint(number << 3 | 2) + varint(len(value.encode())) + value.encode()
+        if isinstance(value, (str, bytes)):
+            data = value.encode() if isinstance(value, str) else value
+            out += varint(number << 3 | 2) + varint(len(data)) + data
         else:
             out += varint(number << 3) + varint(value)
     return out
 
 
+def grpc_raw(address, method, messages, seconds):
+    """A call by curl, all messages at once: what came back, as it was."""
+    frames = b"".join(b"\0" + len(message).to_bytes(4, "big") + message for message in messages)
+    return subprocess.run(["curl", "-sS", "-i", "--http2-prior-knowledge", "--max-time", str(seconds), "-H", "te: trailers", "-H",
+                           "content-type: application/grpc", "--data-binary", "@-", f"http://{address}/{method}"],
+                          input=frames, capture_output=True)
+
+
 def grpc(address, method, message=b"", seconds=60):
-    """One unary call by curl: (grpc-status, grpc-message, reply bytes)."""
-    frame = b"\0" + len(message).to_bytes(4, "big") + message
-    result = subprocess.run(["curl", "-sS", "-i", "--http2-prior-knowledge", "--max-time", str(seconds), "-H", "te: trailers", "-H",
-                             "content-type: application/grpc", "--data-binary", "@-", f"http://{address}/{method}"],
-                            input=frame, capture_output=True)
+    """One unary call: (grpc-status, grpc-message, reply bytes)."""
+    result = grpc_raw(address, method, [message], seconds)
     status = re.findall(rb"grpc-status: (\d+)\r", result.stdout)  # trailers follow the body's last byte
     text = re.findall(rb"grpc-message: (.*?)\r", result.stdout)
     if not status:

@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 
-from lib import BIN, MODEL, ROOT, Cluster, wait_for
+from lib import BIN, MODEL, ROOT, Cluster, grpc, grpc_raw, protobuf, wait_for
 
 CHAT = "/v1/chat/completions"
 USER = [{"role": "user", "content": "hi"}]
@@ -137,3 +137,43 @@ def test_ports_and_etcd():
     for program, more in (("sluice-decode", NODE), ("sluice-router", ("--listen", "127.0.0.1:0", "--control", "127.0.0.1:0"))):
         result = run(program, "--model", MODEL, *more, "--etcd", "http://127.0.0.1:9", "--etcd-timeout", "500ms")
         assert result.returncode == 1 and "127.0.0.1:9" in result.stderr, result.stderr
+
+
+def stamp_of(cluster, name):
+    stamp = cluster.members()[name]["stamp"]
+    return protobuf(f1=stamp["numerics_id"], f2=stamp["model_hash"], f3=stamp["weights_version"], f4=stamp["cache_format"])
+
+
+def prefill(cluster, **want):
+    tokens = bytes([5, 6, 7, 8])
+    ticket = protobuf(f1="r-bad", f5="nobody", f6="127.0.0.1:9", f8=1, f9=len(tokens), f10=1000, f11=stamp_of(cluster, "prefill-0"))
+    message = protobuf(f1="r-bad", f2=1, f3=tokens, f4=ticket, f7=protobuf(**want))
+    return grpc(cluster.node("prefill-0")["control"], "sluice.v1.Prefill/Run", message)
+
+
+def admit(cluster, *admits):
+    """What a decode node says to a router that asks for so many admissions."""
+    messages = [protobuf(f1=protobuf(f1="router-x"))] + [protobuf(f2=one) for one in admits]
+    return grpc_raw(cluster.node("decode-0")["control"], "sluice.v1.Decode/Serve", messages, 2).stdout
+
+
+def test_what_nodes_are_asked():
+    """A router that asks nonsense of a node is told so, and the node serves on."""
+    sampling = protobuf(f10=4) + b"\x15\x00\x00\x80\x3f" + b"\x3d\x00\x00\x80\x3f"  # max_tokens 4, top_p 1, repetition_penalty 1
+    with Cluster("bad-wire") as cluster:
+        for want, part in (({"f1": 3, "f2": 3, "f3": 1}, "rows 3 to 3"), ({"f1": 0, "f2": 9, "f3": 1}, "rows 0 to 9"),
+                           ({"f1": 0, "f2": 4}, "nothing is wanted"), ({"f1": 0, "f2": 4, "f4": 1, "f5": 21}, "21 alternatives")):
+            status, text, _ = prefill(cluster, **want)
+            assert status != 0 and part in text, (want, status, text)
+        tokens = bytes([5, 6, 7, 8])
+        good = {"f1": "r-a", "f2": 1, "f3": tokens, "f4": 4, "f5": sampling, "f6": 500}
+        said = admit(cluster, protobuf(**good, f7=1, f9="r-nobody"))
+        assert b"whose prompt was to be copied, is not here" in said, said
+        said = admit(cluster, protobuf(**good), protobuf(**{**good, "f1": "r-b", "f3": bytes([5, 6, 7, 9])}, f7=1, f9="r-a"))
+        assert b"has another prompt, so it cannot be copied" in said, said
+        said = admit(cluster, protobuf(**good, f12=protobuf(f1=0, f2=5, f3=1)))
+        assert b"rows 0 to 5 of a prompt of 4 tokens" in said, said
+        said = admit(cluster, protobuf(**{**good, "f5": sampling.replace(protobuf(f10=4), protobuf(f10=1000000))}, f10=protobuf(f2=1)))
+        assert b"routing and masks of 1000000 tokens may take" in said, said
+        assert cluster.chat("Who are you?", max_tokens=4).status == 200
+        cluster.wait_at_rest()

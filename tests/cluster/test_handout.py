@@ -120,3 +120,20 @@ def test_over_a_migration_and_without_prefill_node():
         check(cluster, WORK[1], True)
         check(cluster, WORK[1], False, n=2)
         cluster.wait_at_rest()
+
+
+def test_many_at_once():
+    """Hand-outs of a step that do not fit into one message: bitmaps of twelve choices, four drafts each."""
+    prompt, n = prompt_of(40), 12
+    with Cluster("handout-many", "--node-args", "--mtp-depth 3") as cluster:
+        answers = [cluster.completion(prompt, n=n, max_tokens=60, temperature=1.5, top_p=0.999, seed=8, ignore_eos=True, stream=stream,
+                                      sluice=WANT) for stream in (False, True)]
+        got = [handed_out([answer.body] if answer.body else answer.chunks) for answer in answers]
+        assert len(got[0]) == n and all(got[0][i][:2] == got[1][i][:2] for i in range(n))
+        seeds = {choice["index"]: choice["seed"] for choice in answers[0].body["choices"]}
+        sizes = [len(mask) for _, masks, _ in got[0].values() for mask in masks]
+        assert max(sizes) > 1000 and sum(sizes) > 4 * 65536, (max(sizes), sum(sizes))
+        for index in (0, 11):
+            _, routing, masks = reference(prompt, (40, 60, 1.5, 0.999, seeds[index]))
+            assert got[0][index][0] == routing and got[0][index][1] == masks, index
+        cluster.wait_at_rest()

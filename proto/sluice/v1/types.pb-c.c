@@ -636,7 +636,7 @@ const ProtobufCMessageDescriptor sluice__v1__logit_bias__descriptor =
   (ProtobufCMessageInit) sluice__v1__logit_bias__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__sampling__field_descriptors[16] =
+static const ProtobufCFieldDescriptor sluice__v1__sampling__field_descriptors[15] =
 {
   {
     "temperature",
@@ -818,22 +818,9 @@ static const ProtobufCFieldDescriptor sluice__v1__sampling__field_descriptors[16
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
-  {
-    "id_limit",
-    16,
-    PROTOBUF_C_LABEL_NONE,
-    PROTOBUF_C_TYPE_UINT32,
-    0,   /* quantifier_offset */
-    offsetof(Sluice__V1__Sampling, id_limit),
-    NULL,
-    NULL,
-    0,             /* flags */
-    0,NULL,NULL    /* reserved1,reserved2, etc */
-  },
 };
 static const unsigned sluice__v1__sampling__field_indices_by_name[] = {
   5,   /* field[5] = frequency_penalty */
-  15,   /* field[15] = id_limit */
   12,   /* field[12] = ignore_eos */
   7,   /* field[7] = logit_bias */
   9,   /* field[9] = max_tokens */
@@ -852,7 +839,7 @@ static const unsigned sluice__v1__sampling__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__sampling__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 16 }
+  { 0, 15 }
 };
 const ProtobufCMessageDescriptor sluice__v1__sampling__descriptor =
 {
@@ -862,7 +849,7 @@ const ProtobufCMessageDescriptor sluice__v1__sampling__descriptor =
   "Sluice__V1__Sampling",
   "sluice.v1",
   sizeof(Sluice__V1__Sampling),
-  16,
+  15,
   sluice__v1__sampling__field_descriptors,
   sluice__v1__sampling__field_indices_by_name,
   1,  sluice__v1__sampling__number_ranges,

@@ -96,14 +96,10 @@ struct  Sluice__V1__Sampling
   protobuf_c_boolean ignore_eos;
   protobuf_c_boolean want_logprobs;
   uint32_t top_logprobs;
-  /*
-   * ids from here on are undefined and masked
-   */
-  uint32_t id_limit;
 };
 #define SLUICE__V1__SAMPLING__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__sampling__descriptor) \
-    , 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0,NULL, 0, 0, 0, 0 }
+    , 0, 0, 0, 0, 0, 0, 0, 0,NULL, 0, 0, 0, 0,NULL, 0, 0, 0 }
 
 
 /*
