@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Plants one error at a time in a copy of the C sources, builds sluice-run there and lets check_vectors.py
-judge it. Every error must make a check fail; the unchanged copy must pass. A patch whose text is no longer in
+(or check_layers.py) judge it. Every error must make a check fail; the unchanged copy must pass. A patch whose text is no longer in
 the sources is an error too, so that the list cannot rot.
 
 The copy lives in build/mutants. Takes a few minutes: `make soak` and CI's long job, not `make test`.
@@ -56,8 +56,19 @@ uint16_t *krn_mutant_raw(const uint8_t *row)
 
 typedef struct latent_work {"""
 
-# name: (what is wrong, [(file, old text, new text)], options of check_vectors.py). The old text must occur.
+# name: (what is wrong, [(file, old text, new text)], how it is judged). The old text must occur. Judged by
+# check_vectors.py with these options, or by check_layers.py where they are {"layers": True}.
 MUTANTS = {
+    "mtp-halves": ("MTP: h_final before the embedding", [
+        ("engine/mtp.c", "s->mtp_cat + half * bytes", "s->mtp_cat + (1 - half) * bytes")], {"layers": True}),
+    "partial-block": ("the scales of a last, partial block are left out", [
+        ("kernels/cpu/matrix.c", "(n + KRN_BLOCK - 1) / KRN_BLOCK) * ((k", "n / KRN_BLOCK) * ((k")],
+        {"layers": True}),
+    "e8m0": ("exponent bytes of scales read with another bias", [
+        ("engine/weights.c", "(int)bytes[i] - 127", "(int)bytes[i] - 126")], {"layers": True}),
+    "scale-place": ("the scales of a head are taken half a head too early", [
+        ("engine/weights.c", "(size_t)head * (rows / KRN_BLOCK)", "(size_t)head * (rows / KRN_BLOCK - 1)")],
+        {"layers": True}),
     "hadamard": ("no Hadamard in the indexer", [
         (INDEXER, "variant->hadamard(key);", ";"),
         (INDEXER, "variant->hadamard(row + h * KRN_INDEX_DIM);", ";")], {}),
@@ -144,9 +155,12 @@ def build():
 def judge(options):
     """(failed checks or None when the judge itself broke, the failing lines)."""
     env = dict(os.environ)
-    command = [sys.executable, os.path.join(ROOT, "tests", "vectors", "check_vectors.py"), "--own",
-               "--run", os.path.join(TREE, "build", "bin", "sluice-run"),
-               "--only", options.get("only", "rnd1-80")]
+    folder, program = os.path.join(ROOT, "tests", "vectors"), os.path.join(TREE, "build", "bin", "sluice-run")
+    if "layers" in options:
+        command = [sys.executable, os.path.join(folder, "check_layers.py"), "--run", program]
+    else:
+        command = [sys.executable, os.path.join(folder, "check_vectors.py"), "--own", "--run", program,
+                   "--only", options.get("only", "rnd1-80")]
     if "SLUICE_CPU" in options:
         env["SLUICE_CPU"] = options["SLUICE_CPU"]
     if "properties" in options:
