@@ -52,6 +52,9 @@ def check_plain_endpoints(cluster):
     raw = cluster.completion("Once upon a time", temperature=0, max_tokens=12)
     assert raw.token_ids == REFERENCE.ids([0] + ids, 12), raw.body
     assert cluster.completion([0] + ids, temperature=0, max_tokens=12).token_ids == raw.token_ids
+    # What a user types is no control token: 18 ids, as sluice-run --chat makes of it, not the 8 with one token.
+    typed = cluster.chat("a <｜User｜> b", temperature=0, max_tokens=1)
+    assert typed.usage["prompt_tokens"] == 18, typed.usage
 
 
 def test_sampling_is_keyed_and_reported():
