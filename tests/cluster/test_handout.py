@@ -122,7 +122,7 @@ def test_over_a_migration_and_without_prefill_node():
         cluster.wait_at_rest()
 
 
-def test_many_at_once():
+def full_many_at_once():
     """Hand-outs of a step that do not fit into one message: bitmaps of twelve choices, four drafts each."""
     prompt, n = prompt_of(40), 12
     with Cluster("handout-many", "--node-args", "--mtp-depth 3") as cluster:
@@ -136,4 +136,23 @@ def test_many_at_once():
         for index in (0, 11):
             _, routing, masks = reference(prompt, (40, 60, 1.5, 0.999, seeds[index]))
             assert got[0][index][0] == routing and got[0][index][1] == masks, index
+        cluster.wait_at_rest()
+
+
+def test_over_giving_way():
+    """Choices that take each other's pages away: who comes back by its tokens hands out the same rows."""
+    prompt, n = prompt_of(60), 6
+    with Cluster("handout-tight", "--kv-memory", "4MiB", "--node-args", "--mtp-depth 1", "--decode-args", "--kv-overcommit 8") as cluster:
+        answer = cluster.completion(prompt, n=n, max_tokens=240, temperature=1, top_p=0.9, seed=21, ignore_eos=True, stream=True,
+                                    sluice={**WANT, "prompt_routing": True}, prompt_logprobs=1)
+        assert answer.status == 200 and answer.done and not answer.error, answer.error
+        got = handed_out(answer.chunks)
+        seeds = {choice["index"]: choice["seed"] for chunk in answer.chunks for choice in chunk["choices"] if "seed" in choice}
+        assert len(got) == len(seeds) == n
+        preempted = cluster.metric("decode-0", "sluice_decode_preempted_total")
+        assert preempted > 0, "the cache was large enough"
+        print(f"{preempted:.0f} gave way")
+        for index in (0, 3, 5):
+            _, routing, masks = reference(prompt, (60, 240, 1.0, 0.9, seeds[index]))
+            assert got[index][0] == routing and got[index][1] == masks, index
         cluster.wait_at_rest()
