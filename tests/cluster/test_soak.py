@@ -15,7 +15,7 @@ from lib import REFERENCE, ROOT, Cluster, book_text, needle_prompt, tokenize
 
 MINUTES = float(os.environ.get("SLUICE_SOAK_MINUTES", "2"))
 SEED = int(os.environ.get("SLUICE_SOAK_SEED", "1"))
-CLIENTS = 8
+CLIENTS = 16
 ITEMS = 48
 SAMPLE_SECONDS = 2.0
 GROWTH_MAX = 1.05  # median resident memory of the last third of the run over that of the middle third
@@ -128,8 +128,8 @@ def tier_file():
 def full_mixed_traffic():
     source = random.Random(SEED)
     items = [Item(source) for _ in range(ITEMS)]
-    with Cluster("soak", "--prefill", 1, "--decode", 2, "--node-args", "--kv-memory 48MiB --chunk-tokens 256 --mtp-depth 2",
-                 "--env", "decode-0:SLUICE_KV_DISK=" + tier_file()) as cluster:
+    with Cluster("soak", "--prefill", 1, "--decode", 2, "--node-args", "--kv-memory 11MiB --kv-overcommit 4 --chunk-tokens 256 "
+                 "--mtp-depth 2", "--env", "decode-0:SLUICE_KV_DISK=" + tier_file()) as cluster:
         traffic = Traffic(cluster, items, MINUTES * 60)
         watched = {node["name"]: node["pid"] for node in cluster.state["nodes"] if node["role"] != "etcd"}
         samples = {name: [] for name in watched}
@@ -142,8 +142,9 @@ def full_mixed_traffic():
             over.wait(SAMPLE_SECONDS)
         for thread in traffic.threads:
             thread.join()
-        print(f"{MINUTES:g} minutes: {dict(traffic.outcomes)}", flush=True)
+        preempted = sum(cluster.metric(node["name"], "sluice_decode_preempted_total") for node in cluster.nodes("decode"))
+        print(f"{MINUTES:g} minutes: {dict(traffic.outcomes)}, {preempted:.0f} times a sequence gave way", flush=True)
         assert not traffic.wrong, traffic.wrong[:3]
-        assert traffic.outcomes["finished"] and traffic.outcomes["hung up"], traffic.outcomes
+        assert traffic.outcomes["finished"] and traffic.outcomes["hung up"] and preempted, (traffic.outcomes, preempted)
         check_flat(samples)
         cluster.wait_at_rest()
