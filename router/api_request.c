@@ -566,6 +566,16 @@ bool rtr_api_prepare(const rtr_api_settings *settings, rtr_api_kind kind, const 
     return true;
 }
 
+bool rtr_api_may_be_slow(const void *body, size_t size)
+{
+    static const char *const MARKS[] = {"json_schema", "structured_outputs", "guided_",
+                                        "tool_choice"};
+    for (size_t i = 0; i < sizeof MARKS / sizeof MARKS[0]; i++)
+        if (size > 0 && memmem(body, size, MARKS[i], strlen(MARKS[i])))
+            return true;
+    return false;
+}
+
 void rtr_api_request_destroy(rtr_api_request *request)
 {
     if (!request)

@@ -72,6 +72,8 @@ typedef struct rtr_api_request {
 SL_MUST_USE bool rtr_api_prepare(const rtr_api_settings *settings, rtr_api_kind kind,
                                  const void *body, size_t size, uint32_t context_max,
                                  rtr_api_request **out_request, rtr_api_error *out_error);
+/* Might preparing take long whatever the size? (A constraint is compiled.) A guess by the text. */
+bool rtr_api_may_be_slow(const void *body, size_t size);
 void rtr_api_request_destroy(rtr_api_request *request);
 
 /* Log-probabilities of the prompt's tokens with how many alternatives, for whatever tells them; -1:

@@ -574,7 +574,7 @@ static void live_prepare(rtr_live *live, rtr_http_exchange *exchange)
 {
     const rtr_shared *shared = live->front->shared;
     sl_span body = rtr_http_exchange_body(exchange);
-    if (body.size <= shared->inline_bytes) {
+    if (body.size <= shared->inline_bytes && !rtr_api_may_be_slow(body.data, body.size)) {
         live->prepared_ok = rtr_api_prepare(&shared->api, live->kind, body.data, body.size,
                                             live->context_max, &live->request, &live->error);
         rtr_http_exchange_drop_body(exchange);

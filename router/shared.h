@@ -24,7 +24,7 @@ typedef struct rtr_shared {
     uint64_t call_key[2];
     uint32_t queue_max;    /* requests without a place, of one loop */
     uint32_t context_max;  /* the model's, or less by option */
-    uint32_t inline_bytes; /* larger bodies are prepared by the pool */
+    uint32_t inline_bytes; /* larger bodies are prepared by the pool, and those with a constraint */
     uint32_t prefill_deadline_ms;
     bool self_prefill;
 } rtr_shared;

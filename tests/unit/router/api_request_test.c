@@ -148,6 +148,14 @@ TEST(wrong_requests_are_refused_by_name)
     }
 }
 
+TEST(constraints_may_be_slow)
+{
+    static const char PLAIN[] = CHAT("\"temperature\":1"), FORM[] = CHAT("\"guided_regex\":\"a\"");
+    assert_false(rtr_api_may_be_slow(PLAIN, strlen(PLAIN)));
+    assert_false(rtr_api_may_be_slow("", 0));
+    assert_true(rtr_api_may_be_slow(FORM, strlen(FORM)));
+}
+
 static rtr_api_request *prepare(rtr_api_kind kind, const char *body)
 {
     rtr_api_request *request = NULL;
@@ -323,6 +331,7 @@ TEST(routing_is_bounded)
 
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(wrong_requests_are_refused_by_name),
+    cmocka_unit_test(constraints_may_be_slow),
     cmocka_unit_test(defaults_and_unknown_fields),
     cmocka_unit_test(all_fields_arrive),
     cmocka_unit_test(salts_make_cache_spaces),
