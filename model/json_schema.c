@@ -57,7 +57,7 @@ static sl_status property_schemas(mdl_schema_compiler *c, mdl_schema_facts *f,
         matched = true;
         all->items[all->count++] = (mdl_schema_item){.schema = sl_json_at(f->key_patterns, i)};
     }
-    *out_closed = false;
+    *out_closed = p->forbidden;
     for (uint32_t i = 0; i < f->closed_count; i++) {
         const sl_json *closed = f->closed[i];
         bool known = sl_json_get(sl_json_get(closed, "properties"), p->name) ||
@@ -76,7 +76,7 @@ static sl_status property_member(mdl_schema_compiler *c, mdl_schema_facts *f,
     char name[80];
     bool closed = false;
     SL_TRY(property_schemas(c, f, p, &all, &closed));
-    if (closed && p->required)
+    if (closed && p->required && !p->forbidden)
         return mdl_schema_fail(c, SL_INVALID, "required",
                                "names a property that additionalProperties forbids");
     snprintf(name, sizeof(name), "properties.%.*s", (int)(p->name_size < 64 ? p->name_size : 64),
@@ -184,11 +184,8 @@ static sl_status compile_object(mdl_schema_compiler *c, mdl_schema_facts *f, mdl
         m.levels = f->size_max < count ? f->size_max : count;
     m.at = sl_alloc(m.levels + 1, sizeof(*m.at), "schema members");
     sl_status status = members_build(c, f, &m);
-    if (sl_is_ok(status)) {
+    if (sl_is_ok(status))
         *out_node = bracketed(c, "{}", m.at[0], may_be_empty);
-        if (*out_node == MDL_NODE_NONE)
-            status = mdl_schema_fail(c, SL_INVALID, "", "no object satisfies it");
-    }
     sl_free(m.at);
     return status;
 }
@@ -411,20 +408,58 @@ static const sl_json *find_group(const mdl_schema_all *all, uint32_t *out_index,
     return NULL;
 }
 
+/* Makes values of alternative `a` of a oneOf break alternative `b`: by a member that b requires and
+ * a does without. *a_all: what holds for values of a; its count 0: there are none. */
+static sl_status tell_from(mdl_schema_compiler *c, const mdl_schema_all *base, const sl_json *group,
+                           size_t a, size_t b, mdl_schema_all *a_all)
+{
+    mdl_word name;
+    bool bare;
+    SL_TRY(mdl_schema_required_beyond(c, base, sl_json_at(group, a), sl_json_at(group, b), &name,
+                                      &bare));
+    if (name.data && mdl_schema_forbid(a_all, &name))
+        return sl_ok();
+    if (!name.data && bare) { /* whatever satisfies a satisfies b */
+        a_all->count = 0;
+        return sl_ok();
+    }
+    return sl_fail(c->err, SL_UNSUPPORTED,
+                   "%s.oneOf: alternatives %zu and %zu may both match; use anyOf, or tell them "
+                   "apart by type, by a required constant or by required properties",
+                   c->path, a < b ? a : b, a < b ? b : a);
+}
+
 /* oneOf: no value may satisfy two alternatives. */
-static sl_status check_one_of(mdl_schema_compiler *c, const sl_json *group)
+static sl_status tell_apart(mdl_schema_compiler *c, const mdl_schema_all *base,
+                            const sl_json *group, mdl_schema_all *alternatives)
 {
     for (size_t i = 0; i < sl_json_count(group); i++) {
         for (size_t k = i + 1; k < sl_json_count(group); k++) {
             bool disjoint;
             SL_TRY(mdl_schema_disjoint(c, sl_json_at(group, i), sl_json_at(group, k), &disjoint));
-            if (!disjoint)
-                return sl_fail(c->err, SL_UNSUPPORTED,
-                               "%s.oneOf: alternatives %zu and %zu may both match; use anyOf, or "
-                               "tell them apart by type or by a required constant",
-                               c->path, i, k);
+            if (disjoint)
+                continue;
+            SL_TRY(tell_from(c, base, group, i, k, &alternatives[i]));
+            SL_TRY(tell_from(c, base, group, k, i, &alternatives[k]));
         }
     }
+    return sl_ok();
+}
+
+static sl_status compile_alternatives(mdl_schema_compiler *c, const mdl_schema_all *alternatives,
+                                      size_t count, unsigned kinds, const char *name,
+                                      mdl_node *out_node)
+{
+    mdl_node out = MDL_NODE_NONE;
+    for (size_t i = count; i-- > 0;) {
+        mdl_node node = MDL_NODE_NONE;
+        size_t before = mdl_schema_enter_index(c, name, i);
+        if (alternatives[i].count > 0)
+            SL_TRY(mdl_schema_value(c, &alternatives[i], kinds, &node));
+        mdl_schema_leave(c, before);
+        out = mdl_grammar_or(c->grammar, node, out);
+    }
+    *out_node = out;
     return sl_ok();
 }
 
@@ -434,25 +469,24 @@ static sl_status compile_group(mdl_schema_compiler *c, const mdl_schema_all *all
 {
     const char *name = bit == MDL_SKIP_ANY_OF ? "anyOf" : "oneOf";
     size_t count = sl_json_count(group);
-    mdl_node out = MDL_NODE_NONE;
     if (sl_json_typeof(group) != SL_JSON_ARRAY || count == 0)
         return mdl_schema_fail(c, SL_INVALID, name, "must be an array with at least one schema");
     if (count > ALTERNATIVES_MAX || all->count == MDL_SCHEMA_ALL_MAX)
         return mdl_schema_fail(c, SL_TOO_LARGE, name, "too many alternatives");
-    if (bit == MDL_SKIP_ONE_OF)
-        SL_TRY(check_one_of(c, group));
-    for (size_t i = count; i-- > 0;) {
-        mdl_schema_all with = *all;
-        mdl_node node;
-        with.items[index].skip |= bit;
-        with.items[with.count++] = (mdl_schema_item){.schema = sl_json_at(group, i)};
-        size_t before = mdl_schema_enter_index(c, name, i);
-        SL_TRY(mdl_schema_value(c, &with, kinds, &node));
-        mdl_schema_leave(c, before);
-        out = mdl_grammar_or(c->grammar, node, out);
+    mdl_schema_all *alternatives = sl_alloc(count, sizeof(*alternatives), "schema alternatives");
+    for (size_t i = 0; i < count; i++) {
+        mdl_schema_all *with = &alternatives[i];
+        *with = *all;
+        with->items[index].skip |= bit;
+        with->items[with->count++] = (mdl_schema_item){.schema = sl_json_at(group, i)};
     }
-    *out_node = out;
-    return sl_ok();
+    sl_status status = sl_ok();
+    if (bit == MDL_SKIP_ONE_OF)
+        status = tell_apart(c, all, group, alternatives);
+    if (sl_is_ok(status))
+        status = compile_alternatives(c, alternatives, count, kinds, name, out_node);
+    sl_free(alternatives);
+    return status;
 }
 
 static sl_status check_schemas(const mdl_schema_compiler *c, const mdl_schema_all *all)
@@ -485,11 +519,11 @@ static sl_status compile_flat(mdl_schema_compiler *c, mdl_schema_all *all, unsig
         *out_node = MDL_NODE_NONE;
         return sl_ok();
     }
-    if (all->count == 0 && kinds == MDL_JSON_ANY) {
+    if (all->count == 0 && all->forbidden_count == 0 && kinds == MDL_JSON_ANY) {
         *out_node = mdl_json_any(c);
         return sl_ok();
     }
-    if (all->count == 1 && mdl_schema_is_reference(&all->items[0])) {
+    if (all->count == 1 && all->forbidden_count == 0 && mdl_schema_is_reference(&all->items[0])) {
         const sl_json *reference = sl_json_get(all->items[0].schema, "$ref");
         if (kinds == MDL_JSON_ANY)
             return compile_reference(c, reference, out_node);

@@ -475,6 +475,10 @@ sl_status mdl_schema_collect(mdl_schema_compiler *c, const mdl_schema_all *all,
     memset(facts, 0, sizeof(*facts));
     facts->kinds = MDL_JSON_ANY;
     facts->items_max = facts->length_max = facts->size_max = MDL_SCHEMA_COUNT_ANY;
+    if (all->forbidden_count > 0) {
+        facts->kinds = MDL_JSON_OBJECT;
+        facts->hints = MDL_JSON_OBJECT;
+    }
     for (uint32_t i = 0; i < all->count; i++) {
         const sl_json *schema = all->items[i].schema;
         SL_TRY(check_strict(c, schema));
@@ -488,6 +492,8 @@ sl_status mdl_schema_collect(mdl_schema_compiler *c, const mdl_schema_all *all,
             SL_TRY(keyword_find(keyword)(c, facts, schema, keyword, sl_json_at(schema, k)));
         }
     }
+    for (uint32_t i = 0; i < all->forbidden_count; i++)
+        property_of(facts, all->forbidden[i].data, all->forbidden[i].size)->forbidden = true;
     return sl_ok();
 }
 
@@ -699,7 +705,7 @@ sl_status mdl_schema_flatten(mdl_schema_compiler *c, mdl_schema_all *all)
 {
     drop_silent(all);
     for (uint32_t i = 0; i < all->count; i++) {
-        if (all->count == 1 && mdl_schema_is_reference(&all->items[0]))
+        if (all->count == 1 && all->forbidden_count == 0 && mdl_schema_is_reference(&all->items[0]))
             return sl_ok(); /* stays one: a rule of its own */
         SL_TRY(flatten_item(c, all, i));
     }
@@ -802,5 +808,83 @@ sl_status mdl_schema_disjoint(mdl_schema_compiler *c, const sl_json *a, const sl
     mdl_schema_facts_fini(&facts[0]);
     mdl_schema_facts_fini(&facts[1]);
     c->depth--;
+    return status;
+}
+
+/* ---- telling alternatives apart ---- */
+
+bool mdl_schema_forbid(mdl_schema_all *all, const mdl_word *name)
+{
+    for (uint32_t i = 0; i < all->forbidden_count; i++)
+        if (all->forbidden[i].size == name->size &&
+            memcmp(all->forbidden[i].data, name->data, name->size) == 0)
+            return true;
+    if (all->forbidden_count == MDL_SCHEMA_ALL_MAX)
+        return false;
+    all->forbidden[all->forbidden_count++] = *name;
+    return true;
+}
+
+static bool requires(const sl_json *schema, const mdl_schema_property *p)
+{
+    const sl_json *required = sl_json_get(schema, "required");
+    for (size_t i = 0; i < sl_json_count(required); i++) {
+        size_t size;
+        const char *name = sl_json_string(sl_json_at(required, i), &size);
+        if (name && size == p->name_size && memcmp(name, p->name, size) == 0)
+            return true;
+    }
+    return false;
+}
+
+static bool required_anyway(const mdl_schema_all *all, const mdl_schema_facts *a,
+                            const mdl_schema_property *p)
+{
+    const mdl_schema_property *same = find_property(a, p);
+    bool found = same && same->required;
+    for (uint32_t i = 0; i < all->count && !found; i++)
+    found = requires(all->items[i].schema, p);
+    return found;
+}
+
+static bool is_bare(const mdl_schema_all *all)
+{
+    const sl_json *schema = all->items[0].schema;
+    bool bare = all->count == 1;
+    for (size_t i = 0; i < sl_json_count(schema) && bare; i++) {
+        const char *keyword = sl_json_key(schema, i, NULL);
+        bare = keyword_find(keyword) == read_required ||
+               (keyword_find(keyword) == note && !skip_bit(keyword));
+    }
+    return bare;
+}
+
+sl_status mdl_schema_required_beyond(mdl_schema_compiler *c, const mdl_schema_all *all,
+                                     const sl_json *a, const sl_json *b, mdl_word *out_name,
+                                     bool *out_bare)
+{
+    mdl_schema_facts facts[2] = {{0}, {0}};
+    mdl_schema_all flat[2];
+    const sl_json *const schemas[2] = {a, b};
+    sl_status status = sl_ok();
+    *out_name = (mdl_word){NULL, 0};
+    *out_bare = false;
+    for (int i = 0; i < 2 && sl_is_ok(status); i++) {
+        status = flatten_one(c, schemas[i], &flat[i]);
+        if (sl_is_ok(status))
+            status = mdl_schema_collect(c, &flat[i], &facts[i]);
+    }
+    bool objects = mdl_schema_kinds(&facts[0]) == MDL_JSON_OBJECT &&
+                   mdl_schema_kinds(&facts[1]) == MDL_JSON_OBJECT;
+    *out_bare = sl_is_ok(status) && objects && is_bare(&flat[1]);
+    for (size_t i = 0; i < facts[1].property_count && sl_is_ok(status) && objects; i++) {
+        const mdl_schema_property *p = &facts[1].properties[i];
+        if (!p->required || required_anyway(all, &facts[0], p))
+            continue;
+        *out_name = (mdl_word){p->name, p->name_size};
+        break;
+    }
+    mdl_schema_facts_fini(&facts[0]);
+    mdl_schema_facts_fini(&facts[1]);
     return status;
 }

@@ -34,17 +34,20 @@ typedef struct mdl_schema_item {
     unsigned skip;
 } mdl_schema_item;
 
-/* Schemas that all hold for one value. */
+/* Schemas that all hold for one value, and members that it, an object then, must not have. */
 typedef struct mdl_schema_all {
     mdl_schema_item items[MDL_SCHEMA_ALL_MAX];
     uint32_t count;
+    mdl_word forbidden[MDL_SCHEMA_ALL_MAX];
+    uint32_t forbidden_count;
 } mdl_schema_all;
 
 typedef struct mdl_schema_property {
     const char *name;
     size_t name_size;
     bool required;
-    bool declared; /* by properties, not by required alone */
+    bool declared;  /* by properties, not by required alone */
+    bool forbidden; /* by another alternative of a oneOf */
     mdl_schema_all all;
 } mdl_schema_property;
 
@@ -127,6 +130,12 @@ unsigned mdl_schema_kind_of(const sl_json *value);
 /* The values of enum and const that all of them and the kinds allow, in order. */
 size_t mdl_schema_values(const mdl_schema_facts *facts, unsigned kinds, const sl_json **out_values,
                          size_t max);
+/* A member that b requires, and neither a nor the list, whose schemas hold for both; *out_name.data
+ * NULL: there is none, or they are not objects alone. *out_bare: b says nothing else. */
+SL_MUST_USE sl_status mdl_schema_required_beyond(mdl_schema_compiler *c, const mdl_schema_all *all,
+                                                 const sl_json *a, const sl_json *b,
+                                                 mdl_word *out_name, bool *out_bare);
+bool mdl_schema_forbid(mdl_schema_all *all, const mdl_word *name);
 /* Can no value satisfy both? */
 SL_MUST_USE sl_status mdl_schema_disjoint(mdl_schema_compiler *c, const sl_json *a,
                                           const sl_json *b, bool *out_disjoint);

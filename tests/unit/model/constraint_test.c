@@ -286,6 +286,15 @@ static const char *const SCHEMAS[] = {
     "\"minItems\":2}",
     "{\"type\":\"string\",\"format\":\"somebodys\",\"javaType\":\"x\",\"id\":\"y\",\"maxLength\":"
     "4}",
+    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"type\":\"null\"},"
+    "\"c\":{"
+    "\"type\":\"null\"}},\"oneOf\":[{\"required\":[\"a\"]},{\"required\":[\"b\",\"c\"]},{"
+    "\"required\":["
+    "\"a\",\"c\"]}]}",
+    "{\"oneOf\":[{\"$ref\":\"#/$defs/x\"},{\"$ref\":\"#/$defs/y\"}],\"$defs\":{\"x\":{\"type\":"
+    "\"object\",\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{}},\"required\":[\"a\"]},\"y\":{"
+    "\"type\":"
+    "\"object\",\"properties\":{\"b\":{\"type\":\"null\"},\"a\":{}},\"required\":[\"b\"]}}}",
     "{\"properties\":{\"a\":false,\"b\":{\"type\":\"null\"}}}",
     "{\"type\":\"string\",\"format\":\"date-time\"}",
     "{\"type\":\"string\",\"format\":\"uuid\"}",
@@ -513,9 +522,9 @@ static const struct {
     {JSON("{\"uniqueItems\":true}"), SL_UNSUPPORTED, "guided_json.uniqueItems"},
     {JSON("{\"multipleOf\":5}"), SL_UNSUPPORTED, "guided_json.multipleOf: only 1"},
     {JSON("{\"format\":\"regex\"}"), SL_UNSUPPORTED, "guided_json.format"},
-    {JSON("{\"type\":\"object\",\"minProperties\":2}"), SL_INVALID, "no object satisfies"},
+    {JSON("{\"type\":\"object\",\"minProperties\":2}"), SL_INVALID, "no value satisfies"},
     {JSON("{\"properties\":{\"a\":{},\"b\":{}},\"required\":[\"a\",\"b\"],\"maxProperties\":1}"),
-     SL_INVALID, "no object satisfies"},
+     SL_INVALID, "no value satisfies"},
     {JSON("{\"patternProperties\":{\"(\":{}}}"), SL_INVALID, "guided_json.patternProperties"},
     {JSON("{\"propertyNames\":{}}"), SL_UNSUPPORTED, "guided_json.propertyNames"},
     {FORMAT("\"strict\":true,\"schema\":{\"type\":\"string\",\"minLenght\":1}"), SL_INVALID,
@@ -543,9 +552,11 @@ static const struct {
     {JSON("{\"anyOf\":[false]}"), SL_INVALID, "no value satisfies"},
     {JSON("{\"anyOf\":[5]}"), SL_INVALID, "must be a schema"},
     {JSON("{\"oneOf\":[{\"type\":\"integer\"},{\"type\":\"number\"}]}"), SL_UNSUPPORTED, "0 and 1"},
-    {JSON("{\"oneOf\":[{\"properties\":{\"a\":{}},\"required\":[\"a\"]},{\"properties\":{\"b\":{}},"
-          "\"required\":[\"b\"]}]}"),
+    {JSON("{\"oneOf\":[{\"properties\":{\"a\":{}},\"required\":[\"a\"]},{\"properties\":{\"b\":{}}}"
+          "]}"),
      SL_UNSUPPORTED, "may both match"},
+    {JSON("{\"oneOf\":[{\"required\":[\"a\"]},{\"required\":[\"a\"]}]}"), SL_INVALID,
+     "no value satisfies"},
     {JSON("{\"$ref\":\"#/$defs/a\"}"), SL_INVALID, "$ref: leads nowhere"},
     {JSON("{\"$ref\":\"https://x/y\"}"), SL_UNSUPPORTED, "into this schema"},
     {JSON("{\"$ref\":\"#\"}"), SL_INVALID, "recursion never ends"},
