@@ -28,7 +28,8 @@ typedef struct parser {
     size_t size, at;
     unsigned flags;
     int depth;
-    ranges set; /* of the class being read */
+    ranges set;   /* of the class being read */
+    bool negated; /* the class is */
     sl_err *err;
 } parser;
 
@@ -206,30 +207,47 @@ static sl_status set_node(parser *p, size_t at, mdl_node *out_node)
 
 /* ---- escapes ---- */
 
-static void add_shorthand(ranges *set, char kind)
+/* Dialects disagree about \d, \w and \s beyond ASCII. What is generated must be right in all: so
+ * where a shorthand allows, it is ASCII; where it forbids, it is all that any dialect means. */
+static const range DIGITS_NARROW[] = {{'0', '9'}};
+static const range DIGITS_WIDE[] = {
+    {'0', '9'},       {0x660, 0x669},   {0x6f0, 0x6f9},   {0x7c0, 0x7c9},   {0x900, 0x109f},
+    {0x17e0, 0x17e9}, {0x1800, 0x1cff}, {0xa620, 0xabff}, {0xff10, 0xff19}, {0x10000, 0x1ffff}};
+static const range WORD_NARROW[] = {{'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}};
+static const range WORD_WIDE[] = {
+    {'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}, {0x80, CODE_POINT_MAX}};
+static const range SPACE_NARROW[] = {{'\t', '\r'}, {' ', ' '}};
+static const range SPACE_WIDE[] = {{'\t', '\r'},     {0x1c, ' '},      {0x85, 0x85},
+                                   {0xa0, 0xa0},     {0x1680, 0x1680}, {0x180e, 0x180e},
+                                   {0x2000, 0x200b}, {0x2028, 0x2029}, {0x202f, 0x202f},
+                                   {0x205f, 0x205f}, {0x3000, 0x3000}, {0xfeff, 0xfeff}};
+
+static const struct {
+    char kind;
+    const range *narrow, *wide;
+    size_t narrow_count, wide_count;
+} SHORTHANDS[] = {
+    {'d', DIGITS_NARROW, DIGITS_WIDE, 1, sizeof(DIGITS_WIDE) / sizeof(range)},
+    {'w', WORD_NARROW, WORD_WIDE, 4, 5},
+    {'s', SPACE_NARROW, SPACE_WIDE, 2, sizeof(SPACE_WIDE) / sizeof(range)},
+};
+
+static void add_shorthand(ranges *set, char kind, bool wide)
 {
-    switch (kind) {
-    case 'd':
-        add_range(set, '0', '9');
-        break;
-    case 'w':
-        add_range(set, '0', '9');
-        add_range(set, 'A', 'Z');
-        add_range(set, '_', '_');
-        add_range(set, 'a', 'z');
-        break;
-    default: /* s */
-        add_range(set, '\t', '\r');
-        add_range(set, ' ', ' ');
-        break;
-    }
+    size_t i = 0;
+    while (SHORTHANDS[i].kind != kind)
+        i++;
+    const range *items = wide ? SHORTHANDS[i].wide : SHORTHANDS[i].narrow;
+    size_t count = wide ? SHORTHANDS[i].wide_count : SHORTHANDS[i].narrow_count;
+    for (size_t k = 0; k < count; k++)
+        add_range(set, items[k].first, items[k].last);
 }
 
 /* \D, \W, \S add the complement. */
-static void add_negated_shorthand(ranges *set, char kind)
+static void add_negated_shorthand(ranges *set, char kind, bool wide)
 {
     ranges *other = sl_alloc(1, sizeof(*other), "regex class");
-    add_shorthand(other, kind);
+    add_shorthand(other, kind, wide);
     negate(other);
     for (uint32_t i = 0; i < other->count; i++)
         add_range(set, other->items[i].first, other->items[i].last);
@@ -291,11 +309,11 @@ static sl_status parse_escape(parser *p, bool *out_single, uint32_t *out_point)
     char c = p->pattern[p->at++];
     *out_single = false;
     if (c && strchr("dws", c)) {
-        add_shorthand(&p->set, c);
+        add_shorthand(&p->set, c, p->negated);
         return sl_ok();
     }
     if (c && strchr("DWS", c)) {
-        add_negated_shorthand(&p->set, (char)(c + 'a' - 'A'));
+        add_negated_shorthand(&p->set, (char)(c + 'a' - 'A'), !p->negated);
         return sl_ok();
     }
     *out_single = true;
@@ -349,7 +367,7 @@ static sl_status parse_class(parser *p, mdl_node *out_node)
     size_t begin = p->at - 1;
     p->set.count = 0;
     p->set.over = false;
-    bool negated = take(p, "^");
+    p->negated = take(p, "^");
     for (bool first = true;; first = false) {
         if (!more(p))
             return wrong(p, begin, "a class that is not closed");
@@ -358,7 +376,7 @@ static sl_status parse_class(parser *p, mdl_node *out_node)
         size_t at = p->at;
         bool single, single_last;
         uint32_t from = 0, to = 0;
-        if (p->pattern[p->at] == ']' && first && negated)
+        if (p->pattern[p->at] == ']' && first && p->negated)
             return unsupported(p, at, "an empty class");
         SL_TRY(class_element(p, &single, &from));
         if (!single)
@@ -375,7 +393,7 @@ static sl_status parse_class(parser *p, mdl_node *out_node)
         add_range(&p->set, from, to);
     }
     p->at++;
-    if (negated)
+    if (p->negated)
         negate(&p->set);
     return set_node(p, begin, out_node);
 }
@@ -419,9 +437,12 @@ static sl_status parse_atom(parser *p, mdl_node *out_node)
         return wrong(p, at, "nothing to repeat");
     p->set.count = 0;
     p->set.over = false;
-    if (take(p, ".")) {
-        add_range(&p->set, 0, '\n' - 1);
-        add_range(&p->set, '\n' + 1, CODE_POINT_MAX);
+    p->negated = false;
+    if (take(p, ".")) { /* no line's end of any dialect */
+        add_range(&p->set, '\n', '\n');
+        add_range(&p->set, '\r', '\r');
+        add_range(&p->set, 0x2028, 0x2029);
+        negate(&p->set);
         return set_node(p, at, out_node);
     }
     if (take(p, "\\"))

@@ -5,6 +5,7 @@
 #include "base/rng.h"
 #include "model/masks.h"
 #include "model/output.h"
+#include "model/regex.h"
 #include "model/tokenizer.h"
 #include "tests/unit/model/json_check.h"
 #include "tests/unit/model/support.h"
@@ -375,6 +376,43 @@ TEST(walks_match_their_expressions)
     }
 }
 
+static bool matches(const char *pattern, const char *text)
+{
+    mdl_node node = MDL_NODE_NONE;
+    sl_err err;
+    mdl_grammar *grammar = mdl_grammar_create();
+    assert_ok(mdl_regex_compile(grammar, pattern, strlen(pattern), 0, &node, &err), &err);
+    assert_ok(mdl_grammar_finish(grammar, node, &err), &err);
+    mdl_matcher *matcher = mdl_matcher_create(grammar, 0);
+    uint32_t state = mdl_matcher_start(matcher);
+    for (const char *at = text; *at; at++)
+        state = mdl_matcher_byte(matcher, state, (uint8_t)*at);
+    bool accepts = mdl_matcher_accepts(matcher, state);
+    mdl_matcher_destroy(matcher);
+    mdl_grammar_destroy(grammar);
+    return accepts;
+}
+
+/* What some dialect takes for a space, a digit or a word's character is neither said to be one nor
+ * not to be one. */
+TEST(shorthands_hold_in_every_dialect)
+{
+    static const char *const UNCLEAR[][2] = {
+        {"\\s", "\xc2\x85"},   {"\\S", "\xc2\x85"},    {"[^\\s]", "\xe3\x80\x80"},
+        {"[\\S]", "\xc2\xa0"}, {"\\d", "\xd9\xa0"},    {"\\D", "\xd9\xa0"},
+        {"\\w", "\xc3\xa9"},   {"[^\\w]", "\xc3\xa9"}, {"[^\\W]", "\xc3\xa9"},
+        {".", "\r"},           {".", "\xe2\x80\xa8"}};
+    static const char *const CLEAR[][2] = {
+        {"\\s", " "}, {"\\S", "\xe4\xb8\xad"}, {"[^\\s]", "a"},    {"\\D", "\xe4\xb8\xad"},
+        {"\\W", "-"}, {"[^\\W]", "a"},         {"[^\\D\\s]", "5"}, {".", "\xe2\x82\xac"}};
+    for (size_t i = 0; i < sizeof(UNCLEAR) / sizeof(UNCLEAR[0]); i++)
+        if (matches(UNCLEAR[i][0], UNCLEAR[i][1]))
+            fail_msg("%s matches case %zu", UNCLEAR[i][0], i);
+    for (size_t i = 0; i < sizeof(CLEAR) / sizeof(CLEAR[0]); i++)
+        if (!matches(CLEAR[i][0], CLEAR[i][1]))
+            fail_msg("%s does not match case %zu", CLEAR[i][0], i);
+}
+
 static void check_choice(const char *text, size_t size, const void *context)
 {
     static const char *const CHOICES[] = {"yes", "no", "yesterday", "\xe2\x82\xac"};
@@ -675,6 +713,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(json_object_is_an_object),
         cmocka_unit_test(walks_match_their_expressions),
         cmocka_unit_test(a_choice_is_one_of_them),
+        cmocka_unit_test(shorthands_hold_in_every_dialect),
     };
     sl_err err;
     if (argc > 1)
