@@ -54,19 +54,18 @@ bool krn_latent_put(krn_pool *pool, const krn_cache *cache, const krn_row *rows,
     return !atomic_load_explicit(&w.fault, memory_order_relaxed);
 }
 
-/* Keys gathered as f32, queries of 16 heads, scores of 16 heads (attend.inc). */
-size_t krn_attend_thread_bytes(uint32_t list_stride)
+/* Keys gathered as f32, then queries and scores of all heads (attend.inc). */
+size_t krn_attend_thread_bytes(uint32_t heads, uint32_t list_stride)
 {
     size_t keys = ((size_t)list_stride + 15) & ~(size_t)15;
     size_t floats = KRN_PLAIN_ROW_DIM / 32 * krn_attend_slab_size(list_stride) +
-                    16 * (KRN_PLAIN_ROW_DIM + keys);
+                    (((size_t)heads + 15) & ~(size_t)15) * (KRN_PLAIN_ROW_DIM + keys);
     return krn_align64(floats * sizeof(float));
 }
 
 size_t krn_attend_scratch_bytes(uint32_t threads, uint32_t heads, uint32_t list_stride)
 {
-    (void)heads;
-    return threads * krn_attend_thread_bytes(list_stride);
+    return threads * krn_attend_thread_bytes(heads, list_stride);
 }
 
 typedef struct attend_work {
@@ -92,7 +91,7 @@ void krn_attend(krn_pool *pool, const krn_attend_args *args)
     attend_work w = {.args = args,
                      .head_step = args->heads,
                      .head_tasks = 1,
-                     .thread_bytes = krn_attend_thread_bytes(args->list_stride)};
+                     .thread_bytes = krn_attend_thread_bytes(args->heads, args->list_stride)};
     /* Few rows: split heads too, 16 at a time; gathering the keys again is small against them. */
     if (args->count < 2 * threads && args->heads > 16) {
         w.head_step = 16;

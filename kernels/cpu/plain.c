@@ -175,7 +175,8 @@ static void attend_task(void *context, uint32_t task, uint32_t thread)
 
 void krn_plain_attend(krn_pool *pool, const krn_attend_args *args)
 {
-    attend_work w = {.args = args, .thread_bytes = krn_attend_thread_bytes(args->list_stride)};
+    attend_work w = {.args = args,
+                     .thread_bytes = krn_attend_thread_bytes(args->heads, args->list_stride)};
     sl_assert(args->heads <= KRN_PLAIN_ROW_DIM); /* the scratch holds that many rows of scores */
     krn_pool_run(pool, args->count, attend_task, &w);
 }

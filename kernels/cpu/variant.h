@@ -124,7 +124,7 @@ static inline size_t krn_align64(size_t bytes)
 /* Indexer scores in plain numerics: f32 queries, f32 keys. */
 void krn_plain_score(const krn_score_tile *tile);
 /* Bytes of one thread's attention scratch. */
-size_t krn_attend_thread_bytes(uint32_t list_stride);
+size_t krn_attend_thread_bytes(uint32_t heads, uint32_t list_stride);
 /* Floats between slabs of 32 dimensions: padded, so that slabs do not share cache sets. */
 static inline size_t krn_attend_slab_size(uint32_t list_stride)
 {

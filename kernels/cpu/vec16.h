@@ -114,6 +114,14 @@ VEC_INLINE v16_i v16_bf16_bits(v16_f v)
     rounded = _mm512_mask_or_epi32(rounded, nan, x, _mm512_set1_epi32(0x400000));
     return _mm512_srli_epi32(rounded, 16);
 }
+VEC_INLINE v16_i v16_bf16_pairs(v16_f low, v16_f high)
+{
+    return _mm512_or_si512(v16_bf16_bits(low), _mm512_slli_epi32(v16_bf16_bits(high), 16));
+}
+VEC_INLINE void v16_store_words(uint32_t *p, v16_i x)
+{
+    _mm512_storeu_si512(p, x);
+}
 VEC_INLINE void v16_store_bf16(uint16_t *p, v16_f v)
 {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(v16_bf16_bits(v)));

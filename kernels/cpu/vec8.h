@@ -130,6 +130,15 @@ VEC_INLINE v8_i v8_bf16_bits(v8_f v)
     v8_i quiet = _mm256_or_si256(x, _mm256_set1_epi32(0x400000));
     return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
 }
+/* Words of two bf16 numbers: low in the lower half. */
+VEC_INLINE v8_i v8_bf16_pairs(v8_f low, v8_f high)
+{
+    return _mm256_or_si256(v8_bf16_bits(low), _mm256_slli_epi32(v8_bf16_bits(high), 16));
+}
+VEC_INLINE void v8_store_words(uint32_t *p, v8_i x)
+{
+    _mm256_storeu_si256((__m256i *)p, x);
+}
 VEC_INLINE void v8_store_bf16(uint16_t *p, v8_f v)
 {
     v8_i x = v8_bf16_bits(v);
