@@ -22,6 +22,8 @@
 
 #include "kernels/cpu/gemm.inc"
 #include "kernels/cpu/rows.inc"
+#include "kernels/cpu/score_wide.inc"
+
 #include "kernels/cpu/score.inc"
 
 static void attend(const krn_attend_args *args, uint32_t row, uint32_t head, uint32_t head_count,

@@ -78,10 +78,9 @@ VEC_INLINE v16_f v16_from_e4m3(const uint8_t *p)
 {
     return _mm512_mul_ps(v16_tiny_e4m3(p), _mm512_set1_ps(0x1p120f));
 }
-VEC_INLINE void v16_four_e4m3(const uint8_t *p, v16_f out[4])
+VEC_INLINE void v16_four_of_words(v16_i x, v16_f out[4])
 {
     const v16_i kept = _mm512_set1_epi16((short)0x87F0), upper = _mm512_set1_epi32((int)0xFFFF0000);
-    v16_i x = _mm512_loadu_si512(p);
     v16_i odd = _mm512_and_si512(_mm512_srai_epi16(x, 4), kept);
     v16_i even = _mm512_and_si512(_mm512_srai_epi16(_mm512_slli_epi16(x, 8), 4), kept);
     out[0] = _mm512_castsi512_ps(_mm512_slli_epi32(even, 16));
@@ -89,10 +88,9 @@ VEC_INLINE void v16_four_e4m3(const uint8_t *p, v16_f out[4])
     out[2] = _mm512_castsi512_ps(_mm512_and_si512(even, upper));
     out[3] = _mm512_castsi512_ps(_mm512_and_si512(odd, upper));
 }
-VEC_INLINE v16_f v16_tiny_of_byte(v16_i x, const int byte)
+VEC_INLINE void v16_four_e4m3(const uint8_t *p, v16_f out[4])
 {
-    x = _mm512_srai_epi32(_mm512_slli_epi32(x, 24 - 8 * byte), 4);
-    return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32((int)0x87F00000)));
+    v16_four_of_words(_mm512_loadu_si512(p), out);
 }
 VEC_INLINE v16_f v16_from_bf16(const uint16_t *p)
 {

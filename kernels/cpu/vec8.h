@@ -91,10 +91,9 @@ VEC_INLINE v8_f v8_from_e4m3(const uint8_t *p)
 }
 /* Words of four codes (no NaN codes): code i of each word times 2^-120 in out[i]. Shifts of 16 bits
  * and masks: widening bytes one by one takes twice the time (Zen 4). */
-VEC_INLINE void v8_four_e4m3(const uint8_t *p, v8_f out[4])
+VEC_INLINE void v8_four_of_words(v8_i x, v8_f out[4])
 {
     const v8_i kept = _mm256_set1_epi16((short)0x87F0), upper = _mm256_set1_epi32((int)0xFFFF0000);
-    v8_i x = _mm256_loadu_si256((const __m256i *)p);
     v8_i odd = _mm256_and_si256(_mm256_srai_epi16(x, 4), kept);
     v8_i even = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(x, 8), 4), kept);
     out[0] = _mm256_castsi256_ps(_mm256_slli_epi32(even, 16));
@@ -102,11 +101,9 @@ VEC_INLINE void v8_four_e4m3(const uint8_t *p, v8_f out[4])
     out[2] = _mm256_castsi256_ps(_mm256_and_si256(even, upper));
     out[3] = _mm256_castsi256_ps(_mm256_and_si256(odd, upper));
 }
-/* The code in byte `byte` (a constant) of each lane, times 2^-120. */
-VEC_INLINE v8_f v8_tiny_of_byte(v8_i x, const int byte)
+VEC_INLINE void v8_four_e4m3(const uint8_t *p, v8_f out[4])
 {
-    x = _mm256_srai_epi32(_mm256_slli_epi32(x, 24 - 8 * byte), 4);
-    return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32((int)0x87F00000)));
+    v8_four_of_words(_mm256_loadu_si256((const __m256i *)p), out);
 }
 VEC_INLINE v8_f v8_from_bf16(const uint16_t *p)
 {
