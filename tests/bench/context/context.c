@@ -1,6 +1,6 @@
 /* Context bench: what a token costs at a position, and who it is that costs it.
  *
- *   build/bench/context [--model DIR] [--threads N] [--until TOKENS]
+ *   build/bench/context [--model DIR] [--threads N] [--until TOKENS | --at TOKENS]
  *
  * One sequence of the model. Its cache is filled up to each position with random rows (the cost of
  * a row does not depend on how it came), then one chunk of 512 tokens is prefilled and 24 tokens
@@ -26,7 +26,8 @@ typedef struct bench {
     eng_sequence *sequence;
     const char *dir;
     int threads;
-    uint32_t until;
+    uint32_t until; /* last position */
+    bool alone;     /* no other position */
 } bench;
 
 static uint64_t dice = 88172645463325252ull;
@@ -164,6 +165,13 @@ static void bench_decode(bench *b, uint32_t position)
     print_shares(&times, whole);
 }
 
+static void bench_at(bench *b, uint32_t position)
+{
+    fill_to(b, position);
+    bench_prefill(b, position);
+    bench_decode(b, position);
+}
+
 /* ---- start ---- */
 
 static void open_all(bench *b)
@@ -191,16 +199,18 @@ static void parse(int argc, char **argv, bench *b)
     static const struct option options[] = {{"model", required_argument, NULL, 'm'},
                                             {"threads", required_argument, NULL, 't'},
                                             {"until", required_argument, NULL, 'u'},
+                                            {"at", required_argument, NULL, 'a'},
                                             {0}};
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (c == 'm')
             b->dir = optarg;
         else if (c == 't')
             b->threads = atoi(optarg);
-        else if (c == 'u')
-            b->until = (uint32_t)strtoul(optarg, NULL, 10);
+        else if (c == 'u' || c == 'a')
+            b->until = (uint32_t)strtoul(optarg, NULL, 10) / KRN_PAGE_TOKENS * KRN_PAGE_TOKENS;
         else
             exit(2);
+        b->alone = b->alone || c == 'a';
     }
 }
 
@@ -210,13 +220,11 @@ int main(int argc, char **argv)
     bench b = {.dir = "models/demo", .threads = 1, .until = 131072};
     parse(argc, argv, &b);
     open_all(&b);
-    for (size_t i = 0; i < sizeof positions / sizeof positions[0]; i++) {
-        if (positions[i] > b.until)
-            break;
-        fill_to(&b, positions[i]);
-        bench_prefill(&b, positions[i]);
-        bench_decode(&b, positions[i]);
-    }
+    for (size_t i = 0; i < sizeof positions / sizeof positions[0]; i++)
+        if (!b.alone && positions[i] <= b.until)
+            bench_at(&b, positions[i]);
+    if (b.alone)
+        bench_at(&b, b.until);
     eng_sequence_close(b.sequence);
     eng_engine_destroy(b.engine);
     eng_model_close(b.model);

@@ -4,8 +4,8 @@
  *   llama_steps MODEL.gguf THREADS POSITION...      one line a position: POSITION PREFILL_MS
  * DECODE_MS
  *
- * One sequence of random tokens, prefilled in chunks of 512 up to each position; there 24 tokens
- * are decoded and dropped again. prefill: CPU ms a token of the last chunk before the position. */
+ * One sequence of random tokens. At each position one chunk of 512 is prefilled, and 24 tokens are
+ * decoded; both are dropped again. The way there is prefilled in chunks of 512. */
 #include <llama.h>
 
 #include <stdio.h>
@@ -78,7 +78,7 @@ int main(int argc, char **argv)
     if (!model)
         return 1;
     struct llama_context_params params = llama_context_default_params();
-    params.n_ctx = (uint32_t)atoi(argv[argc - 1]) + CHUNK;
+    params.n_ctx = (uint32_t)atoi(argv[argc - 1]) + 2 * CHUNK;
     params.n_batch = params.n_ubatch = CHUNK;
     params.n_threads = params.n_threads_batch = atoi(argv[2]);
     struct llama_context *context = llama_init_from_model(model, params);
@@ -86,11 +86,12 @@ int main(int argc, char **argv)
         return 1;
     int vocab = llama_vocab_n_tokens(llama_model_get_vocab(model)), position = 0;
     for (int i = 3; i < argc; i++) {
-        double last = 0;
         for (; position < atoi(argv[i]); position += CHUNK)
-            last = step(context, vocab, CHUNK);
+            (void)step(context, vocab, CHUNK);
+        double prefill = step(context, vocab, CHUNK) / CHUNK;
+        llama_memory_seq_rm(llama_get_memory(context), 0, position, -1);
         double decode = decode_there(context, vocab, position);
-        printf("%d %.4f %.4f\n", position, last / CHUNK * 1e3, decode * 1e3);
+        printf("%d %.4f %.4f\n", position, prefill * 1e3, decode * 1e3);
         fflush(stdout);
     }
     llama_free(context);
