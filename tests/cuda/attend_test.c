@@ -54,6 +54,18 @@ static void scene_init(scene *s, int kind)
     }
 }
 
+static void check_schedules(krn_cuda_attend_params p, const uint16_t *expected, size_t bytes)
+{
+    uint16_t *again = aligned(bytes);
+    for (p.schedule = 1; p.schedule <= 2; p.schedule++) {
+        gpu_ok(gpu->fill(p.out, 0xA5, bytes, NULL));
+        gpu_ok(gpu->attend(&p, NULL));
+        gpu_get(again, p.out, bytes);
+        assert_equal_bytes(again, expected, bytes, p.schedule == 1 ? "walked" : "split");
+    }
+    free(again);
+}
+
 static void check_attend(int kind, uint32_t heads)
 {
     scene s;
@@ -108,15 +120,7 @@ static void check_attend(int kind, uint32_t heads)
         printf("attend kind %d, %u heads, %u entries: largest error %.2e of the largest output\n",
                kind, heads, s.counts[r], worst / (largest + 1e-30f));
     }
-    for (p.schedule = 1; p.schedule <= 2; p.schedule++) {
-        uint16_t *again = aligned(count * 2);
-        gpu_ok(gpu->fill(p.out, 0xA5, count * 2, NULL));
-        gpu_ok(gpu->attend(&p, NULL));
-        gpu_get(again, p.out, count * 2);
-        assert_equal_bytes(again, got, count * 2, p.schedule == 1 ? "walked" : "split");
-        free(again);
-    }
-    p.schedule = 0;
+    check_schedules(p, got, count * 2);
     for (uint32_t r = 0; r < ROWS; r++) { /* alone */
         krn_cuda_attend_params q = p;
         q.rows = 1;
