@@ -29,6 +29,17 @@ FORMS = [
 ]
 
 
+# What a completion may want beside its tokens; none of it changes them.
+EXTRAS = [{}, {}, {"n": 3}, {"prompt_logprobs": 1}, {"sluice": {"routing": True, "sampling_mask": True, "prompt_routing": True}},
+          {"n": 2, "logprobs": 2, "sluice": {"sampling_mask": True}}]
+
+
+def tokens(answer):
+    """Of the first choice."""
+    return [token for part in ([answer.body] if answer.body else answer.chunks) for choice in part.get("choices", [])
+            if choice["index"] == 0 for token in choice.get("token_ids") or []]
+
+
 class Item:
     """A request, and the same for sluice-run."""
 
@@ -42,6 +53,7 @@ class Item:
         if self.kind == "ids":
             self.prompt = [0] + tokenize(book_text(words, source.randrange(4)))  # few texts: prefixes are often shared
             self.fields["ignore_eos"] = True
+            self.fields.update(source.choice(EXTRAS))
             self.expected = REFERENCE.run(["--ids", ",".join(map(str, self.prompt)), "--ignore-eos", *options])["ids"]
         else:
             self.prompt = needle_prompt(words, seed=source.randrange(4)) if self.kind == "needle" else \
@@ -95,12 +107,12 @@ class Traffic:
             self.wrong.append(f"{answer.status} {answer.error}")
         elif stream and not answer.done:
             self.outcomes["hung up"] += 1
-            if answer.token_ids != item.expected[:len(answer.token_ids)]:
-                self.wrong.append(f"{item.kind} {item.fields}: {answer.token_ids} does not begin {item.expected}")
+            if tokens(answer) != item.expected[:len(tokens(answer))]:
+                self.wrong.append(f"{item.kind} {item.fields}: {tokens(answer)} does not begin {item.expected}")
         else:
             self.outcomes["finished"] += 1
-            if answer.token_ids != item.expected:
-                self.wrong.append(f"{item.kind} {item.fields}: {answer.token_ids} instead of {item.expected}")
+            if tokens(answer) != item.expected:
+                self.wrong.append(f"{item.kind} {item.fields}: {tokens(answer)} instead of {item.expected}")
 
 
 def resident_mb(pid):
