@@ -7,11 +7,10 @@
 #include "model/dfa.h"
 #include "model/json_schema_parts.h"
 
-#define DIGITS_MAX                                                                 \
-    20u /* of an integer or a fraction: a model that repeats zeros comes to an end \
-         */
+/* Of an integer or a fraction: a model that repeats zeros comes to an end. */
+#define DIGITS_MAX       20u
 #define BOUND_DIGITS_MAX 18u /* of the integer part where there are bounds */
-#define EXPONENT_DIGITS  3u
+#define EXPONENT_DIGITS  2u  /* so that a double holds it */
 
 /* A bound: sign and the digits before and behind the point, without needless zeros. */
 typedef struct decimal {

@@ -8,6 +8,7 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 #include "model/json_schema_parts.h"
+#include "model/matcher.h"
 
 #define ALTERNATIVES_MAX 256u
 #define VALUES_MAX       8192u
@@ -259,21 +260,55 @@ static bool is_constrained(const mdl_schema_facts *f)
            f->length_max != MDL_SCHEMA_COUNT_ANY || f->bounds.upper;
 }
 
+static sl_status compile_facts(mdl_schema_compiler *c, mdl_schema_facts *f, unsigned wanted,
+                               mdl_node *out_node);
+
+/* Drops the values that the other keywords do not allow: their grammar is asked. */
+static sl_status filter_values(mdl_schema_compiler *c, mdl_schema_facts *f, unsigned kinds,
+                               const sl_json **values, size_t *count)
+{
+    mdl_schema_compiler others = *c;
+    uint32_t value_count = f->value_count;
+    mdl_node node = MDL_NODE_NONE;
+    size_t kept = 0;
+    others.grammar = mdl_grammar_create();
+    others.rules = NULL;
+    others.rule_count = others.rule_capacity = 0;
+    others.space = others.text = others.any = MDL_NODE_NONE;
+    others.raw = false;
+    f->value_count = 0;
+    sl_status status = compile_facts(&others, f, kinds, &node);
+    f->value_count = value_count;
+    sl_err inner = {0};
+    if (sl_is_ok(status) && sl_is_ok(mdl_grammar_finish(others.grammar, node, &inner))) {
+        mdl_matcher *matcher = mdl_matcher_create(others.grammar, 0);
+        for (size_t i = 0; i < *count; i++)
+            if (mdl_json_is_text_of(matcher, values[i]))
+                values[kept++] = values[i];
+        mdl_matcher_destroy(matcher);
+    } else if (sl_is_ok(status) && inner.code != SL_INVALID) {
+        status = mdl_schema_fail(c, inner.code, "enum", inner.text);
+    }
+    *count = kept;
+    sl_free(others.rules);
+    mdl_grammar_destroy(others.grammar);
+    return status;
+}
+
 /* Scalars share their prefixes; objects and arrays stand for themselves. */
-static sl_status compile_values(mdl_schema_compiler *c, const mdl_schema_facts *f, unsigned kinds,
+static sl_status compile_values(mdl_schema_compiler *c, mdl_schema_facts *f, unsigned kinds,
                                 mdl_node *out_node)
 {
     size_t max = f->value_is_list[0] ? sl_json_count(f->values[0]) : 1;
     if (max > VALUES_MAX)
         return mdl_schema_fail(c, SL_TOO_LARGE, "enum", "more than 8192 values");
-    if (is_constrained(f))
-        return mdl_schema_fail(c, SL_UNSUPPORTED, f->value_is_list[0] ? "enum" : "const",
-                               "beside other keywords than type is not supported");
     const sl_json **values = sl_alloc(max, sizeof(*values), "schema values");
     mdl_word *words = sl_alloc(max, sizeof(*words), "schema values");
     sl_buf *texts = sl_alloc(max, sizeof(*texts), "schema values");
     size_t count = mdl_schema_values(f, kinds, values, max), word_count = 0;
     mdl_node out = MDL_NODE_NONE;
+    sl_status status = is_constrained(f) ? filter_values(c, f, kinds, values, &count) : sl_ok();
+    count = sl_is_ok(status) ? count : 0;
     for (size_t i = 0; i < count; i++) {
         sl_buf_init(&texts[i], 0);
         if (mdl_schema_kind_of(values[i]) & (MDL_JSON_OBJECT | MDL_JSON_ARRAY)) {
@@ -296,7 +331,7 @@ static sl_status compile_values(mdl_schema_compiler *c, const mdl_schema_facts *
     sl_free(words);
     sl_free(texts);
     *out_node = out; /* NONE: none of the wanted kinds */
-    return sl_ok();
+    return status;
 }
 
 /* ---- one value ---- */

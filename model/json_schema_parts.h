@@ -153,6 +153,9 @@ mdl_node mdl_json_any(mdl_schema_compiler *c);
 /* An object or an array of anything. */
 mdl_node mdl_json_any_object(mdl_schema_compiler *c);
 mdl_node mdl_json_any_array(mdl_schema_compiler *c);
+struct mdl_matcher;
+/* Is the value, written without white space, a text of the matcher's grammar? */
+bool mdl_json_is_text_of(struct mdl_matcher *matcher, const sl_json *value);
 mdl_node mdl_json_value(mdl_schema_compiler *c, const sl_json *value);
 /* Others are notes: names of somebody's own. */
 bool mdl_json_format_known(const char *format);

@@ -6,6 +6,7 @@
 #include "base/assert.h"
 #include "model/dfa.h"
 #include "model/json_schema_parts.h"
+#include "model/matcher.h"
 #include "model/regex.h"
 
 /* White space is bounded, so that a model cannot go on with it for ever. */
@@ -326,6 +327,19 @@ mdl_node mdl_json_value(mdl_schema_compiler *c, const sl_json *value)
         members = members == MDL_NODE_NONE ? member : mdl_grammar_then(g, member, members);
     }
     return bracketed(c, object ? "{}" : "[]", members);
+}
+
+bool mdl_json_is_text_of(mdl_matcher *matcher, const sl_json *value)
+{
+    sl_buf buf;
+    sl_buf_init(&buf, 0);
+    sl_json_write(&buf, value);
+    uint32_t state = mdl_matcher_start(matcher);
+    for (size_t i = 0; i < buf.size && state > MDL_STATE_DEAD; i++)
+        state = mdl_matcher_byte(matcher, state, (uint8_t)buf.data[i]);
+    sl_buf_fini(&buf);
+    /* A table that is full says no: less is allowed than might be. */
+    return state > MDL_STATE_DEAD && mdl_matcher_accepts(matcher, state);
 }
 
 /* ---- any value ---- */
