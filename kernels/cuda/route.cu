@@ -7,6 +7,7 @@
 #define GROUPS_MAX  64
 #define CHOSEN_MAX  32
 #define ROWS_A_CTA  4
+#define PLACE_WARPS 8
 
 struct route_scratch {
     float sigmoid[EXPERTS_MAX], biased[EXPERTS_MAX], group[GROUPS_MAX];
@@ -148,26 +149,41 @@ static __global__ void __launch_bounds__(1024) count_kernel(const krn_cuda_group
     }
 }
 
-/* A warp owns an expert and walks all assignments in order. */
-static __global__ void __launch_bounds__(128) place_kernel(const krn_cuda_group_params p)
+/* A block owns an expert; its warps count, then place, a run of the assignments each, in order. */
+static __global__ void __launch_bounds__(PLACE_WARPS * 32)
+    place_kernel(const krn_cuda_group_params p)
 {
-    uint32_t e = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (e >= p.experts)
-        return;
-    uint32_t at = p.out_offsets[e], end = p.out_offsets[e + 1];
-    if (e == p.experts - 1) /* all behind it are gaps too */
-        end = (p.rows * p.chosen + p.experts * (p.align - 1) + p.align - 1) / p.align * p.align;
-    for (uint32_t i = lane; i - lane < p.rows * p.chosen; i += 32) {
-        bool mine = i < p.rows * p.chosen && p.experts_chosen[i] == e;
+    __shared__ uint32_t counts[PLACE_WARPS];
+    uint32_t e = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    uint32_t total = p.rows * p.chosen,
+             run = (total + PLACE_WARPS * 32 - 1) / (PLACE_WARPS * 32) * 32;
+    uint32_t first = warp * run, last = min(first + run, total), count = 0;
+#pragma unroll 4
+    for (uint32_t i = first; i < last; i += 32)
+        count +=
+            __popc(__ballot_sync(0xFFFFFFFFu, i + lane < last && p.experts_chosen[i + lane] == e));
+    if (lane == 0)
+        counts[warp] = count;
+    __syncthreads();
+    uint32_t at = p.out_offsets[e], end = p.out_offsets[e + 1], behind = at;
+    for (uint32_t w = 0; w < PLACE_WARPS; w++) {
+        at += w < warp ? counts[w] : 0;
+        behind += counts[w];
+    }
+#pragma unroll 4
+    for (uint32_t i = first; i < last; i += 32) {
+        bool mine = i + lane < last && p.experts_chosen[i + lane] == e;
         uint32_t mask = __ballot_sync(0xFFFFFFFFu, mine);
         uint32_t place = at + __popc(mask & ((1u << lane) - 1));
         if (mine) {
-            p.out_rows[place] = i / p.chosen;
-            p.out_places[i] = place;
+            p.out_rows[place] = (i + lane) / p.chosen;
+            p.out_places[i + lane] = place;
         }
         at += __popc(mask);
     }
-    for (uint32_t place = at + lane; place < end; place += 32)
+    if (e == p.experts - 1) /* all behind it are gaps too */
+        end = (total + p.experts * (p.align - 1) + p.align - 1) / p.align * p.align;
+    for (uint32_t place = behind + threadIdx.x; place < end; place += PLACE_WARPS * 32)
         p.out_rows[place] = UINT32_MAX;
 }
 
@@ -180,6 +196,6 @@ KRN_CUDA_LOCAL int krn_cuda_route_group(const krn_cuda_group_params *p, krn_cuda
     int code = krn_cuda_launched("route_group");
     if (code != KRN_CUDA_OK)
         return code;
-    place_kernel<<<(p->experts + 3) / 4, 128, 0, s>>>(*p);
+    place_kernel<<<p->experts, PLACE_WARPS * 32, 0, s>>>(*p);
     return krn_cuda_launched("route_group");
 }
