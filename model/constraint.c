@@ -112,7 +112,8 @@ static sl_status read_structured(mdl_constraint *c, const sl_json *request, sl_e
     if (object)
         SL_TRY(set_kind(c, MDL_CONSTRAINT_JSON_OBJECT, "structured_outputs.json_object", err));
     if (c->kind == MDL_CONSTRAINT_NONE)
-        return sl_fail(err, SL_INVALID, "structured_outputs: needs one of json, regex, choice");
+        return sl_fail(err, SL_INVALID,
+                       "structured_outputs: needs one of json, regex, choice, json_object: true");
     return sl_ok();
 }
 

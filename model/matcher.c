@@ -16,7 +16,7 @@
 
 #define CELLS_PER_STATE 8u
 #define SETS_PER_STATE  32u
-#define SET_MAX         1024u /* cells of one state */
+#define SET_MAX         2048u /* cells of one state: an object's 1,024 properties, and others */
 #define WORK_MAX        8192u
 #define CHAIN_MAX \
     1024u /* cells on one another, for mdl_matcher_near; the others stay as they are */

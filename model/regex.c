@@ -30,6 +30,9 @@ typedef struct parser {
     int depth;
     ranges set;   /* of the class being read */
     bool negated; /* the class is */
+    /* Of the sequences that are open, the inner behind the outer: a byte makes one part at most. */
+    mdl_node parts[MDL_REGEX_BYTES_MAX];
+    size_t part_count;
     sl_err *err;
 } parser;
 
@@ -522,6 +525,7 @@ static sl_status parse_sequence(parser *p, mdl_node *out_node)
     bool outer = p->depth == 0;
     bool anchored = outer && take(p, "^"), ended = false;
     mdl_node node = MDL_NODE_EMPTY;
+    size_t first = p->part_count;
     while (more(p) && p->pattern[p->at] != '|' && p->pattern[p->at] != ')') {
         if (outer && (looking_at(p, "$|") || (looking_at(p, "$") && p->at + 1 == p->size))) {
             p->at++;
@@ -530,8 +534,11 @@ static sl_status parse_sequence(parser *p, mdl_node *out_node)
         }
         mdl_node next = MDL_NODE_NONE;
         SL_TRY(parse_quantified(p, &next));
-        node = mdl_grammar_then(p->grammar, node, next);
+        p->parts[p->part_count++] = next;
     }
+    /* From the right, so that the way to the first part is short. */
+    while (p->part_count > first)
+        node = mdl_grammar_then(p->grammar, p->parts[--p->part_count], node);
     if (outer && (p->flags & MDL_REGEX_SEARCH)) {
         if (!anchored)
             node = mdl_grammar_then(p->grammar, anything(p), node);

@@ -747,9 +747,69 @@ TEST(size_is_bounded)
     sl_buf_fini(&request);
 }
 
+/* The longest expression: its first character is found without unfolding all of it. */
+TEST(the_longest_expression_is_matched)
+{
+    sl_buf request;
+    mdl_constraint constraint;
+    mdl_grammar *grammar = NULL;
+    sl_err err;
+    sl_buf_init(&request, 0);
+    sl_buf_puts(&request, "{\"guided_regex\":\"");
+    for (uint32_t i = 0; i < MDL_REGEX_BYTES_MAX; i++)
+        sl_buf_putc(&request, 'a');
+    sl_buf_puts(&request, "\"}");
+    assert_ok(try_compile(request.data, &constraint, &grammar, &err), &err);
+    mdl_matcher *matcher = mdl_matcher_create(grammar, 4 * MDL_REGEX_BYTES_MAX);
+    uint32_t at = mdl_matcher_start(matcher);
+    for (uint32_t i = 0; i < MDL_REGEX_BYTES_MAX; i++) {
+        assert_false(mdl_matcher_accepts(matcher, at));
+        at = mdl_matcher_byte(matcher, at, 'a');
+        assert_int_not_equal(at, MDL_STATE_FULL);
+    }
+    assert_true(mdl_matcher_accepts(matcher, at));
+    mdl_matcher_destroy(matcher);
+    mdl_grammar_destroy(grammar);
+    mdl_constraint_fini(&constraint);
+    sl_buf_fini(&request);
+}
+
+static void check_finite(const char *text, size_t size, const void *context)
+{
+    sl_json_doc *doc = NULL;
+    double number;
+    sl_err err;
+    assert_ok(sl_json_parse(text, size, NULL, &doc, &err), &err);
+    if (!sl_json_double(sl_json_root(doc), &number))
+        fail_msg("more than a double holds: %.*s", (int)size, text);
+    sl_json_doc_destroy(doc);
+}
+
+/* Many readers refuse what they cannot hold, so the longest exponents must be small ones. */
+TEST(numbers_fit_into_a_double)
+{
+    walk_many("{\"guided_json\":{\"type\":\"number\"}}", 400, 0, check_finite, NULL);
+}
+
+/* As many properties as may be, and each may be left out: all may stand first. */
+TEST(many_optional_properties)
+{
+    sl_buf schema;
+    sl_buf_init(&schema, 0);
+    sl_buf_puts(&schema, "{\"additionalProperties\":{\"type\":\"null\"},\"properties\":{");
+    for (int i = 0; i < 1024; i++)
+        sl_buf_printf(&schema, "%s\"p%d\":{\"type\":\"null\"}", i ? "," : "", i);
+    sl_buf_puts(&schema, "}}");
+    walk_schema(schema.data, 2, 0);
+    sl_buf_fini(&schema);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_longest_expression_is_matched),
+        cmocka_unit_test(many_optional_properties),
+        cmocka_unit_test(numbers_fit_into_a_double),
         cmocka_unit_test(forced_calls_satisfy_their_parameters),
         cmocka_unit_test(calls_stand_beside_content),
         cmocka_unit_test(nothing_is_constrained_unasked),
