@@ -176,7 +176,9 @@ static sl_status engine_open_tier(eng_engine *engine, sl_err *err)
         .sum_key = engine->sum_key,
         .page_bytes = engine->layout.page_bytes,
     };
-    SL_TRY(eng_tier_open(&tier, &engine->tier, err));
+    sl_status status = eng_tier_open(&tier, &engine->tier, err);
+    if (!sl_is_ok(status))
+        return sl_wrap(err, status, "second cache tier");
     eng_tier_set_wake(engine->tier, engine->wake, engine->wake_context);
     return sl_ok();
 }

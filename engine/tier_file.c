@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/assert.h"
@@ -134,6 +135,20 @@ static sl_status begin_anew(eng_tier_file *file, const eng_tier_options *options
     return sl_ok();
 }
 
+/* What the whole file system could never hold is a mistyped size; what others take of it now may
+ * become free. Some network file systems do not say how large they are. */
+static sl_status check_room(const eng_tier_file *file, const eng_tier_options *options, sl_err *err)
+{
+    struct statvfs info;
+    if (fstatvfs(file->fd, &info) != 0 || info.f_blocks == 0)
+        return sl_ok();
+    uint64_t bytes = (uint64_t)info.f_blocks * info.f_frsize;
+    if (options->bytes <= bytes)
+        return sl_ok();
+    return sl_fail(err, SL_INVALID, "%llu bytes: the file system of %s has %llu",
+                   (unsigned long long)options->bytes, options->path, (unsigned long long)bytes);
+}
+
 static sl_status prepare(eng_tier_file *file, const eng_tier_options *options, sl_err *err)
 {
     struct stat info;
@@ -144,6 +159,7 @@ static sl_status prepare(eng_tier_file *file, const eng_tier_options *options, s
         return sl_fail(err, SL_INVALID, "%s is not a regular file", options->path);
     if (flock(file->fd, LOCK_EX | LOCK_NB) != 0)
         return sl_fail_errno(err, SL_CONFLICT, "%s is in use by another process", options->path);
+    SL_TRY(check_room(file, options, err));
     bool there = read_all(file->fd, &header, sizeof(header), 0);
     /* Our own files are begun with a header: a file without one is somebody's data. Zeros are what
      * a crash at the very beginning leaves. */

@@ -47,8 +47,8 @@ typedef struct eng_tier_file {
     char why[160];   /* begun_anew: what was wrong with what was there; "" = it was empty */
 } eng_tier_file;
 
-/* Opens or creates, locks, sets the size. SL_INVALID: too small, not a regular file, or a file of
- * something else; SL_CONFLICT: another process has it. */
+/* Opens or creates, locks, sets the size. SL_INVALID: too small, larger than its file system, not a
+ * regular file, or a file of something else; SL_CONFLICT: another process has it. */
 SL_MUST_USE sl_status eng_tier_file_open(const eng_tier_options *options, eng_tier_file *out_file,
                                          sl_err *err);
 void eng_tier_file_close(eng_tier_file *file);

@@ -265,6 +265,10 @@ TEST(what_is_not_a_cache_file_is_refused)
     unlink(path);
     options.tier_bytes = 5000;
     assert_code(eng_engine_create(t.r.model, &options, &other, &err), SL_INVALID);
+    options.tier_bytes = 1ull << 62; /* more than there is anywhere, and a table of it */
+    assert_code(eng_engine_create(t.r.model, &options, &other, &err), SL_INVALID);
+    assert_non_null(strstr(err.text, "the file system of"));
+    unlink(path);
     options.tier_path = t.r.files.dir;
     options.tier_bytes = 64 << 20;
     assert_code(eng_engine_create(t.r.model, &options, &other, &err), SL_IO);
