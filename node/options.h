@@ -9,6 +9,8 @@
 extern "C" {
 #endif
 
+#define NOD_WEIGHTS_VERSION_MAX 1000000000u /* far from the end of u32 */
+
 typedef enum nod_role { NOD_ROLE_PREFILL, NOD_ROLE_DECODE, NOD_ROLE_HYBRID } nod_role;
 typedef enum nod_backend { NOD_BACKEND_CPU, NOD_BACKEND_CUDA } nod_backend;
 

@@ -173,7 +173,7 @@ static void on_call_closed(void *context, rpc_server_call *call, bool cancelled)
 static const rpc_server_call_events CALL_EVENTS = {.on_closed = on_call_closed};
 
 static sl_status check(const nod_reload *reload, const Sluice__V1__ReloadWeightsRequest *request,
-                       sl_err *err)
+                       uint32_t *out_version, sl_err *err)
 {
     const nod_host *host = reload->host;
     size_t size = strlen(request->model);
@@ -184,9 +184,12 @@ static sl_status check(const nod_reload *reload, const Sluice__V1__ReloadWeights
     if (size == 0 || size > RELOAD_PATH_MAX)
         return sl_fail(err, SL_INVALID, "model: must be a directory's path, 1 to %u bytes",
                        RELOAD_PATH_MAX);
-    if (request->weights_version && request->weights_version <= version_now(host))
-        return sl_fail(err, SL_INVALID, "weights_version: must be higher than %u, is %u",
-                       version_now(host), request->weights_version);
+    uint32_t wanted = request->weights_version ? request->weights_version : version_now(host) + 1;
+    if (wanted <= version_now(host) || wanted > NOD_WEIGHTS_VERSION_MAX)
+        return sl_fail(err, SL_INVALID,
+                       "weights_version: must be higher than %u, at most %u, is %u",
+                       version_now(host), NOD_WEIGHTS_VERSION_MAX, wanted);
+    *out_version = wanted;
     return sl_ok();
 }
 
@@ -196,14 +199,14 @@ void nod_reload_on_call(void *context, rpc_server_call *call, const ProtobufCMes
     const Sluice__V1__ReloadWeightsRequest *request =
         (const Sluice__V1__ReloadWeightsRequest *)base;
     sl_err err;
-    sl_status status = check(reload, request, &err);
+    uint32_t version = 0;
+    sl_status status = check(reload, request, &version, &err);
     if (!sl_is_ok(status)) {
         rpc_server_call_finish(call, status.code, err.text);
         return;
     }
     reload->dir = sl_strdup(request->model, "reload path");
-    reload->version =
-        request->weights_version ? request->weights_version : version_now(reload->host) + 1;
+    reload->version = version;
     reload->wait_ns =
         request->deadline_ms ? (uint64_t)request->deadline_ms * SL_MS_NS : RELOAD_DEADLINE_NS;
     reload->started_at = sl_loop_now(reload->host->loop);

@@ -90,6 +90,8 @@ def test_new_weights_serve():
         assert ask(cluster, prompt).token_ids == new
         status, text, _ = reload(cluster, "decode-0", MODEL, 2)
         assert status != 0 and "higher than 2" in text, (status, text)
+        status, text, _ = reload(cluster, "decode-0", MODEL, 2**32 - 1)  # no reload could follow
+        assert status != 0 and "at most 1000000000" in text, (status, text)
         for node in NODES:  # and back, under a number of our own
             assert reload(cluster, node, MODEL, 7)[0] == 0
         assert ask(cluster, prompt).token_ids == old

@@ -93,7 +93,7 @@ struct  Sluice__V1__ReloadWeightsRequest
    */
   char *model;
   /*
-   * higher than the one that serves; 0 = one higher
+   * higher than the one that serves, at most 1e9; 0 = one higher
    */
   uint32_t weights_version;
   /*
