@@ -2,9 +2,10 @@
  *
  *   build/bench/kernels [FILTER]     SLUICE_CPU chooses the variant
  *
- * One thread, CPU time of that thread (other processes on the machine disturb it little), random
- * data, medians of 7. Weights of the decode rows are larger than the caches. Only ratios mean
- * something on a shared machine. */
+ * Floor: the largest of FLOP by the multiply-add roof, bytes from memory by the reading roof and,
+ * for few rows, fp8 weights by the roof of converting them. One thread, CPU time of that thread
+ * (other processes on the machine disturb it little), random data, medians of 7. Weights of the
+ * decode rows are larger than the caches. Only ratios mean something on a shared machine. */
 #include "kernels/kernels.h"
 #include "tests/bench/kernels/roof.h"
 
@@ -20,10 +21,11 @@ typedef struct bench {
     const char *shape;
     void (*run)(void *state);
     void *state;
-    double flops; /* of one run: compared with the multiply-add roof */
-    double bytes; /* of one run, when memory bounds it: compared with reading */
+    double flops; /* of one run: not under the multiply-add roof */
+    double bytes; /* of one run that come from memory: not under the time to read them */
     double units; /* rows or so of one run, for the time column */
     const char *unit;
+    uint32_t convert_rows; /* fp8 weights for so few rows: not under converting them either */
 } bench;
 
 static uint64_t dice = 88172645463325252ull;
@@ -118,20 +120,45 @@ static double timed(const bench *b)
     return (now - before) / repeats;
 }
 
+static double convert_rate(uint32_t rows)
+{
+    double before = thread_seconds();
+    double bytes = (double)roof_convert(rows);
+    return bytes / (thread_seconds() - before);
+}
+
+/* The least time of one run, by the roofs as they are now, and which of them it is. */
+static double floor_seconds(const bench *b, const char **out_roof)
+{
+    double floor = b->flops > 0 ? b->flops / fma_rate(true) : 0;
+    double reading = b->bytes > 0 ? b->bytes / read_rate() : 0;
+    double converting = b->convert_rows > 0 ? b->bytes / convert_rate(b->convert_rows) : 0;
+    *out_roof = "fma";
+    if (reading > floor) {
+        floor = reading;
+        *out_roof = "read";
+    }
+    if (converting > floor) {
+        floor = converting;
+        *out_roof = "convert";
+    }
+    return floor;
+}
+
 static void measure(const bench *b)
 {
-    double seconds[ROUNDS], ratio[ROUNDS], roof[ROUNDS];
+    double seconds[ROUNDS], ratio[ROUNDS], floors[ROUNDS];
+    const char *roof = "";
     b->run(b->state);
     for (int i = 0; i < ROUNDS; i++) {
-        roof[i] = b->bytes > 0 ? read_rate() : fma_rate(true);
+        floors[i] = floor_seconds(b, &roof);
         seconds[i] = timed(b);
-        ratio[i] = (b->bytes > 0 ? b->bytes : b->flops) / seconds[i] / roof[i];
+        ratio[i] = floors[i] / seconds[i];
     }
-    double time = median(seconds), share = median(ratio), top = median(roof);
-    double rate = (b->bytes > 0 ? b->bytes : b->flops) / time;
-    printf("%-26s %-34s %9.2f us/%-7s %7.1f %-8s of %6.1f  %5.1f %%\n", b->name, b->shape,
-           time / b->units * 1e6, b->unit, rate * 1e-9, b->bytes > 0 ? "GB/s" : "GFLOP/s",
-           top * 1e-9, share * 100);
+    double time = median(seconds), share = median(ratio), floor = median(floors);
+    printf("%-26s %-34s %9.2f MFLOP %7.2f MB %9.2f us/%-4s floor %9.2f (%s)  %5.1f %%\n", b->name,
+           b->shape, b->flops / b->units * 1e-6, b->bytes / b->units * 1e-6, time / b->units * 1e6,
+           b->unit, floor / b->units * 1e6, roof, share * 100);
     fflush(stdout);
 }
 
@@ -365,18 +392,31 @@ static void bench_linear(void)
          .shape = "10 full experts: 1 x 2048 x 7168",
          .units = 1,
          .state = linear(KRN_MATRIX_FP8, 1, 2048, 7168, 10, false),
+         .flops = 2.0 * 2048 * 7168,
          .bytes = 2048.0 * 7168,
+         .convert_rows = 1,
+         .unit = "row"},
+        {.name = "linear fp8, 2 rows",
+         .shape = "10 full experts: 2 x 2048 x 7168",
+         .units = 2,
+         .state = linear(KRN_MATRIX_FP8, 2, 2048, 7168, 10, false),
+         .flops = 2.0 * 2 * 2048 * 7168,
+         .bytes = 2048.0 * 7168,
+         .convert_rows = 2,
          .unit = "row"},
         {.name = "linear fp8, 4 rows",
          .shape = "10 full experts: 4 x 2048 x 7168",
          .units = 4,
          .state = linear(KRN_MATRIX_FP8, 4, 2048, 7168, 10, false),
+         .flops = 2.0 * 4 * 2048 * 7168,
          .bytes = 2048.0 * 7168,
+         .convert_rows = 4,
          .unit = "row"},
         {.name = "linear bf16 to f32, 1 row",
          .shape = "4 heads' parts: 1 x 4096 x 7168",
          .units = 1,
          .state = linear(KRN_MATRIX_BF16, 1, 4096, 7168, 4, true),
+         .flops = 2.0 * 4096 * 7168,
          .bytes = 4096.0 * 7168 * 2,
          .unit = "row"},
     };
@@ -394,19 +434,19 @@ static void bench_attention(void)
     attend_state *demo_far = attention(1, 8, 8, 256, 16384);
     bench b[] = {
         {"attention", "demo: 8 heads, 256 keys", run_attend, demo, 16 * 2.0 * 8 * 256 * 1088, 0, 16,
-         "row"},
+         "row", 0},
         {"attention", "full: 128 heads, 2048 keys", run_attend, full, 16 * 2.0 * 128 * 2048 * 1088,
-         0, 16, "row"},
+         0, 16, "row", 0},
         {"index score and select", "demo, prefill: 16 rows, 4K keys", run_select, demo,
-         16 * 2.0 * 8 * 4096 * 128, 0, 16, "row"},
+         16 * 2.0 * 8 * 4096 * 128, 0, 16, "row", 0},
         {"index score and select", "full, prefill: 16 rows, 8K keys", run_select, full,
-         16 * 2.0 * 64 * 8192 * 128, 0, 16, "row"},
+         16 * 2.0 * 64 * 8192 * 128, 0, 16, "row", 0},
         {"index score and select", "demo, decode: 1 row, 16K keys", run_select, demo_far,
-         2.0 * 8 * 16384 * 128, 0, 1, "row"},
+         2.0 * 8 * 16384 * 128, 0, 1, "row", 0},
         {"index score and select", "full, decode: 1 row, 64K keys", run_select, far,
-         2.0 * 64 * 65536 * 128, 0, 1, "row"},
-        {"top-k alone", "2048 of 64K", run_topk, far, 0, 65536 * 4.0, 1, "row"},
-        {"top-k alone", "256 of 4K", run_topk, demo, 0, 4096 * 4.0, 1, "row"},
+         2.0 * 64 * 65536 * 128, 0, 1, "row", 0},
+        {"top-k alone", "2048 of 64K", run_topk, far, 0, 65536 * 4.0, 1, "row", 0},
+        {"top-k alone", "256 of 4K", run_topk, demo, 0, 4096 * 4.0, 1, "row", 0},
     };
     for (size_t i = 0; i < sizeof b / sizeof b[0]; i++)
         if (wanted(b[i].name))
@@ -418,11 +458,11 @@ static void bench_rows(void)
     rows_state *demo = row_operands(512, 256), *full = row_operands(64, 7168);
     rows_state *one = row_operands(1, 7168);
     bench b[] = {
-        {"rows: rmsnorm_add", "512 x 256", run_norm, demo, 0, 512 * 256 * 8.0, 512, "row"},
-        {"rows: rmsnorm_add", "64 x 7168", run_norm, full, 0, 64 * 7168 * 8.0, 64, "row"},
-        {"rows: rmsnorm_add", "1 x 7168 (one chain)", run_norm, one, 0, 7168 * 8.0, 1, "row"},
-        {"rows: q128", "64 x 7168", run_q128, full, 0, 64 * 7168 * 3.0, 64, "row"},
-        {"rows: silu_mul", "64 x 7168", run_silu, full, 0, 64 * 7168 * 6.0, 64, "row"},
+        {"rows: rmsnorm_add", "512 x 256", run_norm, demo, 0, 512 * 256 * 8.0, 512, "row", 0},
+        {"rows: rmsnorm_add", "64 x 7168", run_norm, full, 0, 64 * 7168 * 8.0, 64, "row", 0},
+        {"rows: rmsnorm_add", "1 x 7168 (one chain)", run_norm, one, 0, 7168 * 8.0, 1, "row", 0},
+        {"rows: q128", "64 x 7168", run_q128, full, 0, 64 * 7168 * 3.0, 64, "row", 0},
+        {"rows: silu_mul", "64 x 7168", run_silu, full, 0, 64 * 7168 * 6.0, 64, "row", 0},
     };
     for (size_t i = 0; i < sizeof b / sizeof b[0]; i++)
         if (wanted(b[i].name))
@@ -445,8 +485,9 @@ int main(int argc, char **argv)
         reading[i] = read_rate();
     }
     printf("variant %s, one thread; fma %.1f GFLOP/s, multiply then add %.1f GFLOP/s, read %.1f "
-           "GB/s\n",
-           krn_cpu_variant(), median(fused) * 1e-9, median(rounded) * 1e-9, median(reading) * 1e-9);
+           "GB/s; fp8 converted and multiplied for 1, 2, 4 rows %.1f, %.1f, %.1f GB/s\n",
+           krn_cpu_variant(), median(fused) * 1e-9, median(rounded) * 1e-9, median(reading) * 1e-9,
+           convert_rate(1) * 1e-9, convert_rate(2) * 1e-9, convert_rate(4) * 1e-9);
     bench_linear();
     bench_attention();
     bench_rows();

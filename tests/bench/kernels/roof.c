@@ -3,6 +3,7 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#include <stdbool.h>
 
 #define ROOF_CHAINS 16
 /* The compiler may not know what a chain holds, so it can neither merge nor drop steps. */
@@ -59,6 +60,58 @@ uint32_t roof_mul_add(void)
     }
     muladd256();
     return 8;
+}
+
+#define CONVERT_K 128 /* steps, each of four vectors of weights */
+static uint8_t codes[CONVERT_K * 64] __attribute__((aligned(64)));
+static float scalars[4][CONVERT_K];
+
+/* Words of four codes: two shifts and masks of 16 bits, then of 32, give four vectors. */
+#define CONVERT(name, type, words, target_text, p, half, si)                                     \
+    __attribute__((target(target_text))) static inline                                           \
+        __attribute__((always_inline)) void name##_rows(const int rows)                          \
+    {                                                                                            \
+        type sum[4][4];                                                                          \
+        const words kept = p##_set1_epi16((short)0x87F0);                                        \
+        const words upper = p##_set1_epi32((int)0xFFFF0000);                                     \
+        _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++)                                   \
+            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) sum[r][v] = p##_setzero_ps();    \
+        const uint8_t *from = codes;                                                             \
+        const float *a = scalars[0];                                                             \
+        /* The compiler may not know what they hold. */                                          \
+        __asm__ volatile("" : "+r"(from), "+r"(a));                                              \
+        for (size_t k = 0; k < sizeof codes / sizeof(words); k++) {                              \
+            words x = p##_loadu_##si((const void *)(from + k * sizeof(words)));                  \
+            words odd = p##_and_##si(p##_srai_epi16(x, 4), kept);                                \
+            words even = p##_and_##si(p##_srai_epi16(p##_slli_epi16(x, 8), 4), kept);            \
+            type w[4] = {half(p##_slli_epi32(even, 16)), half(p##_slli_epi32(odd, 16)),          \
+                         half(p##_and_##si(even, upper)), half(p##_and_##si(odd, upper))};       \
+            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++)                                  \
+                _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) sum[r][v] = p##_fmadd_ps( \
+                    w[v], p##_set1_ps(a[r * CONVERT_K + (int)(k % CONVERT_K)]), sum[r][v]);      \
+        }                                                                                        \
+        _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++)                                   \
+            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) HIDE(sum[r][v]);                 \
+    }                                                                                            \
+    __attribute__((target(target_text))) static void name(uint32_t rows)                         \
+    {                                                                                            \
+        if (rows == 1)                                                                           \
+            name##_rows(1);                                                                      \
+        else if (rows == 2)                                                                      \
+            name##_rows(2);                                                                      \
+        else                                                                                     \
+            name##_rows(4);                                                                      \
+    }
+CONVERT(convert512, __m512, __m512i, "avx512f,avx512bw,fma", _mm512, _mm512_castsi512_ps, si512)
+CONVERT(convert256, __m256, __m256i, "avx2,fma", _mm256, _mm256_castsi256_ps, si256)
+
+size_t roof_convert(uint32_t rows)
+{
+    const size_t repeats = 2000;
+    bool wide = __builtin_cpu_supports("avx512bw");
+    for (size_t i = 0; i < repeats; i++)
+        wide ? convert512(rows) : convert256(rows);
+    return repeats * sizeof codes;
 }
 
 __attribute__((target("avx2"))) void roof_read(const void *memory, size_t bytes)
