@@ -305,16 +305,15 @@ static void give_way(dec_batch *batch, uint32_t index)
         sl_metric_add(batch->options.preempted, NULL, 1);
 }
 
-/* In order of rank, nobody overtakes: the first one is the next to find room. */
+/* In order of rank, nobody overtakes: the first one is the next to find room. What was promised to
+ * the others does not count against it: it has its promise already, and without the pages that they
+ * shared the promises of all may be more than there may be. */
 static void resume(dec_batch *batch)
 {
     bool room = true;
     while (room && batch->waiting_count > 0) {
         dec_job *job = batch->waiting[0];
-        eng_reserve others = {0};
-        for (uint32_t i = 1; i < batch->waiting_count; i++)
-            others.promised += pages_of(batch->waiting[i]->token_capacity);
-        eng_engine_set_reserve(batch->engine, others);
+        eng_engine_set_reserve(batch->engine, (eng_reserve){0});
         room = sl_is_ok(open_sequence(batch, job));
         if (room)
             (void)list_remove(batch->waiting, &batch->waiting_count, job);

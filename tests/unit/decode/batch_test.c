@@ -40,7 +40,8 @@ typedef struct run {
     rig *r;
     uint32_t depth;
     uint32_t rows_max;
-    uint32_t cache_pages; /* 0: enough for all */
+    uint32_t cache_pages;        /* 0: enough for all */
+    uint32_t overcommit_percent; /* with cache_pages; 0 = 1000 */
     bool tier, no_prefix_cache;
     uint64_t chunk_ns;
     const ask *asks;
@@ -217,7 +218,7 @@ static eng_engine *engine_of(const run *u, uint32_t rows_max, const char *tier_p
     eng_options engine = {.kv_bytes = 24 << 20, .rows_max = (int)rows_max, .threads = 1};
     if (u->cache_pages > 0) {
         engine.kv_bytes = eng_model_kv_bytes(u->r->model, (uint64_t)u->cache_pages * 64);
-        engine.overcommit_percent = 1000;
+        engine.overcommit_percent = u->overcommit_percent ? (int)u->overcommit_percent : 1000;
     }
     if (u->tier) {
         engine.tier_path = tier_path;
@@ -567,6 +568,32 @@ TEST(forks_give_what_they_give_alone)
     rig_close(&r);
 }
 
+/* Choices share the prompt's pages when they are admitted. Those that gave way share nothing until
+ * they are back, so that their promises together are more than there may be: they come back all
+ * the same. */
+TEST(choices_that_gave_way_come_back)
+{
+    enum { COUNT = 4 };
+    ask asks[COUNT];
+    rig r;
+    rig_of(&r, NULL);
+    asks[0] = ask_of(640, 140, 1.0f);
+    for (uint32_t i = 1; i < COUNT; i++)
+        asks[i] = fork_of(asks, 0, 80 + i);
+    run tight = run_tight(&r, &(run){.cache_pages = 14, .overcommit_percent = 165}, asks, COUNT);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        ask alone = asks[i];
+        alone.fork_of = 0;
+        run v = run_at(&r, 0, 0, &alone, 1);
+        v.outcomes[0].kept_bytes = 0;
+        assert_same(&tight.outcomes[i], &v.outcomes[0]);
+        run_free(&v);
+    }
+    assert_true(tight.preempted >= 2);
+    run_free(&tight);
+    rig_close(&r);
+}
+
 static eng_prompt_rows *rows_of(rig *r, const ask *a, uint32_t chunk)
 {
     uint32_t tokens[256];
@@ -831,6 +858,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(giving_way_changes_nothing),
     cmocka_unit_test(a_prompt_does_not_hold_up_who_generates),
     cmocka_unit_test(forks_give_what_they_give_alone),
+    cmocka_unit_test(choices_that_gave_way_come_back),
     cmocka_unit_test(prompt_rows_are_told),
     cmocka_unit_test(prompt_rows_refused),
     cmocka_unit_test(dropped_rows_are_never_kept),
