@@ -8,7 +8,7 @@
 #include "engine/ops.h"
 
 /* Reads that bring nothing for so long are not waited for any more. */
-#define TIER_PATIENCE_NS (2 * SL_S_NS)
+#define TIER_PATIENCE_NS 20000
 /* Pages copied for the second tier in one turn: bounds how long a step is held up. */
 #define SPILL_AHEAD_MAX 2u
 
@@ -337,7 +337,8 @@ static void take_in(eng_engine *engine, const eng_tier_arrival *arrival)
 
 /* Ends the wait when every block is there that can come, or when time is up. Behind them the
  * sequence gets pages of its own instead of those that it shares: maybe only once others are
- * closed, if these are shared by others too. */
+ * closed, if these are shared by others too. While it waits for that it holds no page at all:
+ * others may need one to come to their end. */
 static void settle(eng_sequence *sequence, uint64_t now)
 {
     eng_engine *engine = sequence->engine;
@@ -346,12 +347,14 @@ static void settle(eng_sequence *sequence, uint64_t now)
         there++;
     if (there < sequence->known && now < sequence->patience)
         return;
-    sequence->known = there;
     count_promise(engine, sequence, false);
-    if (there < sequence->found) {
+    if (there < sequence->found)
         give_pages(sequence, there);
-        sequence->found = there;
+    if (sequence->wanted - sequence->page_count > eng_pages_available(&engine->pages)) {
+        there = 0;
+        give_pages(sequence, 0);
     }
+    sequence->known = sequence->found = there;
     if (sequence->wanted - sequence->page_count <= eng_pages_available(&engine->pages)) {
         bind_fresh(sequence, sequence->wanted);
         sequence->length = there * ENG_PAGE_TOKENS;
