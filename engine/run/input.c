@@ -47,32 +47,38 @@ static sl_status prompt_text(const eng_run_options *options, sl_buf *text, sl_er
 
 /* ---- the form of the answer ---- */
 
-static sl_status append_schema(const char *given, sl_buf *request, sl_err *err)
+/* JSON that is in the option's value, or in the file that it names. */
+static sl_status append_json(const char *option, const char *given, bool is_text, sl_buf *request,
+                             sl_err *err)
 {
     sl_json_doc *doc = NULL;
-    if (given[strspn(given, " \t\n")] == '{')
-        SL_TRY(sl_json_parse(given, strlen(given), NULL, &doc, err));
-    else
-        SL_TRY(sl_json_parse_file(given, NULL, &doc, err));
-    sl_buf_puts(request, "\"json\":");
+    sl_status status = is_text ? sl_json_parse(given, strlen(given), NULL, &doc, err)
+                               : sl_json_parse_file(given, NULL, &doc, err);
+    if (!sl_is_ok(status))
+        return sl_wrap(err, status, "%s", option);
     sl_json_write(request, sl_json_root(doc));
     sl_json_doc_destroy(doc);
     return sl_ok();
 }
 
-static void append_choices(const char *given, sl_buf *request)
+static sl_status append_schema(const char *given, sl_buf *request, sl_err *err)
+{
+    sl_buf_puts(request, "\"json\":");
+    return append_json("--json-schema", given, given[strspn(given, " \t\n")] == '{', request, err);
+}
+
+static sl_status append_choices(const char *given, sl_buf *request, sl_err *err)
 {
     sl_buf_puts(request, "\"choice\":");
-    if (*given == '[') { /* read with the request */
-        sl_buf_puts(request, given);
-        return;
-    }
+    if (*given == '[')
+        return append_json("--choice", given, true, request, err);
     for (const char *at = given, *end; at; at = *end ? end + 1 : NULL) {
         end = at + strcspn(at, ",");
         sl_buf_putc(request, at == given ? '[' : ',');
         sl_json_write_string(request, at, (size_t)(end - at));
     }
     sl_buf_putc(request, ']');
+    return sl_ok();
 }
 
 /* The member "structured_outputs", as a request has it. */
@@ -98,7 +104,7 @@ static sl_status append_form(const eng_run_options *options, sl_buf *request, sl
         sl_json_write_string(request, options->regex, strlen(options->regex));
     }
     if (options->choice)
-        append_choices(options->choice, request);
+        SL_TRY(append_choices(options->choice, request, err));
     sl_buf_putc(request, '}');
     return sl_ok();
 }

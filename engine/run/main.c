@@ -189,6 +189,16 @@ static void print_json(const eng_run_result *result, const mdl_sampling *samplin
 
 /* ---- running ---- */
 
+/* What only the object holds would be computed for nobody. */
+static sl_status check_output(const eng_run_options *options, sl_err *err)
+{
+    if (!options->json && (options->logprobs >= 0 || options->prompt_logprobs >= 0 ||
+                           options->prompt_routing || options->handout))
+        return sl_fail(err, SL_INVALID,
+                       "--logprobs, --prompt-logprobs, --prompt-routing and --handout need --json");
+    return sl_ok();
+}
+
 static int run_prompt(const eng_run_options *options, const sl_config *config,
                       const mdl_tokenizer *tokenizer)
 {
@@ -207,7 +217,8 @@ static int run_prompt(const eng_run_options *options, const sl_config *config,
         .on_text = options->json ? NULL : print_text,
     };
     mdl_constraint_init(&constraint);
-    if (!sl_is_ok(load_sampling(options, config, MDL_VOCAB_MAX, &sampling, &err)) ||
+    if (!sl_is_ok(check_output(options, &err)) ||
+        !sl_is_ok(load_sampling(options, config, MDL_VOCAB_MAX, &sampling, &err)) ||
         !sl_is_ok(eng_run_input(options, tokenizer, &prompt, &constraint, &err)))
         code = tell(&err, ENG_RUN_EXIT_MISUSE);
     else if (!sl_is_ok(eng_run_generate(&args, &result, &err)))

@@ -195,6 +195,18 @@ TEST(system_and_thinking_reach_the_prompt)
     assert_int_equal(thinking, plain); /* <think> in place of </think> */
 }
 
+TEST(wrong_options_are_named)
+{
+    assert_int_equal(run_main("--model", DEMO, "--json-schema", "{", "Hello!"), 2);
+    assert_text_contains(errors, "--json-schema: line 1");
+    assert_int_equal(run_main("--model", DEMO, "--choice", "[\"a\"", "Hello!"), 2);
+    assert_text_contains(errors, "--choice: line 1");
+    assert_int_equal(run_main("--model", DEMO, "--prompt-logprobs", "1", "Hello!"), 2);
+    assert_text_contains(errors, "need --json");
+    assert_int_equal(run_main("--model", DEMO, "--handout", "Hello!"), 2);
+    assert_text_contains(errors, "need --json");
+}
+
 TEST(tokenize_reads_stdin)
 {
     assert_int_equal(run_with("Hello!", (const char *const[]){"--tokenize", "--model", DEMO, NULL}),
@@ -366,6 +378,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(forced_tokens_equal_a_longer_prompt),
     cmocka_unit_test(messages_and_tools),
     cmocka_unit_test(system_and_thinking_reach_the_prompt),
+    cmocka_unit_test(wrong_options_are_named),
     cmocka_unit_test(tokenize_reads_stdin),
     cmocka_unit_test(detokenize_reads_lines),
     cmocka_unit_test(contents_are_plain_text),
