@@ -294,7 +294,9 @@ static sl_status read_role(const mdl_chat *chat, const sl_json *message, mdl_cha
             continue;
         m->role = ROLES[i].role;
         if (m->role == MDL_ROLE_DEVELOPER && !chat->options.developer_allowed)
-            m->role = MDL_ROLE_SYSTEM; /* OpenAI's newer name for it */
+            return sl_fail(err, SL_INVALID,
+                           "messages[%zu].role: \"developer\" is not offered, use \"system\"",
+                           m->request_index);
         return sl_ok();
     }
     return sl_fail(err, SL_INVALID,

@@ -33,7 +33,7 @@ typedef enum mdl_response_format {
 
 typedef struct mdl_chat_options {
     mdl_chat_mode mode_default;   /* when the request does not say */
-    bool developer_allowed;       /* the template's own role "developer"; else it is "system" */
+    bool developer_allowed;       /* accept the role "developer", which is the template's own */
     bool speciale;                /* V3.2-Speciale: thinking only, no tools */
     bool keep_developer;          /* drop_thinking off: keeps earlier developer messages */
     bool final_assistant_allowed; /* a complete conversation (vectors, training text) */

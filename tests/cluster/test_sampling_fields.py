@@ -26,10 +26,6 @@ def test_fields():
         assert scored.status == 200 and scored.text == "Once upon a time", scored.body
         assert scored.usage["completion_tokens"] == 0 and len(scored.body["choices"][0]["logprobs"]["tokens"]) == len(ids), scored.body
         assert cluster.completion("x", max_tokens=0).status == 400
-        system = [{"role": "system", "content": "You are a pirate."}, {"role": "user", "content": "Who are you?"}]
-        developer = [{**system[0], "role": "developer"}, system[1]]
-        same = [cluster.chat(messages, max_tokens=12, temperature=0) for messages in (system, developer)]
-        assert same[0].status == 200 and same[0].token_ids == same[1].token_ids, (same[0].body, same[1].body)
         cluster.wait_at_rest()
 
 

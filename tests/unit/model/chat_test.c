@@ -343,9 +343,6 @@ TEST(developer)
     check_prompt("{\"messages\":[{\"role\":\"developer\",\"content\":\"d\"}]}", &COMPLETE,
                  BOS USR "\n\n# The user's message is: d" AST "<think>");
     check_prompt(request, &COMPLETE, BOS USR "q" AST "<think>"); /* dropped */
-    mdl_chat_options system = COMPLETE; /* OpenAI's newer name for the system message */
-    system.developer_allowed = false;
-    check_prompt(request, &system, BOS "d" USR "q" AST "<think>");
     keep.keep_developer = true;
     check_prompt(request, &keep,
                  BOS USR "\n\n# The user's message is: d" AST "</think>" USR "q" AST "<think>");
@@ -455,6 +452,7 @@ TEST(refused_messages)
         {"{\"messages\":[7]}", "messages[0]: must be an object"},
         {"{\"messages\":[{\"content\":\"x\"}]}", "messages[0].role"},
         {"{\"messages\":[{\"role\":\"function\",\"content\":\"x\"}]}", "messages[0].role"},
+        {"{\"messages\":[{\"role\":\"developer\",\"content\":\"x\"}]}", "use \"system\""},
         {"{\"messages\":[{\"role\":\"user\"}]}", "messages[0].content: is missing"},
         {"{\"messages\":[{\"role\":\"user\",\"content\":null}]}", "messages[0].content"},
         {"{\"messages\":[{\"role\":\"user\",\"content\":5}]}", "messages[0].content"},
