@@ -63,15 +63,15 @@ static v16u8 row_load(const panel_rows *rows, uint32_t column, size_t k)
 /* words[i] holds four pairs of k of column c + i: to four lines, a pair of k each. */
 static void store_words(const v4u32 words[4], uint8_t *lines)
 {
-    const v4u32 ab_low = __builtin_shuffle(words[0], words[1], (v4u32){0, 4, 1, 5});
-    const v4u32 ab_high = __builtin_shuffle(words[0], words[1], (v4u32){2, 6, 3, 7});
-    const v4u32 cd_low = __builtin_shuffle(words[2], words[3], (v4u32){0, 4, 1, 5});
-    const v4u32 cd_high = __builtin_shuffle(words[2], words[3], (v4u32){2, 6, 3, 7});
+    const v4u32 ab_low = __builtin_shufflevector(words[0], words[1], 0, 4, 1, 5);
+    const v4u32 ab_high = __builtin_shufflevector(words[0], words[1], 2, 6, 3, 7);
+    const v4u32 cd_low = __builtin_shufflevector(words[2], words[3], 0, 4, 1, 5);
+    const v4u32 cd_high = __builtin_shufflevector(words[2], words[3], 2, 6, 3, 7);
     const v4u32 out[4] = {
-        __builtin_shuffle(ab_low, cd_low, (v4u32){0, 1, 4, 5}),
-        __builtin_shuffle(ab_low, cd_low, (v4u32){2, 3, 6, 7}),
-        __builtin_shuffle(ab_high, cd_high, (v4u32){0, 1, 4, 5}),
-        __builtin_shuffle(ab_high, cd_high, (v4u32){2, 3, 6, 7}),
+        __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5),
+        __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
+        __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5),
+        __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7),
     };
     for (uint32_t pair = 0; pair < 4; pair++)
         memcpy(lines + pair * 2 * KRN_PANEL_COLUMNS, &out[pair], sizeof(out[pair]));
@@ -84,10 +84,10 @@ static void pack_quad(const panel_rows *rows, uint32_t c, size_t k, uint8_t *pan
     uint8_t *lines = panel + k * KRN_PANEL_COLUMNS + 4 * c;
     for (uint32_t i = 0; i < 4; i++) {
         v16u8 a = row_load(rows, c + i, k), b = row_load(rows, c + i + HALF, k);
-        low[i] = (v4u32)__builtin_shuffle(
-            a, b, (v16u8){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
-        high[i] = (v4u32)__builtin_shuffle(
-            a, b, (v16u8){8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+        low[i] = (v4u32)__builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6,
+                                                22, 7, 23);
+        high[i] = (v4u32)__builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29,
+                                                 14, 30, 15, 31);
     }
     store_words(low, lines);
     store_words(high, lines + 4 * 2 * KRN_PANEL_COLUMNS);
