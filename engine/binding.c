@@ -8,7 +8,7 @@
 #include "engine/ops.h"
 
 /* Reads that bring nothing for so long are not waited for any more. */
-#define TIER_PATIENCE_NS 20000
+#define TIER_PATIENCE_NS (2 * SL_S_NS)
 /* Pages copied for the second tier in one turn: bounds how long a step is held up. */
 #define SPILL_AHEAD_MAX 2u
 
