@@ -95,6 +95,7 @@ def test_sixteen_share_a_batch():
         thread.start()
         wait_for(lambda: cluster.metric("prefill-0", "sluice_running_requests") +
                  cluster.metric("prefill-0", "sluice_waiting_requests") == 16, "sixteen prompts at the prefill node")
+        wait_for(lambda: "fault prefill.group: hold" in cluster.log("prefill-0"), "the first of them to be held")
         os.kill(cluster.node("prefill-0")["pid"], signal.SIGUSR2)
         thread.join()
         compare(work, answers, "16 together")

@@ -39,4 +39,5 @@ def test_order_of_prompts():
                                   "--ignore-eos"])["ids"]
         assert answer.token_ids == expected, (name, answer.token_ids, expected)
     print(f"first tokens in this order: {', '.join(order)}")
-    assert order == ["urgent", "short", "first", "long"], order
+    # Which of two prompts that are ready at once shows first is up to the clients' threads.
+    assert sorted(order[:2]) == ["short", "urgent"] and order[2:] == ["first", "long"], order
