@@ -155,7 +155,7 @@ static void fill_slot(dec_service *service, dec_slot *slot, dec_stream *stream,
     slot->job->rank.priority = admit->priority;
     slot->job->sampling = *sampling;
     slot->token_count = (uint32_t)admit->n_tokens;
-    slot->prompt_blocks = (slot->token_count + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
+    slot->prompt_blocks = eng_pages_of(slot->token_count);
     slot->groups_verified = sl_alloc(slot->prompt_blocks, sizeof(uint16_t), "decode slot blocks");
     slot->first_index = (uint32_t)admit->n_tokens - admit->prompt_count;
     slot->log_capacity = (uint32_t)capacity - slot->token_count;

@@ -53,7 +53,7 @@ dec_job *dec_job_create(uint32_t token_count, uint32_t token_capacity, uint32_t 
     job->token_count = token_count;
     job->token_capacity = token_capacity;
     job->h_final = sl_alloc(hidden_size, sizeof(*job->h_final), "decode job h_final");
-    job->block_count = (token_capacity + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
+    job->block_count = eng_pages_of(token_capacity);
     job->pages = sl_alloc(job->block_count, sizeof(*job->pages), "decode job pages");
     return job;
 }
@@ -84,11 +84,6 @@ static bool wants_routing(const dec_job *job)
     return job->handout && job->handout->o.routing;
 }
 
-static uint32_t pages_of(uint32_t token_count)
-{
-    return (token_count + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
-}
-
 static void open_failed(dec_batch *batch, dec_job *job)
 {
     job->sequence = NULL;
@@ -97,7 +92,7 @@ static void open_failed(dec_batch *batch, dec_job *job)
 
 static void opened(dec_batch *batch, dec_job *job)
 {
-    for (uint32_t block = 0; block < pages_of(job->token_count); block++)
+    for (uint32_t block = 0; block < eng_pages_of(job->token_count); block++)
         job->pages[block] = eng_sequence_page(job->sequence, block);
     dec_forks_add_open(&batch->forks, job);
     emit(batch, job, DEC_BATCH_OPENED, DEC_FINISH_NONE);
@@ -254,9 +249,9 @@ static void set_reserve(const dec_batch *batch)
 {
     eng_reserve reserve = {0};
     for (uint32_t i = 0; i < batch->waiting_count; i++)
-        reserve.promised += pages_of(batch->waiting[i]->token_capacity);
+        reserve.promised += eng_pages_of(batch->waiting[i]->token_capacity);
     if (batch->waiting_count > 0)
-        reserve.pages = pages_of(batch->waiting[0]->token_count);
+        reserve.pages = eng_pages_of(batch->waiting[0]->token_count);
     eng_engine_set_reserve(batch->engine, reserve);
 }
 

@@ -12,17 +12,12 @@
 /* Pages copied for the second tier in one turn: bounds how long a step is held up. */
 #define SPILL_AHEAD_MAX 2u
 
-static uint32_t pages_of(uint32_t token_count)
-{
-    return (token_count + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
-}
-
 /* ---- promises ---- */
 
 /* Keeps the engine's counts right when a sequence's share of the promises changes. */
 static void count_promise(eng_engine *engine, const eng_sequence *sequence, bool add)
 {
-    uint32_t promised = pages_of(sequence->capacity) - sequence->page_count;
+    uint32_t promised = eng_pages_of(sequence->capacity) - sequence->page_count;
     if (promised == 0)
         return;
     engine->promised += add ? promised : 0u - promised;
@@ -36,9 +31,9 @@ static sl_status check_capacity(const eng_engine *engine, uint32_t token_capacit
     if (token_capacity > engine->context_max)
         return sl_fail(err, SL_TOO_LARGE, "%u tokens: the context is %u", token_capacity,
                        engine->context_max);
-    if (pages_of(token_capacity) > engine->layout.page_count)
+    if (eng_pages_of(token_capacity) > engine->layout.page_count)
         return sl_fail(err, SL_TOO_LARGE, "%u tokens need %u pages: the cache has %u",
-                       token_capacity, pages_of(token_capacity), engine->layout.page_count);
+                       token_capacity, eng_pages_of(token_capacity), engine->layout.page_count);
     return sl_ok();
 }
 
@@ -193,10 +188,10 @@ sl_status eng_sequence_open_prefix(eng_engine *engine, uint32_t token_capacity,
     eng_sequence *sequence = NULL;
     SL_TRY(claim(engine, token_capacity, &sequence, err));
     uint32_t limit = prefix->token_count < token_bound ? prefix->token_count : token_bound;
-    uint32_t bound = pages_of(token_bound), open;
+    uint32_t bound = eng_pages_of(token_bound), open;
     uint32_t known = find_known(sequence, prefix, limit, &open);
-    sl_status status =
-        check_room(engine, sequence, bound - known + open, pages_of(token_capacity) - bound, err);
+    sl_status status = check_room(engine, sequence, bound - known + open,
+                                  eng_pages_of(token_capacity) - bound, err);
     if (!sl_is_ok(status)) {
         forget_known(sequence, known);
         return status;
@@ -215,10 +210,10 @@ sl_status eng_sequence_fork(const eng_sequence *source, uint32_t token_count,
     eng_engine *engine = source->engine;
     sl_assert(source->open && !source->in_step && !engine->plain);
     sl_assert(token_count > 0 && token_count <= source->length && token_count <= token_capacity);
-    uint32_t whole = token_count / ENG_PAGE_TOKENS, bound = pages_of(token_count);
+    uint32_t whole = token_count / ENG_PAGE_TOKENS, bound = eng_pages_of(token_count);
     eng_sequence *sequence = NULL;
     SL_TRY(claim(engine, token_capacity, &sequence, err));
-    SL_TRY(check_room(engine, sequence, bound - whole, pages_of(token_capacity) - bound, err));
+    SL_TRY(check_room(engine, sequence, bound - whole, eng_pages_of(token_capacity) - bound, err));
     for (uint32_t i = 0; i < whole; i++) {
         eng_pages_share(&engine->pages, source->pages[i]);
         sequence->pages[i] = source->pages[i];
@@ -264,7 +259,7 @@ sl_status eng_sequence_bind(eng_sequence *sequence, uint32_t token_count, sl_err
 {
     eng_engine *engine = sequence->engine;
     sl_assert(sequence->open && token_count <= sequence->capacity);
-    uint32_t wanted = pages_of(token_count), have = sequence->page_count;
+    uint32_t wanted = eng_pages_of(token_count), have = sequence->page_count;
     if (wanted <= have)
         return sl_ok();
     if (wanted - have > eng_pages_available(&engine->pages))

@@ -143,7 +143,7 @@ static sl_status engine_set_options(eng_engine *engine, const eng_options *optio
                        (unsigned long long)percent, ENG_OVERCOMMIT_MAX);
     uint64_t promisable = page_count * percent / 100;
     engine->pages_promisable = promisable < UINT32_MAX ? (uint32_t)promisable : UINT32_MAX;
-    engine->blocks_max = (engine->context_max + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
+    engine->blocks_max = eng_pages_of(engine->context_max);
     if (engine->blocks_max > engine->layout.page_count)
         engine->blocks_max = engine->layout.page_count;
     return sl_ok();

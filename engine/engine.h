@@ -26,6 +26,12 @@ extern "C" {
 #define ENG_SPANS_MAX      256u
 #define ENG_NO_PAGE        UINT32_MAX
 
+/* Pages (blocks) that so many tokens take, the last one maybe used in part. */
+static inline uint32_t eng_pages_of(uint32_t token_count)
+{
+    return (token_count + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
+}
+
 /* --- model --- */
 
 typedef struct eng_model eng_model;

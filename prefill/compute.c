@@ -37,7 +37,7 @@ pre_task *pre_task_create(const uint32_t *tokens, uint32_t token_count, uint32_t
     sl_assert(token_count > 0 && group_count > 0 && group_count <= PRE_GROUPS_MAX);
     pre_task *task = sl_alloc(1, sizeof(*task), "prefill task");
     task->token_count = token_count;
-    task->block_count = (token_count + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
+    task->block_count = eng_pages_of(token_count);
     task->tokens = sl_alloc(token_count, sizeof(*task->tokens), "prefill task tokens");
     memcpy(task->tokens, tokens, token_count * sizeof(*tokens));
     task->pages = sl_alloc(task->block_count, sizeof(*task->pages), "prefill task pages");

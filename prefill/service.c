@@ -467,7 +467,7 @@ static sl_status check(const pre_service *service, const Sluice__V1__PrefillRequ
     if (request->n_tokens == 0 || request->n_tokens > service->options.context_max)
         return sl_fail(err, SL_TOO_LARGE, "%zu tokens: this node takes 1 to %u", request->n_tokens,
                        service->options.context_max);
-    uint32_t blocks = ((uint32_t)request->n_tokens + ENG_PAGE_TOKENS - 1) / ENG_PAGE_TOKENS;
+    uint32_t blocks = eng_pages_of((uint32_t)request->n_tokens);
     if (ticket->token_count != request->n_tokens || ticket->block_count != blocks ||
         ticket->first_block >= blocks)
         return sl_fail(err, SL_INVALID, "ticket of %u tokens, blocks %u to %u, for %zu tokens",
