@@ -20,8 +20,8 @@ static bool fault(eng_engine *engine, bool ok, const char *what)
 
 static sl_status cpu_model_open(eng_model *model, const char *object, sl_err *err)
 {
-    (void)model, (void)object, (void)err;
-    return sl_ok();
+    (void)model, (void)object;
+    return krn_cpu_ready(err); /* a wrong SLUICE_CPU is said here */
 }
 
 static size_t cpu_matrix_bytes(const eng_model *model, krn_matrix_kind kind, uint32_t n, uint32_t k)
@@ -377,7 +377,7 @@ static void cpu_arg_max(eng_engine *engine, uint32_t rows, uint32_t *out_ids)
 }
 
 const eng_ops eng_ops_cpu = {
-    .numerics_id = KRN_NUMERICS_ID,
+    .numerics_id = krn_numerics_id,
     .expert_align = 1,
     .model_open = cpu_model_open,
     .matrix_bytes = cpu_matrix_bytes,

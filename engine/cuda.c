@@ -356,8 +356,13 @@ static void cuda_destroy(eng_engine *engine)
     engine->backend = NULL;
 }
 
+static const char *cuda_numerics_id(void)
+{
+    return KRN_CUDA_NUMERICS_ID;
+}
+
 const eng_ops eng_ops_cuda = {
-    .numerics_id = KRN_CUDA_NUMERICS_ID,
+    .numerics_id = cuda_numerics_id,
     .expert_align = 8,
     .resident = true,
     .model_open = eng_cuda_model_open,

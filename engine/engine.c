@@ -81,7 +81,7 @@ static void engine_set_stamp(eng_engine *engine)
     eng_stamp *stamp = &engine->stamp;
     memset(stamp, 0, sizeof(*stamp)); /* hashed whole: no stray bytes */
     snprintf(stamp->numerics_id, sizeof(stamp->numerics_id), "%s",
-             engine->plain ? "plain" : engine->ops->numerics_id);
+             engine->plain ? "plain" : engine->ops->numerics_id());
     snprintf(stamp->model_hash, sizeof(stamp->model_hash), "%s", engine->model->hash);
     snprintf(stamp->weights_version, sizeof(stamp->weights_version), "%u", engine->weights_version);
     snprintf(stamp->cache_format, sizeof(stamp->cache_format), "v%u-%u-%u-g%u",

@@ -52,7 +52,7 @@ typedef struct eng_run_shape {
 } eng_run_shape;
 
 struct eng_ops {
-    const char *numerics_id;
+    const char *(*numerics_id)(void);
     uint32_t expert_align; /* the rows of an expert start at a multiple of it */
     bool resident;         /* weights are copied to the backend's memory, all of them */
 

@@ -48,13 +48,18 @@
 extern "C" {
 #endif
 
-#define KRN_NUMERICS_ID "cpu-f32-v1"
+#define KRN_NUMERICS_F32 "cpu-f32-v1"
+#define KRN_NUMERICS_AMX "cpu-amx-v1"
 
 /* Chooses the variant: "ref", "avx2", "avx512", or NULL = SLUICE_CPU from the environment, else the
  * best this CPU has. Without a call the first kernel selects as for NULL. SL_UNSUPPORTED: the CPU
  * lacks it; SL_INVALID: no such variant. Not while kernels run. */
 SL_MUST_USE sl_status krn_cpu_select(const char *variant, sl_err *err);
+/* As krn_cpu_select(NULL), unless a variant was chosen before. */
+SL_MUST_USE sl_status krn_cpu_ready(sl_err *err);
 const char *krn_cpu_variant(void);
+/* Of the variant: KRN_NUMERICS_F32 or KRN_NUMERICS_AMX. */
+const char *krn_numerics_id(void);
 
 /* x, res [rows][n] bf16 (res NULL: s = x) -> out [rows][n] bf16, out_res [rows][n] bf16 (NULL: not
  * wanted; may alias res). weight [n] bf16. False: NaN or infinity in s. */

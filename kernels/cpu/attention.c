@@ -19,15 +19,15 @@ typedef struct latent_work {
 static void latent_slice(void *context, uint32_t first, uint32_t count)
 {
     latent_work *w = context;
-    const krn_variant *variant = krn_variant_current();
+    const krn_common *common = krn_variant_current()->common;
     for (uint32_t t = first; t < first + count; t++) {
         const uint16_t *kv = w->kv + (size_t)t * (KRN_LATENT_DIM + KRN_ROPE_DIM);
         uint16_t latent[KRN_LATENT_DIM], rope[KRN_ROPE_DIM];
         float scales[KRN_LATENT_DIM / KRN_BLOCK];
         uint8_t *row = krn_cache_latent(w->cache, w->rows[t].blocks, w->rows[t].slot);
         bool fine =
-            variant->rmsnorm(kv, NULL, w->weight, w->epsilon, 1, KRN_LATENT_DIM, latent, NULL);
-        fine = variant->q128(latent, 1, KRN_LATENT_DIM, w->pow2, row, scales) && fine;
+            common->rmsnorm(kv, NULL, w->weight, w->epsilon, 1, KRN_LATENT_DIM, latent, NULL);
+        fine = common->q128(latent, 1, KRN_LATENT_DIM, w->pow2, row, scales) && fine;
         memcpy(row + KRN_LATENT_SCALES_AT, scales, sizeof scales);
         memcpy(rope, kv + KRN_LATENT_DIM, sizeof rope);
         krn_rope_interleaved(rope, w->table + (size_t)t * KRN_ROPE_DIM);

@@ -30,20 +30,25 @@ static void attend(const krn_attend_args *args, uint32_t row, uint32_t head, uin
                    void *scratch);
 #include "kernels/cpu/attend.inc"
 
-const krn_variant krn_variant_avx2 = {
-    .name = "avx2",
-    .gemm_fp8 = gemm_fp8,
-    .gemm_bf16 = gemm_bf16,
-    .gemm_f32 = gemm_f32,
+static const krn_common common = {
     .gemm_plain = gemm_plain,
     .rmsnorm = rmsnorm,
     .q128 = q128,
     .silu_mul = silu_mul,
     .hadamard = hadamard,
-    .score = score,
     .topk = topk,
-    .attend = attend,
     .combine = combine,
+};
+
+const krn_variant krn_variant_avx2 = {
+    .name = "avx2",
+    .numerics_id = KRN_NUMERICS_F32,
+    .common = &common,
+    .gemm_fp8 = gemm_fp8,
+    .gemm_bf16 = gemm_bf16,
+    .gemm_f32 = gemm_f32,
+    .score = score,
+    .attend = attend,
 };
 
 #endif

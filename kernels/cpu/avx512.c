@@ -30,20 +30,25 @@ static void attend(const krn_attend_args *args, uint32_t row, uint32_t head, uin
         krn_avx512_attend16(args, row, head, head_count, scratch);
 }
 
-const krn_variant krn_variant_avx512 = {
-    .name = "avx512",
-    .gemm_fp8 = gemm_fp8,
-    .gemm_bf16 = gemm_bf16,
-    .gemm_f32 = gemm_f32,
+const krn_common krn_common_avx512 = {
     .gemm_plain = gemm_plain,
     .rmsnorm = rmsnorm,
     .q128 = q128,
     .silu_mul = silu_mul,
     .hadamard = hadamard,
-    .score = score,
     .topk = topk,
-    .attend = attend,
     .combine = combine,
+};
+
+const krn_variant krn_variant_avx512 = {
+    .name = "avx512",
+    .numerics_id = KRN_NUMERICS_F32,
+    .common = &krn_common_avx512,
+    .gemm_fp8 = gemm_fp8,
+    .gemm_bf16 = gemm_bf16,
+    .gemm_f32 = gemm_f32,
+    .score = score,
+    .attend = attend,
 };
 
 #endif

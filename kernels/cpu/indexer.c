@@ -34,7 +34,7 @@ typedef struct put_work {
 static void put_slice(void *context, uint32_t first, uint32_t count)
 {
     put_work *w = context;
-    const krn_variant *variant = krn_variant_current();
+    const krn_common *common = krn_variant_current()->common;
     for (uint32_t t = first; t < first + count; t++) {
         uint16_t key[KRN_INDEX_DIM];
         uint32_t in_page = w->rows[t].slot % KRN_PAGE_TOKENS;
@@ -43,9 +43,9 @@ static void put_slice(void *context, uint32_t first, uint32_t count)
         krn_layernorm(w->z + (size_t)t * KRN_INDEX_DIM, w->weight, w->bias, w->epsilon,
                       KRN_INDEX_DIM, key);
         krn_rope_half_split(key, w->table + (size_t)t * KRN_ROPE_DIM);
-        variant->hadamard(key);
-        if (!variant->q128(key, 1, KRN_INDEX_DIM, w->pow2,
-                           page + KRN_INDEX_CODES_AT + in_page * KRN_INDEX_DIM, &scale))
+        common->hadamard(key);
+        if (!common->q128(key, 1, KRN_INDEX_DIM, w->pow2,
+                          page + KRN_INDEX_CODES_AT + in_page * KRN_INDEX_DIM, &scale))
             atomic_store_explicit(&w->fault, true, memory_order_relaxed);
         memcpy(page + KRN_INDEX_SCALES_AT + in_page * sizeof scale, &scale, sizeof scale);
     }
@@ -81,18 +81,18 @@ typedef struct query_work {
 static void query_slice(void *context, uint32_t first, uint32_t count)
 {
     query_work *w = context;
-    const krn_variant *variant = krn_variant_current();
+    const krn_common *common = krn_variant_current()->common;
     float root = heads_root(w->heads);
     for (uint32_t t = first; t < first + count; t++) {
         uint16_t *row = w->q + (size_t)t * w->heads * KRN_INDEX_DIM;
         float *factors = w->factors + (size_t)t * w->heads;
         for (uint32_t h = 0; h < w->heads; h++) {
             krn_rope_half_split(row + h * KRN_INDEX_DIM, w->table + (size_t)t * KRN_ROPE_DIM);
-            variant->hadamard(row + h * KRN_INDEX_DIM);
+            common->hadamard(row + h * KRN_INDEX_DIM);
         }
         /* One group a head: the scales land where the factors go. */
-        if (!variant->q128(row, 1, w->heads * KRN_INDEX_DIM, w->pow2,
-                           w->codes + (size_t)t * w->heads * KRN_INDEX_DIM, factors))
+        if (!common->q128(row, 1, w->heads * KRN_INDEX_DIM, w->pow2,
+                          w->codes + (size_t)t * w->heads * KRN_INDEX_DIM, factors))
             atomic_store_explicit(&w->fault, true, memory_order_relaxed);
         for (uint32_t h = 0; h < w->heads; h++) {
             float weight = w->wt[(size_t)t * w->heads + h] * root;
@@ -171,8 +171,9 @@ static void keep_best(select_work *w, const row_tile *tile, const float *scores)
         uint32_t t = tile->first + i;
         const krn_row *row = &args->rows[t];
         uint32_t seen = row->slot + 1 - row->first;
-        if (!krn_variant_current()->topk(scores + (size_t)i * w->slots_max, seen, args->topk,
-                                         row->first, args->lists + (size_t)t * args->list_stride))
+        if (!krn_variant_current()->common->topk(scores + (size_t)i * w->slots_max, seen,
+                                                 args->topk, row->first,
+                                                 args->lists + (size_t)t * args->list_stride))
             atomic_store_explicit(&w->fault, true, memory_order_relaxed);
         args->list_counts[t] = seen < args->topk ? seen : args->topk;
     }
@@ -322,10 +323,10 @@ void krn_plain_index_scores(const krn_cache *cache, const krn_row *row, const fl
 
 bool krn_topk(const float *scores, uint32_t count, uint32_t topk, uint32_t *out_positions)
 {
-    return krn_variant_current()->topk(scores, count, topk, 0, out_positions);
+    return krn_variant_current()->common->topk(scores, count, topk, 0, out_positions);
 }
 
 void krn_hadamard(uint16_t *x)
 {
-    krn_variant_current()->hadamard(x);
+    krn_variant_current()->common->hadamard(x);
 }

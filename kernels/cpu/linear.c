@@ -97,5 +97,5 @@ void krn_linear_f32(krn_pool *pool, const krn_gemm *gemms, uint32_t count)
 
 void krn_plain_linear(krn_pool *pool, const krn_gemm *gemms, uint32_t count)
 {
-    run_products(pool, gemms, count, krn_variant_current()->gemm_plain, KRN_MATRIX_F32);
+    run_products(pool, gemms, count, krn_variant_current()->common->gemm_plain, KRN_MATRIX_F32);
 }

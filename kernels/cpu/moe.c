@@ -144,9 +144,9 @@ static void combine_slice(void *context, uint32_t first, uint32_t count)
 {
     const combine_work *w = context;
     size_t at = (size_t)first * w->chosen, out = (size_t)first * w->hidden;
-    krn_variant_current()->combine(w->outputs, w->places + at, w->weights + at, w->chosen,
-                                   w->shared ? w->shared + out : NULL, count, w->hidden,
-                                   w->y + out);
+    krn_variant_current()->common->combine(w->outputs, w->places + at, w->weights + at, w->chosen,
+                                           w->shared ? w->shared + out : NULL, count, w->hidden,
+                                           w->y + out);
 }
 
 void krn_combine(krn_pool *pool, const uint16_t *outputs, const uint32_t *places,

@@ -326,18 +326,23 @@ static void ref_combine(const uint16_t *outputs, const uint32_t *places, const f
     }
 }
 
-const krn_variant krn_variant_ref = {
-    .name = "ref",
-    .gemm_fp8 = ref_gemm_fp8,
-    .gemm_bf16 = ref_gemm_bf16,
-    .gemm_f32 = ref_gemm_f32,
+const krn_common krn_common_ref = {
     .gemm_plain = ref_gemm_plain,
     .rmsnorm = ref_rmsnorm,
     .q128 = ref_q128,
     .silu_mul = ref_silu_mul,
     .hadamard = ref_hadamard,
-    .score = ref_score,
     .topk = ref_topk,
-    .attend = ref_attend,
     .combine = ref_combine,
+};
+
+const krn_variant krn_variant_ref = {
+    .name = "ref",
+    .numerics_id = KRN_NUMERICS_F32,
+    .common = &krn_common_ref,
+    .gemm_fp8 = ref_gemm_fp8,
+    .gemm_bf16 = ref_gemm_bf16,
+    .gemm_f32 = ref_gemm_f32,
+    .score = ref_score,
+    .attend = ref_attend,
 };

@@ -33,9 +33,9 @@ static void norm_slice(void *context, uint32_t first, uint32_t count)
 {
     norm_work *w = context;
     size_t at = (size_t)first * w->n;
-    if (!krn_variant_current()->rmsnorm(w->x + at, w->res ? w->res + at : NULL, w->weight,
-                                        w->epsilon, count, w->n, w->out + at,
-                                        w->out_res ? w->out_res + at : NULL))
+    if (!krn_variant_current()->common->rmsnorm(w->x + at, w->res ? w->res + at : NULL, w->weight,
+                                                w->epsilon, count, w->n, w->out + at,
+                                                w->out_res ? w->out_res + at : NULL))
         atomic_store_explicit(&w->fault, true, memory_order_relaxed);
 }
 
@@ -106,8 +106,8 @@ static void q128_slice(void *context, uint32_t first, uint32_t count)
 {
     q128_work *w = context;
     size_t at = (size_t)first * w->k;
-    if (!krn_variant_current()->q128(w->x + at, count, w->k, w->pow2, w->codes + at,
-                                     w->scales + at / KRN_BLOCK))
+    if (!krn_variant_current()->common->q128(w->x + at, count, w->k, w->pow2, w->codes + at,
+                                             w->scales + at / KRN_BLOCK))
         atomic_store_explicit(&w->fault, true, memory_order_relaxed);
 }
 
@@ -134,7 +134,7 @@ static void silu_slice(void *context, uint32_t first, uint32_t count)
     size_t to = from + (size_t)count * SILU_GRAIN;
     if (to > w->count)
         to = w->count;
-    krn_variant_current()->silu_mul(w->g + from, w->u + from, to - from, w->out + from);
+    krn_variant_current()->common->silu_mul(w->g + from, w->u + from, to - from, w->out + from);
 }
 
 void krn_silu_mul(krn_pool *pool, const uint16_t *g, const uint16_t *u, size_t count,

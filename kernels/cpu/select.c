@@ -1,6 +1,7 @@
 /* Chooses the CPU variant: from the caller, SLUICE_CPU, or the CPU's features.
  *
  * Owns the process-wide pointer to the variant. Set at start; read by any thread. */
+#include "kernels/cpu/amx.h"
 #include "kernels/cpu/variant.h"
 
 #include <stdatomic.h>
@@ -9,60 +10,95 @@
 
 static _Atomic(const krn_variant *) current;
 
+typedef struct choice {
+    const char *name;
+    const krn_variant *variant; /* NULL: not built for this machine */
+    bool (*usable)(void);
+    bool automatic; /* may be chosen when nobody says which */
+} choice;
+
+static bool always(void)
+{
+    return true;
+}
+
+#if defined(__x86_64__)
 static bool has_avx2(void)
 {
-#if defined(__x86_64__)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-    return false;
-#endif
 }
 
 static bool has_avx512(void)
 {
-#if defined(__x86_64__)
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#else
-    return false;
-#endif
 }
 
-static const krn_variant *best(void)
+static bool has_amx(void)
 {
-#if defined(__x86_64__)
-    if (has_avx512())
-        return &krn_variant_avx512;
-    if (has_avx2())
-        return &krn_variant_avx2;
+    return has_avx512() && __builtin_cpu_supports("avx512vbmi") && krn_amx_usable();
+}
+
+#define VARIANT(name) &krn_variant_##name
+#else
+#define VARIANT(name) NULL
+#define has_avx2      always
+#define has_avx512    always
+#define has_amx       always
 #endif
-    return &krn_variant_ref;
+
+/* The best first. */
+static const choice CHOICES[] = {
+    {"amx", VARIANT(amx), has_amx, false},
+    {"avx512", VARIANT(avx512), has_avx512, true},
+    {"avx2", VARIANT(avx2), has_avx2, true},
+    {"ref", &krn_variant_ref, always, true},
+    {"amx-ref", &krn_variant_amx_ref, always, false},
+};
+#define CHOICE_COUNT (sizeof(CHOICES) / sizeof(CHOICES[0]))
+
+static bool usable(const choice *c)
+{
+    return c->variant != NULL && c->usable();
+}
+
+static const choice *best(void)
+{
+    const choice *c = CHOICES;
+    while (!c->automatic || !usable(c))
+        c++; /* "ref" ends it */
+    return c;
+}
+
+static const choice *named(const char *name)
+{
+    for (size_t i = 0; i < CHOICE_COUNT; i++)
+        if (strcmp(name, CHOICES[i].name) == 0)
+            return &CHOICES[i];
+    return NULL;
 }
 
 sl_status krn_cpu_select(const char *variant, sl_err *err)
 {
     if (variant == NULL)
         variant = getenv("SLUICE_CPU");
-    const krn_variant *chosen = NULL;
-    if (variant == NULL || variant[0] == '\0')
-        chosen = best();
-    else if (strcmp(variant, "ref") == 0)
-        chosen = &krn_variant_ref;
-#if defined(__x86_64__)
-    else if (strcmp(variant, "avx2") == 0)
-        chosen = has_avx2() ? &krn_variant_avx2 : NULL;
-    else if (strcmp(variant, "avx512") == 0)
-        chosen = has_avx512() ? &krn_variant_avx512 : NULL;
-#else
-    else if (strcmp(variant, "avx2") == 0 || strcmp(variant, "avx512") == 0)
-        chosen = NULL;
-#endif
-    else
-        return sl_fail(err, SL_INVALID, "CPU variant \"%s\": use ref, avx2 or avx512", variant);
+    bool any = variant == NULL || variant[0] == '\0';
+    const choice *chosen = any ? best() : named(variant);
     if (chosen == NULL)
-        return sl_fail(err, SL_UNSUPPORTED, "this CPU lacks what variant %s needs", variant);
-    atomic_store_explicit(&current, chosen, memory_order_release);
+        return sl_fail(err, SL_INVALID, "CPU variant \"%s\": use amx, avx512, avx2, ref or amx-ref",
+                       variant);
+    if (!usable(chosen))
+        return sl_fail(err, SL_UNSUPPORTED, "this CPU or its kernel lacks what variant %s needs",
+                       variant);
+    atomic_store_explicit(&current, chosen->variant, memory_order_release);
     return sl_ok();
+}
+
+sl_status krn_cpu_ready(sl_err *err)
+{
+    if (atomic_load_explicit(&current, memory_order_acquire) != NULL)
+        return sl_ok();
+    return krn_cpu_select(NULL, err);
 }
 
 const krn_variant *krn_variant_current(void)
@@ -81,4 +117,9 @@ const krn_variant *krn_variant_current(void)
 const char *krn_cpu_variant(void)
 {
     return krn_variant_current()->name;
+}
+
+const char *krn_numerics_id(void)
+{
+    return krn_variant_current()->numerics_id;
 }

@@ -1,8 +1,8 @@
 /* The table of single-threaded inner kernels that a CPU variant provides.
  *
  * The public functions split work into tasks over independent outputs and call these on slices.
- * Every variant computes the canonical order of kernels/kernels.h, so results are bit-equal; the
- * plain C one (ref.c) is the truth. Private to kernels/. */
+ * A variant computes the canonical order of its numerics id (kernels/kernels.h), so results of one
+ * id are bit-equal; the plain C ones (ref.c, amx_ref.c) are the truth. Private to kernels/. */
 #ifndef KERNELS_CPU_VARIANT_H
 #define KERNELS_CPU_VARIANT_H
 
@@ -36,11 +36,13 @@ typedef struct krn_score_tile {
     size_t out_stride;
 } krn_score_tile;
 
-typedef struct krn_variant {
-    const char *name;
-    krn_gemm_fn gemm_fp8;
-    krn_gemm_fn gemm_bf16; /* bf16 output */
-    krn_gemm_fn gemm_f32;  /* bf16 operands, f32 output */
+typedef void (*krn_score_fn)(const krn_score_tile *tile);
+/* Heads [head, head + head_count) of one row; scratch: one thread's share. */
+typedef void (*krn_attend_fn)(const krn_attend_args *args, uint32_t row, uint32_t head,
+                              uint32_t head_count, void *scratch);
+
+/* What has the same order in every numerics id. */
+typedef struct krn_common {
     krn_gemm_fn gemm_plain;
     bool (*rmsnorm)(const uint16_t *x, const uint16_t *res, const uint16_t *weight, float epsilon,
                     uint32_t rows, uint32_t n, uint16_t *out, uint16_t *out_res);
@@ -48,27 +50,42 @@ typedef struct krn_variant {
                  float *out_scales);
     void (*silu_mul)(const uint16_t *g, const uint16_t *u, size_t count, uint16_t *out_a);
     void (*hadamard)(uint16_t *x);
-    void (*score)(const krn_score_tile *tile);
     bool (*topk)(const float *scores, uint32_t count, uint32_t topk, uint32_t base,
                  uint32_t *out_positions);
-    /* heads [head, head + head_count) of one row; scratch: one thread's share. */
-    void (*attend)(const krn_attend_args *args, uint32_t row, uint32_t head, uint32_t head_count,
-                   void *scratch);
     void (*combine)(const uint16_t *outputs, const uint32_t *places, const float *weights,
                     uint32_t chosen, const uint16_t *shared, uint32_t rows, uint32_t hidden,
                     uint16_t *out_y);
+} krn_common;
+
+typedef struct krn_variant {
+    const char *name;
+    const char *numerics_id;
+    const krn_common *common;
+    krn_gemm_fn gemm_fp8;
+    krn_gemm_fn gemm_bf16; /* bf16 output */
+    krn_gemm_fn gemm_f32;  /* bf16 operands, f32 output */
+    krn_score_fn score;
+    krn_attend_fn attend;
 } krn_variant;
 
-extern const krn_variant krn_variant_ref;
+extern const krn_common krn_common_ref;
+extern const krn_variant krn_variant_ref, krn_variant_amx_ref;
 #if defined(__x86_64__)
-extern const krn_variant krn_variant_avx2;
-extern const krn_variant krn_variant_avx512;
+extern const krn_common krn_common_avx512;
+extern const krn_variant krn_variant_avx2, krn_variant_avx512, krn_variant_amx;
 /* attend of AVX-512 with 8 or 16 heads in the lanes of the score part. */
 void krn_avx512_attend8(const krn_attend_args *args, uint32_t row, uint32_t head,
                         uint32_t head_count, void *scratch);
 void krn_avx512_attend16(const krn_attend_args *args, uint32_t row, uint32_t head,
                          uint32_t head_count, void *scratch);
+/* The tiles' order (amx_order.h). */
+void krn_amx_score(const krn_score_tile *tile);
+void krn_amx_attend(const krn_attend_args *args, uint32_t row, uint32_t head, uint32_t head_count,
+                    void *scratch);
 #endif
+void krn_amx_ref_score(const krn_score_tile *tile);
+void krn_amx_ref_attend(const krn_attend_args *args, uint32_t row, uint32_t head,
+                        uint32_t head_count, void *scratch);
 
 const krn_variant *krn_variant_current(void);
 
