@@ -46,9 +46,10 @@ static inline float krn_e4m3_to_f32(uint8_t code)
     uint32_t sign = (uint32_t)(code & 0x80u) << 24;
     if ((code & 0x7Fu) == 0x7Fu)
         return krn_bits_f32(sign | 0x7FC00000u);
-    /* The shifted bits read as f32 are the value times 2^-120, subnormals included. */
-    float tiny = krn_bits_f32(sign | (uint32_t)(code & 0x7Fu) << 20);
-    return tiny * 0x1p120f;
+    uint32_t size = code & 0x7Fu;
+    /* Subnormals are counted in steps of 2^-9: as f32 they would be subnormal too, and slow. */
+    uint32_t bits = size < 8 ? krn_f32_bits((float)size * 0x1p-9f) : (size << 20) + (120u << 23);
+    return krn_bits_f32(sign | bits);
 }
 /* Saturates at +-448 (infinity too); a NaN becomes 0x7F. */
 static inline uint8_t krn_f32_to_e4m3(float value)

@@ -68,25 +68,42 @@ VEC_INLINE v16_f v16_negate(v16_f a)
 {
     return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f));
 }
-VEC_INLINE v16_f v16_tiny_e4m3(const uint8_t *p)
+VEC_INLINE v16_f v16_settle(v16_f x)
 {
-    v16_i x = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
-    x = _mm512_and_si512(_mm512_slli_epi32(x, 20), _mm512_set1_epi32((int)0x87F00000));
-    return _mm512_castsi512_ps(x);
+    v16_i bits = _mm512_castps_si512(x);
+    __mmask16 low = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x07800000));
+    v16_i one = _mm512_and_si512(bits, _mm512_set1_epi32((int)0xFF800000));
+    x = _mm512_mask_sub_ps(x, low, x, _mm512_castsi512_ps(one));
+    return _mm512_mask_add_ps(x, low, x, x);
 }
 VEC_INLINE v16_f v16_from_e4m3(const uint8_t *p)
 {
-    return _mm512_mul_ps(v16_tiny_e4m3(p), _mm512_set1_ps(0x1p120f));
+    v16_i x = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
+    x = _mm512_and_si512(_mm512_slli_epi32(x, 20), _mm512_set1_epi32((int)0x87F00000));
+    x = _mm512_or_si512(x, _mm512_set1_epi32(0x08000000));
+    return _mm512_mul_ps(v16_settle(_mm512_castsi512_ps(x)), _mm512_set1_ps(KRN_CODE_UP));
+}
+VEC_INLINE bool v16_any_low_code(v16_i x)
+{
+    return _mm512_testn_epi8_mask(x, _mm512_set1_epi8(0x78)) != 0;
 }
 VEC_INLINE void v16_four_of_words(v16_i x, v16_f out[4])
 {
     const v16_i kept = _mm512_set1_epi16((short)0x87F0), upper = _mm512_set1_epi32((int)0xFFFF0000);
+    const v16_i up = _mm512_set1_epi16(0x0800);
     v16_i odd = _mm512_and_si512(_mm512_srai_epi16(x, 4), kept);
     v16_i even = _mm512_and_si512(_mm512_srai_epi16(_mm512_slli_epi16(x, 8), 4), kept);
+    odd = _mm512_or_si512(odd, up); /* one operation with the mask (vpternlogd) */
+    even = _mm512_or_si512(even, up);
     out[0] = _mm512_castsi512_ps(_mm512_slli_epi32(even, 16));
     out[1] = _mm512_castsi512_ps(_mm512_slli_epi32(odd, 16));
     out[2] = _mm512_castsi512_ps(_mm512_and_si512(even, upper));
     out[3] = _mm512_castsi512_ps(_mm512_and_si512(odd, upper));
+    if (__builtin_expect(v16_any_low_code(x), 0)) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++)
+            out[i] = v16_settle(out[i]);
+    }
 }
 VEC_INLINE void v16_four_e4m3(const uint8_t *p, v16_f out[4])
 {

@@ -1,21 +1,14 @@
 /* Vectors of 8 f32 (AVX2), one name for each operation: v8_*.
  *
  * The *.inc templates choose between these and v16_* by V(). Lanes are always independent outputs:
- * nothing here adds up floats across lanes. KRN_VEC_TARGET is the target attribute of the functions
- * that use them; vec16.h sets it for AVX-512. */
+ * nothing here adds up floats across lanes. */
 #ifndef KERNELS_CPU_VEC8_H
 #define KERNELS_CPU_VEC8_H
 
 #if defined(__x86_64__)
 
+#include "kernels/cpu/vec_exp.h"
 #include "kernels/kernels.h"
-
-#include <immintrin.h>
-
-#ifndef KRN_VEC_TARGET
-#define KRN_VEC_TARGET __attribute__((target("avx2,fma")))
-#endif
-#define VEC_INLINE static inline __attribute__((always_inline, unused)) KRN_VEC_TARGET
 
 typedef __m256 v8_f;
 typedef __m256i v8_i;
@@ -78,28 +71,54 @@ VEC_INLINE v8_f v8_negate(v8_f a)
 {
     return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f));
 }
-/* 8 e4m3 codes (no NaN codes) times 2^-120: the moved bits as they are, see krn_e4m3_to_f32. */
-VEC_INLINE v8_f v8_tiny_e4m3(const uint8_t *p)
+/* e4m3 codes (no NaN codes) become f32 times KRN_CODE_DOWN: their bits are moved and 16 is added to
+ * the exponent. Codes below 2^-6 (exponent 0) then read as (1 + m / 8) 2^-111 in place of m / 8
+ * 2^-110 and are settled. Moved without the 16 they would be f32 subnormals, each of which costs a
+ * multiply more than a hundred cycles on Intel. */
+#define KRN_CODE_DOWN 0x1p-104f
+#define KRN_CODE_UP   0x1p104f
+
+VEC_INLINE v8_f v8_settle(v8_f x)
 {
-    v8_i x = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
-    x = _mm256_and_si256(_mm256_slli_epi32(x, 20), _mm256_set1_epi32((int)0x87F00000));
-    return _mm256_castsi256_ps(x);
+    v8_i bits = _mm256_castps_si256(x);
+    v8_i low = _mm256_cmpeq_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x07800000)),
+                                  _mm256_setzero_si256());
+    v8_i one = _mm256_and_si256(bits, _mm256_set1_epi32((int)0xFF800000));
+    x = _mm256_sub_ps(x, _mm256_castsi256_ps(_mm256_and_si256(one, low)));
+    return _mm256_add_ps(x, _mm256_and_ps(x, _mm256_castsi256_ps(low)));
 }
 VEC_INLINE v8_f v8_from_e4m3(const uint8_t *p)
 {
-    return _mm256_mul_ps(v8_tiny_e4m3(p), _mm256_set1_ps(0x1p120f));
+    v8_i x = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    x = _mm256_and_si256(_mm256_slli_epi32(x, 20), _mm256_set1_epi32((int)0x87F00000));
+    x = _mm256_or_si256(x, _mm256_set1_epi32(0x08000000));
+    return _mm256_mul_ps(v8_settle(_mm256_castsi256_ps(x)), _mm256_set1_ps(KRN_CODE_UP));
 }
-/* Words of four codes (no NaN codes): code i of each word times 2^-120 in out[i]. Shifts of 16 bits
- * and masks: widening bytes one by one takes twice the time (Zen 4). */
+/* Is there a code below 2^-6? Few are: branches on this are cheap. */
+VEC_INLINE bool v8_any_low_code(v8_i x)
+{
+    v8_i exponents = _mm256_and_si256(x, _mm256_set1_epi8(0x78));
+    return _mm256_movemask_epi8(_mm256_cmpeq_epi8(exponents, _mm256_setzero_si256())) != 0;
+}
+/* Words of four codes: code i of each word times KRN_CODE_DOWN in out[i]. Shifts of 16 bits and
+ * masks: widening bytes one by one takes twice the time (Zen 4). */
 VEC_INLINE void v8_four_of_words(v8_i x, v8_f out[4])
 {
     const v8_i kept = _mm256_set1_epi16((short)0x87F0), upper = _mm256_set1_epi32((int)0xFFFF0000);
+    const v8_i up = _mm256_set1_epi16(0x0800);
     v8_i odd = _mm256_and_si256(_mm256_srai_epi16(x, 4), kept);
     v8_i even = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(x, 8), 4), kept);
+    odd = _mm256_or_si256(odd, up);
+    even = _mm256_or_si256(even, up);
     out[0] = _mm256_castsi256_ps(_mm256_slli_epi32(even, 16));
     out[1] = _mm256_castsi256_ps(_mm256_slli_epi32(odd, 16));
     out[2] = _mm256_castsi256_ps(_mm256_and_si256(even, upper));
     out[3] = _mm256_castsi256_ps(_mm256_and_si256(odd, upper));
+    if (__builtin_expect(v8_any_low_code(x), 0)) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++)
+            out[i] = v8_settle(out[i]);
+    }
 }
 VEC_INLINE void v8_four_e4m3(const uint8_t *p, v8_f out[4])
 {
@@ -166,32 +185,6 @@ VEC_INLINE void v8_store_e4m3(uint8_t *p, v8_f v)
     _mm_storel_epi64((__m128i *)p, _mm_packus_epi16(words, words));
 }
 
-/* exp of 4 doubles that are floats in value, accurate enough that rounding the result to f32 is
- * rounding the exact exp (tests/unit/kernels/exp_test.c). NaN stays NaN. */
-VEC_INLINE __m256d v4_exp(__m256d x)
-{
-    /* Limits beyond f32's range of results; the second operand survives a NaN. */
-    x = _mm256_max_pd(_mm256_set1_pd(-200.0), x);
-    x = _mm256_min_pd(_mm256_set1_pd(200.0), x);
-    __m256d k = _mm256_round_pd(_mm256_mul_pd(x, _mm256_set1_pd(0x1.71547652b82fep0)),
-                                _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256d r = _mm256_fnmadd_pd(k, _mm256_set1_pd(0x1.62e42fefa39efp-1), x);
-    r = _mm256_fnmadd_pd(k, _mm256_set1_pd(0x1.abc9e3b39803fp-56), r);
-    static const double terms[] = {1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0,
-                                   1.0 / 3628800.0,    1.0 / 362880.0,    1.0 / 40320.0,
-                                   1.0 / 5040.0,       1.0 / 720.0,       1.0 / 120.0,
-                                   1.0 / 24.0,         1.0 / 6.0,         0.5};
-    __m256d p = _mm256_set1_pd(terms[0]);
-#pragma GCC unroll 12
-    for (int i = 1; i < 12; i++)
-        p = _mm256_fmadd_pd(p, r, _mm256_set1_pd(terms[i]));
-    p = _mm256_fmadd_pd(_mm256_mul_pd(r, r), p, r);
-    p = _mm256_add_pd(p, _mm256_set1_pd(1.0));
-    /* k as a double plus 1.5 * 2^52 holds k in its low bits. */
-    __m256i bits = _mm256_castpd_si256(_mm256_add_pd(k, _mm256_set1_pd(0x1.8p52)));
-    __m256i scale = _mm256_slli_epi64(_mm256_add_epi64(bits, _mm256_set1_epi64x(1023)), 52);
-    return _mm256_mul_pd(p, _mm256_castsi256_pd(scale));
-}
 VEC_INLINE v8_f v8_exp(v8_f x)
 {
     __m128 low = _mm256_cvtpd_ps(v4_exp(_mm256_cvtps_pd(_mm256_castps256_ps128(x))));

@@ -46,13 +46,23 @@ static void must(sl_status status, const sl_err *err)
     exit(1);
 }
 
-/* Random codes and bf16 below 2, scales near 1/448: the size of what a model writes. */
+static float roll_float(void)
+{
+    return (float)(int32_t)roll() * 0x1p-31f;
+}
+
+/* Random codes up to 448, bf16 up to 1, scales near 1/448: the size of what a model writes. */
 static void fill_layer(uint8_t *layer)
 {
     const float scale = 0x1p-8f;
     for (uint32_t i = 0; i < KRN_INDEX_SCALES_AT; i++)
-        layer[i] = (uint8_t)roll() & 0xBFu;
+        layer[i] = krn_f32_to_e4m3(448.0f * roll_float());
     for (uint32_t i = 0; i < KRN_PAGE_TOKENS; i++) {
+        for (uint32_t d = 0; d < KRN_ROPE_DIM; d++) {
+            uint16_t rope = krn_f32_to_bf16(roll_float());
+            memcpy(layer + i * KRN_LATENT_ROW_BYTES + KRN_LATENT_ROPE_AT + d * sizeof rope, &rope,
+                   sizeof rope);
+        }
         for (uint32_t g = 0; g < KRN_LATENT_DIM / KRN_BLOCK; g++)
             memcpy(layer + i * KRN_LATENT_ROW_BYTES + KRN_LATENT_SCALES_AT + g * sizeof scale,
                    &scale, sizeof scale);
@@ -67,7 +77,7 @@ static void fill_to(bench *b, uint32_t tokens)
     uint32_t hidden = (uint32_t)eng_model_shape(b->model)->hidden_size;
     uint16_t *h = sl_alloc(hidden, sizeof *h, "h_final");
     for (uint32_t i = 0; i < hidden; i++)
-        h[i] = krn_f32_to_bf16((float)(int32_t)roll() * 0x1p-31f);
+        h[i] = krn_f32_to_bf16(roll_float());
     uint32_t first = (eng_sequence_length(b->sequence) + KRN_PAGE_TOKENS - 1) / KRN_PAGE_TOKENS;
     for (uint32_t block = first; block < tokens / KRN_PAGE_TOKENS; block++) {
         uint8_t *page = eng_engine_cache_base(b->engine) +

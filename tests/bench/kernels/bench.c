@@ -45,13 +45,20 @@ static void *memory_of(size_t bytes)
     return memory;
 }
 
+/* Of sums of four evenly distributed numbers, as large as quantised blocks are. */
+static uint8_t random_code(void)
+{
+    float sum = 0;
+    for (int i = 0; i < 4; i++)
+        sum += (float)(int32_t)roll() * 0x1p-31f;
+    return krn_f32_to_e4m3(sum * 112.0f);
+}
+
 static uint8_t *random_codes(size_t count)
 {
     uint8_t *codes = memory_of(count);
-    for (size_t i = 0; i < count; i++) {
-        uint8_t code = (uint8_t)roll();
-        codes[i] = (code & 0x7F) == 0x7F ? 0x40 : code;
-    }
+    for (size_t i = 0; i < count; i++)
+        codes[i] = random_code();
     return codes;
 }
 
@@ -260,11 +267,15 @@ static attend_state *attention(uint32_t rows, uint32_t heads, uint32_t index_hea
         uint8_t *page = s->cache.base + (size_t)p * KRN_LAYER_BYTES;
         blocks[p] = p;
         for (uint32_t b = 0; b < KRN_INDEX_SCALES_AT; b++)
-            page[b] = (uint8_t)roll() & 0xBF; /* no NaN as codes nor as rope */
+            page[b] = random_code();
         for (uint32_t i = 0; i < 64; i++) {
-            float one = 1.0f;
+            float one = 1.0f, latent_scale = 0x1p-8f;
+            for (uint32_t d = 0; d < KRN_ROPE_DIM; d++) {
+                uint16_t rope = krn_f32_to_bf16((float)(int32_t)roll() * 0x1p-31f);
+                memcpy(page + i * KRN_LATENT_ROW_BYTES + KRN_LATENT_ROPE_AT + d * 2, &rope, 2);
+            }
             for (uint32_t g = 0; g < 4; g++)
-                memcpy(page + i * 656 + 512 + g * 4, &one, 4);
+                memcpy(page + i * 656 + 512 + g * 4, &latent_scale, 4);
             memcpy(page + KRN_INDEX_SCALES_AT + i * 4, &one, 4);
         }
     }
