@@ -113,6 +113,11 @@ static void fill_error(rpc_call *call, sl_err *out_err)
     /* A server that goes away cancels its calls: for us that is a peer lost, not our own wish. */
     if (code == SL_CANCELLED && !code_text[0] && !call->cancel_asked)
         code = SL_UNAVAILABLE;
+    /* A good end may stand behind messages that the cancellation threw away. */
+    if (code == SL_OK && call->cancel_asked && !call->read_end && !call->recv_buffer) {
+        (void)sl_fail(out_err, SL_CANCELLED, "%s%s: cancelled", call->target, call->method->path);
+        return;
+    }
     out_err->text[0] = 0;
     out_err->code = code;
     if (code != SL_OK)
@@ -172,7 +177,8 @@ static void maybe_end_stream(rpc_call *call)
 
 static void read_next(rpc_call *call)
 {
-    if (call->reading || call->read_end || call->paused || call->dropped || call->held_buffer)
+    if (call->reading || call->read_end || call->paused || call->held_buffer ||
+        call->cancel_asked || call->dropped)
         return;
     call->reading = true;
     grpc_op op = {.op = GRPC_OP_RECV_MESSAGE};
@@ -205,7 +211,7 @@ static void on_recv(void *owner, bool ok)
     call->recv_buffer = NULL;
     if (!buffer)
         call->read_end = true;
-    else if (call->dropped)
+    else if (call->cancel_asked || call->dropped)
         grpc_byte_buffer_destroy(buffer);
     else if (call->paused)
         call->held_buffer = buffer;
@@ -496,16 +502,22 @@ void rpc_stream_writes_done(rpc_call *call)
     write_next(call);
 }
 
+static void resume_later(rpc_call *call)
+{
+    if (call->resuming || call->ended)
+        return;
+    call->resuming = true;
+    call->ops_live++;
+    rpc_defer(call->runtime, &call->op_resume);
+}
+
 void rpc_stream_pause(rpc_call *call, bool paused)
 {
     sl_loop_assert_owner(call->runtime->loop);
     sl_assert(!call->dropped && !call->unary);
     call->paused = paused;
-    if (paused || call->resuming || call->ended)
-        return;
-    call->resuming = true;
-    call->ops_live++;
-    rpc_defer(call->runtime, &call->op_resume);
+    if (!paused)
+        resume_later(call);
 }
 
 void rpc_call_cancel(rpc_call *call)
@@ -514,6 +526,12 @@ void rpc_call_cancel(rpc_call *call)
     sl_assert(!call->dropped);
     call->cancel_asked = true;
     grpc_call_cancel(call->call, NULL);
+    if (!call->held_buffer)
+        return;
+    /* The end may be in and wait for this message, which a paused owner never takes. */
+    grpc_byte_buffer_destroy(call->held_buffer);
+    call->held_buffer = NULL;
+    resume_later(call);
 }
 
 void rpc_call_drop(rpc_call *call)

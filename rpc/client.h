@@ -95,7 +95,8 @@ void rpc_stream_writes_done(rpc_call *call);
 /* While paused no message is delivered or read, so the sender is held by flow control. */
 void rpc_stream_pause(rpc_call *call, bool paused);
 
-/* Any call: the end callback follows with SL_CANCELLED (unless the end had already come in). */
+/* Any call, paused or not: no message is delivered any more, and the end callback follows with
+ * SL_CANCELLED (unless the peer's end had already come in, with nothing left to deliver). */
 void rpc_call_cancel(rpc_call *call);
 /* Any call: cancels, no callback comes any more, the handle is invalid. NULL is fine. */
 void rpc_call_drop(rpc_call *call);

@@ -117,7 +117,7 @@ static void on_call(void *context, rpc_server_call *call, const ProtobufCMessage
 
 typedef struct client {
     rpc_call *call;
-    bool unary, bidi;
+    bool unary, bidi, cancelled;
 } client;
 
 static client clients[CLIENTS];
@@ -136,8 +136,10 @@ static void on_done(void *context, const ProtobufCMessage *reply, const sl_err *
 
 static void on_message(void *context, const ProtobufCMessage *message)
 {
+    client *c = context;
     (void)message;
-    act_on_client(context);
+    assert_false(c->cancelled);
+    act_on_client(c);
 }
 
 static void on_event(void *context)
@@ -154,13 +156,19 @@ static void on_end(void *context, const sl_err *why)
     ended++;
 }
 
+static void cancel(client *c)
+{
+    c->cancelled = true;
+    rpc_call_cancel(c->call);
+}
+
 static void act_on_client(client *c)
 {
     if (!c->call)
         return;
     switch (pick(40)) {
     case 0:
-        rpc_call_cancel(c->call);
+        cancel(c);
         break;
     case 1:
         rpc_call_drop(c->call);
@@ -196,6 +204,7 @@ static void begin(client *c, rpc_channel *channel)
     uint32_t kind = pick(3);
     c->unary = kind == 0;
     c->bidi = kind == 1;
+    c->cancelled = false;
     begun++;
     if (c->unary) {
         Sluice__V1__NodeStatusRequest request = SLUICE__V1__NODE_STATUS_REQUEST__INIT;
@@ -248,7 +257,7 @@ TEST(chaos)
     /* Whoever is left: streams may wait for each other for ever, so one side gives up. */
     for (int i = 0; i < CLIENTS; i++)
         if (clients[i].call)
-            rpc_call_cancel(clients[i].call);
+            cancel(&clients[i]);
     wait_for(begun == ended + dropped);
     wait_for(server_open == 0);
     wait_for(rpc_runtime_live_calls(runtime) == 0);
