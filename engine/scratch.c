@@ -44,7 +44,9 @@ static void carve_host(eng_engine *engine, carver *at)
     s->mtp_rows = carve(at, rows, sizeof(krn_row));
     s->gemms = carve(at, KRN_GEMMS_MAX, sizeof(krn_gemm));
     uint32_t threads = krn_pool_threads(engine->pool);
-    s->select_bytes = krn_select_scratch_bytes(threads, engine->blocks_max * ENG_PAGE_TOKENS);
+    s->select_bytes =
+        krn_select_scratch_bytes(threads, (uint32_t)engine->model->shape.index_head_count,
+                                 engine->blocks_max * ENG_PAGE_TOKENS);
     s->select_scratch = carve(at, s->select_bytes, 1);
     s->attend_scratch =
         carve(at,

@@ -39,7 +39,7 @@ typedef struct krn_select_args {
 } krn_select_args;
 
 /* slots_max: largest number of slots a row may see. */
-size_t krn_select_scratch_bytes(uint32_t threads, uint32_t slots_max);
+size_t krn_select_scratch_bytes(uint32_t threads, uint32_t heads, uint32_t slots_max);
 /* Scores every row against the slots it sees and keeps the topk largest (ties: lower slot). Rows
  * that see no more than topk slots get all of them without scoring. */
 SL_MUST_USE bool krn_index_select(krn_pool *pool, const krn_select_args *args);

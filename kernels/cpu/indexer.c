@@ -14,6 +14,8 @@
 #define INDEX_ROOT   0.08838834764831845f /* 128^-0.5 */
 #define TILES_MAX    512u                 /* of one parallel call */
 #define PAGES_A_TASK 8u
+#define SCRATCH_UNIT (size_t)1024         /* threads' shares are whole units */
+#define FORM_OF_ONE  (128u * 260u)        /* krn_score_form_bytes of a row of 128 heads */
 
 static float heads_root(uint32_t heads)
 {
@@ -117,6 +119,11 @@ bool krn_index_query(krn_pool *pool, uint16_t *q, const float *wt, uint32_t rows
 
 /* ---- scores and selection ---- */
 
+static size_t scratch_round(size_t bytes)
+{
+    return (bytes + SCRATCH_UNIT - 1) & ~(SCRATCH_UNIT - 1);
+}
+
 /* Rows [first, first + count) of one block table whose keys are scored together. */
 typedef struct row_tile {
     uint32_t first, count;
@@ -124,8 +131,10 @@ typedef struct row_tile {
 
 typedef struct select_work {
     const krn_select_args *args;
-    void (*score)(const krn_score_tile *tile);
+    krn_score_fn score;
+    krn_score_queries_fn score_queries;
     size_t query_bytes;  /* of one row */
+    size_t form_bytes;   /* of a tile, at the end of a thread's scratch */
     uint32_t slots_max;  /* score row stride */
     size_t thread_bytes; /* scratch of one thread */
     const row_tile *tiles;
@@ -140,27 +149,34 @@ static uint32_t tile_last_slot(const krn_select_args *args, const row_tile *tile
     return last;
 }
 
-/* Scores of a tile's rows against page `block`; the row at out + slot - first. */
-static void score_page(const select_work *w, const row_tile *tile, uint32_t block, uint32_t last,
-                       float *scores)
+/* A tile's queries as `score` reads them: in `form` (krn_score_form_bytes) if they need one. */
+static const void *tile_queries(const select_work *w, const row_tile *tile, void *form)
+{
+    const krn_select_args *args = w->args;
+    const uint8_t *queries = (const uint8_t *)args->queries + tile->first * w->query_bytes;
+    if (w->score_queries == NULL)
+        return queries;
+    w->score_queries(queries, args->factors + (size_t)tile->first * args->heads, tile->count,
+               args->heads, form);
+    return form;
+}
+
+/* Scores of a tile's rows for slots [from, to); slot s goes to scores + s - first. */
+static void score_slots(const select_work *w, const row_tile *tile, const void *queries,
+                        uint32_t from, uint32_t to, float *scores)
 {
     const krn_select_args *args = w->args;
     const krn_row *row = &args->rows[tile->first];
-    uint32_t from = block * KRN_PAGE_TOKENS, to = from + KRN_PAGE_TOKENS;
-    if (from < row->first)
-        from = row->first;
-    if (to > last + 1)
-        to = last + 1;
-    krn_score_tile score = {
-        .page = krn_cache_page(args->cache, row->blocks, block * KRN_PAGE_TOKENS),
-        .from = from % KRN_PAGE_TOKENS,
-        .to = to - block * KRN_PAGE_TOKENS,
-        .queries = (const uint8_t *)args->queries + tile->first * w->query_bytes,
-        .factors = args->factors + (size_t)tile->first * args->heads,
-        .row_count = tile->count,
-        .heads = args->heads,
-        .out = scores + from - row->first,
-        .out_stride = w->slots_max};
+    krn_score_tile score = {.cache = args->cache,
+                            .blocks = row->blocks,
+                            .from = from,
+                            .to = to,
+                            .queries = queries,
+                            .factors = args->factors + (size_t)tile->first * args->heads,
+                            .row_count = tile->count,
+                            .heads = args->heads,
+                            .out = scores + from - row->first,
+                            .out_stride = w->slots_max};
     w->score(&score);
 }
 
@@ -179,31 +195,38 @@ static void keep_best(select_work *w, const row_tile *tile, const float *scores)
     }
 }
 
+/* Where a thread's form of queries lies. */
+static void *thread_form(const select_work *w, uint32_t thread)
+{
+    return (uint8_t *)w->args->scratch + (thread + 1) * w->thread_bytes - w->form_bytes;
+}
+
 static void tile_task(void *context, uint32_t task, uint32_t thread)
 {
     select_work *w = context;
     const row_tile *tile = &w->tiles[task];
     float *scores = (float *)((uint8_t *)w->args->scratch + thread * w->thread_bytes);
-    uint32_t last = tile_last_slot(w->args, tile);
-    uint32_t block = w->args->rows[tile->first].first / KRN_PAGE_TOKENS;
-    for (; block <= last / KRN_PAGE_TOKENS; block++)
-        score_page(w, tile, block, last, scores);
+    const void *queries = tile_queries(w, tile, thread_form(w, thread));
+    score_slots(w, tile, queries, w->args->rows[tile->first].first,
+                tile_last_slot(w->args, tile) + 1, scores);
     keep_best(w, tile, scores);
 }
 
 typedef struct pages_work {
     const select_work *select;
     const row_tile *tile;
-    uint32_t block_first, last;
+    const void *queries;
+    uint32_t first, end; /* slots */
 } pages_work;
 
 static void pages_task(void *context, uint32_t task, uint32_t thread)
 {
     const pages_work *w = context;
-    uint32_t block = w->block_first + task * PAGES_A_TASK;
+    uint32_t block = w->first / KRN_PAGE_TOKENS + task * PAGES_A_TASK;
+    uint32_t from = block * KRN_PAGE_TOKENS, to = from + PAGES_A_TASK * KRN_PAGE_TOKENS;
     (void)thread;
-    for (uint32_t i = 0; i < PAGES_A_TASK && block + i <= w->last / KRN_PAGE_TOKENS; i++)
-        score_page(w->select, w->tile, block + i, w->last, w->select->args->scratch);
+    score_slots(w->select, w->tile, w->queries, from > w->first ? from : w->first,
+                to < w->end ? to : w->end, w->select->args->scratch);
 }
 
 static void run_tiles(krn_pool *pool, select_work *w, const row_tile *tiles, uint32_t count)
@@ -216,9 +239,11 @@ static void run_tiles(krn_pool *pool, select_work *w, const row_tile *tiles, uin
     for (uint32_t i = 0; i < count; i++) {
         pages_work pages = {.select = w,
                             .tile = &tiles[i],
-                            .block_first = w->args->rows[tiles[i].first].first / KRN_PAGE_TOKENS,
-                            .last = tile_last_slot(w->args, &tiles[i])};
-        uint32_t blocks = pages.last / KRN_PAGE_TOKENS - pages.block_first + 1;
+                            .queries = tile_queries(w, &tiles[i], thread_form(w, 0)),
+                            .first = w->args->rows[tiles[i].first].first,
+                            .end = tile_last_slot(w->args, &tiles[i]) + 1};
+        uint32_t blocks =
+            (pages.end - 1) / KRN_PAGE_TOKENS - pages.first / KRN_PAGE_TOKENS + 1;
         krn_pool_run(pool, (blocks + PAGES_A_TASK - 1) / PAGES_A_TASK, pages_task, &pages);
         keep_best(w, &tiles[i], w->args->scratch);
     }
@@ -263,31 +288,65 @@ static bool select_rows(krn_pool *pool, select_work *w)
     return !atomic_load_explicit(&w->fault, memory_order_relaxed);
 }
 
-size_t krn_select_scratch_bytes(uint32_t threads, uint32_t slots_max)
+size_t krn_select_scratch_bytes(uint32_t threads, uint32_t heads, uint32_t slots_max)
 {
     size_t stride = ((size_t)slots_max + 15) & ~(size_t)15;
-    return threads * (stride * KRN_SCORE_ROWS * sizeof(float));
+    return threads * (stride * KRN_SCORE_ROWS * sizeof(float) +
+                      scratch_round(krn_score_form_bytes(KRN_SCORE_ROWS, heads)));
 }
 
-static bool run_select(krn_pool *pool, const krn_select_args *args, size_t query_bytes,
-                       void (*score)(const krn_score_tile *tile))
+static bool run_select(krn_pool *pool, const krn_select_args *args, select_work *w)
 {
-    select_work w = {.args = args, .score = score, .query_bytes = query_bytes};
-    w.thread_bytes = args->scratch_bytes / krn_pool_threads(pool) & ~(size_t)1023;
-    w.slots_max = (uint32_t)(w.thread_bytes / (KRN_SCORE_ROWS * sizeof(float)));
+    w->args = args;
+    w->thread_bytes = args->scratch_bytes / krn_pool_threads(pool) & ~(SCRATCH_UNIT - 1);
+    w->form_bytes = scratch_round(krn_score_form_bytes(KRN_SCORE_ROWS, args->heads));
+    sl_assert(w->thread_bytes > w->form_bytes);
+    w->slots_max =
+        (uint32_t)((w->thread_bytes - w->form_bytes) / (KRN_SCORE_ROWS * sizeof(float)));
     sl_assert(args->list_stride >= args->topk);
-    return select_rows(pool, &w);
+    return select_rows(pool, w);
 }
 
 bool krn_index_select(krn_pool *pool, const krn_select_args *args)
 {
-    return run_select(pool, args, (size_t)args->heads * KRN_INDEX_DIM,
-                      krn_variant_current()->score);
+    const krn_variant *variant = krn_variant_current();
+    select_work w = {.score = variant->score,
+                     .score_queries = variant->score_queries,
+                     .query_bytes = (size_t)args->heads * KRN_INDEX_DIM};
+    return run_select(pool, args, &w);
 }
 
-static void scores_of_row(const krn_cache *cache, const krn_row *row, const void *query,
-                          const float *factors, uint32_t heads, size_t query_bytes,
-                          void (*score)(const krn_score_tile *tile), float *out_scores)
+static void scores_of_row(select_work *w, const krn_row *row, float *out_scores)
+{
+    _Alignas(64) uint8_t form[FORM_OF_ONE];
+    row_tile tile = {.first = 0, .count = 1};
+    sl_assert(krn_score_form_bytes(1, w->args->heads) <= sizeof form);
+    score_slots(w, &tile, tile_queries(w, &tile, form), row->first, row->slot + 1, out_scores);
+}
+
+void krn_index_scores(const krn_cache *cache, const krn_row *row, const uint8_t *codes,
+                      const float *factors, uint32_t heads, float *out_scores)
+{
+    const krn_variant *variant = krn_variant_current();
+    krn_select_args args = {.cache = cache,
+                            .rows = row,
+                            .count = 1,
+                            .heads = heads,
+                            .queries = codes,
+                            .factors = factors};
+    select_work w = {.args = &args, .score = variant->score, .score_queries = variant->score_queries};
+    scores_of_row(&w, row, out_scores);
+}
+
+bool krn_plain_index_select(krn_pool *pool, const krn_select_args *args)
+{
+    select_work w = {.score = krn_plain_score,
+                     .query_bytes = (size_t)args->heads * KRN_INDEX_DIM * sizeof(float)};
+    return run_select(pool, args, &w);
+}
+
+void krn_plain_index_scores(const krn_cache *cache, const krn_row *row, const float *query,
+                            const float *factors, uint32_t heads, float *out_scores)
 {
     krn_select_args args = {.cache = cache,
                             .rows = row,
@@ -295,30 +354,8 @@ static void scores_of_row(const krn_cache *cache, const krn_row *row, const void
                             .heads = heads,
                             .queries = query,
                             .factors = factors};
-    select_work w = {.args = &args, .score = score, .query_bytes = query_bytes};
-    row_tile tile = {.first = 0, .count = 1};
-    for (uint32_t b = row->first / KRN_PAGE_TOKENS; b <= row->slot / KRN_PAGE_TOKENS; b++)
-        score_page(&w, &tile, b, row->slot, out_scores);
-}
-
-void krn_index_scores(const krn_cache *cache, const krn_row *row, const uint8_t *codes,
-                      const float *factors, uint32_t heads, float *out_scores)
-{
-    scores_of_row(cache, row, codes, factors, heads, (size_t)heads * KRN_INDEX_DIM,
-                  krn_variant_current()->score, out_scores);
-}
-
-bool krn_plain_index_select(krn_pool *pool, const krn_select_args *args)
-{
-    return run_select(pool, args, (size_t)args->heads * KRN_INDEX_DIM * sizeof(float),
-                      krn_plain_score);
-}
-
-void krn_plain_index_scores(const krn_cache *cache, const krn_row *row, const float *query,
-                            const float *factors, uint32_t heads, float *out_scores)
-{
-    scores_of_row(cache, row, query, factors, heads, (size_t)heads * KRN_INDEX_DIM * sizeof(float),
-                  krn_plain_score, out_scores);
+    select_work w = {.args = &args, .score = krn_plain_score};
+    scores_of_row(&w, row, out_scores);
 }
 
 bool krn_topk(const float *scores, uint32_t count, uint32_t topk, uint32_t *out_positions)

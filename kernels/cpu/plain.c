@@ -209,14 +209,14 @@ void krn_plain_index_query(krn_pool *pool, float *q, const float *wt, uint32_t r
     }
 }
 
-void krn_plain_score(const krn_score_tile *tile)
+static void score_page(const krn_score_tile *tile, const krn_score_page *part)
 {
-    const float *page = (const float *)(tile->page + KRN_PLAIN_INDEX_AT);
+    const float *page = (const float *)(part->page + KRN_PLAIN_INDEX_AT);
     key_tile keys;
-    for (uint32_t s = tile->from; s < tile->to; s += KEYS_AT_ONCE) {
+    for (uint32_t s = part->from; s < part->to; s += KEYS_AT_ONCE) {
         const float *rows[KEYS_AT_ONCE];
         for (uint32_t i = 0; i < KEYS_AT_ONCE; i++)
-            rows[i] = page + (size_t)(s + i < tile->to ? s + i : s) * KRN_INDEX_DIM;
+            rows[i] = page + (size_t)(s + i < part->to ? s + i : s) * KRN_INDEX_DIM;
         key_tile_fill(&keys, rows, KRN_INDEX_DIM);
         for (uint32_t r = 0; r < tile->row_count; r++) {
             float acc[KEYS_AT_ONCE] = {0}, dot[KEYS_AT_ONCE];
@@ -227,8 +227,13 @@ void krn_plain_score(const krn_score_tile *tile)
                 for (uint32_t i = 0; i < KEYS_AT_ONCE; i++)
                     acc[i] = acc[i] + (dot[i] > 0.0f ? dot[i] : 0.0f) * tile->factors[at];
             }
-            for (uint32_t i = 0; i < KEYS_AT_ONCE && s + i < tile->to; i++)
-                tile->out[r * tile->out_stride + s + i - tile->from] = acc[i];
+            for (uint32_t i = 0; i < KEYS_AT_ONCE && s + i < part->to; i++)
+                part->out[r * tile->out_stride + s + i - part->from] = acc[i];
         }
     }
+}
+
+void krn_plain_score(const krn_score_tile *tile)
+{
+    krn_score_pages(tile, score_page);
 }

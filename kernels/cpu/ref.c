@@ -183,10 +183,12 @@ static void ref_hadamard(uint16_t *x)
 
 static void ref_score(const krn_score_tile *tile)
 {
-    const uint8_t *keys = tile->page + KRN_INDEX_CODES_AT;
     for (uint32_t s = tile->from; s < tile->to; s++) {
+        const uint8_t *page = krn_cache_page(tile->cache, tile->blocks, s);
+        uint32_t in_page = s % KRN_PAGE_TOKENS;
+        const uint8_t *key = page + KRN_INDEX_CODES_AT + in_page * KRN_INDEX_DIM;
         float key_scale;
-        memcpy(&key_scale, tile->page + KRN_INDEX_SCALES_AT + s * sizeof(float), sizeof key_scale);
+        memcpy(&key_scale, page + KRN_INDEX_SCALES_AT + in_page * sizeof(float), sizeof key_scale);
         for (uint32_t r = 0; r < tile->row_count; r++) {
             float acc = 0.0f;
             for (uint32_t h = 0; h < tile->heads; h++) {
@@ -194,8 +196,7 @@ static void ref_score(const krn_score_tile *tile)
                     (const uint8_t *)tile->queries + ((size_t)r * tile->heads + h) * KRN_INDEX_DIM;
                 float dot = 0.0f;
                 for (uint32_t d = 0; d < KRN_INDEX_DIM; d++)
-                    dot = fmaf(krn_e4m3_to_f32(q[d]),
-                               krn_e4m3_to_f32(keys[(size_t)s * KRN_INDEX_DIM + d]), dot);
+                    dot = fmaf(krn_e4m3_to_f32(q[d]), krn_e4m3_to_f32(key[d]), dot);
                 float term = (dot > 0.0f ? dot : 0.0f) * tile->factors[r * tile->heads + h];
                 acc = acc + term;
             }

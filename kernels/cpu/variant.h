@@ -23,12 +23,13 @@ typedef struct krn_tile {
 
 typedef void (*krn_gemm_fn)(const krn_gemm *gemm, const krn_tile *tile);
 
-/* Scores of up to KRN_SCORE_ROWS rows of one block table for slots [from, to), to - from <= 64,
- * inside one page: out[row * out_stride + slot - from]. */
+/* Scores of up to KRN_SCORE_ROWS rows of one block table for its slots [from, to):
+ * out[row * out_stride + slot - from]. */
 typedef struct krn_score_tile {
-    const uint8_t *page; /* the layer's slice of the page */
-    uint32_t from, to;   /* row in the page, 0..64 */
-    const void *queries; /* [row_count][heads * 128] */
+    const krn_cache *cache;
+    const uint32_t *blocks;
+    uint32_t from, to;
+    const void *queries; /* [row_count][heads * 128], or what score_queries made of them */
     const float *factors;
     uint32_t row_count;
     uint32_t heads;
@@ -36,7 +37,18 @@ typedef struct krn_score_tile {
     size_t out_stride;
 } krn_score_tile;
 
+/* The part of a tile that lies in one page. */
+typedef struct krn_score_page {
+    const uint8_t *page; /* the layer's slice of the page */
+    uint32_t from, to;   /* row in the page, 0..64 */
+    float *out;
+} krn_score_page;
+
 typedef void (*krn_score_fn)(const krn_score_tile *tile);
+/* Brings the queries of a tile and their factors into the form that `score` reads, in
+ * krn_score_form_bytes. */
+typedef void (*krn_score_queries_fn)(const uint8_t *queries, const float *factors,
+                                     uint32_t row_count, uint32_t heads, void *out_form);
 /* Heads [head, head + head_count) of one row; scratch: one thread's share. */
 typedef void (*krn_attend_fn)(const krn_attend_args *args, uint32_t row, uint32_t head,
                               uint32_t head_count, void *scratch);
@@ -64,6 +76,7 @@ typedef struct krn_variant {
     krn_gemm_fn gemm_fp8;
     krn_gemm_fn gemm_bf16; /* bf16 output */
     krn_gemm_fn gemm_f32;  /* bf16 operands, f32 output */
+    krn_score_queries_fn score_queries; /* NULL: `score` reads them as they are */
     krn_score_fn score;
     krn_attend_fn attend;
 } krn_variant;
@@ -79,6 +92,8 @@ void krn_avx512_attend8(const krn_attend_args *args, uint32_t row, uint32_t head
 void krn_avx512_attend16(const krn_attend_args *args, uint32_t row, uint32_t head,
                          uint32_t head_count, void *scratch);
 /* The tiles' order (amx_order.h). */
+void krn_amx_score_queries(const uint8_t *queries, const float *factors, uint32_t row_count,
+                           uint32_t heads, void *out_form);
 void krn_amx_score(const krn_score_tile *tile);
 void krn_amx_attend(const krn_attend_args *args, uint32_t row, uint32_t head, uint32_t head_count,
                     void *scratch);
@@ -133,6 +148,43 @@ static inline uint32_t krn_ordered(float value)
 {
     uint32_t bits = krn_f32_bits(value + 0.0f);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+/* Lanes that the heads of a row take in a form of queries: half a vector of 16, or whole ones. */
+static inline uint32_t krn_score_lanes(uint32_t heads)
+{
+    return heads <= 8 ? 8 : (heads + 15) & ~15u;
+}
+/* Vectors of 16 lanes that a form has. */
+static inline uint32_t krn_score_vectors(uint32_t rows, uint32_t heads)
+{
+    return (rows * krn_score_lanes(heads) + 15) / 16;
+}
+/* Of a lane: 128 dimensions as bf16 and a factor. */
+static inline size_t krn_score_form_bytes(uint32_t rows, uint32_t heads)
+{
+    return (size_t)krn_score_vectors(rows, heads) * 16 *
+           (KRN_INDEX_DIM * sizeof(uint16_t) + sizeof(float));
+}
+/* The part of a tile that lies in the page of `slot`, from it on. */
+static inline krn_score_page krn_score_page_at(const krn_score_tile *tile, uint32_t slot)
+{
+    uint32_t from = slot % KRN_PAGE_TOKENS, left = tile->to - slot;
+    uint32_t room = KRN_PAGE_TOKENS - from;
+    return (krn_score_page){.page = krn_cache_page(tile->cache, tile->blocks, slot),
+                            .from = from,
+                            .to = from + (left < room ? left : room),
+                            .out = tile->out + (slot - tile->from)};
+}
+/* Calls run(tile, part) for the part of each page, in order. */
+static inline void krn_score_pages(const krn_score_tile *tile,
+                                   void (*run)(const krn_score_tile *tile,
+                                               const krn_score_page *part))
+{
+    for (uint32_t slot = tile->from; slot < tile->to;) {
+        krn_score_page part = krn_score_page_at(tile, slot);
+        slot += part.to - part.from;
+        run(tile, &part);
+    }
 }
 static inline size_t krn_align64(size_t bytes)
 {

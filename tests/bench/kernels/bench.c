@@ -297,7 +297,7 @@ static attend_state *attention(uint32_t rows, uint32_t heads, uint32_t index_hea
                                 .scale = 0.01f,
                                 .scratch = memory_of(krn_attend_scratch_bytes(1, heads, topk)),
                                 .output = memory_of((size_t)rows * heads * 1024)};
-    size_t bytes = krn_select_scratch_bytes(1, slots);
+    size_t bytes = krn_select_scratch_bytes(1, index_heads, slots);
     s->select = (krn_select_args){.cache = &s->cache,
                                   .rows = at,
                                   .count = rows,

@@ -184,7 +184,7 @@ static void check_select(uint32_t first, krn_pool *pool)
     static float factors[ROWS * HEADS];
     static uint32_t lists[ROWS * (TOPK + 2)], expected[TOPK];
     uint32_t counts[ROWS];
-    size_t bytes = krn_select_scratch_bytes(krn_pool_threads(pool), SLOTS);
+    size_t bytes = krn_select_scratch_bytes(krn_pool_threads(pool), HEADS, SLOTS);
     void *scratch = aligned(bytes);
     memcpy(other, w.blocks, sizeof other);
     for (uint32_t t = 0; t < ROWS; t++)

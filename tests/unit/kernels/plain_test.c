@@ -94,7 +94,7 @@ TEST(selection_equals_scores_and_topk)
     static uint32_t lists[ROWS * TOPK];
     uint32_t counts[ROWS], expected[TOPK];
     krn_row rows[ROWS];
-    size_t bytes = krn_select_scratch_bytes(1, SLOTS);
+    size_t bytes = krn_select_scratch_bytes(1, HEADS, SLOTS);
     void *scratch = aligned(bytes);
     fill_f32(&d, q, ROWS * HEADS * 128, 1);
     fill_f32(&d, factors, ROWS * HEADS, 1);
