@@ -32,6 +32,10 @@
  *  - combine: acc += w * y over experts ascending, then + shared; bf.
  * Variants (plain C, AVX2, AVX-512) vectorise over independent outputs only and are bit-equal.
  *
+ * CANONICAL ORDER "cpu-amx-v1": as above, but for
+ *  - index score: d = tile sums (cpu/amx_order.h) over 128 dimensions; lane h % 16 adds fma(max(d,
+ *    0), a_h, .) for h ascending; lanes at distance 8, then 4, 2 and 1 are added; times sk.
+ *
  * Thread: krn_cpu_select at start; the rest from one thread at a time per pool. */
 #ifndef KERNELS_KERNELS_H
 #define KERNELS_KERNELS_H

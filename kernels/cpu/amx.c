@@ -26,6 +26,7 @@ const krn_variant krn_variant_amx = {
     .gemm_fp8 = gemm_fp8,
     .gemm_bf16 = gemm_bf16,
     .gemm_f32 = gemm_f32,
+    .score_queries = krn_amx_score_queries,
     .score = krn_amx_score,
     .attend = krn_amx_attend,
 };

@@ -14,8 +14,8 @@
 #define INDEX_ROOT   0.08838834764831845f /* 128^-0.5 */
 #define TILES_MAX    512u                 /* of one parallel call */
 #define PAGES_A_TASK 8u
-#define SCRATCH_UNIT (size_t)1024         /* threads' shares are whole units */
-#define FORM_OF_ONE  (128u * 260u)        /* krn_score_form_bytes of a row of 128 heads */
+#define SCRATCH_UNIT (size_t)1024  /* threads' shares are whole units */
+#define FORM_OF_ONE  (128u * 260u) /* krn_score_form_bytes of a row of 128 heads */
 
 static float heads_root(uint32_t heads)
 {
@@ -157,7 +157,7 @@ static const void *tile_queries(const select_work *w, const row_tile *tile, void
     if (w->score_queries == NULL)
         return queries;
     w->score_queries(queries, args->factors + (size_t)tile->first * args->heads, tile->count,
-               args->heads, form);
+                     args->heads, form);
     return form;
 }
 
@@ -242,8 +242,7 @@ static void run_tiles(krn_pool *pool, select_work *w, const row_tile *tiles, uin
                             .queries = tile_queries(w, &tiles[i], thread_form(w, 0)),
                             .first = w->args->rows[tiles[i].first].first,
                             .end = tile_last_slot(w->args, &tiles[i]) + 1};
-        uint32_t blocks =
-            (pages.end - 1) / KRN_PAGE_TOKENS - pages.first / KRN_PAGE_TOKENS + 1;
+        uint32_t blocks = (pages.end - 1) / KRN_PAGE_TOKENS - pages.first / KRN_PAGE_TOKENS + 1;
         krn_pool_run(pool, (blocks + PAGES_A_TASK - 1) / PAGES_A_TASK, pages_task, &pages);
         keep_best(w, &tiles[i], w->args->scratch);
     }
@@ -301,8 +300,7 @@ static bool run_select(krn_pool *pool, const krn_select_args *args, select_work 
     w->thread_bytes = args->scratch_bytes / krn_pool_threads(pool) & ~(SCRATCH_UNIT - 1);
     w->form_bytes = scratch_round(krn_score_form_bytes(KRN_SCORE_ROWS, args->heads));
     sl_assert(w->thread_bytes > w->form_bytes);
-    w->slots_max =
-        (uint32_t)((w->thread_bytes - w->form_bytes) / (KRN_SCORE_ROWS * sizeof(float)));
+    w->slots_max = (uint32_t)((w->thread_bytes - w->form_bytes) / (KRN_SCORE_ROWS * sizeof(float)));
     sl_assert(args->list_stride >= args->topk);
     return select_rows(pool, w);
 }
@@ -334,7 +332,8 @@ void krn_index_scores(const krn_cache *cache, const krn_row *row, const uint8_t 
                             .heads = heads,
                             .queries = codes,
                             .factors = factors};
-    select_work w = {.args = &args, .score = variant->score, .score_queries = variant->score_queries};
+    select_work w = {
+        .args = &args, .score = variant->score, .score_queries = variant->score_queries};
     scores_of_row(&w, row, out_scores);
 }
 

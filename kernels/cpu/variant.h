@@ -74,8 +74,8 @@ typedef struct krn_variant {
     const char *numerics_id;
     const krn_common *common;
     krn_gemm_fn gemm_fp8;
-    krn_gemm_fn gemm_bf16; /* bf16 output */
-    krn_gemm_fn gemm_f32;  /* bf16 operands, f32 output */
+    krn_gemm_fn gemm_bf16;              /* bf16 output */
+    krn_gemm_fn gemm_f32;               /* bf16 operands, f32 output */
     krn_score_queries_fn score_queries; /* NULL: `score` reads them as they are */
     krn_score_fn score;
     krn_attend_fn attend;

@@ -43,6 +43,48 @@ static float expect_score(const world *w, uint32_t slot, const uint8_t *q, const
     return sum * scale;
 }
 
+/* The same in the order of cpu-amx-v1: what codes give is never below f32's normal range. */
+static float expect_amx_dot(const uint8_t *q, const uint8_t *key)
+{
+    float dot = 0;
+    for (int d = 0; d < 128; d += 32) {
+        float even = 0, odd = 0;
+        for (int i = d; i < d + 32; i += 2) {
+            even = fmaf(krn_e4m3_to_f32(q[i]), krn_e4m3_to_f32(key[i]), even);
+            odd = fmaf(krn_e4m3_to_f32(q[i + 1]), krn_e4m3_to_f32(key[i + 1]), odd);
+        }
+        dot += even + odd;
+    }
+    return dot;
+}
+
+static float expect_amx_score(const world *w, uint32_t slot, const uint8_t *q, const float *factors,
+                              uint32_t heads)
+{
+    const uint8_t *page = w->cache.base + w->blocks[slot / 64] * w->cache.page_bytes;
+    const uint8_t *key = page + 64 * 656 + slot % 64 * 128;
+    float scale, sum[16] = {0};
+    memcpy(&scale, page + 64 * 656 + 64 * 128 + slot % 64 * 4, 4);
+    for (uint32_t h = 0; h < heads; h++)
+        sum[h % 16] = fmaf(fmaxf(expect_amx_dot(q + h * 128, key), 0), factors[h], sum[h % 16]);
+    for (int i = 0; i < 8; i++)
+        sum[i] += sum[i + 8];
+    for (int i = 0; i < 4; i++)
+        sum[i] += sum[i + 4];
+    return ((sum[0] + sum[2]) + (sum[1] + sum[3])) * scale;
+}
+
+typedef struct order {
+    const char *numerics_id;
+    float (*score)(const world *w, uint32_t slot, const uint8_t *q, const float *factors,
+                   uint32_t heads);
+} order;
+
+static const order ORDERS[] = {{KRN_NUMERICS_F32, expect_score},
+                               {KRN_NUMERICS_AMX, expect_amx_score}};
+#define EACH_ORDER(o) \
+    for (const order *o = ORDERS; o < ORDERS + sizeof(ORDERS) / sizeof(ORDERS[0]); o++)
+
 /* By full order: larger first, then lower position. */
 static const float *sort_scores;
 static int by_score(const void *a, const void *b)
@@ -61,14 +103,14 @@ static int by_position(const void *a, const void *b)
 
 static void expect_topk(const float *scores, uint32_t count, uint32_t k, uint32_t *out)
 {
-    uint32_t *order = aligned(count * 4);
+    uint32_t *ranks = aligned(count * 4);
     for (uint32_t i = 0; i < count; i++)
-        order[i] = i;
+        ranks[i] = i;
     sort_scores = scores;
-    qsort(order, count, 4, by_score);
-    memcpy(out, order, (k < count ? k : count) * 4);
+    qsort(ranks, count, 4, by_score);
+    memcpy(out, ranks, (k < count ? k : count) * 4);
     qsort(out, k < count ? k : count, 4, by_position);
-    free(order);
+    free(ranks);
 }
 
 static void check_topk(const float *scores, uint32_t count, uint32_t k)
@@ -148,13 +190,16 @@ static void check_scores(uint32_t heads, uint32_t first, uint32_t slot)
     krn_row row = {.blocks = w.blocks, .slot = slot, .first = first};
     fill_codes(&d, q, (size_t)heads * 128);
     fill_f32(&d, factors, heads, 1);
-    for (uint32_t s = first; s <= slot; s++)
-        ref[s - first] = expect_score(&w, s, q, factors, heads);
-    EACH_VARIANT
+    EACH_ORDER(o)
     {
-        memset(out, 0, sizeof out);
-        krn_index_scores(&w.cache, &row, q, factors, heads, out);
-        assert_same_bytes(out, ref, (slot + 1 - first) * 4, "scores");
+        for (uint32_t s = first; s <= slot; s++)
+            ref[s - first] = o->score(&w, s, q, factors, heads);
+        EACH_VARIANT_OF(o->numerics_id)
+        {
+            memset(out, 0, sizeof out);
+            krn_index_scores(&w.cache, &row, q, factors, heads, out);
+            assert_same_bytes(out, ref, (slot + 1 - first) * 4, "scores");
+        }
     }
     free(w.cache.base), free(q), free(factors);
 }
@@ -169,69 +214,94 @@ TEST(scores_equal_the_loops)
     check_scores(64, 0, 130);
     check_scores(3, 0, 95);
     check_scores(13, 70, 71);
+    check_scores(16, 5, 300);
+    check_scores(24, 0, 127);
+    check_scores(40, 3, 17);
+    check_scores(128, 60, 140);
 }
 
-/* Two sequences and rows on both sides of topk; each row alone must give the same list. */
-static void check_select(uint32_t first, krn_pool *pool)
+enum { SELECT_ROWS = 70, TOPK = 128, LIST = TOPK + 2 };
+
+/* What each row must keep. */
+static void expect_lists(const order *o, const world *w, const krn_select_args *a, uint32_t *out)
 {
-    enum { ROWS = 70, HEADS = 8, TOPK = 128 };
+    for (uint32_t t = 0; t < SELECT_ROWS; t++) {
+        float scores[SLOTS];
+        uint32_t first = a->rows[t].first, seen = a->rows[t].slot + 1 - first;
+        const uint8_t *q = (const uint8_t *)a->queries + (size_t)t * a->heads * 128;
+        for (uint32_t i = 0; i < seen; i++)
+            scores[i] = o->score(w, first + i, q, a->factors + t * a->heads, a->heads);
+        expect_topk(scores, seen, TOPK, out + t * TOPK);
+        for (uint32_t i = 0; i < TOPK && i < seen; i++)
+            out[t * TOPK + i] += first;
+    }
+}
+
+static void check_lists(krn_pool *pool, const krn_select_args *args, const uint32_t *expected)
+{
+    memset(args->lists, 0, SELECT_ROWS * LIST * 4);
+    assert_true(krn_index_select(pool, args));
+    for (uint32_t t = 0; t < SELECT_ROWS; t++) {
+        uint32_t seen = args->rows[t].slot + 1 - args->rows[t].first;
+        assert_int_equal(args->list_counts[t], seen < TOPK ? seen : TOPK);
+        assert_same_bytes(args->lists + t * LIST, expected + t * TOPK, args->list_counts[t] * 4,
+                          "list");
+    }
+    /* One row alone: pages are split over the pool instead of rows. Other numbers of rows. */
+    for (uint32_t count = 1; count < 20; count = 3 * count + 2) {
+        uint32_t lists[20 * LIST], counts[20], from = 45;
+        krn_select_args some = *args;
+        some.rows += from, some.factors += from * args->heads;
+        some.queries = (const uint8_t *)args->queries + (size_t)from * args->heads * 128;
+        some.count = count, some.lists = lists, some.list_counts = counts;
+        assert_true(krn_index_select(pool, &some));
+        for (uint32_t t = 0; t < count; t++)
+            assert_same_bytes(lists + t * LIST, expected + (from + t) * TOPK, TOPK * 4,
+                              "rows in other numbers");
+    }
+}
+
+/* Two sequences and rows on both sides of topk; whatever rows go together, each has its list. */
+static void check_select(uint32_t first, uint32_t heads, krn_pool *pool)
+{
     dice d = {first + 400};
     world w;
     world_init(&w, &d);
-    uint32_t other[PAGES];
-    krn_row rows[ROWS];
-    static uint8_t q[ROWS * HEADS * 128];
-    static float factors[ROWS * HEADS];
-    static uint32_t lists[ROWS * (TOPK + 2)], expected[TOPK];
-    uint32_t counts[ROWS];
-    size_t bytes = krn_select_scratch_bytes(krn_pool_threads(pool), HEADS, SLOTS);
+    uint32_t other[PAGES], counts[SELECT_ROWS], lists[SELECT_ROWS * LIST],
+        expected[SELECT_ROWS * TOPK];
+    krn_row rows[SELECT_ROWS];
+    uint8_t *q = aligned((size_t)SELECT_ROWS * heads * 128);
+    float *factors = aligned((size_t)SELECT_ROWS * heads * 4);
+    size_t bytes = krn_select_scratch_bytes(krn_pool_threads(pool), heads, SLOTS);
     void *scratch = aligned(bytes);
     memcpy(other, w.blocks, sizeof other);
-    for (uint32_t t = 0; t < ROWS; t++)
+    for (uint32_t t = 0; t < SELECT_ROWS; t++)
         rows[t] = t < 40 ? (krn_row){.blocks = w.blocks, .slot = first + 110 + t, .first = first}
                          : (krn_row){.blocks = other, .slot = first + 440 + t, .first = first};
-    fill_codes(&d, q, sizeof q);
-    fill_f32(&d, factors, ROWS * HEADS, 1);
-    memset(factors + 50 * HEADS, 0, HEADS * 4); /* all scores equal */
+    fill_codes(&d, q, (size_t)SELECT_ROWS * heads * 128);
+    fill_f32(&d, factors, (size_t)SELECT_ROWS * heads, 1);
+    memset(factors + 50 * heads, 0, heads * 4); /* all scores equal */
     krn_select_args args = {.cache = &w.cache,
                             .rows = rows,
-                            .count = ROWS,
-                            .heads = HEADS,
+                            .count = SELECT_ROWS,
+                            .heads = heads,
                             .queries = q,
                             .factors = factors,
                             .topk = TOPK,
-                            .list_stride = TOPK + 2,
+                            .list_stride = LIST,
                             .scratch = scratch,
                             .scratch_bytes = bytes,
                             .lists = lists,
                             .list_counts = counts};
-    EACH_VARIANT
+    EACH_ORDER(o)
     {
-        memset(lists, 0, sizeof lists);
-        assert_true(krn_index_select(pool, &args));
-        for (uint32_t t = 0; t < ROWS; t++) {
-            float scores[SLOTS];
-            uint32_t seen = rows[t].slot + 1 - first;
-            for (uint32_t i = 0; i < seen; i++)
-                scores[i] =
-                    expect_score(&w, first + i, q + t * HEADS * 128, factors + t * HEADS, HEADS);
-            expect_topk(scores, seen, TOPK, expected);
-            assert_int_equal(counts[t], seen < TOPK ? seen : TOPK);
-            for (uint32_t i = 0; i < counts[t]; i++)
-                assert_int_equal(lists[t * (TOPK + 2) + i], first + expected[i]);
-        }
-        /* One row alone: pages are split over the pool instead of rows. */
-        uint32_t alone[TOPK + 2], alone_count;
-        krn_select_args one = args;
-        one.rows = rows + 60, one.queries = q + 60 * HEADS * 128,
-        one.factors = factors + 60 * HEADS;
-        one.count = 1, one.lists = alone, one.list_counts = &alone_count;
-        assert_true(krn_index_select(pool, &one));
-        assert_same_bytes(alone, lists + 60 * (TOPK + 2), TOPK * 4, "row alone");
+        expect_lists(o, &w, &args, expected);
+        EACH_VARIANT_OF(o->numerics_id) check_lists(pool, &args, expected);
     }
-    factors[65 * HEADS + 1] = NAN;
-    assert_false(krn_index_select(pool, &args));
-    free(w.cache.base), free(scratch);
+    factors[65 * heads + 1] = NAN;
+    EACH_ORDER(o)
+    EACH_VARIANT_OF(o->numerics_id) assert_false(krn_index_select(pool, &args));
+    free(w.cache.base), free(scratch), free(q), free(factors);
 }
 
 TEST(selection_equals_scoring_and_sorting)
@@ -239,10 +309,9 @@ TEST(selection_equals_scoring_and_sorting)
     krn_pool *pool;
     sl_err err;
     assert_ok(krn_pool_create(3, &pool, &err), &err);
-    check_select(0, NULL);
-    check_select(1, NULL);
-    check_select(0, pool);
-    check_select(1, pool);
+    check_select(0, 8, NULL);
+    check_select(1, 8, pool);
+    check_select(0, 20, pool);
     krn_pool_destroy(pool);
 }
 
