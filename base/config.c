@@ -39,7 +39,7 @@ static const char *const COMMON_HELP =
     "Common\n"
     "  --config FILE             settings file, a JSON object of the names above\n"
     "  --print-config            print each value and where it came from\n"
-    "  --check-config            check the settings and exit\n"
+    "  --check-config            check the settings and exit; opens nothing\n"
     "  --version                 print the version\n"
     "  --help                    this text\n";
 
@@ -473,6 +473,8 @@ sl_config_result sl_config_parse(const sl_config_spec *spec, int argc, char **ar
     }
     if (sl_is_ok(status))
         status = fill_target(config, target, &err);
+    if (sl_is_ok(status) && spec->check)
+        status = spec->check(target, &err);
     if (!sl_is_ok(status)) {
         fprintf(stderr, "%s: %s\ntry %s --help\n", spec->program, err.text, spec->program);
         *out_exit_code = EXIT_MISUSE;

@@ -43,6 +43,8 @@ typedef struct sl_config_spec {
     const char *positional; /* NULL: none allowed; else how help names them ("PROMPT") */
     const sl_option *options;
     size_t option_count;
+    /* May be NULL: what the table cannot say of the filled target. Its text names the option. */
+    sl_status (*check)(const void *target, sl_err *err);
 } sl_config_spec;
 
 typedef struct sl_config sl_config;

@@ -11,10 +11,12 @@
 #include <string.h>
 #include <unistd.h>
 
-#define HOST_MAX 256
+#define HOST_MAX        256
+#define NAME_CHARACTERS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
 
-/* Splits "host:port", "[v6]:port" and ":port". */
-static sl_status split(const char *text, char out_host[HOST_MAX], char out_port[8], sl_err *err)
+/* Splits "host:port", "[v6]:port" and, if passive, ":port". */
+static sl_status split(const char *text, bool passive, char out_host[HOST_MAX], char out_port[8],
+                       sl_err *err)
 {
     const char *colon = strrchr(text, ':');
     const char *host = text, *host_end = colon;
@@ -34,9 +36,45 @@ static sl_status split(const char *text, char out_host[HOST_MAX], char out_port[
     if (port_size == 0 || port_size > 5 || strspn(colon + 1, "0123456789") != port_size ||
         strtol(colon + 1, NULL, 10) > 65535)
         return sl_fail(err, SL_INVALID, "address \"%s\": the port must be 0 to 65535", text);
+    if (host_size == 0 && !passive)
+        return sl_fail(err, SL_INVALID, "address \"%s\": the host is missing", text);
     memcpy(out_host, host, host_size);
     out_host[host_size] = '\0';
     memcpy(out_port, colon + 1, port_size + 1);
+    return sl_ok();
+}
+
+/* As getaddrinfo, with its return value. An empty host: all interfaces. */
+static int look_up(const char *host, const char *port, int flags, struct addrinfo **out_list)
+{
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV | flags};
+    return getaddrinfo(host[0] ? host : NULL, port, &hints, out_list);
+}
+
+bool sl_net_is_wildcard(const struct sockaddr *address)
+{
+    if (address->sa_family == AF_INET)
+        return ((const struct sockaddr_in *)address)->sin_addr.s_addr == htonl(INADDR_ANY);
+    return address->sa_family == AF_INET6 &&
+           IN6_IS_ADDR_UNSPECIFIED(&((const struct sockaddr_in6 *)address)->sin6_addr);
+}
+
+sl_status sl_net_check(const char *text, bool passive, bool *out_wildcard, sl_err *err)
+{
+    char host[HOST_MAX], port[8];
+    struct addrinfo *list = NULL;
+    bool wildcard = false;
+    SL_TRY(split(text, passive, host, port, err));
+    if (look_up(host, port, AI_NUMERICHOST | AI_PASSIVE, &list) == 0) {
+        wildcard = sl_net_is_wildcard(list->ai_addr);
+        freeaddrinfo(list);
+    } else if (text[0] == '[' || host[strspn(host, NAME_CHARACTERS)] != '\0' ||
+               host[strspn(host, "0123456789.")] == '\0') {
+        return sl_fail(err, SL_INVALID,
+                       "address \"%s\": the host is neither an IP address nor a name", text);
+    }
+    if (out_wildcard)
+        *out_wildcard = wildcard;
     return sl_ok();
 }
 
@@ -44,12 +82,9 @@ sl_status sl_net_resolve(const char *text, bool passive, struct sockaddr_storage
                          socklen_t *out_size, sl_err *err)
 {
     char host[HOST_MAX], port[8];
-    SL_TRY(split(text, host, port, err));
-    if (host[0] == '\0' && !passive)
-        return sl_fail(err, SL_INVALID, "address \"%s\": the host is missing", text);
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *list = NULL;
-    hints.ai_flags = AI_NUMERICSERV | (passive ? AI_PASSIVE : 0);
-    int rc = getaddrinfo(host[0] ? host : NULL, port, &hints, &list);
+    struct addrinfo *list = NULL;
+    SL_TRY(split(text, passive, host, port, err));
+    int rc = look_up(host, port, passive ? AI_PASSIVE : 0, &list);
     if (rc != 0)
         return sl_fail(err, SL_UNAVAILABLE, "address \"%s\": %s", text,
                        rc == EAI_SYSTEM ? strerror(errno) : gai_strerror(rc));

@@ -13,6 +13,11 @@ extern "C" {
 
 #define SL_ADDRESS_TEXT_MAX 280 /* "host:port" */
 
+/* Form only, nothing is looked up: a name or an IP address, and a port. out_wildcard (may be NULL):
+ * all interfaces. passive: as below. */
+SL_MUST_USE sl_status sl_net_check(const char *text, bool passive, bool *out_wildcard, sl_err *err);
+/* All interfaces. */
+bool sl_net_is_wildcard(const struct sockaddr *address);
 /* Resolves the first address; passive allows an empty host (":8080" = all interfaces). Errors name
  * the text. */
 SL_MUST_USE sl_status sl_net_resolve(const char *text, bool passive,

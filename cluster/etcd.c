@@ -76,34 +76,71 @@ void clu_backoff_reset(clu_backoff *backoff)
 
 /* ---- endpoints ---- */
 
-static sl_status add_endpoint(clu_etcd *etcd, const char *text, size_t length,
-                              const clu_etcd_options *options, sl_err *err)
-{
+typedef struct endpoint {
     char target[SL_ADDRESS_TEXT_MAX];
-    if (etcd->channel_count == CLU_ENDPOINTS_MAX)
-        return sl_fail(err, SL_TOO_LARGE, "etcd endpoints: more than %d", CLU_ENDPOINTS_MAX);
+    bool https;
+} endpoint;
+
+static sl_status parse_endpoint(const char *text, size_t length, bool tls, endpoint *out_endpoint,
+                                sl_err *err)
+{
     bool https = length > 8 && strncmp(text, "https://", 8) == 0;
     size_t skip = https ? 8 : length > 7 && strncmp(text, "http://", 7) == 0 ? 7 : 0;
     text += skip;
     length -= skip;
     if (length && text[length - 1] == '/')
         length--;
-    if (length == 0 || length >= sizeof(target) || memchr(text, '/', length))
+    if (length == 0 || length >= sizeof(out_endpoint->target) || memchr(text, '/', length))
         return sl_fail(err, SL_INVALID, "etcd endpoint \"%.*s\": want http://host:port",
                        (int)(length < 100 ? length : 100), text);
-    if (https && !options->tls)
+    if (https && !tls)
         return sl_fail(err, SL_INVALID, "etcd endpoint https://%.*s: needs --tls-ca", (int)length,
                        text);
+    char target[SL_ADDRESS_TEXT_MAX];
     snprintf(target, sizeof(target), "%.*s", (int)length, text);
+    SL_TRY(sl_wrap(err, sl_net_check(target, false, NULL, err), "etcd endpoint"));
+    memcpy(out_endpoint->target, target, length + 1);
+    out_endpoint->https = https;
+    return sl_ok();
+}
+
+static sl_status parse_endpoints(const clu_etcd_options *options,
+                                 endpoint out_endpoints[CLU_ENDPOINTS_MAX], size_t *out_count,
+                                 sl_err *err)
+{
+    size_t count = 0;
+    for (const char *at = options->endpoints ? options->endpoints : "";; at++) {
+        if (count == CLU_ENDPOINTS_MAX)
+            return sl_fail(err, SL_TOO_LARGE, "etcd endpoints: more than %d", CLU_ENDPOINTS_MAX);
+        size_t length = strcspn(at, ",");
+        SL_TRY(parse_endpoint(at, length, options->tls != NULL, &out_endpoints[count], err));
+        count++;
+        at += length;
+        if (!*at)
+            break;
+    }
+    *out_count = count;
+    return sl_ok();
+}
+
+sl_status clu_etcd_check(const clu_etcd_options *options, sl_err *err)
+{
+    endpoint endpoints[CLU_ENDPOINTS_MAX];
+    size_t count;
+    return parse_endpoints(options, endpoints, &count, err);
+}
+
+static sl_status add_channel(clu_etcd *etcd, const endpoint *to, const rpc_tls *tls, sl_err *err)
+{
     rpc_channel_options channel = {
         .keepalive_ms = CLU_ETCD_KEEPALIVE,
         .keepalive_timeout_ms = KEEPALIVE_TIMEOUT_MS,
-        .tls = https ? options->tls : NULL,
+        .tls = to->https ? tls : NULL,
     };
-    sl_status status = rpc_channel_create(etcd->runtime, target, &channel,
-                                          &etcd->channels[etcd->channel_count], err);
-    if (!sl_is_ok(status))
-        return sl_wrap(err, status, "etcd endpoint");
+    SL_TRY(sl_wrap(err,
+                   rpc_channel_create(etcd->runtime, to->target, &channel,
+                                      &etcd->channels[etcd->channel_count], err),
+                   "etcd endpoint"));
     etcd->channel_count++;
     return sl_ok();
 }
@@ -111,23 +148,20 @@ static sl_status add_endpoint(clu_etcd *etcd, const char *text, size_t length,
 sl_status clu_etcd_create(rpc_runtime *runtime, const clu_etcd_options *options,
                           clu_etcd **out_etcd, sl_err *err)
 {
+    endpoint endpoints[CLU_ENDPOINTS_MAX];
+    size_t count;
+    SL_TRY(parse_endpoints(options, endpoints, &count, err));
     clu_etcd *etcd = sl_alloc(1, sizeof(*etcd), "etcd client");
     etcd->runtime = runtime;
     etcd->tell_timer = sl_timer_create(rpc_runtime_loop(runtime), tell_listeners, etcd);
     etcd->timeout_ns = options->timeout_ns ? options->timeout_ns : CLU_ETCD_TIMEOUT_NS;
-    const char *text = options->endpoints ? options->endpoints : "";
-    etcd->endpoints = sl_strdup(text, "etcd client");
-    sl_status status = sl_ok();
-    for (const char *at = text; sl_is_ok(status);) {
-        size_t length = strcspn(at, ",");
-        status = add_endpoint(etcd, at, length, options, err);
-        if (!at[length])
-            break;
-        at += length + 1;
-    }
-    if (!sl_is_ok(status)) {
-        clu_etcd_destroy(etcd);
-        return status;
+    etcd->endpoints = sl_strdup(options->endpoints, "etcd client");
+    for (size_t i = 0; i < count; i++) {
+        sl_status status = add_channel(etcd, &endpoints[i], options->tls, err);
+        if (!sl_is_ok(status)) {
+            clu_etcd_destroy(etcd);
+            return status;
+        }
     }
     *out_etcd = etcd;
     return sl_ok();

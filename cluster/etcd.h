@@ -20,6 +20,9 @@ extern "C" {
 #define CLU_BACKOFF_FIRST_NS (100 * SL_MS_NS)
 #define CLU_BACKOFF_MAX_NS   SL_S_NS
 
+#define CLU_LEASE_NS_MIN SL_S_NS
+#define CLU_LEASE_NS_MAX (3600 * SL_S_NS)
+
 typedef struct clu_etcd clu_etcd;
 
 typedef struct clu_etcd_options {
@@ -30,6 +33,8 @@ typedef struct clu_etcd_options {
     const rpc_tls *tls;
 } clu_etcd_options;
 
+/* Form of the endpoints only. */
+SL_MUST_USE sl_status clu_etcd_check(const clu_etcd_options *options, sl_err *err);
 SL_MUST_USE sl_status clu_etcd_create(rpc_runtime *runtime, const clu_etcd_options *options,
                                       clu_etcd **out_etcd, sl_err *err);
 /* After everything that uses it (watches, leases, views, registrations) is destroyed. */

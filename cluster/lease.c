@@ -171,7 +171,7 @@ static void grant(clu_lease *lease)
 sl_status clu_lease_create(clu_etcd *etcd, uint64_t ttl_ns, const clu_lease_events *events,
                            void *context, clu_lease **out_lease, sl_err *err)
 {
-    if (ttl_ns < SL_S_NS || ttl_ns > 3600 * SL_S_NS)
+    if (ttl_ns < CLU_LEASE_NS_MIN || ttl_ns > CLU_LEASE_NS_MAX)
         return sl_fail(err, SL_INVALID, "etcd lease: want 1 s to 1 h");
     clu_lease *lease = sl_alloc(1, sizeof(*lease), "etcd lease");
     lease->etcd = etcd;

@@ -470,6 +470,29 @@ static void on_timer(void *context, sl_time_ns now)
     }
 }
 
+static sl_status check_name(const char *option, const char *name, sl_err *err)
+{
+    if (clu_name_valid(name))
+        return sl_ok();
+    return sl_fail(
+        err, SL_INVALID,
+        "%s \"%.80s\": want 1 to %d lower-case letters, digits, . _ -, the first a letter "
+        "or digit",
+        option, name, CLU_NAME_MAX - 1);
+}
+
+sl_status clu_settings_check(const clu_settings *settings, sl_err *err)
+{
+    clu_etcd_options etcd = {.endpoints = settings->etcd};
+    if (settings->name)
+        SL_TRY(check_name("--name", settings->name, err));
+    SL_TRY(check_name("--cluster", settings->cluster, err));
+    SL_TRY(sl_wrap(err, clu_etcd_check(&etcd, err), "--etcd"));
+    if (settings->lease_ns < CLU_LEASE_NS_MIN || settings->lease_ns > CLU_LEASE_NS_MAX)
+        return sl_fail(err, SL_INVALID, "--lease: want 1s to 60m");
+    return sl_ok();
+}
+
 sl_status clu_registration_create(clu_etcd *etcd, const clu_registration_options *options,
                                   const clu_registration_events *events, void *context,
                                   clu_registration **out_registration, sl_err *err)

@@ -21,6 +21,15 @@ typedef struct clu_registration_options {
     uint64_t lease_ns;           /* 0 = CLU_LEASE_NS; renewed at a third */
 } clu_registration_options;
 
+/* What a member's options say: name (NULL: not given), cluster, endpoints, lease. The text names
+ * the option: --name, --cluster, --etcd, --lease. */
+typedef struct clu_settings {
+    const char *name, *cluster;
+    const char *etcd;
+    uint64_t lease_ns;
+} clu_settings;
+SL_MUST_USE sl_status clu_settings_check(const clu_settings *settings, sl_err *err);
+
 typedef struct clu_registration_events {
     /* The record stands: the first time, and again after each loss (of the lease, or of the record
      * alone, which is looked at once in a lease time). */

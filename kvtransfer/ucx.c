@@ -420,20 +420,12 @@ static sl_status ucx_map(kvt_transport *transport, const kvt_region *region, sl_
     return sl_ok();
 }
 
-static bool is_wildcard(const struct sockaddr_storage *address)
-{
-    if (address->ss_family == AF_INET)
-        return ((const struct sockaddr_in *)address)->sin_addr.s_addr == htonl(INADDR_ANY);
-    return address->ss_family == AF_INET6 &&
-           IN6_IS_ADDR_UNSPECIFIED(&((const struct sockaddr_in6 *)address)->sin6_addr);
-}
-
 static sl_status ucx_listen(kvt_transport *transport, const kvt_options *options, sl_err *err)
 {
     struct sockaddr_storage at;
     socklen_t size;
     SL_TRY(sl_net_resolve(options->listen, true, &at, &size, err));
-    if (is_wildcard(&at) && !options->allow_wildcard)
+    if (sl_net_is_wildcard((const struct sockaddr *)&at) && !options->allow_wildcard)
         return sl_fail(err, SL_INVALID,
                        "%s: the kv network authenticates nobody; name one interface",
                        options->listen);

@@ -15,7 +15,6 @@
 #include "node/internal.h"
 
 #define GAUGE_PERIOD_NS (100 * SL_MS_NS)
-#define NOD_PATH_MAX    4096
 #define LEAVE_NS        SL_S_NS /* for calls that are still open once nothing runs any more */
 
 static const char *const FAULT_SITES[] = {"prefill.group", "decode.step", "tier.write", "tier.read",
@@ -243,20 +242,6 @@ static void on_load_progress(void *context, const eng_load_progress *progress)
             progress->seconds, progress->seconds > 0 ? done / 1e6 / progress->seconds : 0.0);
 }
 
-/* "FILE:SIZE" of --kv-disk. */
-static sl_status split_kv_disk(const char *text, char *out_path, size_t size, uint64_t *out_bytes,
-                               sl_err *err)
-{
-    const char *colon = strrchr(text, ':');
-    if (!colon || colon == text || (size_t)(colon - text) >= size ||
-        !sl_parse_bytes(colon + 1, out_bytes))
-        return sl_fail(err, SL_INVALID, "--kv-disk \"%s\": want FILE:SIZE, as in kv.cache:4GiB",
-                       text);
-    memcpy(out_path, text, (size_t)(colon - text));
-    out_path[colon - text] = '\0';
-    return sl_ok();
-}
-
 static void tell_tier(const nod_host *host)
 {
     eng_tier_stats tier;
@@ -284,16 +269,10 @@ void nod_model_options(const nod_host *host, const char *dir, eng_model_options 
 static sl_status open_engine(nod_host *host, sl_err *err)
 {
     const nod_options *options = host->options;
-    if (options->backend != NOD_BACKEND_CPU)
-        return sl_fail(err, SL_UNSUPPORTED,
-                       "--backend cuda: this build has no CUDA engine; use --backend cpu");
     char tier_path[NOD_PATH_MAX];
     uint64_t tier_bytes = 0;
     if (options->kv_disk)
-        SL_TRY(split_kv_disk(options->kv_disk, tier_path, sizeof(tier_path), &tier_bytes, err));
-    if (!(options->kv_overcommit >= 1.0 && options->kv_overcommit <= ENG_OVERCOMMIT_MAX / 100.0))
-        return sl_fail(err, SL_INVALID, "--kv-overcommit %g: 1 to %g are possible",
-                       options->kv_overcommit, ENG_OVERCOMMIT_MAX / 100.0);
+        SL_TRY(nod_kv_disk_parse(options->kv_disk, tier_path, &tier_bytes, err));
     eng_model_options model;
     nod_model_options(host, options->model, &model);
     sl_time_ns start = sl_now_ns();
@@ -402,18 +381,13 @@ static sl_status open_server(nod_host *host, sl_err *err)
                    "--control");
 }
 
-/* Before the model is loaded, which may take minutes: what is wrong with the options is told first.
- */
-static sl_status check_options(nod_host *host, sl_err *err)
+/* Before the model is loaded, which may take minutes. */
+static sl_status open_etcd(nod_host *host, sl_err *err)
 {
     clu_etcd_options etcd = {.endpoints = host->options->etcd,
                              .timeout_ns = host->options->etcd_timeout_ns};
-    if (!clu_name_valid(host->options->name))
-        return sl_fail(err, SL_INVALID, "--name \"%s\": want lower-case letters, digits, . _ -",
-                       host->options->name);
-    SL_TRY(sl_fault_init(FAULT_SITES, getenv("SLUICE_FAULTS"), err));
     SL_TRY(rpc_runtime_create(host->loop, &host->runtime, err));
-    return sl_wrap(err, clu_etcd_create(host->runtime, &etcd, &host->etcd, err), "--etcd");
+    return clu_etcd_create(host->runtime, &etcd, &host->etcd, err);
 }
 
 static sl_status join_cluster(nod_host *host, sl_err *err)
@@ -433,7 +407,8 @@ static sl_status join_cluster(nod_host *host, sl_err *err)
 static sl_status start(nod_host *host, sl_err *err)
 {
     SL_TRY(sl_loop_create(&host->loop, err));
-    SL_TRY(check_options(host, err));
+    SL_TRY(sl_fault_init(FAULT_SITES, getenv("SLUICE_FAULTS"), err));
+    SL_TRY(open_etcd(host, err));
     host->metrics = sl_metrics_create();
     host->incarnation = sl_random_u64();
     sl_daemon_options daemon = {.metrics_listen = host->options->metrics,

@@ -4,6 +4,8 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "base/net.h"
+#include "cluster/registration.h"
 #include "engine/engine.h"
 
 static const char *const ROLES[] = {"prefill", "decode", "hybrid", NULL};
@@ -195,6 +197,56 @@ static const sl_option OPTIONS[] = {
      .help = "prefill: prompts queued, computed or handed over"},
 };
 
+sl_status nod_kv_disk_parse(const char *text, char out_path[NOD_PATH_MAX], uint64_t *out_bytes,
+                            sl_err *err)
+{
+    const char *colon = strrchr(text, ':');
+    uint64_t bytes;
+    if (!colon || colon == text || colon - text >= NOD_PATH_MAX ||
+        !sl_parse_bytes(colon + 1, &bytes) || bytes == 0)
+        return sl_fail(err, SL_INVALID, "--kv-disk \"%s\": want FILE:SIZE, as in kv.cache:4GiB",
+                       text);
+    memcpy(out_path, text, (size_t)(colon - text));
+    out_path[colon - text] = '\0';
+    *out_bytes = bytes;
+    return sl_ok();
+}
+
+static sl_status check_addresses(const nod_options *options, sl_err *err)
+{
+    bool wildcard;
+    SL_TRY(sl_wrap(err, sl_net_check(options->control, true, NULL, err), "--control"));
+    SL_TRY(sl_wrap(err, sl_net_check(options->metrics, true, NULL, err), "--metrics"));
+    SL_TRY(sl_wrap(err, sl_net_check(options->kv_listen, true, &wildcard, err), "--kv-listen"));
+    if (wildcard && !options->kv_allow_wildcard)
+        return sl_fail(
+            err, SL_INVALID,
+            "--kv-listen %s: the kv network authenticates nobody: name one interface, or "
+            "permit this with --kv-allow-wildcard",
+            options->kv_listen);
+    return sl_ok();
+}
+
+static sl_status check(const void *target, sl_err *err)
+{
+    const nod_options *options = target;
+    clu_settings settings = {.name = options->name,
+                             .cluster = options->cluster,
+                             .etcd = options->etcd,
+                             .lease_ns = options->lease_ns};
+    SL_TRY(clu_settings_check(&settings, err));
+    SL_TRY(check_addresses(options, err));
+    if (options->backend != NOD_BACKEND_CPU)
+        return sl_fail(err, SL_UNSUPPORTED,
+                       "--backend cuda: this build has no CUDA engine; use --backend cpu");
+    if (!(options->kv_overcommit >= 1.0 && options->kv_overcommit <= ENG_OVERCOMMIT_MAX / 100.0))
+        return sl_fail(err, SL_INVALID, "--kv-overcommit %g: 1 to %g are possible",
+                       options->kv_overcommit, ENG_OVERCOMMIT_MAX / 100.0);
+    char path[NOD_PATH_MAX];
+    uint64_t bytes;
+    return options->kv_disk ? nod_kv_disk_parse(options->kv_disk, path, &bytes, err) : sl_ok();
+}
+
 #define OPTION_COUNT (sizeof(OPTIONS) / sizeof(OPTIONS[0]))
 
 sl_config_result nod_options_parse(nod_role role, int argc, char **argv, nod_options *out_options,
@@ -215,6 +267,7 @@ sl_config_result nod_options_parse(nod_role role, int argc, char **argv, nod_opt
                            : "generates tokens in continuous batches from fetched caches",
         .options = options,
         .option_count = OPTION_COUNT,
+        .check = check,
     };
     return sl_config_parse(&spec, argc, argv, out_options, out_config, out_exit_code);
 }

@@ -1,5 +1,6 @@
 /* The options of both node programs: one table (help, environment, settings file and --print-config
- * come from it). Thread: start-up. */
+ * come from it), and what it cannot say, so that a long start does not end with a wrong option.
+ * Thread: start-up. */
 #ifndef NODE_OPTIONS_H
 #define NODE_OPTIONS_H
 
@@ -43,6 +44,11 @@ typedef struct nod_options {
     uint64_t etcd_timeout_ns;
     int log_level;
 } nod_options;
+
+#define NOD_PATH_MAX 4096
+/* "FILE:SIZE" of --kv-disk. */
+SL_MUST_USE sl_status nod_kv_disk_parse(const char *text, char out_path[NOD_PATH_MAX],
+                                        uint64_t *out_bytes, sl_err *err);
 
 /* role decides the program's name and the default of --role. */
 sl_config_result nod_options_parse(nod_role role, int argc, char **argv, nod_options *out_options,

@@ -3,6 +3,9 @@
 
 #include <stddef.h>
 
+#include "base/net.h"
+#include "cluster/registration.h"
+
 static const char *const LOG_LEVELS[] = {"error", "warn", "info", "debug", "trace", NULL};
 
 #define AT(member) offsetof(rtr_options, member)
@@ -210,9 +213,22 @@ static const sl_option OPTIONS[] = {
      .help = "without a prefill node, let the decode node compute the prompt"},
 };
 
+static sl_status check(const void *target, sl_err *err)
+{
+    const rtr_options *options = target;
+    clu_settings settings = {.name = options->name,
+                             .cluster = options->cluster,
+                             .etcd = options->etcd,
+                             .lease_ns = options->lease_ns};
+    SL_TRY(clu_settings_check(&settings, err));
+    SL_TRY(sl_wrap(err, sl_net_check(options->listen, true, NULL, err), "--listen"));
+    return sl_wrap(err, sl_net_check(options->control, true, NULL, err), "--control");
+}
+
 const sl_config_spec RTR_CONFIG_SPEC = {
     .program = "sluice-router",
     .summary = "HTTP front of a Sluice cluster: OpenAI API, placement, retry",
     .options = OPTIONS,
     .option_count = sizeof OPTIONS / sizeof OPTIONS[0],
+    .check = check,
 };

@@ -294,18 +294,14 @@ static void threads_destroy(router *r)
 
 /* ---- start */
 
-static sl_status set_name(router *r, sl_err *err)
+static void set_name(router *r)
 {
     const char *colon = strrchr(rtr_control_address(r->control), ':');
     if (r->options->name)
         snprintf(r->name, sizeof r->name, "%s", r->options->name);
     else
         snprintf(r->name, sizeof r->name, "router-%s", colon ? colon + 1 : "0");
-    if (!clu_name_valid(r->options->name ? r->options->name : r->name))
-        return sl_fail(err, SL_INVALID, "--name \"%s\": want lower-case letters, digits, . _ -",
-                       r->options->name);
     sl_log_set_name(r->name);
-    return sl_ok();
 }
 
 static sl_status join_cluster(router *r, sl_err *err)
@@ -352,7 +348,7 @@ static sl_status start(router *r, sl_err *err)
     SL_TRY(thread_create(r, 0, err));
     rtr_control_options control = {r->threads[0].runtime, r->options->control};
     SL_TRY(rtr_control_create(&control, &r->control, err));
-    SL_TRY(set_name(r, err));
+    set_name(r);
     for (uint32_t i = 1; i < (uint32_t)r->options->threads; i++)
         SL_TRY(thread_create(r, i, err));
     sl_daemon_options daemon = {.metrics = r->metrics, .stop = stop_everything, .context = r};

@@ -118,6 +118,16 @@ def test_command_lines():
         assert run(program, "--version").returncode == 0
         bad = run(program, "--modle", "x")
         assert bad.returncode == 2 and "--modle" in bad.stderr and not bad.stdout, bad
+    # Told before the model is opened, and by --check-config too.
+    for program, option, value, advice in (("sluice-decode", "--kv-overcommit", "0.5", "1 to 100"), ("sluice-prefill", "--kv-disk", "kv", "FILE:SIZE"),
+                                           ("sluice-decode", "--name", "N", "lower-case"), ("sluice-prefill", "--kv-listen", ":1", "interface"),
+                                           ("sluice-router", "--name", "N", "lower-case"), ("sluice-router", "--listen", "8080", "host:port")):
+        for more in ((), ("--check-config",)):
+            named = ("--name", "n", option, value) if program != "sluice-router" else (option, value)
+            bad = run(program, "--model", "nowhere", *named, *more)
+            assert bad.returncode == 2 and option in bad.stderr and advice in bad.stderr and not bad.stdout, bad
+    good = run("sluice-decode", "--model", "nowhere", "--name", "n", "--check-config")
+    assert good.returncode == 0 and good.stdout == "settings are fine\n", good
     result = run("sluice-decode", "--model", MODEL, *NODE, "--kv-memory", "lots")
     assert result.returncode == 2 and "kv-memory" in result.stderr, result.stderr
     result = run("sluice-decode", "--model", MODEL, *NODE, "--kv-memory", "1KiB")

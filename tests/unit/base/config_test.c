@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "base/config.h"
+#include "tests/unit/capture.h"
 
 typedef struct settings {
     bool verbose;
@@ -63,25 +64,34 @@ static const sl_option options[] = {
      .help = "where to compute",
      .choices = backends},
 };
-static const sl_config_spec spec = {"sluice-test", "a test program", NULL, options,
-                                    sizeof(options) / sizeof(options[0])};
-static const sl_config_spec spec_positional = {"sluice-test", "a test program", "PROMPT", options,
-                                               sizeof(options) / sizeof(options[0])};
+#define OPTION_COUNT (sizeof(options) / sizeof(options[0]))
+
+static sl_status check(const void *target, sl_err *err)
+{
+    const settings *s = target;
+    if (s->threads == 13)
+        return sl_fail(err, SL_INVALID, "--threads 13: no luck");
+    return sl_ok();
+}
+
+static const sl_config_spec spec = {.program = "sluice-test",
+                                    .summary = "a test program",
+                                    .options = options,
+                                    .option_count = OPTION_COUNT,
+                                    .check = check};
+static const sl_config_spec spec_positional = {.program = "sluice-test",
+                                               .summary = "a test program",
+                                               .positional = "PROMPT",
+                                               .options = options,
+                                               .option_count = OPTION_COUNT};
 
 typedef struct outcome {
     sl_config_result result;
     int exit_code;
     sl_config *config;
     settings values;
-    char out[8192], err[2048];
+    char out[8192], err[8192];
 } outcome;
-
-static void read_back(FILE *file, char *text, size_t size)
-{
-    rewind(file);
-    text[fread(text, 1, size - 1, file)] = '\0';
-    fclose(file);
-}
 
 /* Parses with stdout and stderr captured. `line`: arguments separated by single spaces. */
 static outcome parse_with(const sl_config_spec *the_spec, const char *line)
@@ -94,20 +104,9 @@ static outcome parse_with(const sl_config_spec *the_spec, const char *line)
     snprintf(copy, sizeof(copy), "%s", line);
     for (char *word = strtok(copy, " "); word; word = strtok(NULL, " "))
         argv[argc++] = word;
-    FILE *files[2] = {tmpfile(), tmpfile()};
-    fflush(stdout);
-    fflush(stderr);
-    int saved[2] = {dup(1), dup(2)};
-    dup2(fileno(files[0]), 1);
-    dup2(fileno(files[1]), 2);
+    capture c = capture_begin();
     o.result = sl_config_parse(the_spec, argc, argv, &o.values, &o.config, &o.exit_code);
-    fflush(stdout);
-    dup2(saved[0], 1);
-    dup2(saved[1], 2);
-    close(saved[0]);
-    close(saved[1]);
-    read_back(files[0], o.out, sizeof(o.out));
-    read_back(files[1], o.err, sizeof(o.err));
+    capture_end(&c, o.out, o.err, sizeof(o.out));
     return o;
 }
 
@@ -296,6 +295,8 @@ TEST(check_config)
     assert_int_equal(o.exit_code, 0);
     assert_string_equal(o.err, "");
     assert_misuse("--check-config", "--model is required");
+    assert_misuse("--check-config --model m --threads 13", "--threads 13: no luck");
+    assert_misuse("--model m --threads 13", "--threads 13: no luck");
 }
 
 TEST(positional)

@@ -31,13 +31,19 @@ TEST(addresses)
                  {"[::1]", true, NULL},
                  {"[::1:80", true, NULL},
                  {"[::1]x:80", true, NULL},
-                 {"", true, NULL}};
+                 {"", true, NULL},
+                 {"10.0.0.300:80", true, NULL},
+                 {"[nohost]:80", true, NULL}};
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct sockaddr_storage address;
         socklen_t size;
         sl_err err;
         char text[SL_ADDRESS_TEXT_MAX];
-        sl_status status = sl_net_resolve(cases[i].text, cases[i].passive, &address, &size, &err);
+        bool wildcard = false;
+        sl_status status = sl_net_check(cases[i].text, cases[i].passive, &wildcard, &err);
+        assert_true(sl_is_ok(status) == (cases[i].want != NULL));
+        assert_true(wildcard == (strcmp(cases[i].text, ":8080") == 0 && cases[i].passive));
+        status = sl_net_resolve(cases[i].text, cases[i].passive, &address, &size, &err);
         if (sl_is_ok(status) != (cases[i].want != NULL))
             fail_msg("\"%s\": %s", cases[i].text, sl_code_name(status.code));
         if (!cases[i].want) {

@@ -113,6 +113,8 @@ TEST(bad_endpoints)
                                       "http://a",
                                       "https://a:1",
                                       "http://a:1/v3",
+                                      "http://a:65536",
+                                      "http://10.0.0.300:1",
                                       "a:1,a:2,a:3,a:4,a:5,a:6,a:7,a:8,a:9"};
     for (size_t i = 0; i < sizeof(BAD) / sizeof(BAD[0]); i++) {
         clu_etcd_options options = {.endpoints = BAD[i]};
@@ -121,6 +123,7 @@ TEST(bad_endpoints)
         sl_status status = clu_etcd_create(runtime, &options, &client, &err);
         assert_false(sl_is_ok(status));
         assert_text_contains(err.text, "etcd");
+        assert_code(clu_etcd_check(&options, &err), status.code);
         assert_null(client);
     }
 }
