@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/assert.h"
 #include "model/grammar_parts.h"
 #include "model/matcher.h"
 
@@ -13,6 +14,7 @@ static mdl_dfa *dfa_alloc(uint32_t states_max, uint32_t class_count)
     mdl_dfa *dfa = sl_alloc(1, sizeof(*dfa), "dfa");
     dfa->class_count = class_count;
     dfa->accepts = sl_alloc(states_max, sizeof(bool), "dfa");
+    dfa->goes_on = sl_alloc(states_max, sizeof(bool), "dfa");
     dfa->next = sl_alloc((size_t)states_max * class_count, sizeof(uint32_t), "dfa");
     return dfa;
 }
@@ -22,6 +24,7 @@ void mdl_dfa_destroy(mdl_dfa *dfa)
     if (!dfa)
         return;
     sl_free(dfa->accepts);
+    sl_free(dfa->goes_on);
     sl_free(dfa->next);
     sl_free(dfa);
 }
@@ -56,9 +59,14 @@ static sl_status trim(mdl_dfa *dfa, sl_err *err)
     for (uint32_t s = 1; s < dfa->state_count && any; s++) {
         if (!alive[s])
             continue;
-        for (uint32_t c = 0; c < classes; c++)
-            dfa->next[name[s] * classes + c] = name[dfa->next[s * classes + c]];
+        bool goes_on = false;
+        for (uint32_t c = 0; c < classes; c++) {
+            uint32_t to = name[dfa->next[s * classes + c]];
+            dfa->next[name[s] * classes + c] = to;
+            goes_on |= to != 0;
+        }
         dfa->accepts[name[s]] = dfa->accepts[s];
+        dfa->goes_on[name[s]] = goes_on;
     }
     dfa->state_count = count;
     dfa->next = sl_realloc(dfa->next, (size_t)count * classes, sizeof(uint32_t), "dfa");
@@ -86,11 +94,11 @@ static sl_status too_many(uint32_t max, sl_err *err)
     return sl_fail(err, SL_TOO_LARGE, "too large: its automaton needs more than %u states", max);
 }
 
-static sl_status walk_matcher(mdl_matcher *matcher, mdl_dfa *dfa, sl_err *err)
+static sl_status walk_matcher(mdl_matcher *matcher, uint32_t states_max, mdl_dfa *dfa, sl_err *err)
 {
     /* The matcher numbers its states from 2 in the order of discovery: ours are one less. */
     if (mdl_matcher_start(matcher) == MDL_STATE_FULL)
-        return too_many(MDL_DFA_MADE_MAX, err);
+        return too_many(states_max, err);
     uint8_t class_byte[256];
     for (unsigned byte = 0; byte < 256; byte++)
         class_byte[dfa->class_of[byte]] = (uint8_t)byte;
@@ -99,7 +107,7 @@ static sl_status walk_matcher(mdl_matcher *matcher, mdl_dfa *dfa, sl_err *err)
         for (uint32_t c = 0; c < dfa->class_count; c++) {
             uint32_t to = mdl_matcher_byte(matcher, s, class_byte[c]);
             if (to == MDL_STATE_FULL)
-                return too_many(MDL_DFA_MADE_MAX, err);
+                return too_many(states_max, err);
             dfa->next[(s - 1) * dfa->class_count + c] = to - 1;
         }
     }
@@ -107,14 +115,74 @@ static sl_status walk_matcher(mdl_matcher *matcher, mdl_dfa *dfa, sl_err *err)
     return sl_ok();
 }
 
-sl_status mdl_dfa_create(const mdl_grammar *grammar, mdl_dfa **out_dfa, sl_err *err)
+static sl_status create_within(const mdl_grammar *grammar, uint32_t states_max, mdl_dfa **out_dfa,
+                               sl_err *err)
 {
-    mdl_matcher *matcher = mdl_matcher_create(grammar, MDL_DFA_MADE_MAX);
-    mdl_dfa *dfa = dfa_alloc(MDL_DFA_MADE_MAX, mdl_matcher_class_count(matcher));
+    mdl_matcher *matcher = mdl_matcher_create(grammar, states_max);
+    mdl_dfa *dfa = dfa_alloc(states_max, mdl_matcher_class_count(matcher));
     memcpy(dfa->class_of, mdl_matcher_class_of(matcher), sizeof(dfa->class_of));
-    sl_status status = walk_matcher(matcher, dfa, err);
+    sl_status status = walk_matcher(matcher, states_max, dfa, err);
     mdl_matcher_destroy(matcher);
     return complete(dfa, status, out_dfa, err);
+}
+
+sl_status mdl_dfa_create(const mdl_grammar *grammar, mdl_dfa **out_dfa, sl_err *err)
+{
+    return create_within(grammar, MDL_DFA_MADE_MAX, out_dfa, err);
+}
+
+/* ---- the fewest states ---- */
+
+/* Splits blocks of states by where each class leads, until none splits. Returns how many there
+ * are; block 0 is the dead state's. */
+static uint32_t split_blocks(const mdl_dfa *dfa, uint32_t *block)
+{
+    uint32_t count = 1, before, *fresh = sl_alloc(dfa->state_count, sizeof(*fresh), "dfa blocks");
+    for (uint32_t s = 1; s < dfa->state_count; s++)
+        block[s] = 1 + dfa->accepts[s];
+    do {
+        before = count;
+        count = 1;
+        for (uint32_t s = 1; s < dfa->state_count; s++) {
+            uint32_t like = 1;
+            for (; like < s; like++) {
+                bool same = block[like] == block[s];
+                for (uint32_t c = 0; c < dfa->class_count && same; c++)
+                    same = block[dfa->next[like * dfa->class_count + c]] ==
+                           block[dfa->next[s * dfa->class_count + c]];
+                if (same)
+                    break;
+            }
+            fresh[s] = like < s ? fresh[like] : count++;
+        }
+        memcpy(block + 1, fresh + 1, (dfa->state_count - 1) * sizeof(*block));
+    } while (count != before);
+    sl_free(fresh);
+    return count;
+}
+
+/* The start is the first state looked at, so its block stays number 1. */
+static void minimise(mdl_dfa *dfa)
+{
+    uint32_t *block = sl_alloc(dfa->state_count, sizeof(*block), "dfa blocks");
+    uint32_t count = split_blocks(dfa, block);
+    for (uint32_t s = 1; s < dfa->state_count; s++) {
+        sl_assert(block[s] <= s); /* so that nothing is written before it is read */
+        for (uint32_t c = 0; c < dfa->class_count; c++)
+            dfa->next[block[s] * dfa->class_count + c] = block[dfa->next[s * dfa->class_count + c]];
+        dfa->accepts[block[s]] = dfa->accepts[s];
+        dfa->goes_on[block[s]] = dfa->goes_on[s];
+    }
+    dfa->state_count = count;
+    sl_free(block);
+}
+
+sl_status mdl_dfa_create_small(const mdl_grammar *grammar, uint32_t states_max, mdl_dfa **out_dfa,
+                               sl_err *err)
+{
+    SL_TRY(create_within(grammar, states_max, out_dfa, err));
+    minimise(*out_dfa);
+    return sl_ok();
 }
 
 bool mdl_dfa_accepts(const mdl_dfa *dfa, const char *text, size_t size)

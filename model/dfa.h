@@ -20,6 +20,10 @@ void mdl_dfa_destroy(mdl_dfa *dfa);
 /* Symbols count as dead ends. SL_TOO_LARGE: more states than MDL_DFA_MADE_MAX; SL_INVALID: no text
  * matches. */
 SL_MUST_USE sl_status mdl_dfa_create(const mdl_grammar *grammar, mdl_dfa **out_dfa, sl_err *err);
+/* The same of at most states_max states (few: the time is their square), and then with the fewest
+ * that will do. */
+SL_MUST_USE sl_status mdl_dfa_create_small(const mdl_grammar *grammar, uint32_t states_max,
+                                           mdl_dfa **out_dfa, sl_err *err);
 bool mdl_dfa_accepts(const mdl_dfa *dfa, const char *text, size_t size);
 /* min to max (MDL_REPEAT_ANY) texts of an automaton none of whose texts begins another. */
 SL_MUST_USE sl_status mdl_dfa_repeat(const mdl_dfa *dfa, uint32_t min, uint32_t max,
@@ -32,6 +36,11 @@ SL_MUST_USE sl_status mdl_dfa_without(const mdl_dfa *a, const mdl_dfa *b, mdl_df
 /* Any text in which none of the marks occurs, as a node. */
 SL_MUST_USE sl_status mdl_grammar_unmarked(mdl_grammar *grammar, const char *const *marks,
                                            size_t mark_count, mdl_node *out_node, sl_err *err);
+
+/* The node's texts as an automaton of few states, where there is one: a matcher then holds one cell
+ * where it would hold one for each alternative. Else, and for rules and symbols, the node itself.
+ */
+mdl_node mdl_grammar_settle(mdl_grammar *grammar, mdl_node node);
 
 #ifdef __cplusplus
 }

@@ -52,6 +52,9 @@ void mdl_grammar_destroy(mdl_grammar *grammar)
         return;
     for (uint32_t i = 0; i < grammar->dfa_count; i++)
         mdl_dfa_destroy(grammar->dfas[i]);
+    for (uint32_t i = 0; i < grammar->settled_count; i++)
+        sl_free(grammar->settled[i].key);
+    sl_free(grammar->settled);
     sl_free(grammar->dfas);
     sl_free(grammar->nodes);
     sl_free(grammar->sets);
@@ -390,29 +393,74 @@ static void refine(uint8_t class_of[256], uint32_t *count, const mdl_byte_set *s
     *count = made;
 }
 
+/* Each class of the automaton is a union of some. */
+static void refine_by_dfa(uint8_t class_of[256], uint32_t *count, const mdl_dfa *dfa)
+{
+    for (uint32_t c = 0; c < dfa->class_count; c++) {
+        mdl_byte_set same = {{0}};
+        for (unsigned byte = 0; byte < 256; byte++)
+            if (dfa->class_of[byte] == c)
+                mdl_byte_set_add(&same, byte, byte);
+        refine(class_of, count, &same);
+    }
+}
+
+/* Nodes that the root leads to: builders leave some behind. Rules lead anywhere, others back. */
+static bool *used_nodes(const mdl_grammar *g)
+{
+    bool *used = sl_alloc(g->node_count, sizeof(*used), "grammar nodes");
+    used[g->root] = true;
+    for (bool changed = true; changed;) {
+        changed = false;
+        for (uint32_t i = g->node_count; i-- > 0;) {
+            const mdl_grammar_node *node = &g->nodes[i];
+            if (!used[i])
+                continue;
+            bool two = node->kind == MDL_NODE_KIND_THEN || node->kind == MDL_NODE_KIND_OR;
+            if (two || node->kind == MDL_NODE_KIND_REPEAT)
+                used[node->a] = true;
+            if (two)
+                used[node->b] = true;
+            if (node->kind == MDL_NODE_KIND_RULE && !used[g->rules[node->a]]) {
+                used[g->rules[node->a]] = true;
+                changed |= g->rules[node->a] > i;
+            }
+        }
+    }
+    return used;
+}
+
 uint32_t mdl_grammar_classes(const mdl_grammar *g, uint8_t out_class[256])
 {
     uint32_t count = 1;
     mdl_byte_set single = {{0}};
+    bool *used = used_nodes(g);
+    bool *sets = sl_alloc(g->set_count + 1, sizeof(*sets), "grammar sets");
+    bool *dfas = sl_alloc(g->dfa_count + 1, sizeof(*dfas), "grammar automata");
     memset(out_class, 0, 256);
+    for (uint32_t i = 0; i < g->node_count; i++) {
+        const mdl_grammar_node *node = &g->nodes[i];
+        if (used[i] && node->kind == MDL_NODE_KIND_SET)
+            sets[node->a] = true;
+        if (used[i] && node->kind == MDL_NODE_KIND_DFA)
+            dfas[node->a] = true;
+        for (uint32_t k = 0; used[i] && node->kind == MDL_NODE_KIND_LITERAL && k < node->b; k++)
+            mdl_byte_set_add(&single, (uint8_t)g->text[node->a + k], (uint8_t)g->text[node->a + k]);
+    }
     for (uint32_t i = 0; i < g->set_count; i++)
-        refine(out_class, &count, &g->sets[i]);
-    for (uint32_t i = 0; i < g->text_size; i++)
-        mdl_byte_set_add(&single, (uint8_t)g->text[i], (uint8_t)g->text[i]);
+        if (sets[i])
+            refine(out_class, &count, &g->sets[i]);
     for (unsigned byte = 0; byte < 256; byte++) {
         mdl_byte_set one = {{0}};
         mdl_byte_set_add(&one, byte, byte);
         if (mdl_byte_set_has(&single, byte))
             refine(out_class, &count, &one);
     }
-    for (uint32_t i = 0; i < g->dfa_count; i++) {
-        for (uint32_t c = 0; c < g->dfas[i]->class_count; c++) {
-            mdl_byte_set same = {{0}};
-            for (unsigned byte = 0; byte < 256; byte++)
-                if (g->dfas[i]->class_of[byte] == c)
-                    mdl_byte_set_add(&same, byte, byte);
-            refine(out_class, &count, &same);
-        }
-    }
+    for (uint32_t i = 0; i < g->dfa_count; i++)
+        if (dfas[i])
+            refine_by_dfa(out_class, &count, g->dfas[i]);
+    sl_free(used);
+    sl_free(sets);
+    sl_free(dfas);
     return count;
 }

@@ -25,6 +25,13 @@ typedef struct mdl_grammar_node {
     uint32_t a, b, c;
 } mdl_grammar_node;
 
+/* What mdl_grammar_settle made of a node: equal ones share it. */
+typedef struct mdl_settled {
+    uint8_t *key;
+    size_t key_size;
+    mdl_node node;
+} mdl_settled;
+
 struct mdl_grammar {
     mdl_grammar_node *nodes;
     uint32_t node_count, node_capacity;
@@ -36,6 +43,8 @@ struct mdl_grammar {
     uint32_t text_size, text_capacity;
     mdl_dfa **dfas;
     uint32_t dfa_count, dfa_capacity, dfa_states;
+    mdl_settled *settled;
+    uint32_t settled_count;
     uint64_t work;
     mdl_node root;
     const char *over; /* what passed its bound, NULL = nothing */
@@ -52,6 +61,7 @@ struct mdl_dfa {
     uint32_t class_count;
     uint8_t class_of[256];
     bool *accepts;  /* [state_count] */
+    bool *goes_on;  /* [state_count]: some byte leads on; what does not accepts */
     uint32_t *next; /* [state_count][class_count] */
 };
 

@@ -289,6 +289,6 @@ sl_status mdl_json_number(mdl_grammar *grammar, bool integer, const mdl_json_bou
         node = unbounded(grammar, integer);
     if (node == MDL_NODE_NONE)
         return sl_fail(err, SL_INVALID, "no number is within the bounds");
-    *out_node = node;
+    *out_node = mdl_grammar_settle(grammar, node);
     return sl_ok();
 }

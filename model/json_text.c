@@ -64,6 +64,7 @@ mdl_node mdl_json_space(mdl_schema_compiler *c)
                        mdl_grammar_repeat(g, mdl_grammar_text(g, "\t"), 1, INDENT_TABS_MAX));
     mdl_node line = mdl_grammar_then(g, mdl_grammar_text(g, "\n"), indent);
     c->space = mdl_grammar_optional(g, mdl_grammar_or(g, mdl_grammar_text(g, " "), line));
+    c->space = mdl_grammar_settle(g, c->space);
     return c->space;
 }
 
@@ -104,7 +105,7 @@ static mdl_node any_text(mdl_schema_compiler *c)
     if (c->unmarked)
         one = mdl_grammar_or(g, one, mdl_grammar_code_points(g, 0xff5d, 0x10ffff));
     one = mdl_grammar_or(g, one, escape);
-    one = mdl_grammar_or(g, mdl_grammar_set(g, &plain), one);
+    one = mdl_grammar_settle(g, mdl_grammar_or(g, mdl_grammar_set(g, &plain), one));
     c->text = mdl_grammar_repeat(g, one, 0, MDL_REPEAT_ANY);
     return c->text;
 }

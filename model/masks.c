@@ -27,6 +27,11 @@ typedef struct trie_node {
 typedef struct trie {
     trie_node *nodes;
     uint32_t count;
+    uint8_t *below;   /* [node]: sets of the bytes below it (mdl_word_set) */
+    uint8_t *levels;  /* [node]: below it */
+    uint32_t *tokens; /* in the order of the nodes */
+    uint8_t *sizes;   /* of the tokens, in bytes less one */
+    uint32_t *first;  /* [node]: tokens of the nodes before it; one more for the end */
 } trie;
 
 typedef struct cached {
@@ -134,6 +139,31 @@ static void link_behind(trie *t, uint32_t *open)
         t->nodes[open[depth--]].behind = t->count;
 }
 
+/* What is below each node, for branches that are taken whole. */
+static void sum_up(trie *t)
+{
+    uint32_t count = 0;
+    t->below = sl_alloc(t->count + 1, sizeof(*t->below), "token trie");
+    t->levels = sl_alloc(t->count + 1, sizeof(*t->levels), "token trie");
+    t->first = sl_alloc(t->count + 1, sizeof(*t->first), "token trie");
+    t->tokens = sl_alloc(t->count + 1, sizeof(*t->tokens), "token trie");
+    t->sizes = sl_alloc(t->count + 1, sizeof(*t->sizes), "token trie");
+    for (uint32_t i = 0; i < t->count; i++) {
+        t->first[i] = count;
+        if (t->nodes[i].token == UINT32_MAX)
+            continue;
+        t->sizes[count] = (uint8_t)(t->nodes[i].depth - 1);
+        t->tokens[count++] = t->nodes[i].token;
+    }
+    t->first[t->count] = count;
+    for (uint32_t i = t->count; i-- > 0;)
+        for (uint32_t child = i + 1; child < t->nodes[i].behind; child = t->nodes[child].behind) {
+            t->below[i] |= t->below[child] | (uint8_t)mdl_word_set_of(t->nodes[child].byte);
+            if (t->levels[i] <= t->levels[child])
+                t->levels[i] = (uint8_t)(t->levels[child] + 1);
+        }
+}
+
 static void build_trie(mdl_masks *m, trie *t, const spelled *tokens, uint32_t count)
 {
     for (int pass = 0; pass < 2; pass++) { /* counts, then fills */
@@ -149,6 +179,17 @@ static void build_trie(mdl_masks *m, trie *t, const spelled *tokens, uint32_t co
             t->nodes = sl_alloc(t->count + 1, sizeof(trie_node), "token trie");
     }
     link_behind(t, m->states);
+    sum_up(t);
+}
+
+static void trie_fini(trie *t)
+{
+    sl_free(t->nodes);
+    sl_free(t->below);
+    sl_free(t->levels);
+    sl_free(t->tokens);
+    sl_free(t->sizes);
+    sl_free(t->first);
 }
 
 static void build_tries(mdl_masks *m, uint32_t vocab_size)
@@ -195,6 +236,9 @@ mdl_masks *mdl_masks_create(const mdl_tokenizer *tokenizer, uint32_t vocab_size,
     m->set_count = m->set_count ? m->set_count : 1;
     m->entries = sl_alloc((size_t)m->set_count * WAYS, sizeof(cached), "mask cache");
     m->masks = sl_alloc((size_t)m->set_count * WAYS * m->words, sizeof(uint32_t), "mask cache");
+    /* Touched now: a page's first use costs as much as what is made in it. */
+    memset(m->entries, 0, (size_t)m->set_count * WAYS * sizeof(cached));
+    memset(m->masks, 0, (size_t)m->set_count * WAYS * m->words * sizeof(uint32_t));
     return m;
 }
 
@@ -202,9 +246,9 @@ void mdl_masks_destroy(mdl_masks *masks)
 {
     if (!masks)
         return;
-    sl_free(masks->plain.nodes);
-    sl_free(masks->other.nodes);
-    sl_free(masks->distant.nodes);
+    trie_fini(&masks->plain);
+    trie_fini(&masks->other);
+    trie_fini(&masks->distant);
     sl_free(masks->plain_masks);
     sl_free(masks->distant_mask);
     sl_free(masks->own);
@@ -220,12 +264,37 @@ const mdl_masks_counts *mdl_masks_counts_get(const mdl_masks *masks)
 
 /* ---- making a mask ---- */
 
+/* The step that a node's byte makes; looked up here, where it was made before. */
+static uint32_t step(const mdl_matcher_rows *rows, mdl_matcher *matcher, uint32_t from,
+                     uint8_t byte)
+{
+    uint32_t to = rows->rows[(size_t)from * rows->stride + rows->class_of[byte]];
+    return to == MDL_STATE_FULL ? mdl_matcher_byte(matcher, from, byte) : to;
+}
+
+/* The tokens below a node that are as long as the state allows, whichever bytes they are of; false:
+ * it depends on the bytes. */
+static bool take_branch(const trie *t, uint32_t node, mdl_matcher *matcher, uint32_t state,
+                        uint32_t *mask)
+{
+    uint32_t run = MDL_RUN_MIXED, depth = t->nodes[node].depth;
+    if (t->below[node] < MDL_WORD_OTHER)
+        run = mdl_matcher_word_run(matcher, state, t->below[node], t->levels[node]);
+    if (run == MDL_RUN_MIXED)
+        return false;
+    for (uint32_t i = t->first[node + 1]; i < t->first[t->nodes[node].behind]; i++)
+        if (t->sizes[i] < depth + run)
+            allow(mask, t->tokens[i]);
+    return true;
+}
+
 /* False: the matcher is full. */
 static bool walk(mdl_masks *m, const trie *t, mdl_matcher *matcher, uint32_t *mask)
 {
+    const mdl_matcher_rows rows = mdl_matcher_rows_of(matcher);
     for (uint32_t i = 0; i < t->count;) {
         const trie_node *node = &t->nodes[i];
-        uint32_t to = mdl_matcher_byte(matcher, m->states[node->depth - 1], node->byte);
+        uint32_t to = step(&rows, matcher, m->states[node->depth - 1], node->byte);
         if (to == MDL_STATE_FULL)
             return false;
         if (to == MDL_STATE_DEAD) {
@@ -235,7 +304,11 @@ static bool walk(mdl_masks *m, const trie *t, mdl_matcher *matcher, uint32_t *ma
         m->states[node->depth] = to;
         if (node->token != UINT32_MAX)
             allow(mask, node->token);
-        i++;
+        /* The first byte below, which is due anyway, says whether asking for all is worth it. */
+        bool whole = node->behind > i + 1 && t == &m->plain &&
+                     step(&rows, matcher, to, node[1].byte) > MDL_STATE_DEAD &&
+                     take_branch(t, i, matcher, to, mask);
+        i = whole ? node->behind : i + 1;
     }
     return true;
 }
@@ -254,7 +327,7 @@ static bool make(mdl_masks *m, mdl_matcher *matcher, uint32_t state, uint32_t *m
     }
     m->states[0] = state;
     uint32_t run = mdl_matcher_plain_run(matcher, state);
-    if (run == MDL_PLAIN_MIXED) {
+    if (run == MDL_RUN_MIXED) {
         if (!walk(m, &m->plain, matcher, mask))
             return false;
     } else {

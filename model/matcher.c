@@ -20,7 +20,10 @@
 #define WORK_MAX        8192u
 #define CHAIN_MAX \
     1024u /* cells on one another, for mdl_matcher_near; the others stay as they are */
+#define TABLE_BEGIN \
+    1024u /* slots in use at first: memory not touched yet costs more than a search */
 #define PLAIN_MIXED 0xffu
+#define WORD_MIXED  UINT32_MAX
 #define BOTTOM      0u /* the cell below the last: popping it accepts */
 
 typedef struct cell {
@@ -32,6 +35,7 @@ typedef struct future {
     bool accepts;
     uint8_t plain; /* of mdl_matcher_plain_run: 0 = not known, else one more, or PLAIN_MIXED */
     uint32_t near; /* 0 = not known */
+    uint32_t behind[MDL_WORD_OTHER]; /* any byte of these sets: 0 = not known, or WORD_MIXED */
 } future;
 
 struct mdl_matcher {
@@ -45,14 +49,14 @@ struct mdl_matcher {
     cell *cells;
     uint32_t *stamps;  /* [cell]: last closure that saw it */
     uint32_t *turns;   /* [cell]: fewest turns with which that closure saw it; scratch */
-    uint32_t *cell_of; /* hash table */
+    uint32_t *cell_of; /* hash table, of which cell_mask + 1 slots are in use */
     uint32_t cell_count, cells_max, cell_mask;
     uint32_t stamp;
 
     future *states;
     uint32_t *rows; /* [state][symbol]: 0 = not known yet */
     uint32_t *sets;
-    uint32_t *state_of; /* hash table */
+    uint32_t *state_of; /* hash table, likewise */
     uint32_t state_count, states_max, state_mask;
     uint32_t set_used, sets_max;
     uint32_t start;
@@ -65,12 +69,13 @@ struct mdl_matcher {
     bool full;
 };
 
-static uint32_t power_of_two(uint32_t at_least)
+/* Of a hash table for so many: at most half full. */
+static uint32_t table_size(uint32_t max)
 {
-    uint32_t power = 1;
-    while (power < at_least)
-        power *= 2;
-    return power;
+    uint32_t size = TABLE_BEGIN;
+    while (size < 2 * max)
+        size *= 2;
+    return size;
 }
 
 mdl_matcher *mdl_matcher_create(const mdl_grammar *grammar, uint32_t states_max)
@@ -86,16 +91,15 @@ mdl_matcher *mdl_matcher_create(const mdl_grammar *grammar, uint32_t states_max)
     m->states_max = states_max ? states_max : MDL_MATCHER_STATES_MAX;
     m->cells_max = CELLS_PER_STATE * m->states_max + WORK_MAX;
     m->sets_max = SETS_PER_STATE * m->states_max + SET_MAX;
-    m->cell_mask = power_of_two(2 * m->cells_max) - 1;
-    m->state_mask = power_of_two(2 * m->states_max) - 1;
+    m->cell_mask = m->state_mask = TABLE_BEGIN - 1;
     m->cells = sl_alloc(m->cells_max, sizeof(cell), "matcher cells");
     m->stamps = sl_alloc(m->cells_max, sizeof(uint32_t), "matcher cells");
     m->turns = sl_alloc(m->cells_max, sizeof(uint32_t), "matcher cells");
-    m->cell_of = sl_alloc(m->cell_mask + 1, sizeof(uint32_t), "matcher cells");
+    m->cell_of = sl_alloc(table_size(m->cells_max), sizeof(uint32_t), "matcher cells");
     m->states = sl_alloc(m->states_max, sizeof(future), "matcher states");
     m->rows = sl_alloc((size_t)m->states_max * m->symbol_count, sizeof(uint32_t), "matcher states");
     m->sets = sl_alloc(m->sets_max, sizeof(uint32_t), "matcher states");
-    m->state_of = sl_alloc(m->state_mask + 1, sizeof(uint32_t), "matcher states");
+    m->state_of = sl_alloc(table_size(m->states_max), sizeof(uint32_t), "matcher states");
     m->cell_count = 1;
     m->state_count = MDL_STATE_DEAD + 1;
     return m;
@@ -134,6 +138,15 @@ static uint32_t cell_slot(const mdl_matcher *m, const cell *c)
     }
 }
 
+/* All cells anew, over twice the slots. */
+static void spread_cells(mdl_matcher *m)
+{
+    memset(m->cell_of, 0, ((size_t)m->cell_mask + 1) * sizeof(*m->cell_of));
+    m->cell_mask = 2 * m->cell_mask + 1;
+    for (uint32_t i = 1; i <= m->cell_count; i++)
+        m->cell_of[cell_slot(m, &m->cells[i])] = i;
+}
+
 /* Without room: BOTTOM, and the matcher is marked full. */
 static uint32_t intern_cell(mdl_matcher *m, cell c)
 {
@@ -146,7 +159,31 @@ static uint32_t intern_cell(mdl_matcher *m, cell c)
     }
     m->cells[m->cell_count] = c;
     m->cell_of[slot] = m->cell_count;
+    if (2 * m->cell_count > m->cell_mask)
+        spread_cells(m);
     return m->cell_count++;
+}
+
+static uint32_t state_hash(const uint32_t *set, uint32_t count, bool accepts)
+{
+    uint32_t hash = mix(0, accepts);
+    for (uint32_t i = 0; i < count; i++)
+        hash = mix(hash, set[i]);
+    return hash;
+}
+
+/* All states anew, over twice the slots. */
+static void spread_states(mdl_matcher *m)
+{
+    memset(m->state_of, 0, ((size_t)m->state_mask + 1) * sizeof(*m->state_of));
+    m->state_mask = 2 * m->state_mask + 1;
+    for (uint32_t i = MDL_STATE_DEAD + 1; i <= m->state_count; i++) {
+        const future *s = &m->states[i];
+        uint32_t slot = state_hash(m->sets + s->begin, s->count, s->accepts) & m->state_mask;
+        while (m->state_of[slot])
+            slot = (slot + 1) & m->state_mask;
+        m->state_of[slot] = i;
+    }
 }
 
 /* The state of result and accepts. */
@@ -154,10 +191,8 @@ static uint32_t intern_state(mdl_matcher *m)
 {
     if (m->result_count == 0 && !m->accepts)
         return MDL_STATE_DEAD;
-    uint32_t hash = mix(0, m->accepts), bytes = m->result_count * (uint32_t)sizeof(uint32_t);
-    for (uint32_t i = 0; i < m->result_count; i++)
-        hash = mix(hash, m->result[i]);
-    uint32_t slot = hash & m->state_mask;
+    uint32_t bytes = m->result_count * (uint32_t)sizeof(uint32_t);
+    uint32_t slot = state_hash(m->result, m->result_count, m->accepts) & m->state_mask;
     for (; m->state_of[slot]; slot = (slot + 1) & m->state_mask) {
         const future *s = &m->states[m->state_of[slot]];
         if (s->accepts == m->accepts && s->count == m->result_count &&
@@ -173,6 +208,8 @@ static uint32_t intern_state(mdl_matcher *m)
         (future){.begin = m->set_used, .count = m->result_count, .accepts = m->accepts};
     m->set_used += m->result_count;
     m->state_of[slot] = m->state_count;
+    if (2 * m->state_count > m->state_mask)
+        spread_states(m);
     return m->state_count++;
 }
 
@@ -260,6 +297,8 @@ static void expand(mdl_matcher *m, uint32_t index)
     case MDL_NODE_KIND_DFA:
         if (g->dfas[node->a]->accepts[c.progress ? c.progress : 1])
             push(m, c.next);
+        if (!g->dfas[node->a]->goes_on[c.progress ? c.progress : 1])
+            return;
         break;
     case MDL_NODE_KIND_SET:
     case MDL_NODE_KIND_SYMBOL:
@@ -348,8 +387,11 @@ static void step_cell(mdl_matcher *m, uint32_t index, uint32_t symbol)
         else
             push_cell(m, c.node, c.progress + 1, c.next, c.level);
     } else {
-        uint32_t to = mdl_dfa_step(g->dfas[node->a], c.progress ? c.progress : 1, byte);
-        if (to != 0)
+        const mdl_dfa *dfa = g->dfas[node->a];
+        uint32_t to = mdl_dfa_step(dfa, c.progress ? c.progress : 1, byte);
+        if (to != 0 && !dfa->goes_on[to])
+            push(m, c.next);
+        else if (to != 0)
             push_cell(m, c.node, to, c.next, c.level);
     }
 }
@@ -553,7 +595,7 @@ uint32_t mdl_matcher_plain_run(mdl_matcher *matcher, uint32_t state)
             chain[count++] = at;
             at = mdl_matcher_byte(matcher, at, 'a');
             if (at == MDL_STATE_FULL)
-                return MDL_PLAIN_MIXED;
+                return MDL_RUN_MIXED;
         }
     }
     uint32_t run = states[at].plain;
@@ -564,7 +606,47 @@ uint32_t mdl_matcher_plain_run(mdl_matcher *matcher, uint32_t state)
             run++;
         states[chain[count]].plain = (uint8_t)run;
     }
-    return run == PLAIN_MIXED ? MDL_PLAIN_MIXED : run - 1;
+    return run == PLAIN_MIXED ? MDL_RUN_MIXED : run - 1;
+}
+
+/* ---- words ---- */
+
+/* The one state behind any byte of the sets; WORD_MIXED: it depends on which, or no room. */
+static uint32_t behind_word(mdl_matcher *m, uint32_t from, unsigned sets)
+{
+    uint32_t *known = &m->states[from].behind[sets], to = 0;
+    for (unsigned byte = '0'; byte <= 'z' && !*known; byte++) {
+        if (!(mdl_word_set_of((uint8_t)byte) & sets))
+            continue;
+        uint32_t one = mdl_matcher_byte(m, from, (uint8_t)byte);
+        if (one == MDL_STATE_FULL)
+            return WORD_MIXED;
+        if (to != 0 && one != to)
+            *known = WORD_MIXED;
+        to = one;
+    }
+    return *known ? *known : (*known = to);
+}
+
+uint32_t mdl_matcher_word_run(mdl_matcher *matcher, uint32_t state, unsigned sets, uint32_t enough)
+{
+    sl_assert(sets > 0 && sets < MDL_WORD_OTHER);
+    for (uint32_t count = 0; count < enough; count++) {
+        uint32_t to = behind_word(matcher, state, sets);
+        if (to == WORD_MIXED)
+            return MDL_RUN_MIXED;
+        if (to == MDL_STATE_DEAD)
+            return count;
+        if (to == state)
+            break;
+        state = to;
+    }
+    return enough;
+}
+
+mdl_matcher_rows mdl_matcher_rows_of(const mdl_matcher *matcher)
+{
+    return (mdl_matcher_rows){matcher->rows, matcher->class_of, matcher->symbol_count};
 }
 
 /* ---- forgetting ---- */

@@ -37,9 +37,37 @@ bool mdl_matcher_accepts(const mdl_matcher *matcher, uint32_t state);
  * to one value, so that the characters of a long string do not each have a mask. FULL: no room. */
 uint32_t mdl_matcher_near(mdl_matcher *matcher, uint32_t state);
 /* Plain characters are those that a JSON string may hold as they are. How many of them can follow,
- * whichever they are, before none can: at most MDL_REACH. MDL_PLAIN_MIXED: it depends on which. */
-#define MDL_PLAIN_MIXED UINT32_MAX
+ * whichever they are, before none can: at most MDL_REACH. MDL_RUN_MIXED: it depends on which. */
+#define MDL_RUN_MIXED UINT32_MAX
 uint32_t mdl_matcher_plain_run(mdl_matcher *matcher, uint32_t state);
+
+/* Bytes of words, for branches of a vocabulary that are nothing but words. */
+enum mdl_word_set {
+    MDL_WORD_LOWER = 1,
+    MDL_WORD_UPPER = 2,
+    MDL_WORD_DIGIT = 4,
+    MDL_WORD_OTHER = 8
+};
+static inline unsigned mdl_word_set_of(uint8_t byte)
+{
+    if (byte >= 'a' && byte <= 'z')
+        return MDL_WORD_LOWER;
+    if (byte >= 'A' && byte <= 'Z')
+        return MDL_WORD_UPPER;
+    return byte >= '0' && byte <= '9' ? MDL_WORD_DIGIT : MDL_WORD_OTHER;
+}
+/* How many bytes of the sets (not OTHER) can follow, whichever they are, before none can; `enough`
+ * or more: at least that many. MDL_RUN_MIXED: it depends on which, or the table is full. */
+uint32_t mdl_matcher_word_run(mdl_matcher *matcher, uint32_t state, unsigned sets, uint32_t enough);
+
+/* The steps made so far: rows[state * stride + class_of[byte]], 0 = not made yet. Valid as long as
+ * the matcher is. */
+typedef struct mdl_matcher_rows {
+    const uint32_t *rows;
+    const uint8_t *class_of;
+    uint32_t stride;
+} mdl_matcher_rows;
+mdl_matcher_rows mdl_matcher_rows_of(const mdl_matcher *matcher);
 
 /* The new number of the state; DEAD keeps none. */
 uint32_t mdl_matcher_keep_only(mdl_matcher *matcher, uint32_t state);

@@ -6,6 +6,7 @@
 
 #include "base/alloc.h"
 #include "base/bytes.h"
+#include "model/dfa.h"
 
 #define CODE_POINT_MAX 0x10ffffu
 #define RANGES_MAX     512u    /* of one class */
@@ -172,7 +173,7 @@ static mdl_node one_of_range(mdl_grammar *g, unsigned flags, uint32_t first, uin
 
 mdl_node mdl_regex_any(mdl_grammar *grammar, unsigned flags)
 {
-    return one_of_range(grammar, flags, 0, CODE_POINT_MAX);
+    return mdl_grammar_settle(grammar, one_of_range(grammar, flags, 0, CODE_POINT_MAX));
 }
 
 /* Ranges of single bytes become one set, so that `[a-zA-Z_]` is one node. */
@@ -204,7 +205,7 @@ static sl_status set_node(parser *p, size_t at, mdl_node *out_node)
         out = mdl_grammar_or(p->grammar, mdl_grammar_set(p->grammar, &bytes), out);
     if (out == MDL_NODE_NONE)
         return wrong(p, at, "a class that no character is in");
-    *out_node = out;
+    *out_node = mdl_grammar_settle(p->grammar, out);
     return sl_ok();
 }
 

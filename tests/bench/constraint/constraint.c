@@ -33,6 +33,11 @@ static const struct {
      "\"maxLength\":"
      "12},\"children\":{\"type\":\"array\",\"items\":{\"$ref\":\"#\"}}},\"required\":[\"name\","
      "\"children\"]}}"},
+    {"formats",
+     "{\"guided_json\":{\"type\":\"array\",\"minItems\":2,\"items\":{\"properties\":{\"mail\":{"
+     "\"format\":\"email\"},\"when\":{\"format\":\"date-time\"},\"price\":{\"type\":\"number\","
+     "\"minimum\":0,\"maximum\":999.99}},\"required\":[\"mail\",\"when\",\"price\"]}}}"},
+    {"regex, counted letters", "{\"guided_regex\":\"([A-Z][a-z]{1,14} ){3,40}\"}"},
     {"regex of words", "{\"guided_regex\":\"([a-z]+[ ,.]){10,400}\"}"},
 };
 
