@@ -1,8 +1,8 @@
 /* What a token costs llama.cpp at a position, by the CPU clock, as the context bench measures it
  * for Sluice: peers.py compiles this against the llama.cpp it built.
  *
- *   llama_steps MODEL.gguf THREADS POSITION...      one line a position: POSITION PREFILL_MS
- * DECODE_MS
+ *   llama_steps MODEL.gguf THREADS repacked|plain POSITION...
+ *                                         one line a position: POSITION PREFILL_MS DECODE_MS
  *
  * One sequence of random tokens. At each position one chunk of 512 is prefilled, and 24 tokens are
  * decoded; both are dropped again. The way there is prefilled in chunks of 512. */
@@ -10,6 +10,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #define CHUNK  512
@@ -70,11 +71,13 @@ static void no_log(enum ggml_log_level level, const char *text, void *context)
 
 int main(int argc, char **argv)
 {
-    if (argc < 4)
+    if (argc < 5)
         return 2;
     llama_log_set(no_log, NULL);
     ggml_backend_load_all();
-    struct llama_model *model = llama_model_load_from_file(argv[1], llama_model_default_params());
+    struct llama_model_params load = llama_model_default_params();
+    load.use_extra_bufts = strcmp(argv[3], "plain") != 0;
+    struct llama_model *model = llama_model_load_from_file(argv[1], load);
     if (!model)
         return 1;
     struct llama_context_params params = llama_context_default_params();
@@ -85,7 +88,7 @@ int main(int argc, char **argv)
     if (!context)
         return 1;
     int vocab = llama_vocab_n_tokens(llama_model_get_vocab(model)), position = 0;
-    for (int i = 3; i < argc; i++) {
+    for (int i = 4; i < argc; i++) {
         for (; position < atoi(argv[i]); position += CHUNK)
             (void)step(context, vocab, CHUNK);
         double prefill = step(context, vocab, CHUNK) / CHUNK;
