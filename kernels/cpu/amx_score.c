@@ -10,8 +10,7 @@
  * a page 12 a key. */
 #if defined(__x86_64__)
 
-#include "kernels/cpu/amx.h"
-#include "kernels/cpu/vec16.h"
+#include "kernels/cpu/amx_widen.h"
 #include "kernels/cpu/variant.h"
 
 #include "base/assert.h"
@@ -26,40 +25,8 @@
 #define TILE_WORDS  (SIDE * SIDE)                    /* 32-bit words */
 #define VECTOR_SIZE ((size_t)DIM_STEPS * TILE_WORDS) /* words of a vector of a form */
 
-/* e4m3 -> bf16 of the value times 2^-117, exactly: a code's exponent field is raised by 3, so that
- * the smallest subnormal, 2^-9, becomes 2^-126: tiles take what is smaller for zero. The upper byte
- * by the code's bits 1..6 (codes 0 and 1 differ in the lower byte only), the lower one by bits
- * 0..5, where bit 6 has been put into bit 4 too: past the subnormals only bits 0..3 count. */
-#define EIGHT(x) x, x, x, x, x, x, x, x
-static const uint8_t upper_bytes[64] = {
-    0, 1,        1,        1,        2,        2,        2,        2, 2, 2, 2,
-    2, EIGHT(3), EIGHT(4), EIGHT(5), EIGHT(6), EIGHT(7), EIGHT(8), 9, 9, 9, 9};
-#define EVEN 0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70
-#define ODD  0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xF0
-static const uint8_t lower_bytes[64] = {0x00, 0x80, 0x00, 0x40, 0x80, 0xA0, 0xC0, 0xE0,
-                                        EVEN, ODD,  EVEN, ODD,  EVEN, ODD,  EVEN};
 /* What queries are raised by besides, so that products have their own size: 2^234. */
 #define QUERY_UP (234 << 7)
-
-#define AMX_INLINE KRN_AMX_TARGET static inline __attribute__((always_inline))
-
-/* 64 codes -> 64 bf16 times 2^-117, in order. */
-AMX_INLINE void widen(const uint8_t *codes, v16_i out[2])
-{
-    const v16_i upper_of = _mm512_loadu_si512(upper_bytes);
-    const v16_i lower_of = _mm512_loadu_si512(lower_bytes);
-    const v16_i sign = _mm512_set1_epi8((char)0x80), bit4 = _mm512_set1_epi8(0x10);
-    /* Interleaving bytes works in quarters of a vector: their halves take their places first. */
-    const v16_i places = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-    v16_i x = _mm512_permutexvar_epi64(places, _mm512_loadu_si512(codes));
-    /* Indices use 6 bits: what comes over from a neighbouring byte does no harm. */
-    v16_i upper = _mm512_permutexvar_epi8(_mm512_srli_epi16(x, 1), upper_of);
-    v16_i index = _mm512_or_si512(x, _mm512_and_si512(_mm512_srli_epi16(x, 2), bit4));
-    v16_i lower = _mm512_permutexvar_epi8(index, lower_of);
-    upper = _mm512_or_si512(upper, _mm512_and_si512(x, sign));
-    out[0] = _mm512_unpacklo_epi8(lower, upper);
-    out[1] = _mm512_unpackhi_epi8(lower, upper);
-}
 
 /* ---- the form of queries ----
  * Lanes are heads of rows, krn_score_lanes a row. For each vector of 16 lanes four tiles of B (32
@@ -75,7 +42,7 @@ AMX_INLINE void form_vector(const uint8_t *const codes[SIDE], uint32_t *out)
         for (int half = 0; half < 2; half++) {
             v16_i wide[2] = {v16_zero_words(), v16_zero_words()};
             if (codes[lane] != NULL)
-                widen(codes[lane] + 64 * half, wide);
+                krn_amx_widen(codes[lane] + 64 * half, wide);
             for (int i = 0; i < 2; i++)
                 words[2 * half + i][lane] = _mm512_mask_add_epi16(
                     wide[i], _mm512_test_epi16_mask(wide[i], size), wide[i], up);
@@ -132,7 +99,7 @@ AMX_INLINE void convert_keys(const uint8_t *codes, int count, uint16_t *out)
 {
     for (int i = 0; i < 2 * count; i++, codes += 64, out += 64) {
         v16_i wide[2];
-        widen(codes, wide);
+        krn_amx_widen(codes, wide);
         v16_store_words((uint32_t *)out, wide[0]);
         v16_store_words((uint32_t *)(out + 32), wide[1]);
     }

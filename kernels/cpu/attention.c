@@ -1,6 +1,7 @@
 /* Attention: insertion of latent rows into the cache, and the split of rows and heads into tasks.
  *
  * Thread: the pool's caller; cache rows of one call are distinct. */
+#include "kernels/cpu/amx_attend.h"
 #include "kernels/cpu/variant.h"
 
 #include <stdatomic.h>
@@ -54,13 +55,14 @@ bool krn_latent_put(krn_pool *pool, const krn_cache *cache, const krn_row *rows,
     return !atomic_load_explicit(&w.fault, memory_order_relaxed);
 }
 
-/* Keys gathered as f32, then queries and scores of all heads (attend.inc). */
+/* Keys gathered as f32, then queries and scores of all heads (attend.inc), or what tiles need. */
 size_t krn_attend_thread_bytes(uint32_t heads, uint32_t list_stride)
 {
     size_t keys = ((size_t)list_stride + 15) & ~(size_t)15;
     size_t floats = KRN_PLAIN_ROW_DIM / 32 * krn_attend_slab_size(list_stride) +
                     (((size_t)heads + 15) & ~(size_t)15) * (KRN_PLAIN_ROW_DIM + keys);
-    return krn_align64(floats * sizeof(float));
+    size_t bytes = krn_align64(floats * sizeof(float)), tiles = krn_attend_parts_of(heads).bytes;
+    return bytes > tiles ? bytes : tiles;
 }
 
 size_t krn_attend_scratch_bytes(uint32_t threads, uint32_t heads, uint32_t list_stride)
@@ -92,10 +94,12 @@ void krn_attend(krn_pool *pool, const krn_attend_args *args)
                      .head_step = args->heads,
                      .head_tasks = 1,
                      .thread_bytes = krn_attend_thread_bytes(args->heads, args->list_stride)};
-    /* Few rows: split heads too, 16 at a time; gathering the keys again is small against them. */
-    if (args->count < 2 * threads && args->heads > 16) {
-        w.head_step = 16;
-        w.head_tasks = (args->heads + 15) / 16;
+    /* Few rows: split heads too, into tasks enough for all threads but no more, since each task
+     * gathers the keys again. */
+    if (threads > 1 && args->count > 0 && args->count < 2 * threads && args->heads > 16) {
+        uint32_t parts = (2 * threads + args->count - 1) / args->count;
+        w.head_step = ((args->heads + parts - 1) / parts + 15) & ~15u;
+        w.head_tasks = (args->heads + w.head_step - 1) / w.head_step;
     }
     krn_pool_run(pool, args->count * w.head_tasks, attend_task, &w);
 }

@@ -2,6 +2,7 @@
  * page edges, list lengths around the register tiles, the pool. */
 #include "tests/unit/test.h"
 
+#include "kernels/cpu/amx_attend.h"
 #include "tests/unit/kernels/data.h"
 #include "tests/unit/kernels/variants.h"
 
@@ -75,6 +76,66 @@ static void expect_attend(const krn_attend_args *a, uint32_t row, uint32_t h, ui
     free(p), free(o), free(c);
 }
 
+/* The same in the order of cpu-amx-v1: chunks of 256, weights in two parts. */
+static void expect_amx_attend(const krn_attend_args *a, uint32_t row, uint32_t h, uint16_t *out)
+{
+    uint32_t count = a->list_counts[row];
+    float(*c)[576] = aligned((count + 32) * sizeof *c), q[576], p[PAGES * 64], part[2][32];
+    float largest = -INFINITY, sum = 0, o[2][512] = {{0}};
+    for (int d = 0; d < 512; d++)
+        q[d] = krn_bf16_to_f32(
+            ((const uint16_t *)a->q_latent)[((size_t)row * a->heads + h) * 512 + d]);
+    for (int d = 0; d < 64; d++)
+        q[512 + d] =
+            krn_bf16_to_f32(((const uint16_t *)a->q)[((size_t)row * a->heads + h) * 192 + 128 + d]);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t s = a->lists[row * a->list_stride + i];
+        const uint8_t *r =
+            a->cache->base + a->rows[row].blocks[s / 64] * a->cache->page_bytes + s % 64 * 656;
+        float scales[4], score = 0;
+        uint16_t ropes[64];
+        memcpy(scales, r + 512, sizeof scales);
+        memcpy(ropes, r + 528, sizeof ropes);
+        for (int d = 0; d < 512; d++)
+            c[i][d] = krn_round_bf16(krn_e4m3_to_f32(r[d]) * scales[d / 128]);
+        for (int d = 0; d < 64; d++)
+            c[i][512 + d] = krn_bf16_to_f32(ropes[d]);
+        for (int d = 0; d < 576; d += 32)
+            score = krn_tile_step(c[i] + d, q + d, score);
+        p[i] = score * a->scale;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        if (i % 256 == 0) {
+            float before = largest;
+            for (uint32_t j = i; j < i + 256 && j < count; j++)
+                largest = fmaxf(largest, p[j]);
+            before = krn_attend_exp(before - largest);
+            sum *= before;
+            for (int d = 0; d < 512; d++)
+                o[0][d] *= before, o[1][d] *= before;
+        }
+        if (i % 32 == 0)
+            memset(part, 0, sizeof part);
+        float e = krn_attend_exp(p[i] - largest);
+        sum += e;
+        part[0][i % 32] = krn_bits_f32(krn_f32_bits(e) & 0xFFFF0000);
+        e -= part[0][i % 32];
+        part[1][i % 32] = krn_bits_f32((krn_f32_bits(e) + 0x8000) & 0xFFFF0000);
+        if (i % 32 < 31 && i + 1 < count)
+            continue;
+        for (int d = 0; d < 512; d++) {
+            float column[32];
+            for (uint32_t j = 0; j < 32; j++)
+                column[j] = c[i / 32 * 32 + j][d];
+            o[0][d] = krn_tile_step(part[0], column, o[0][d]);
+            o[1][d] = krn_tile_step(part[1], column, o[1][d]);
+        }
+    }
+    for (int d = 0; d < 512; d++)
+        out[d] = krn_f32_to_bf16((o[0][d] + o[1][d]) * (1.0f / sum));
+    free(c);
+}
+
 /* Row t keeps counts[t] slots. */
 static void check_attend(const uint32_t *counts, uint32_t rows, uint32_t heads, bool pow2,
                          float size, krn_pool *pool)
@@ -111,14 +172,17 @@ static void check_attend(const uint32_t *counts, uint32_t rows, uint32_t heads, 
                             .scale = 0.13523377886f,
                             .scratch = scratch,
                             .output = out};
-    for (uint32_t t = 0; t < rows; t++)
-        for (uint32_t h = 0; h < heads; h++)
-            expect_attend(&args, t, h, ref + ((size_t)t * heads + h) * 512);
-    EACH_VARIANT
-    {
-        memset(out, 0xEE, (size_t)rows * heads * 1024);
-        krn_attend(pool, &args);
-        assert_same_bytes(out, ref, (size_t)rows * heads * 1024, "attention");
+    for (int amx = 0; amx < 2; amx++) {
+        for (uint32_t t = 0; t < rows; t++)
+            for (uint32_t h = 0; h < heads; h++)
+                (amx ? expect_amx_attend : expect_attend)(&args, t, h,
+                                                          ref + ((size_t)t * heads + h) * 512);
+        EACH_VARIANT_OF(amx ? KRN_NUMERICS_AMX : KRN_NUMERICS_F32)
+        {
+            memset(out, 0xEE, (size_t)rows * heads * 1024);
+            krn_attend(pool, &args);
+            assert_same_bytes(out, ref, (size_t)rows * heads * 1024, "attention");
+        }
     }
     free(w.cache.base), free(ql), free(q), free(out), free(ref), free(lists), free(at);
     free(scratch);
@@ -127,12 +191,30 @@ static void check_attend(const uint32_t *counts, uint32_t rows, uint32_t heads, 
 TEST(attention_equals_the_loops)
 {
     static const uint32_t counts[] = {1, 2, 15, 16, 17, 63, 64, 65, 384};
+    static const uint32_t long_counts[] = {255, 257, 320};
     check_attend(counts, 9, 8, true, 1, NULL);
     check_attend(counts + 6, 2, 1, true, 1, NULL);
     check_attend(counts + 3, 2, 4, false, 1, NULL);
     check_attend(counts + 5, 2, 16, true, 3, NULL);
     check_attend(counts + 7, 1, 21, false, 1, NULL);
     check_attend(counts + 4, 2, 64, true, 0.01f, NULL);
+    check_attend(long_counts, 3, 9, true, 30, NULL);
+    check_attend(long_counts + 1, 1, 33, true, 1, NULL);
+}
+
+/* The exp of cpu-amx-v1 beside the exact one. */
+TEST(exp_of_the_weights)
+{
+    double worst = 0;
+    for (int i = 0; i <= 870000; i++) {
+        float x = -(float)i * 1e-4f;
+        double exact = exp((double)x), ulp = ldexp(1, ilogb(exact) - 23);
+        worst = fmax(worst, fabs(krn_attend_exp(x) - exact) / ulp);
+    }
+    assert_true(worst < 1.5);
+    assert_true(krn_attend_exp(0.0f) == 1.0f && krn_attend_exp(-0.0f) == 1.0f);
+    assert_true(krn_attend_exp(-88.0f) == 0.0f && krn_attend_exp(-INFINITY) == 0.0f);
+    assert_true(isnan(krn_attend_exp(NAN)));
 }
 
 TEST(attention_is_the_same_on_a_pool)
@@ -171,15 +253,16 @@ TEST(one_key_gives_that_key)
                             .output = out};
     fill_bf16(&d, ql, 8 * 512, 5);
     const uint8_t *key = w.cache.base + w.blocks[2] * w.cache.page_bytes + 2 * 656;
-    EACH_VARIANT
-    {
-        krn_attend(NULL, &args);
-        for (int i = 0; i < 8 * 512; i++) {
-            float scale;
-            memcpy(&scale, key + 512 + i % 512 / 128 * 4, 4);
-            assert_true(krn_bf16_to_f32(out[i]) == krn_e4m3_to_f32(key[i % 512]) * scale);
+    for (int i = 0; i < 2; i++)
+        EACH_VARIANT_OF(i ? KRN_NUMERICS_AMX : KRN_NUMERICS_F32)
+        {
+            krn_attend(NULL, &args);
+            for (int j = 0; j < 8 * 512; j++) {
+                float scale;
+                memcpy(&scale, key + 512 + j % 512 / 128 * 4, 4);
+                assert_true(krn_bf16_to_f32(out[j]) == krn_e4m3_to_f32(key[j % 512]) * scale);
+            }
         }
-    }
     free(w.cache.base), free(ql), free(q), free(out), free(scratch);
 }
 
@@ -250,6 +333,7 @@ TEST(queries_rotate_their_last_64)
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(attention_equals_the_loops),
+    cmocka_unit_test(exp_of_the_weights),
     cmocka_unit_test(attention_is_the_same_on_a_pool),
     cmocka_unit_test(one_key_gives_that_key),
     cmocka_unit_test(latent_rows_are_the_steps_one_after_another),
