@@ -6,9 +6,14 @@
 #include "base/assert.h"
 #include "base/clock.h"
 #include "engine/ops.h"
+#include "engine/transit.h"
 
 /* Reads that bring nothing for so long are not waited for any more. */
 #define TIER_PATIENCE_NS (2 * SL_S_NS)
+/* How often those who wait for the cache look: a limit on their wait, and for copies that nobody
+ * tells of. */
+#define TIER_POLL_NS    (50 * SL_MS_NS)
+#define LANDING_POLL_NS (SL_MS_NS / 5)
 /* Pages copied for the second tier in one turn: bounds how long a step is held up. */
 #define SPILL_AHEAD_MAX 2u
 
@@ -246,6 +251,7 @@ void eng_sequence_close(eng_sequence *sequence)
     if (!sequence)
         return;
     sl_assert(sequence->open && !sequence->in_step);
+    eng_transit_give(sequence);
     count_promise(sequence->engine, sequence, false);
     give_pages(sequence, 0);
     if (sequence->loading)
@@ -359,9 +365,11 @@ static void settle(eng_sequence *sequence, uint64_t now)
     count_promise(engine, sequence, true);
 }
 
-bool eng_engine_loading(const eng_engine *engine)
+uint64_t eng_engine_poll_ns(const eng_engine *engine)
 {
-    return engine->loading > 0;
+    if (engine->landing > 0)
+        return LANDING_POLL_NS;
+    return engine->loading > 0 ? TIER_POLL_NS : 0;
 }
 
 bool eng_engine_poll(eng_engine *engine, uint64_t now_ns)

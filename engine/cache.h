@@ -16,6 +16,12 @@ uint32_t eng_engine_pages_kept(const eng_engine *engine);
 /* Forgets all kept pages, on all tiers (operator's wish, new weights). */
 void eng_engine_drop_kept(eng_engine *engine);
 
+/* The device's words once it has failed, which is for good: no step runs any more. NULL: it works.
+ */
+const char *eng_engine_broken(const eng_engine *engine);
+/* The same as a status, SL_INTERNAL: for whoever read logits or h_final, before he uses them. */
+SL_MUST_USE sl_status eng_engine_check(const eng_engine *engine, sl_err *err);
+
 /* What is set aside for sequences that gave their pages up and come back: new ones open into
  * neither. Whoever opens one of those says {0} before and what is left to set aside after. */
 typedef struct eng_reserve {
@@ -31,6 +37,7 @@ typedef struct eng_page_counts {
     uint32_t bound;     /* by sequences */
     uint32_t promised;  /* to sequences, not bound yet; reserved ones too */
     uint32_t grantable; /* eng_engine_pages_free */
+    uint32_t transit;   /* transit pages that are taken, where they are apart (engine/transit.h) */
 } eng_page_counts;
 void eng_engine_count_pages(const eng_engine *engine, eng_page_counts *out_counts);
 
@@ -50,8 +57,9 @@ bool eng_engine_tier_stats(const eng_engine *engine, eng_tier_stats *out_stats);
 /* Takes in what was read from the second tier and asks for more; true while a sequence waits for
  * reads. Between steps, often. */
 bool eng_engine_poll(eng_engine *engine, uint64_t now_ns);
-/* A sequence waits for reads, maybe one that opened since the last poll. */
-bool eng_engine_loading(const eng_engine *engine);
+/* How soon to poll again though nobody wakes: a sequence waits for reads, maybe one that opened
+ * since the last poll, or for its transit pages to land. 0: for nothing. */
+uint64_t eng_engine_poll_ns(const eng_engine *engine);
 /* Copies a few kept pages for the second tier, ahead of need; when the turn's work is done. */
 void eng_engine_spill(eng_engine *engine);
 /* wake is called by another thread whenever a poll is worthwhile, until it is set to NULL. Any

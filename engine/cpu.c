@@ -8,6 +8,7 @@
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "base/sum.h"
 
 static bool fault(eng_engine *engine, bool ok, const char *what)
 {
@@ -54,6 +55,11 @@ static sl_status cpu_create(eng_engine *engine, sl_err *err)
 }
 
 static void cpu_destroy(eng_engine *engine)
+{
+    (void)engine;
+}
+
+static void cpu_reloaded(eng_engine *engine)
 {
     (void)engine;
 }
@@ -114,6 +120,44 @@ static void *cpu_read(eng_engine *engine, void *at, size_t bytes)
 static void cpu_bind(eng_engine *engine, const eng_sequence *sequence)
 {
     (void)engine, (void)sequence;
+}
+
+static void cpu_pieces_out(eng_engine *engine, const eng_outgoing *pieces, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        memcpy(pieces[i].to, pieces[i].from, pieces[i].bytes);
+        *pieces[i].out_sum =
+            sl_sum64(engine->sum_key, pieces[i].tweak, pieces[i].to, pieces[i].bytes);
+    }
+}
+
+static bool cpu_out_busy(const eng_engine *engine)
+{
+    (void)engine;
+    return false;
+}
+
+static bool cpu_out_wait(eng_engine *engine)
+{
+    (void)engine;
+    return true;
+}
+
+static void cpu_page_in(eng_engine *engine, void *page, const void *host)
+{
+    memcpy(page, host, (size_t)engine->layout.page_bytes);
+}
+
+static uint64_t cpu_page_mark(eng_engine *engine)
+{
+    (void)engine;
+    return 0;
+}
+
+static bool cpu_page_done(eng_engine *engine, uint64_t mark, bool wait)
+{
+    (void)engine, (void)mark, (void)wait;
+    return true;
 }
 
 static void cpu_start(eng_engine *engine, const eng_run_shape *shape)
@@ -385,6 +429,7 @@ const eng_ops eng_ops_cpu = {
     .pack_bf16 = cpu_pack_bf16,
     .create = cpu_create,
     .destroy = cpu_destroy,
+    .reloaded = cpu_reloaded,
     .memory_create = cpu_memory_create,
     .memory_destroy = cpu_memory_destroy,
     .clear = cpu_clear,
@@ -394,6 +439,12 @@ const eng_ops eng_ops_cpu = {
     .fetch = cpu_fetch,
     .read = cpu_read,
     .bind = cpu_bind,
+    .pieces_out = cpu_pieces_out,
+    .out_busy = cpu_out_busy,
+    .out_wait = cpu_out_wait,
+    .page_in = cpu_page_in,
+    .page_mark = cpu_page_mark,
+    .page_done = cpu_page_done,
     .start = cpu_start,
     .begin = cpu_begin,
     .finish = cpu_finish,

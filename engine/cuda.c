@@ -142,6 +142,8 @@ static void cuda_fetch(eng_engine *engine, void *host, const void *at, size_t by
     if (eng_cuda_launches(cuda))
         eng_cuda_check(cuda, cuda->api->copy(host, at, bytes, cuda->stream));
     eng_cuda_wait(cuda);
+    if (cuda->broken[0])
+        engine->broken = cuda->broken; /* what was read is nothing */
 }
 
 static void *cuda_read(eng_engine *engine, void *at, size_t bytes)
@@ -314,6 +316,7 @@ static sl_status cuda_build(eng_engine *engine, eng_cuda *cuda, sl_err *err)
     if (workspace > 0)
         SL_TRY(cuda_device(engine, workspace, &cuda->attend_workspace, err));
     SL_TRY(cuda_pinned(engine, ids, (void **)&cuda->host_ids, err));
+    SL_TRY(eng_cuda_transit_create(engine, err));
     SL_TRY(cuda_make_rope(engine, cuda, err));
     SL_TRY(sl_alloc_pages(engine->s.device_bytes, (void **)&cuda->mirror, err));
     cuda->host_page = sl_alloc(1, (size_t)engine->layout.page_bytes, "cuda page");
@@ -338,7 +341,8 @@ static void cuda_destroy(eng_engine *engine)
         return;
     if (cuda->stream)
         (void)cuda->api->stream_wait(cuda->stream);
-    eng_cuda_graphs_destroy(cuda);
+    eng_cuda_graphs_forget(engine);
+    eng_cuda_transit_destroy(cuda);
     void *const device[] = {
         cuda->device_stage, cuda->blocks, cuda->faults,        cuda->scores,
         cuda->rope,         cuda->ids,    cuda->expert_counts, cuda->attend_workspace};
@@ -372,6 +376,7 @@ const eng_ops eng_ops_cuda = {
     .upload = eng_cuda_upload,
     .create = cuda_create,
     .destroy = cuda_destroy,
+    .reloaded = eng_cuda_graphs_forget,
     .memory_create = cuda_memory_create,
     .memory_destroy = cuda_memory_destroy,
     .clear = cuda_clear,
@@ -381,6 +386,12 @@ const eng_ops eng_ops_cuda = {
     .fetch = cuda_fetch,
     .read = cuda_read,
     .bind = cuda_bind,
+    .pieces_out = eng_cuda_pieces_out,
+    .out_busy = eng_cuda_out_busy,
+    .out_wait = eng_cuda_out_wait,
+    .page_in = eng_cuda_page_in,
+    .page_mark = eng_cuda_page_mark,
+    .page_done = eng_cuda_page_done,
     .start = eng_cuda_start,
     .begin = cuda_begin,
     .finish = cuda_finish,

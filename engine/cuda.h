@@ -1,6 +1,6 @@
 /* The CUDA backend's parts: cuda.c (memory, batches, faults), cuda_ops.c (operations), cuda_graph.c
- * (repeated runs), and the
- * weights' forms in cuda_weights.c. Internal to engine/. Thread: the engine thread. */
+ * (repeated runs), cuda_transit.c (pages in and out), and the weights' forms in cuda_weights.c.
+ * Internal to engine/. Thread: the engine thread. */
 #ifndef ENGINE_CUDA_H
 #define ENGINE_CUDA_H
 
@@ -40,6 +40,21 @@ typedef struct eng_cuda_graph {
     uint64_t used;        /* when it was last */
 } eng_cuda_graph;
 
+#define ENG_CUDA_OUT_MAX 4096u /* pieces on their way out, between two waits */
+#define ENG_CUDA_MARKS   64u
+
+/* cuda_transit.c */
+typedef struct eng_cuda_transit {
+    krn_cuda_stream stream; /* NULL: no transit memory */
+    /* pinned, [ENG_CUDA_OUT_MAX] each: arguments and results of the sums */
+    const uint8_t **pieces;
+    uint64_t *tweaks, *sums;
+    uint64_t **targets; /* [ENG_CUDA_OUT_MAX]: where the sums go in the end */
+    uint32_t used;
+    krn_cuda_event events[ENG_CUDA_MARKS];
+    uint64_t marks;
+} eng_cuda_transit;
+
 typedef struct eng_cuda {
     const krn_cuda_api *api;
     krn_cuda_stream stream;
@@ -71,6 +86,7 @@ typedef struct eng_cuda {
     uint64_t graph_clock;
     uint32_t *ids_out; /* of arg_max, filled by finish */
     uint32_t id_count;
+    eng_cuda_transit transit;
     char broken[200]; /* the first error of the device; operations do nothing from then on */
 } eng_cuda;
 
@@ -93,7 +109,18 @@ uint32_t *eng_cuda_fault_at(const eng_engine *engine, eng_cuda_fault kind);
 /* cuda_graph.c: `start` of the table, and the end of a run, before it is waited for. */
 void eng_cuda_start(eng_engine *engine, const eng_run_shape *shape);
 void eng_cuda_graph_finish(eng_cuda *cuda);
-void eng_cuda_graphs_destroy(eng_cuda *cuda);
+/* All of them: they name the weights. */
+void eng_cuda_graphs_forget(eng_engine *engine);
+
+/* cuda_transit.c: as in eng_ops. */
+SL_MUST_USE sl_status eng_cuda_transit_create(eng_engine *engine, sl_err *err);
+void eng_cuda_transit_destroy(eng_cuda *cuda);
+void eng_cuda_pieces_out(eng_engine *engine, const eng_outgoing *pieces, uint32_t count);
+bool eng_cuda_out_busy(const eng_engine *engine);
+bool eng_cuda_out_wait(eng_engine *engine);
+void eng_cuda_page_in(eng_engine *engine, void *page, const void *host);
+uint64_t eng_cuda_page_mark(eng_engine *engine);
+bool eng_cuda_page_done(eng_engine *engine, uint64_t mark, bool wait);
 
 /* cuda_weights.c */
 sl_status eng_cuda_model_open(eng_model *model, const char *object, sl_err *err);

@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#include "base/assert.h"
+
 static eng_cuda_graph *graph_find(eng_cuda *cuda, const eng_run_shape *shape)
 {
     for (uint32_t i = 0; i < ENG_CUDA_GRAPHS_MAX; i++)
@@ -56,8 +58,11 @@ void eng_cuda_graph_finish(eng_cuda *cuda)
     eng_cuda_check(cuda, api->graph_run(cuda->graph->graph, cuda->stream));
 }
 
-void eng_cuda_graphs_destroy(eng_cuda *cuda)
+void eng_cuda_graphs_forget(eng_engine *engine)
 {
+    eng_cuda *cuda = eng_cuda_of(engine);
+    sl_assert(cuda->mode == ENG_CUDA_MODE_RUN);
     for (uint32_t i = 0; i < ENG_CUDA_GRAPHS_MAX; i++)
         cuda->api->graph_destroy(cuda->graphs[i].graph);
+    memset(cuda->graphs, 0, sizeof(cuda->graphs));
 }

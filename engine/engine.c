@@ -104,7 +104,7 @@ uint64_t eng_engine_sum_key(const eng_engine *engine)
 uint64_t eng_piece_sum(const eng_engine *engine, const void *piece, uint64_t bytes, uint32_t block,
                        uint32_t group)
 {
-    return sl_sum64(engine->sum_key, (uint64_t)block << 16 | group, piece, (size_t)bytes);
+    return sl_sum64(engine->sum_key, eng_sum_tweak(block, group), piece, (size_t)bytes);
 }
 
 /* ---- create and destroy ---- */
@@ -191,6 +191,8 @@ static bool spill_page(void *context, uint32_t page)
         return false;
     const void *bytes =
         engine->ops->read(engine, eng_engine_page(engine, page), (size_t)engine->layout.page_bytes);
+    if (engine->broken)
+        return false;
     eng_tier_put(engine->tier, entry->chain, entry->tokens, bytes);
     return true;
 }
@@ -222,6 +224,7 @@ static sl_status engine_build(eng_engine *engine, const eng_options *options, sl
     SL_TRY(engine_open_tier(engine, err));
     engine_make_pages(engine);
     engine_make_sequences(engine);
+    SL_TRY(eng_transit_create(engine, options->transit_bytes, err));
     SL_TRY(krn_pool_create(options->threads, &engine->pool, err));
     const mdl_shape *shape = &engine->model->shape;
     mdl_routing_layout_init(shape, &engine->routing);
@@ -257,6 +260,7 @@ void eng_engine_destroy(eng_engine *engine)
     if (!engine)
         return;
     engine->ops->destroy(engine);
+    eng_transit_destroy(engine);
     eng_sampler_fini(&engine->sampler);
     sl_free(engine->routing_rows);
     eng_scratch_free(engine);
@@ -275,6 +279,11 @@ void eng_engine_destroy(eng_engine *engine)
 const eng_cache_layout *eng_engine_layout(const eng_engine *engine)
 {
     return &engine->layout;
+}
+
+bool eng_engine_host_reaches(const eng_engine *engine)
+{
+    return !engine->ops->resident || engine->cache_kind == ENG_MEMORY_HOST;
 }
 
 void eng_engine_settle(eng_engine *engine)
@@ -305,6 +314,7 @@ void eng_engine_count_pages(const eng_engine *engine, eng_page_counts *out_count
         .bound = bound,
         .promised = promised,
         .grantable = left < engine->layout.page_count ? (uint32_t)left : engine->layout.page_count,
+        .transit = engine->transit.page_count - engine->transit.free_count,
     };
 }
 
@@ -313,6 +323,17 @@ void eng_engine_read_page(eng_engine *engine, uint32_t page, uint64_t offset, ui
 {
     sl_assert(page < engine->layout.page_count && offset + bytes <= engine->layout.page_bytes);
     engine->ops->fetch(engine, out, eng_engine_page(engine, page) + offset, (size_t)bytes);
+}
+
+const char *eng_engine_broken(const eng_engine *engine)
+{
+    return engine->broken;
+}
+
+sl_status eng_engine_check(const eng_engine *engine, sl_err *err)
+{
+    return engine->broken ? sl_fail(err, SL_INTERNAL, "the device failed: %s", engine->broken)
+                          : sl_ok();
 }
 
 uint64_t eng_engine_scratch_bytes(const eng_engine *engine)
@@ -382,6 +403,7 @@ sl_status eng_engine_reload(eng_engine *engine, eng_model *model, eng_model *fre
     SL_TRY(eng_model_check_same(model, fresh, err));
     uint32_t old_version = engine->weights_version;
     eng_model_exchange(model, fresh);
+    engine->ops->reloaded(engine);
     sl_status status = engine_rekey(engine, weights_version, err);
     if (sl_is_ok(status))
         return status;

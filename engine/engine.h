@@ -101,6 +101,8 @@ typedef struct eng_options {
     uint32_t weights_version;    /* 0 = 1; for a process that starts with reloaded weights */
     const char *tier_path;       /* second cache tier: a file, for the engine's life; NULL = none */
     uint64_t tier_bytes;
+    uint64_t transit_bytes; /* memory for blocks on their way (engine/transit.h); 0 = the cache
+                               itself, which only the host's own can be */
     bool cache_on_host; /* CUDA: the cache in pinned host memory, which the host may read and write
                            between steps; slow. The CPU's always is there */
 } eng_options;
@@ -126,9 +128,8 @@ const eng_stamp *eng_engine_stamp(const eng_engine *engine);
 /* Memory of steps besides the cache; what none touches costs nothing. */
 uint64_t eng_engine_scratch_bytes(const eng_engine *engine);
 const eng_cache_layout *eng_engine_layout(const eng_engine *engine);
-/* The cache's memory (CUDA: the device's, unless cache_on_host): page p at base + p * page_bytes,
- * page_bytes * page_count in all (register it once with kvtransfer). Immutable pointer: any thread.
- */
+/* The cache's memory (CUDA: the device's, unless cache_on_host): page p at base + p * page_bytes.
+ * Immutable pointer: any thread. */
 uint8_t *eng_engine_cache_base(const eng_engine *engine);
 /* Slice of one piece inside a page. */
 void eng_layout_piece(const eng_cache_layout *layout, const mdl_shape *shape, uint32_t group,
@@ -197,6 +198,10 @@ void eng_engine_read_page(eng_engine *engine, uint32_t page, uint64_t offset, ui
  * what kvtransfer verifies. The key mixes the stamp. Cheap; engine thread, or any thread while
  * nobody writes the page. */
 uint64_t eng_engine_sum_key(const eng_engine *engine);
+static inline uint64_t eng_sum_tweak(uint32_t block, uint32_t group)
+{
+    return (uint64_t)block << 16 | group;
+}
 uint64_t eng_piece_sum(const eng_engine *engine, const void *piece, uint64_t bytes, uint32_t block,
                        uint32_t group);
 

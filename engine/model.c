@@ -125,8 +125,6 @@ void eng_model_close(eng_model *model)
 
 sl_status eng_model_check_same(const eng_model *model, const eng_model *fresh, sl_err *err)
 {
-    if (model->resident || fresh->resident)
-        return sl_fail(err, SL_UNSUPPORTED, "weights on a device are not replaced in place yet");
     bool same = strcmp(model->identity, fresh->identity) == 0 && model->ops == fresh->ops &&
                 model->numerics == fresh->numerics && model->layer_first == fresh->layer_first &&
                 model->layer_end == fresh->layer_end && model->layer_count == fresh->layer_count;

@@ -40,6 +40,15 @@ typedef struct eng_pieces {
     uint32_t count;
 } eng_pieces;
 
+/* A piece of a page on its way to host memory, and the sum made of it. */
+typedef struct eng_outgoing {
+    void *to;         /* host */
+    const void *from; /* the cache */
+    size_t bytes;     /* the same in one call */
+    uint64_t tweak;
+    uint64_t *out_sum; /* host; set when it is there */
+} eng_outgoing;
+
 /* Two runs of equal shape put the same operations on the same places, so that a backend may record
  * one and repeat it. All fields of one type: no padding, comparable as bytes. */
 typedef struct eng_run_shape {
@@ -75,16 +84,29 @@ struct eng_ops {
     /* The engine's part of the backend, once its scratch is there. */
     sl_status (*create)(eng_engine *engine, sl_err *err);
     void (*destroy)(eng_engine *engine);
+    /* Other weights are in the place of the model's; between steps. */
+    void (*reloaded)(eng_engine *engine);
     void (*clear)(eng_engine *engine, const eng_pieces *pieces); /* `from` is not looked at */
     void (*copy)(eng_engine *engine, const eng_pieces *pieces);
     /* s.moves [count] of `bytes` each. unless_fault: not when an operation of the run met NaN. */
     void (*move)(eng_engine *engine, uint32_t count, size_t bytes, bool unless_fault);
     void (*write)(eng_engine *engine, void *to, const void *host, size_t bytes);
     void (*fetch)(eng_engine *engine, void *host, const void *at, size_t bytes); /* waits */
-    /* As fetch, to memory of the backend's own: until the next read of the same place. */
+    /* As fetch, to memory of the backend's own: until the next read of the same place. When the
+     * device failed, engine->broken is set: then nothing that was read may be used. */
     void *(*read)(eng_engine *engine, void *at, size_t bytes);
     /* Before a step's operations look at a sequence's block table, after it was changed. */
     void (*bind)(eng_engine *engine, const eng_sequence *sequence);
+
+    /* Transit pages, which are memory of kind HOST. These copies may run beside the operations;
+     * the rows they read rest, and pages they write are in no step. */
+    void (*pieces_out)(eng_engine *engine, const eng_outgoing *pieces, uint32_t count);
+    bool (*out_busy)(const eng_engine *engine);
+    bool (*out_wait)(eng_engine *engine); /* false: the device failed */
+    void (*page_in)(eng_engine *engine, void *page, const void *host);
+    uint64_t (*page_mark)(eng_engine *engine);
+    /* Whether all is there that went in before the mark, or the device failed. */
+    bool (*page_done)(eng_engine *engine, uint64_t mark, bool wait);
 
     /* A run of operations up to `finish`, of a shape. */
     void (*start)(eng_engine *engine, const eng_run_shape *shape);

@@ -36,7 +36,20 @@ struct eng_sequence {
     uint32_t step_id;
     uint32_t step_row;   /* where this sequence's rows lie in the last step's h_final rows */
     uint32_t step_first; /* position of that row */
+    /* blocks that have transit pages, and the copies into the cache that are under way */
+    uint32_t transit_first, transit_count;
+    bool landing;
+    uint64_t transit_ticket;
 };
+
+/* See transit.h. memory NULL: the cache itself. */
+typedef struct eng_transit {
+    uint8_t *memory; /* host */
+    uint64_t bytes;
+    uint32_t page_count, free_count;
+    uint32_t *free_list; /* [page_count], used as a stack */
+    uint32_t *pages;     /* [sequences_max][blocks_max] */
+} eng_transit;
 
 /* One forward pass over rows of any sequences. */
 typedef struct eng_batch {
@@ -139,7 +152,9 @@ struct eng_engine {
     eng_memory cache_kind;
     uint8_t *cache; /* backend memory: page p at cache + p * layout.page_bytes */
     eng_pages pages;
-    eng_tier *tier; /* NULL: none */
+    eng_transit transit;
+    uint32_t landing; /* sequences */
+    eng_tier *tier;   /* NULL: none */
     char *tier_path;
     uint64_t tier_bytes;
     void (*wake)(void *context); /* of the tier's I/O thread */
@@ -171,6 +186,11 @@ struct eng_engine {
 krn_cache eng_engine_layer_cache(const eng_engine *engine, uint32_t layer);
 SL_MUST_USE sl_status eng_scratch_carve(eng_engine *engine, sl_err *err);
 void eng_scratch_free(eng_engine *engine);
+/* transit.c. bytes 0: the cache itself. */
+SL_MUST_USE sl_status eng_transit_create(eng_engine *engine, uint64_t bytes, sl_err *err);
+void eng_transit_destroy(eng_engine *engine);
+/* Whether the cache is memory that the host reads and writes. */
+bool eng_engine_host_reaches(const eng_engine *engine);
 /* Where the host may look into the cache: waits until what was put into it is there. */
 void eng_engine_settle(eng_engine *engine);
 /* Page `page` of the cache, backend memory. */

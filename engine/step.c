@@ -3,6 +3,7 @@
  * Thread: the engine thread. Allocates nothing; on failure no sequence has moved and the rows that
  * were written are zero again. */
 #include "base/assert.h"
+#include "base/fault.h"
 #include "engine/mtp.h"
 
 /* ---- checks ---- */
@@ -236,8 +237,7 @@ static bool step_run(eng_engine *engine, const eng_span *spans, uint32_t span_co
 
 static sl_status step_fault(const eng_engine *engine, sl_err *err)
 {
-    if (engine->broken)
-        return sl_fail(err, SL_INTERNAL, "the device failed: %s", engine->broken);
+    SL_TRY(eng_engine_check(engine, err));
     return sl_fail(err, SL_INTERNAL, "layer %u: NaN or infinity in %s", engine->step_layer,
                    engine->fault);
 }
@@ -246,6 +246,9 @@ sl_status eng_step(eng_engine *engine, const eng_span *spans, uint32_t span_coun
                    eng_group_fn on_group, void *context, sl_err *err)
 {
     SL_TRY(spans_check(engine, spans, span_count, err));
+    if (sl_fault("engine.device"))
+        engine->broken = "fault site engine.device";
+    SL_TRY(eng_engine_check(engine, err));
     engine->step_id++;
     bool ok = step_run(engine, spans, span_count, on_group, context);
     for (uint32_t i = 0; i < span_count; i++) {

@@ -13,9 +13,6 @@
 #include "base/clock.h"
 #include "base/ring.h"
 
-#define POLL_NS \
-    (50 * SL_MS_NS) /* while reads of the second tier are awaited: a limit on their wait */
-
 struct eng_worker_client {
     eng_worker *worker;
     const eng_worker_ops *ops;
@@ -41,7 +38,9 @@ struct eng_worker {
     void (*errand)(void *context);
     void *errand_context;
     sl_mailbox *errand_done; /* carries no items either */
-    _Atomic uint32_t pages_free, pages_kept, pages_bound, pages_promised, pages_grantable;
+    _Atomic uint32_t pages_free, pages_kept, pages_bound, pages_promised, pages_grantable,
+        pages_transit;
+    _Atomic(const char *) broken;
 };
 
 static void publish_pages(eng_worker *worker)
@@ -53,6 +52,9 @@ static void publish_pages(eng_worker *worker)
     atomic_store_explicit(&worker->pages_bound, counts.bound, memory_order_relaxed);
     atomic_store_explicit(&worker->pages_promised, counts.promised, memory_order_relaxed);
     atomic_store_explicit(&worker->pages_grantable, counts.grantable, memory_order_relaxed);
+    atomic_store_explicit(&worker->pages_transit, counts.transit, memory_order_relaxed);
+    /* Release: the words were written before. */
+    atomic_store_explicit(&worker->broken, eng_engine_broken(worker->engine), memory_order_release);
 }
 
 sl_status eng_worker_create(eng_engine *engine, eng_worker **out_worker, sl_err *err)
@@ -147,9 +149,9 @@ static void *worker_main(void *argument)
         }
         eng_engine_spill(worker->engine); /* its end wakes the thread, and so on until all is out */
         publish_pages(worker);
-        bool reads = eng_engine_loading(worker->engine); /* a run may have opened a sequence */
+        uint64_t poll_ns = eng_engine_poll_ns(worker->engine); /* a run may have opened one */
         if (!busy)
-            sl_mailbox_wait(worker->doorbell, reads ? now + POLL_NS : SL_NEVER);
+            sl_mailbox_wait(worker->doorbell, poll_ns > 0 ? sl_now_ns() + poll_ns : SL_NEVER);
     }
     for (int i = 0; i < worker->client_count; i++)
         worker->clients[i].ops->stop(worker->clients[i].context);
@@ -212,7 +214,13 @@ void eng_worker_count_pages(const eng_worker *worker, eng_page_counts *out_count
         .bound = load(&worker->pages_bound),
         .promised = load(&worker->pages_promised),
         .grantable = load(&worker->pages_grantable),
+        .transit = load(&worker->pages_transit),
     };
+}
+
+const char *eng_worker_broken(const eng_worker *worker)
+{
+    return atomic_load_explicit(&worker->broken, memory_order_acquire);
 }
 
 bool eng_worker_post(eng_worker_client *client, const void *command)

@@ -46,6 +46,8 @@ void eng_worker_destroy(eng_worker *worker);
  * of two turns. */
 uint32_t eng_worker_pages_free(const eng_worker *worker);
 void eng_worker_count_pages(const eng_worker *worker, eng_page_counts *out_counts);
+/* Any thread: eng_engine_broken. */
+const char *eng_worker_broken(const eng_worker *worker);
 
 /* Control thread: has fn(context) run on the engine thread between two turns, and waits for its
  * end. While nothing runs there, or for something short. */

@@ -9,6 +9,7 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 #include "base/clock.h"
+#include "engine/cache.h"
 #include "engine/run/dump.h"
 #include "model/masks.h"
 #include "engine/run/progress.h"
@@ -245,6 +246,7 @@ static sl_status session_draw(session *run, float *logits, uint32_t row, bool *o
     uint32_t made = result->count - result->prompt_count - result->forced_count;
     const uint32_t *allowed = NULL;
     eng_sampled sampled;
+    SL_TRY(eng_engine_check(run->engine, err));
     if (run->cursor.matcher)
         SL_TRY(mdl_cursor_mask(&run->cursor, run->masks, result->ids + result->prompt_count,
                                result->count - result->prompt_count, &allowed, err));

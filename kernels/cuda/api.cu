@@ -106,6 +106,32 @@ static int stream_wait(krn_cuda_stream stream)
 {
     return check(cudaStreamSynchronize((cudaStream_t)stream), "stream");
 }
+static int event_create(krn_cuda_event *out_event)
+{
+    return check(cudaEventCreateWithFlags((cudaEvent_t *)out_event, cudaEventDisableTiming),
+                 "event");
+}
+static void event_destroy(krn_cuda_event event)
+{
+    if (event)
+        (void)cudaEventDestroy((cudaEvent_t)event);
+}
+static int event_record(krn_cuda_event event, krn_cuda_stream stream)
+{
+    return check(cudaEventRecord((cudaEvent_t)event, (cudaStream_t)stream), "event");
+}
+static int event_done(krn_cuda_event event, int32_t *out_done)
+{
+    cudaError_t error = cudaEventQuery((cudaEvent_t)event);
+    *out_done = error != cudaErrorNotReady;
+    if (error == cudaErrorNotReady)
+        (void)cudaGetLastError(); /* no error: later launches must not find it */
+    return error == cudaErrorNotReady ? KRN_CUDA_OK : check(error, "event");
+}
+static int event_wait(krn_cuda_event event)
+{
+    return check(cudaEventSynchronize((cudaEvent_t)event), "event");
+}
 static int copy(void *to, const void *from, uint64_t bytes, krn_cuda_stream stream)
 {
     return check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, (cudaStream_t)stream), "copy");
@@ -169,6 +195,11 @@ krn_cuda_api_get(uint32_t version)
         .stream_create = stream_create,
         .stream_destroy = stream_destroy,
         .stream_wait = stream_wait,
+        .event_create = event_create,
+        .event_destroy = event_destroy,
+        .event_record = event_record,
+        .event_done = event_done,
+        .event_wait = event_wait,
         .copy = copy,
         .fill = fill,
         .copy_pieces = copy_pieces,

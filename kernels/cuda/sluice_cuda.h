@@ -20,13 +20,15 @@
 extern "C" {
 #endif
 
-#define KRN_CUDA_API_VERSION 3u
+#define KRN_CUDA_API_VERSION 4u
 #define KRN_CUDA_NUMERICS_ID "cuda-sm90-v1"
 #define KRN_CUDA_SYMBOL      "krn_cuda_api_get"
 
 typedef void *krn_cuda_stream; /* a cudaStream_t; NULL: the default stream */
 
 typedef void *krn_cuda_graph; /* a cudaGraphExec_t */
+
+typedef void *krn_cuda_event; /* a cudaEvent_t */
 
 typedef enum krn_cuda_code {
     KRN_CUDA_OK = 0,
@@ -56,7 +58,12 @@ typedef struct krn_cuda_api {
     void (*host_destroy)(void *memory);
     int (*stream_create)(krn_cuda_stream *out_stream);
     void (*stream_destroy)(krn_cuda_stream stream);
-    int (*stream_wait)(krn_cuda_stream stream); /* the one call that waits */
+    int (*stream_wait)(krn_cuda_stream stream); /* waits, as event_wait does and no other call */
+    int (*event_create)(krn_cuda_event *out_event);
+    void (*event_destroy)(krn_cuda_event event);
+    int (*event_record)(krn_cuda_event event, krn_cuda_stream stream);
+    int (*event_done)(krn_cuda_event event, int32_t *out_done); /* what came before the record */
+    int (*event_wait)(krn_cuda_event event);
     int (*copy)(void *to, const void *from, uint64_t bytes, krn_cuda_stream stream);
     int (*fill)(void *to, int value, uint64_t bytes, krn_cuda_stream stream);
     /* `count` pieces of `bytes`, strides apart. */
