@@ -152,6 +152,7 @@ static void fill_slot(dec_service *service, dec_slot *slot, dec_stream *stream,
     slot->job->slot = (uint32_t)(slot - service->slots);
     slot->job->prompt_count = admit->prompt_count;
     slot->job->cache_space = admit->cache_space;
+    slot->job->fetches = !admit->self_prefill;
     slot->job->rank.priority = admit->priority;
     slot->job->sampling = *sampling;
     slot->token_count = (uint32_t)admit->n_tokens;

@@ -13,6 +13,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "decode/fork.h"
+#include "engine/transit.h"
 
 typedef enum job_phase { PHASE_ADOPTED, PHASE_PREFILL, PHASE_DECODE } job_phase;
 
@@ -30,6 +31,8 @@ struct dec_batch {
     dec_batch_options options;
     dec_job *opening[DEC_SEQUENCES_MAX]; /* their known pages are being read */
     uint32_t opening_count;
+    dec_job *arriving[DEC_SEQUENCES_MAX]; /* fetched; their pages are being copied into the cache */
+    uint32_t arriving_count;
     dec_job *waiting[DEC_SEQUENCES_MAX]; /* gave way, the first to come back first */
     uint32_t waiting_count;
     uint64_t next_seniority;
@@ -54,7 +57,7 @@ dec_job *dec_job_create(uint32_t token_count, uint32_t token_capacity, uint32_t 
     job->token_capacity = token_capacity;
     job->h_final = sl_alloc(hidden_size, sizeof(*job->h_final), "decode job h_final");
     job->block_count = eng_pages_of(token_capacity);
-    job->pages = sl_alloc(job->block_count, sizeof(*job->pages), "decode job pages");
+    job->places = sl_alloc(job->block_count, sizeof(*job->places), "decode job places");
     return job;
 }
 
@@ -65,7 +68,7 @@ void dec_job_destroy(dec_job *job)
     sl_assert(!job->sequence);
     sl_free(job->tokens);
     sl_free(job->h_final);
-    sl_free(job->pages);
+    sl_free(job->places);
     dec_handout_destroy(job->handout);
     eng_prompt_rows_destroy(job->prompt_rows);
     sl_free(job);
@@ -92,8 +95,6 @@ static void open_failed(dec_batch *batch, dec_job *job)
 
 static void opened(dec_batch *batch, dec_job *job)
 {
-    for (uint32_t block = 0; block < eng_pages_of(job->token_count); block++)
-        job->pages[block] = eng_sequence_page(job->sequence, block);
     dec_forks_add_open(&batch->forks, job);
     emit(batch, job, DEC_BATCH_OPENED, DEC_FINISH_NONE);
 }
@@ -152,6 +153,19 @@ static void resumed(dec_batch *batch, dec_job *job)
     activate(batch, job, PHASE_PREFILL);
 }
 
+/* Where the blocks that the cache does not know will be fetched to. */
+static sl_status take_places(dec_job *job)
+{
+    uint32_t blocks = eng_pages_of(job->token_count);
+    if (!job->fetches)
+        return sl_ok();
+    SL_TRY(
+        eng_transit_take(job->sequence, job->known_blocks, blocks - job->known_blocks, &job->err));
+    for (uint32_t block = 0; block < blocks; block++)
+        job->places[block] = eng_transit_page(job->sequence, block);
+    return sl_ok();
+}
+
 /* What the cache knew of the tokens is there. */
 static void ready(dec_batch *batch, dec_job *job)
 {
@@ -160,7 +174,12 @@ static void ready(dec_batch *batch, dec_job *job)
         return;
     }
     job->known_blocks = eng_sequence_length(job->sequence) / ENG_PAGE_TOKENS;
-    opened(batch, job);
+    if (sl_is_ok(take_places(job))) {
+        opened(batch, job);
+        return;
+    }
+    eng_sequence_close(job->sequence);
+    open_failed(batch, job);
 }
 
 /* What a job's prompt is to tell; NULL: nothing, or it is told. */
@@ -276,6 +295,7 @@ static void close_job(dec_batch *batch, dec_job *job)
         }
     }
     (void)list_remove(batch->opening, &batch->opening_count, job);
+    (void)list_remove(batch->arriving, &batch->arriving_count, job);
     if (list_remove(batch->waiting, &batch->waiting_count, job))
         set_reserve(batch);
     release(batch, job);
@@ -358,9 +378,32 @@ static void note_prompt(dec_batch *batch, dec_job *job, const uint8_t *routing)
     prompt_done(batch, job);
 }
 
+/* The prompt was fetched and is in the cache. */
+static void adopt(dec_batch *batch, dec_job *job)
+{
+    eng_transit_give(job->sequence);
+    eng_sequence_adopt(job->sequence, job->token_count, job->h_final);
+    activate(batch, job, PHASE_ADOPTED);
+    job->prompt_noted = true;
+    prompt_done(batch, job);
+}
+
+static void poll_arriving(dec_batch *batch)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < batch->arriving_count; i++) {
+        if (eng_transit_landed(batch->arriving[i]->sequence))
+            adopt(batch, batch->arriving[i]);
+        else
+            batch->arriving[count++] = batch->arriving[i];
+    }
+    batch->arriving_count = count;
+}
+
 /* A fork lacks nothing. */
 static void run_self(dec_batch *batch, dec_job *job)
 {
+    eng_transit_give(job->sequence); /* maybe it was to be fetched first */
     job->since = batch->rows;
     job->prefilled = eng_sequence_length(job->sequence);
     bool complete = job->prefilled == job->token_count;
@@ -379,10 +422,9 @@ static void on_command(void *context, const void *item)
         open_job(batch, job);
         break;
     case DEC_COMMAND_ADOPT:
-        eng_sequence_adopt(job->sequence, job->token_count, job->h_final);
-        activate(batch, job, PHASE_ADOPTED);
-        job->prompt_noted = true;
-        prompt_done(batch, job);
+        sl_assert(batch->arriving_count < DEC_SEQUENCES_MAX);
+        eng_transit_in(job->sequence);
+        batch->arriving[batch->arriving_count++] = job;
         break;
     case DEC_COMMAND_RUN_SELF:
         run_self(batch, job);
@@ -416,6 +458,8 @@ static dec_finish draw(dec_batch *batch, dec_job *job, float *logits, const uint
     uint32_t position = job->token_count;
     const uint32_t *allowed = NULL;
     sl_assert(position < job->token_capacity);
+    if (!sl_is_ok(eng_engine_check(batch->engine, &job->err)))
+        return DEC_FINISH_FAILED;
     if (job->cursor.matcher &&
         !sl_is_ok(mdl_cursor_mask(&job->cursor, batch->options.masks,
                                   job->tokens + job->prompt_count, position - job->prompt_count,
@@ -711,6 +755,7 @@ static bool on_run(void *context)
 {
     dec_batch *batch = context;
     poll_opening(batch);
+    poll_arriving(batch);
     resume(batch);
     if (batch->active_count == 0)
         return false;
@@ -745,6 +790,7 @@ static void on_stop(void *context)
     for (uint32_t i = 0; i < batch->active_count; i++)
         release(batch, batch->active[i].job);
     batch->opening_count = 0;
+    batch->arriving_count = 0;
     batch->waiting_count = 0;
     batch->active_count = 0;
 }

@@ -47,7 +47,8 @@ typedef struct dec_job {
     uint16_t
         *h_final; /* bf16 [hidden], set by the control thread before ADOPT, else by the engine's */
     eng_sequence *sequence;
-    uint32_t *pages; /* [block_count], set by OPEN */
+    bool fetches;     /* control, before OPEN: blocks not known here will be fetched */
+    uint8_t **places; /* [block_count]: where to, set by OPEN; NULL: a known one */
     uint32_t block_count;
     uint32_t prefilled; /* RUN_SELF: tokens in the cache so far */
     uint64_t since;     /* eng_turn: when it began to be computed */

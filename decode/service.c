@@ -27,6 +27,8 @@ static uint32_t watermark(const dec_service *service, const dec_slot *slot)
 
 static sl_status open_transfer(dec_service *service, dec_slot *slot, sl_err *err)
 {
+    if (!slot->job->fetches) /* it was opened to compute its prompt here */
+        return sl_fail(err, SL_FULL, "no place was taken for the prompt's blocks");
     slot->first_block = watermark(service, slot);
     slot->nonce.high = sl_random_u64();
     slot->nonce.low = sl_random_u64();
@@ -34,8 +36,7 @@ static sl_status open_transfer(dec_service *service, dec_slot *slot, sl_err *err
     memset(slot->groups_verified + slot->first_block, 0, count * sizeof(slot->groups_verified[0]));
     void **pages = sl_alloc(count, sizeof(*pages), "decode transfer pages");
     for (uint32_t i = 0; i < count; i++)
-        pages[i] = eng_engine_cache_base(service->options.engine) +
-                   (uint64_t)slot->job->pages[slot->first_block + i] * service->layout->page_bytes;
+        pages[i] = slot->job->places[slot->first_block + i];
     kvt_recv_options options = {
         .nonce = slot->nonce,
         /* One second more than the state machine's own deadline, which acts first and says why. */

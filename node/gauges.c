@@ -69,6 +69,7 @@ void nod_gauges_update(nod_host *host)
     sl_metric_set(host->pages_gauge, "kept", pages.kept);
     sl_metric_set(host->pages_gauge, "used", pages.bound);
     sl_metric_set(host->pages_gauge, "promised", pages.promised);
+    sl_metric_set(host->pages_gauge, "transit", pages.transit);
     update_tier(host);
     Sluice__V1__Load load = SLUICE__V1__LOAD__INIT;
     nod_host_load(host, &load);

@@ -12,13 +12,15 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "base/rng.h"
+#include "engine/transit.h"
 #include "node/internal.h"
 
 #define GAUGE_PERIOD_NS (100 * SL_MS_NS)
+#define TRANSIT_PROMPTS 4u      /* of the longest kind, on their way at once */
 #define LEAVE_NS        SL_S_NS /* for calls that are still open once nothing runs any more */
 
-static const char *const FAULT_SITES[] = {"prefill.group", "decode.step", "tier.write", "tier.read",
-                                          NULL};
+static const char *const FAULT_SITES[] = {"prefill.group", "decode.step", "engine.device",
+                                          "tier.write",    "tier.read",   NULL};
 
 static const char *const STATE_NAMES[NOD_STATE_COUNT] = {
     [NOD_STATE_STARTING] = "starting",
@@ -226,10 +228,22 @@ static void on_kvt(void *context, uint32_t events)
     kvt_poll(host->kvt, on_kvt_event, host);
 }
 
+/* What ran has been told that it failed, and routers compute it elsewhere. */
+static void leave_broken(nod_host *host)
+{
+    const char *broken = eng_worker_broken(host->worker);
+    if (!broken || host->exit_code != 0)
+        return;
+    sl_error("the device failed, and this process with it: %s", broken);
+    host->exit_code = 1;
+    nod_host_drain(host, 0);
+}
+
 static void on_gauges(void *context, sl_time_ns now)
 {
     nod_host *host = context;
     nod_gauges_update(host);
+    leave_broken(host);
     sl_timer_set(host->gauge_timer, now + GAUGE_PERIOD_NS);
 }
 
@@ -261,9 +275,22 @@ void nod_model_options(const nod_host *host, const char *dir, eng_model_options 
 {
     *out_options = (eng_model_options){
         .dir = dir,
+        .backend = host->options->backend == NOD_BACKEND_CUDA ? ENG_BACKEND_CUDA : ENG_BACKEND_CPU,
+        .cuda_object = host->options->cuda_library,
         .threads = (int)host->options->threads,
         .progress = on_load_progress,
     };
+}
+
+/* Bytes for blocks on their way, where the cache itself cannot be read and written. */
+static uint64_t transit_bytes(const nod_host *host)
+{
+    const nod_options *options = host->options;
+    if (options->kv_transit > 0 || options->backend == NOD_BACKEND_CPU)
+        return options->kv_transit;
+    uint64_t longest = eng_model_kv_bytes(host->model, host->context_max);
+    uint64_t wanted = TRANSIT_PROMPTS * longest;
+    return wanted < options->kv_memory ? wanted : options->kv_memory;
 }
 
 static sl_status open_engine(nod_host *host, sl_err *err)
@@ -281,9 +308,12 @@ static sl_status open_engine(nod_host *host, sl_err *err)
                                                                   : options->max_sequences;
     if (options->role != NOD_ROLE_PREFILL)
         rows += options->max_sequences * options->mtp_depth;
+    host->context_max = options->context_max ? (uint32_t)options->context_max
+                                             : (uint32_t)eng_model_shape(host->model)->position_max;
     host->rows_max = rows < ENG_BATCH_ROWS_MAX ? (uint32_t)rows : ENG_BATCH_ROWS_MAX;
     eng_options engine = {
         .kv_bytes = options->kv_memory,
+        .transit_bytes = transit_bytes(host),
         .layer_group = (int)options->layer_group,
         .sequences_max = (int)(options->max_sequences + options->queue_max),
         .rows_max = (int)host->rows_max,
@@ -297,8 +327,6 @@ static sl_status open_engine(nod_host *host, sl_err *err)
     SL_TRY(eng_engine_create(host->model, &engine, &host->engine, err));
     tell_tier(host);
     const eng_cache_layout *layout = eng_engine_layout(host->engine);
-    host->context_max = options->context_max ? (uint32_t)options->context_max
-                                             : (uint32_t)eng_model_shape(host->model)->position_max;
     sl_info("model %s loaded in %.2f s; %u cache pages of %llu bytes", options->model,
             (double)(sl_now_ns() - start) / 1e9, layout->page_count,
             (unsigned long long)layout->page_bytes);
@@ -307,9 +335,10 @@ static sl_status open_engine(nod_host *host, sl_err *err)
 
 static sl_status open_transfer(nod_host *host, sl_err *err)
 {
-    const eng_cache_layout *layout = eng_engine_layout(host->engine);
-    kvt_region region = {eng_engine_cache_base(host->engine),
-                         layout->page_bytes * layout->page_count};
+    uint8_t *base;
+    kvt_region region;
+    eng_transit_memory(host->engine, &base, &region.bytes);
+    region.base = base;
     kvt_options options = {
         .name = host->options->name,
         .listen = host->options->kv_listen,

@@ -109,7 +109,12 @@ static const sl_option OPTIONS[] = {
      .offset = AT(backend),
      .default_text = "cpu",
      .choices = BACKENDS,
-     .help = "what computes"},
+     .help = "what computes: the CPU, or a Hopper GPU (device 0 of those it sees)"},
+    {.name = "cuda-library",
+     .section = "Engine",
+     .type = SL_OPTION_STRING,
+     .offset = AT(cuda_library),
+     .help = "libsluice_cuda.so, if it is not in the loader's search path"},
     {.name = "threads",
      .section = "Engine",
      .type = SL_OPTION_INT,
@@ -123,7 +128,15 @@ static const sl_option OPTIONS[] = {
      .type = SL_OPTION_BYTES,
      .offset = AT(kv_memory),
      .default_text = "1GiB",
-     .help = "cache memory, carved at start"},
+     .help = "cache memory, carved at start; with --backend cuda the GPU's"},
+    {.name = "kv-transit",
+     .section = "Engine",
+     .type = SL_OPTION_BYTES,
+     .offset = AT(kv_transit),
+     .default_text = "0",
+     .help =
+         "host memory for pages on their way between nodes (0: the cache itself; with --backend "
+         "cuda room for four longest prompts, at most as much as the cache)"},
     {.name = "kv-disk",
      .section = "Engine",
      .type = SL_OPTION_STRING,
@@ -236,9 +249,6 @@ static sl_status check(const void *target, sl_err *err)
                              .lease_ns = options->lease_ns};
     SL_TRY(clu_settings_check(&settings, err));
     SL_TRY(check_addresses(options, err));
-    if (options->backend != NOD_BACKEND_CPU)
-        return sl_fail(err, SL_UNSUPPORTED,
-                       "--backend cuda: this build has no CUDA engine; use --backend cpu");
     if (!(options->kv_overcommit >= 1.0 && options->kv_overcommit <= ENG_OVERCOMMIT_MAX / 100.0))
         return sl_fail(err, SL_INVALID, "--kv-overcommit %g: 1 to %g are possible",
                        options->kv_overcommit, ENG_OVERCOMMIT_MAX / 100.0);

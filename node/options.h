@@ -27,7 +27,9 @@ typedef struct nod_options {
     bool kv_allow_wildcard;
     int role;    /* nod_role */
     int backend; /* nod_backend */
+    const char *cuda_library;
     uint64_t kv_memory;
+    uint64_t kv_transit;
     const char *kv_disk;
     double kv_overcommit;
     int64_t layer_group;

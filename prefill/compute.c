@@ -3,8 +3,9 @@
  * The first in order (engine/schedule.h) takes the rows it needs, what is left of the chunk goes to
  * the next prompts: short prompts share a step. In a hybrid node a step between those of sequences
  * that generate is as long as the time for it allows. After each layer group the finished blocks'
- * sums are made and the control thread is told, which announces them while the next group is
- * computed. */
+ * pieces go to their places, sums are made, and the control thread is told, which announces them
+ * while the next group is computed. Where going there takes time (a device's cache), it goes on
+ * beside the next group, and the control thread is told after that. */
 #include "prefill/compute.h"
 
 #include <string.h>
@@ -13,6 +14,7 @@
 #include "base/assert.h"
 #include "base/clock.h"
 #include "base/fault.h"
+#include "engine/transit.h"
 
 struct pre_compute {
     eng_engine *engine;
@@ -28,7 +30,9 @@ struct pre_compute {
     eng_load load;             /* of the step */
     eng_span spans[PRE_JOBS_MAX];
     uint32_t span_count;
-    bool fault; /* a fault site asked this step to fail */
+    bool fault;         /* a fault site asked this step to fail */
+    bool out_due;       /* pieces of the step are under way, and to be told of: */
+    uint32_t out_group; /* of this group */
 };
 
 pre_task *pre_task_create(const uint32_t *tokens, uint32_t token_count, uint32_t group_count,
@@ -40,7 +44,7 @@ pre_task *pre_task_create(const uint32_t *tokens, uint32_t token_count, uint32_t
     task->block_count = eng_pages_of(token_count);
     task->tokens = sl_alloc(token_count, sizeof(*task->tokens), "prefill task tokens");
     memcpy(task->tokens, tokens, token_count * sizeof(*tokens));
-    task->pages = sl_alloc(task->block_count, sizeof(*task->pages), "prefill task pages");
+    task->places = sl_alloc(task->block_count, sizeof(*task->places), "prefill task places");
     task->sums =
         sl_alloc((size_t)task->block_count * group_count, sizeof(*task->sums), "prefill task sums");
     task->final = sl_alloc(1, final_bytes, "prefill task final");
@@ -54,7 +58,7 @@ void pre_task_destroy(pre_task *task)
         return;
     sl_assert(!task->sequence);
     sl_free(task->tokens);
-    sl_free(task->pages);
+    sl_free(task->places);
     sl_free(task->sums);
     sl_free(task->final);
     eng_prompt_rows_destroy(task->prompt_rows);
@@ -87,10 +91,23 @@ static void remove_active(pre_compute *compute, uint32_t index)
     remove_task(compute->active, &compute->active_count, index);
 }
 
+static void open_failed(pre_compute *compute, pre_task *task)
+{
+    task->sequence = NULL;
+    emit(compute, task, PRE_COMPUTE_OPEN_FAILED, 0, 0);
+}
+
 static void opened(pre_compute *compute, pre_task *task)
 {
+    sl_status status = eng_transit_take(task->sequence, task->first_block,
+                                        task->block_count - task->first_block, &task->err);
+    if (!sl_is_ok(status)) {
+        eng_sequence_close(task->sequence);
+        open_failed(compute, task);
+        return;
+    }
     for (uint32_t block = 0; block < task->block_count; block++)
-        task->pages[block] = eng_sequence_page(task->sequence, block);
+        task->places[block] = eng_transit_page(task->sequence, block);
     task->tokens_known = task->tokens_done = eng_sequence_length(task->sequence);
     emit(compute, task, PRE_COMPUTE_OPENED, 0, 0);
 }
@@ -106,8 +123,7 @@ static void open_task(pre_compute *compute, pre_task *task)
         eng_sequence_open_prefix(compute->engine, task->token_count, task->token_count, &prefix,
                                  &task->sequence, &task->err);
     if (!sl_is_ok(status)) {
-        task->sequence = NULL;
-        emit(compute, task, PRE_COMPUTE_OPEN_FAILED, 0, 0);
+        open_failed(compute, task);
     } else if (eng_sequence_ready(task->sequence)) {
         opened(compute, task);
     } else {
@@ -149,35 +165,44 @@ static void close_task(pre_compute *compute, pre_task *task)
     emit(compute, task, PRE_COMPUTE_CLOSED, 0, 0);
 }
 
-/* Sum of one piece, for whoever fetches it. */
-static void make_sum(pre_compute *compute, pre_task *task, uint32_t block, uint32_t group)
+/* Starts to take pieces to their places, for whoever fetches them. */
+static void send_out(pre_task *task, uint32_t group, uint32_t from, uint32_t to)
 {
-    uint64_t offset, bytes;
-    eng_layout_piece(compute->layout, compute->shape, group, &offset, &bytes);
-    const uint8_t *page = eng_engine_cache_base(compute->engine) +
-                          (uint64_t)task->pages[block] * compute->layout->page_bytes;
-    task->sums[(size_t)block * compute->layout->group_count + group] =
-        eng_piece_sum(compute->engine, page + offset, bytes, block, group);
+    from = from > task->first_block ? from : task->first_block;
+    if (from < to)
+        eng_transit_out(task->sequence, group, from, to, task->sums);
 }
 
 static void finish_task(pre_compute *compute, pre_task *task)
 {
     memcpy(task->final, eng_sequence_h_final(task->sequence),
            (size_t)compute->shape->hidden_size * sizeof(uint16_t));
-    emit(compute, task, PRE_COMPUTE_DONE, 0, 0);
+    bool sound = sl_is_ok(eng_engine_check(compute->engine, &task->err));
+    emit(compute, task, sound ? PRE_COMPUTE_DONE : PRE_COMPUTE_FAILED, 0, 0);
 }
 
-/* What the cache knew already can be announced before anything is computed; maybe it was all. */
-static void start_task(pre_compute *compute, pre_task *task)
+/* What the cache knew already can be announced before anything is computed. */
+static sl_status send_known(pre_compute *compute, pre_task *task)
 {
     uint32_t blocks = task->tokens_known / ENG_PAGE_TOKENS;
-    for (uint32_t group = 0; blocks > 0 && group < compute->layout->group_count; group++) {
-        for (uint32_t block = 0; block < blocks; block++)
-            make_sum(compute, task, block, group);
+    if (blocks == 0)
+        return sl_ok();
+    for (uint32_t group = 0; group < compute->layout->group_count; group++)
+        send_out(task, group, 0, blocks);
+    SL_TRY(eng_transit_wait(compute->engine, &task->err));
+    for (uint32_t group = 0; group < compute->layout->group_count; group++)
         emit(compute, task, PRE_COMPUTE_GROUP, group, blocks);
+    emit(compute, task, PRE_COMPUTE_PROGRESS, 0, 0);
+    return sl_ok();
+}
+
+/* Maybe the cache knew it all. */
+static void start_task(pre_compute *compute, pre_task *task)
+{
+    if (!sl_is_ok(send_known(compute, task))) {
+        emit(compute, task, PRE_COMPUTE_FAILED, 0, 0);
+        return;
     }
-    if (blocks > 0)
-        emit(compute, task, PRE_COMPUTE_PROGRESS, 0, 0);
     if (task->tokens_done == task->token_count) {
         finish_task(compute, task);
         return;
@@ -212,20 +237,45 @@ static uint32_t blocks_complete(const pre_task *task, uint32_t tokens)
     return tokens == task->token_count ? task->block_count : tokens / ENG_PAGE_TOKENS;
 }
 
+/* Blocks [from, to) become complete with span `i` of the step. */
+static uint32_t span_blocks(const pre_compute *compute, uint32_t i, uint32_t *out_from)
+{
+    const pre_task *task = compute->active[i];
+    *out_from = task->tokens_done / ENG_PAGE_TOKENS;
+    return blocks_complete(task, task->tokens_done + compute->spans[i].token_count);
+}
+
+/* Pieces that went out are there: tells of them. */
+static sl_status tell_group(pre_compute *compute, sl_err *err)
+{
+    if (!compute->out_due)
+        return sl_ok();
+    compute->out_due = false;
+    SL_TRY(eng_transit_wait(compute->engine, err));
+    for (uint32_t i = 0; i < compute->span_count; i++) {
+        uint32_t from, to = span_blocks(compute, i, &from);
+        if (to > from)
+            emit(compute, compute->active[i], PRE_COMPUTE_GROUP, compute->out_group, to);
+    }
+    return sl_ok();
+}
+
 static void on_group(void *context, uint32_t group)
 {
     pre_compute *compute = context;
+    sl_err err;
     if (sl_fault("prefill.group"))
         compute->fault = true;
+    if (!sl_is_ok(tell_group(compute, &err))) /* the group before */
+        return;                               /* the device failed: so does the step */
     for (uint32_t i = 0; i < compute->span_count; i++) {
-        pre_task *task = compute->active[i];
-        uint32_t from = task->tokens_done / ENG_PAGE_TOKENS;
-        uint32_t to = blocks_complete(task, task->tokens_done + compute->spans[i].token_count);
-        for (uint32_t block = from; block < to; block++)
-            make_sum(compute, task, block, group);
-        if (to > from)
-            emit(compute, task, PRE_COMPUTE_GROUP, group, to);
+        uint32_t from, to = span_blocks(compute, i, &from);
+        send_out(compute->active[i], group, from, to);
     }
+    compute->out_due = true;
+    compute->out_group = group;
+    if (!eng_transit_busy(compute->engine))
+        (void)!sl_is_ok(tell_group(compute, &err)); /* nothing to wait for */
 }
 
 static eng_turn turn_of(const pre_task *task)
@@ -301,10 +351,12 @@ static void note_rows(pre_compute *compute)
 }
 
 /* The step's spans belong to the first span_count active tasks. */
-static void after_step(pre_compute *compute, sl_status status, const sl_err *err, uint64_t step_ns)
+static void after_step(pre_compute *compute, sl_status status, sl_err *err, uint64_t step_ns)
 {
-    if (sl_is_ok(status))
+    if (sl_is_ok(status)) {
         note_rows(compute);
+        status = eng_engine_check(compute->engine, err);
+    }
     for (uint32_t i = compute->span_count; i-- > 0;) {
         pre_task *task = compute->active[i];
         if (!sl_is_ok(status)) {
@@ -339,6 +391,12 @@ static bool on_run(void *context)
     compute->fault = false;
     sl_status status =
         eng_step(compute->engine, compute->spans, compute->span_count, on_group, compute, &err);
+    sl_err out_err;
+    sl_status out_status = tell_group(compute, &out_err); /* nothing may be under way after this */
+    if (sl_is_ok(status) && !sl_is_ok(out_status)) {
+        status = out_status;
+        err = out_err;
+    }
     if (sl_is_ok(status) && compute->fault)
         status = sl_fail(&err, SL_INTERNAL, "fault site prefill.group");
     sl_time_ns step_ns = sl_now_ns() - start;

@@ -23,6 +23,7 @@ typedef struct pre_task {
     uint32_t *tokens;
     uint32_t token_count;
     uint32_t block_count;
+    uint32_t first_block;         /* control: only blocks from here on are handed over */
     uint64_t cache_space;         /* of the request */
     bool last_routing;            /* `final` ends with what the last token's row chose */
     eng_prompt_rows *prompt_rows; /* NULL: nothing is wanted; noted up to PROGRESS's tokens */
@@ -31,10 +32,10 @@ typedef struct pre_task {
     int32_t priority;      /* control: lower ones first */
     uint64_t since, order; /* eng_turn: when it began to be computed */
     eng_sequence *sequence;
-    uint32_t *pages; /* [block_count], set by OPEN */
-    uint64_t *sums;  /* [block_count][group_count]; an entry is set before the GROUP event that
-                        covers it */
-    uint8_t *final;  /* of the last commit: h_final, bf16 [hidden], then routing; set before DONE */
+    uint8_t **places; /* [block_count]: host memory of each block, set by OPEN, filled before the
+                         GROUP event that covers it; NULL before first_block */
+    uint64_t *sums;   /* [block_count][group_count]; likewise */
+    uint8_t *final; /* of the last commit: h_final, bf16 [hidden], then routing; set before DONE */
     size_t final_bytes;
     uint64_t compute_ns;
     sl_err err; /* why OPEN or a step failed */
@@ -54,7 +55,7 @@ typedef struct pre_command {
 typedef enum pre_compute_event_kind {
     PRE_COMPUTE_OPENED,
     PRE_COMPUTE_OPEN_FAILED, /* task->err; SL_FULL may pass */
-    PRE_COMPUTE_GROUP,       /* rows of `group` are complete in the first `blocks` blocks */
+    PRE_COMPUTE_GROUP,       /* `group` of the first `blocks` blocks is at its places */
     PRE_COMPUTE_PROGRESS,    /* a chunk is done: `tokens` in all */
     PRE_COMPUTE_DONE,        /* the last chunk is done, h_final is set */
     PRE_COMPUTE_FAILED,      /* task->err */

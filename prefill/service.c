@@ -32,7 +32,6 @@ typedef struct slot {
     pre_job_state core;
     pre_task *task;
     kvt_send *send;
-    uint32_t first_block;
     uint32_t ready[PRE_GROUPS_MAX];     /* blocks whose rows of the group are complete */
     uint32_t announced[PRE_GROUPS_MAX]; /* blocks offered so far */
     uint32_t rows_ready;                /* prompt rows before it are noted */
@@ -281,10 +280,9 @@ static sl_status announce(slot *job, uint32_t group, sl_err *err)
     uint64_t offset, bytes;
     eng_layout_piece(service->layout, service->shape, group, &offset, &bytes);
     for (uint32_t block = job->announced[group]; block < job->ready[group]; block++) {
-        const uint8_t *page = eng_engine_cache_base(service->options.engine) +
-                              (uint64_t)job->task->pages[block] * service->layout->page_bytes;
         uint64_t sum = job->task->sums[(size_t)block * service->layout->group_count + group];
-        SL_TRY(kvt_send_announce(job->send, block, group, page + offset, bytes, sum, err));
+        SL_TRY(kvt_send_announce(job->send, block, group, job->task->places[block] + offset, bytes,
+                                 sum, err));
         job->announced[group] = block + 1;
         job->bytes_announced += bytes;
     }
@@ -516,9 +514,8 @@ static void fill_slot(slot *job, rpc_server_call *call, const Sluice__V1__Prefil
     job->call = call;
     job->arrived_at = sl_loop_now(service->options.loop);
     snprintf(job->peer, sizeof(job->peer), "%s", request->ticket->node);
-    job->first_block = request->ticket->first_block;
     for (uint32_t group = 0; group < service->layout->group_count; group++)
-        job->announced[group] = job->first_block;
+        job->announced[group] = request->ticket->first_block;
     size_t final_bytes = (size_t)service->shape->hidden_size * sizeof(uint16_t);
     if (request->last_routing)
         final_bytes += eng_engine_routing(service->options.engine)->row_bytes;
@@ -530,6 +527,7 @@ static void fill_slot(slot *job, rpc_server_call *call, const Sluice__V1__Prefil
         job->task->prompt_rows =
             eng_prompt_rows_create(&want, eng_engine_routing(service->options.engine));
     job->rows_sent = want.first;
+    job->task->first_block = request->ticket->first_block;
     job->task->cache_space = request->cache_space;
     job->task->priority = request->priority;
     job->task->slot = (uint32_t)(job - service->slots);

@@ -19,6 +19,10 @@ SCRIPT = os.path.join(ROOT, "deploy", "local", "cluster")
 PATIENCE = 60.0 * float(os.environ.get("SLUICE_TEST_SLOWNESS", "1"))  # sanitizers are slower; a limit, never a verdict on speed
 
 
+# For other backends: `--backend cuda ...` for the one process that is the reference; SLUICE_NODE_ARGS (deploy/local/cluster) for the nodes.
+RUN_ARGS = os.environ.get("SLUICE_RUN_ARGS", "").split()
+
+
 class Skip(Exception):
     """This machine cannot run the test; the text says what is missing."""
 
@@ -267,7 +271,7 @@ class Cluster:
                 if node["role"] not in ("prefill", "decode") or not node["alive"]:
                     continue
                 values = self.metrics(node["name"])
-                for key in ('sluice_kv_pages{state="used"}', "sluice_running_requests", "sluice_waiting_requests",
+                for key in ('sluice_kv_pages{state="used"}', 'sluice_kv_pages{state="transit"}', "sluice_running_requests", "sluice_waiting_requests",
                             'sluice_kv_open{kind="sends"}', 'sluice_kv_open{kind="recvs"}', 'sluice_kv_open{kind="requests"}'):
                     if values.get(key) != 0:
                         problems.append(f"{node['name']} {key} {values.get(key)}")
@@ -346,7 +350,7 @@ class Reference:
         key = json.dumps(arguments)
         with self.lock:
             if key not in self.known:
-                result = subprocess.run([os.path.join(BIN, "sluice-run"), "--model", MODEL, "--json", *arguments],
+                result = subprocess.run([os.path.join(BIN, "sluice-run"), "--model", MODEL, "--json", *RUN_ARGS, *arguments],
                                         capture_output=True, text=True)
                 if result.returncode != 0:
                     raise AssertionError(f"sluice-run: {result.stderr}")

@@ -62,6 +62,29 @@ def test_decode_killed_mid_stream():
             cluster.wait_at_rest()
 
 
+def left_with_error(cluster, name):
+    wait_for(lambda: not cluster.alive(name), f"{name} to leave")
+    assert "the device failed, and this process with it: fault site engine.device" in cluster.log(name), cluster.log(name)
+
+
+def test_device_fails():
+    """A node whose device is gone leaves; the answer goes on elsewhere, with the same tokens."""
+    with Cluster("device", "--prefill", 2, "--decode", 2, "--env", "prefill-0:SLUICE_FAULTS=engine.device=fail@2", "--env",
+                 "decode-0:SLUICE_FAULTS=engine.device=fail@9", "--node-args", "--chunk-tokens 256") as cluster:
+        failing = {"prefill-0", "decode-0"}
+        for seed in range(20):  # until both have had a request
+            prompt = needle_prompt(900, seed=seed)
+            answer = cluster.chat(prompt, temperature=0, stream=True)
+            assert answer.done and answer.token_ids == reference_chat(prompt, 400, "--temperature", "0")["ids"], answer.error
+            failing = {name for name in failing if "fault engine.device" not in cluster.log(name)}
+            if not failing:
+                break
+        left_with_error(cluster, "prefill-0")
+        left_with_error(cluster, "decode-0")
+        assert cluster.metric("router-0", MIGRATIONS) == 2
+        cluster.wait_at_rest()
+
+
 def test_prefill_killed_none_left():
     """The decode node computes the prompt itself."""
     with Cluster("p-none", "--env", "prefill-0:SLUICE_FAULTS=prefill.group=hold@1") as cluster:

@@ -105,6 +105,16 @@ def test_sixteen_share_a_batch():
         cluster.wait_at_rest()
 
 
+def test_through_transit_pages():
+    """Pages go through memory apart from the cache, as with a GPU's, and there are fewer than the prompts ask for."""
+    work = [(ids, 16, float(index % 2), 700 + index) for index, ids in enumerate(prompts(12, 150, 600))]
+    with Cluster("one-answer-transit", "--node-args", "--kv-transit 4MiB --context-max 700 --chunk-tokens 128") as cluster:
+        compare(work, ask_all(cluster, work, 12), "12 through 11 pages")
+        refused = cluster.metric("router-0", 'sluice_decode_refusals_total{node="decode-0"}')
+        assert refused > 0, "nobody waited for a transit page"
+        cluster.wait_at_rest()
+
+
 def full_all():
     """40 prompts <= 800, 8 <= 2,500, 2 of 6,000; greedy and seeded; chunks 64, 256, 1,024; alone and 16 at once."""
     work = work_list(40, 8, 2)

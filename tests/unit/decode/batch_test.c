@@ -6,7 +6,7 @@
 
 #include "base/fault.h"
 #include "model/constraint.h"
-#include "tests/unit/engine/support.h"
+#include "tests/unit/engine/deferred.h"
 
 #define ASKS_MAX   16
 #define TOKENS_MAX 256
@@ -43,6 +43,7 @@ typedef struct run {
     uint32_t cache_pages;        /* 0: enough for all */
     uint32_t overcommit_percent; /* with cache_pages; 0 = 1000 */
     bool tier, no_prefix_cache;
+    uint32_t context_max; /* with transit pages, late ones, for no more tokens than this; 0: none */
     uint64_t chunk_ns;
     const ask *asks;
     uint32_t count;
@@ -75,7 +76,7 @@ static void hand_over(run *u, dec_job *job)
     eng_sequence *from = sequence_open(u->donor, job->token_count);
     sequence_feed(u->donor, from, job->tokens, job->token_count, CHUNK, NULL);
     for (uint32_t i = 0; i * ENG_PAGE_TOKENS < job->token_count; i++)
-        memcpy(eng_engine_cache_base(u->engine) + job->pages[i] * layout->page_bytes,
+        memcpy(job->places[i],
                eng_engine_cache_base(u->donor) + eng_sequence_page(from, i) * layout->page_bytes,
                layout->page_bytes);
     memcpy(job->h_final, eng_sequence_h_final(from), NANO_HIDDEN * sizeof(uint16_t));
@@ -177,6 +178,7 @@ static void make_job(run *u, uint32_t index)
                                    eng_engine_routing(u->engine));
     if (a->handout)
         job->handout = dec_handout_create(&handout);
+    job->fetches = a->handed_over;
     if (a->fork_of)
         job->source = u->jobs[a->fork_of - 1];
     if (a->form) {
@@ -224,7 +226,14 @@ static eng_engine *engine_of(const run *u, uint32_t rows_max, const char *tier_p
         engine.tier_path = tier_path;
         engine.tier_bytes = 16 << 20;
     }
-    return rig_engine(u->r, &engine);
+    if (u->context_max > 0) {
+        engine.context_max = u->context_max;
+        engine.transit_bytes = eng_model_kv_bytes(u->r->model, u->context_max);
+    }
+    eng_engine *made = rig_engine(u->r, &engine);
+    if (u->context_max > 0)
+        deferred_use(made);
+    return made;
 }
 
 static void run_asks(run *u)
@@ -738,6 +747,31 @@ TEST(drafts_at_once_after_a_hand_over)
     rig_close(&r);
 }
 
+/* Fetched prompts go through transit pages that are fewer than they ask for; others generate, and
+ * end, meanwhile. */
+TEST(fetched_through_transit_pages)
+{
+    enum { COUNT = 9 };
+    ask asks[COUNT];
+    for (uint32_t i = 0; i < COUNT; i++) {
+        asks[i] = ask_of(30 + 25 * i, 20 + 7 * (i % 4), i % 2 ? 0.5f : 0);
+        asks[i].handed_over = i % 3 != 0;
+        asks[i].handout = i == 4;
+    }
+    rig r;
+    rig_of(&r, &(nano_options){.echo = true});
+    run plain = run_at(&r, 0, 0, asks, COUNT);
+    for (uint32_t depth = 0; depth <= 2; depth++) {
+        run u = run_tight(&r, &(run){.depth = depth, .context_max = 300}, asks, COUNT);
+        assert_true(u.refused > 0 && deferred.landings >= 6);
+        for (uint32_t i = 0; i < COUNT; i++)
+            assert_same(&u.outcomes[i], &plain.outcomes[i]);
+        run_free(&u);
+    }
+    run_free(&plain);
+    rig_close(&r);
+}
+
 TEST(drafts_that_fail_are_done_without)
 {
     const nano_options files = {.huge = "model.layers.3.post_attention_layernorm.weight"};
@@ -864,6 +898,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(dropped_rows_are_never_kept),
     cmocka_unit_test(wrong_drafts_change_nothing),
     cmocka_unit_test(drafts_at_once_after_a_hand_over),
+    cmocka_unit_test(fetched_through_transit_pages),
     cmocka_unit_test(drafts_that_fail_are_done_without),
     cmocka_unit_test(failed_step_leaves_what_was_right),
     cmocka_unit_test(forms_at_any_depth),
