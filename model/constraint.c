@@ -91,6 +91,10 @@ static sl_status read_choice(mdl_constraint *c, const sl_json *value, const char
 
 static sl_status read_structured(mdl_constraint *c, const sl_json *request, sl_err *err)
 {
+    static const mdl_constraint_names NAMES = {
+        "structured_outputs.json", "structured_outputs.regex", "structured_outputs.choice",
+        "structured_outputs.json_object"};
+    const mdl_constraint_names *names = c->names ? c->names : &NAMES;
     const sl_json *outputs = given(request, "structured_outputs");
     bool object = false;
     if (!outputs)
@@ -102,15 +106,15 @@ static sl_status read_structured(mdl_constraint *c, const sl_json *request, sl_e
                        "structured_outputs: grammar and structural_tag are not supported; use "
                        "json, regex or choice");
     if (given(outputs, "json"))
-        SL_TRY(read_schema(c, given(outputs, "json"), "structured_outputs.json", err));
+        SL_TRY(read_schema(c, given(outputs, "json"), names->json, err));
     if (given(outputs, "regex"))
-        SL_TRY(read_regex(c, given(outputs, "regex"), "structured_outputs.regex", err));
+        SL_TRY(read_regex(c, given(outputs, "regex"), names->regex, err));
     if (given(outputs, "choice"))
-        SL_TRY(read_choice(c, given(outputs, "choice"), "structured_outputs.choice", err));
+        SL_TRY(read_choice(c, given(outputs, "choice"), names->choice, err));
     if (given(outputs, "json_object") && !sl_json_bool(given(outputs, "json_object"), &object))
-        return sl_fail(err, SL_INVALID, "structured_outputs.json_object: must be true or false");
+        return sl_fail(err, SL_INVALID, "%s: must be true or false", names->json_object);
     if (object)
-        SL_TRY(set_kind(c, MDL_CONSTRAINT_JSON_OBJECT, "structured_outputs.json_object", err));
+        SL_TRY(set_kind(c, MDL_CONSTRAINT_JSON_OBJECT, names->json_object, err));
     if (c->kind == MDL_CONSTRAINT_NONE)
         return sl_fail(err, SL_INVALID,
                        "structured_outputs: needs one of json, regex, choice, json_object: true");

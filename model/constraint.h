@@ -35,6 +35,11 @@ typedef enum mdl_constraint_calls {
     MDL_CALLS_COUNT,
 } mdl_constraint_calls;
 
+/* What errors call the members of structured_outputs. */
+typedef struct mdl_constraint_names {
+    const char *json, *regex, *choice, *json_object;
+} mdl_constraint_names;
+
 typedef struct mdl_constraint {
     mdl_constraint_kind kind;
     mdl_constraint_calls calls;
@@ -42,6 +47,8 @@ typedef struct mdl_constraint {
     bool strict;    /* OpenAI's rules for schemas */
     bool one_call;
     const char *field; /* what errors call it; NULL = "constraint" */
+    const mdl_constraint_names
+        *names; /* borrowed, set before parsing; NULL: as a request has them */
     sl_buf text;
     sl_buf tools; /* a JSON array of functions, when calls may come */
 } mdl_constraint;

@@ -22,7 +22,6 @@ typedef struct session {
     eng_sequence *sequence;
     eng_run_dump *dump; /* NULL without --dump */
     mdl_detok detok;
-    mdl_grammar *grammar; /* NULL: any answer */
     mdl_masks *masks;
     mdl_cursor cursor;
     uint32_t capacity; /* tokens that ids and the sequence hold */
@@ -113,16 +112,13 @@ static sl_status session_set_ids(session *run, const uint32_t *forced, uint32_t 
     return sl_ok();
 }
 
-static sl_status session_constrain(session *run, sl_err *err)
+static void session_constrain(session *run)
 {
-    const mdl_constraint *constraint = run->args->constraint;
-    if (!mdl_constraint_is_set(constraint))
-        return sl_ok();
-    SL_TRY(mdl_constraint_compile(constraint, &run->grammar, err));
+    if (!run->args->grammar)
+        return;
     run->masks = mdl_masks_create(run->args->tokenizer,
                                   (uint32_t)eng_model_shape(run->model)->vocab_size, 0);
-    run->cursor.matcher = mdl_matcher_create(run->grammar, 0);
-    return sl_ok();
+    run->cursor.matcher = mdl_matcher_create(run->args->grammar, 0);
 }
 
 static sl_status session_open(session *run, sl_err *err)
@@ -145,7 +141,7 @@ static sl_status session_open(session *run, sl_err *err)
     sl_status status = session_set_ids(run, forced, forced_count, err);
     sl_free(forced);
     SL_TRY(status);
-    SL_TRY(session_constrain(run, err));
+    session_constrain(run);
     SL_TRY(session_open_engine(run, err));
     mdl_detok_init(&run->detok, run->args->tokenizer);
     if (options->prompt_logprobs >= 0 || options->prompt_routing)
@@ -165,7 +161,6 @@ static void session_close(session *run)
     eng_model_close(run->model);
     mdl_matcher_destroy(run->cursor.matcher);
     mdl_masks_destroy(run->masks);
-    mdl_grammar_destroy(run->grammar);
 }
 
 /* ---- running ---- */

@@ -6,7 +6,7 @@
 #include "engine/engine.h"
 #include "engine/prompt.h"
 #include "engine/run/options.h"
-#include "model/constraint.h"
+#include "model/grammar.h"
 #include "model/tokenizer.h"
 
 #ifdef __cplusplus
@@ -41,8 +41,8 @@ typedef struct eng_run_generate_args {
     const mdl_tokenizer *tokenizer;
     const mdl_sampling *sampling;
     const mdl_ids *prompt;
-    const mdl_constraint *constraint; /* may say nothing */
-    eng_run_text_fn on_text;          /* NULL: not streamed */
+    mdl_grammar *grammar;    /* NULL: any answer */
+    eng_run_text_fn on_text; /* NULL: not streamed */
     void *context;
 } eng_run_generate_args;
 

@@ -10,6 +10,7 @@
 #include "base/alloc.h"
 #include "base/json.h"
 #include "model/chat.h"
+#include "model/constraint.h"
 
 sl_status eng_run_read_file(const char *path, sl_buf *buf, sl_err *err)
 {
@@ -79,6 +80,20 @@ static sl_status append_choices(const char *given, sl_buf *request, sl_err *err)
     }
     sl_buf_putc(request, ']');
     return sl_ok();
+}
+
+static bool has_form(const eng_run_options *options)
+{
+    return options->json_schema || options->json_object || options->regex || options->choice;
+}
+
+/* Errors name the option that an operator gave, not the member that it becomes. */
+static void name_form(const eng_run_options *options, mdl_constraint *constraint)
+{
+    static const mdl_constraint_names NAMES = {"--json-schema", "--regex", "--choice",
+                                               "--json-object"};
+    if (has_form(options))
+        constraint->names = &NAMES;
 }
 
 /* The member "structured_outputs", as a request has it. */
@@ -216,11 +231,11 @@ static sl_status build_request(const eng_run_options *options, sl_buf *request, 
         sl_buf_puts(request, ",\"tools\":");
         SL_TRY(append_json_file(options->tools, SL_JSON_ARRAY, request, err));
     }
-    if (options->json_schema || options->json_object || options->regex || options->choice) {
+    if (has_form(options)) { /* last value wins over one in the file */
         sl_buf_putc(request, ',');
         SL_TRY(append_form(options, request, err));
     }
-    if (options->thinking) /* last value wins over one in the file */
+    if (options->thinking) /* the same */
         sl_buf_puts(request, ",\"thinking\":{\"type\":\"enabled\"}");
     sl_buf_putc(request, '}');
     return request->overflow ? sl_fail(err, SL_TOO_LARGE, "the request is too large") : sl_ok();
@@ -299,10 +314,11 @@ static sl_status input_ids(const eng_run_options *options, mdl_ids *ids, sl_err 
     return sl_ok();
 }
 
-sl_status eng_run_input(const eng_run_options *options, const mdl_tokenizer *tokenizer,
-                        mdl_ids *ids, mdl_constraint *constraint, sl_err *err)
+static sl_status read_input(const eng_run_options *options, const mdl_tokenizer *tokenizer,
+                            mdl_ids *ids, mdl_constraint *constraint, sl_err *err)
 {
     bool chat = !options->ids && (options->chat || options->messages);
+    name_form(options, constraint);
     if (options->ids)
         SL_TRY(input_ids(options, ids, err));
     else if (chat)
@@ -315,6 +331,18 @@ sl_status eng_run_input(const eng_run_options *options, const mdl_tokenizer *tok
         return sl_fail(err, SL_INVALID,
                        "--ignore-eos: a constrained answer ends where its form does");
     return ids->count > 0 ? sl_ok() : sl_fail(err, SL_INVALID, "the prompt is empty");
+}
+
+sl_status eng_run_input(const eng_run_options *options, const mdl_tokenizer *tokenizer,
+                        mdl_ids *ids, mdl_grammar **out_grammar, sl_err *err)
+{
+    mdl_constraint constraint;
+    mdl_constraint_init(&constraint);
+    sl_status status = read_input(options, tokenizer, ids, &constraint, err);
+    if (sl_is_ok(status) && mdl_constraint_is_set(&constraint))
+        status = mdl_constraint_compile(&constraint, out_grammar, err);
+    mdl_constraint_fini(&constraint);
+    return status;
 }
 
 static sl_status load_tokenizer(const eng_run_options *options, mdl_tokenizer **out_tokenizer,

@@ -205,7 +205,6 @@ static int run_prompt(const eng_run_options *options, const sl_config *config,
     sl_err err;
     mdl_ids prompt = {0};
     mdl_sampling sampling;
-    mdl_constraint constraint;
     eng_run_result result = {0};
     int code = 0;
     eng_run_generate_args args = {
@@ -213,13 +212,11 @@ static int run_prompt(const eng_run_options *options, const sl_config *config,
         .tokenizer = tokenizer,
         .sampling = &sampling,
         .prompt = &prompt,
-        .constraint = &constraint,
         .on_text = options->json ? NULL : print_text,
     };
-    mdl_constraint_init(&constraint);
     if (!sl_is_ok(check_output(options, &err)) ||
         !sl_is_ok(load_sampling(options, config, MDL_VOCAB_MAX, &sampling, &err)) ||
-        !sl_is_ok(eng_run_input(options, tokenizer, &prompt, &constraint, &err)))
+        !sl_is_ok(eng_run_input(options, tokenizer, &prompt, &args.grammar, &err)))
         code = tell(&err, ENG_RUN_EXIT_MISUSE);
     else if (!sl_is_ok(eng_run_generate(&args, &result, &err)))
         code = tell(&err, EXIT_FAILURE);
@@ -230,7 +227,7 @@ static int run_prompt(const eng_run_options *options, const sl_config *config,
     if (code == 0 && !options->json && sampling.temperature > 0.0f && !sampling.seed_given)
         fprintf(stderr, "sluice-run: seed %llu\n", (unsigned long long)sampling.seed);
     eng_run_result_fini(&result);
-    mdl_constraint_fini(&constraint);
+    mdl_grammar_destroy(args.grammar);
     mdl_ids_fini(&prompt);
     return code;
 }

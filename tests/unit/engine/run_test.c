@@ -201,6 +201,39 @@ TEST(wrong_options_are_named)
     assert_text_contains(errors, "--json-schema: line 1");
     assert_int_equal(run_main("--model", DEMO, "--choice", "[\"a\"", "Hello!"), 2);
     assert_text_contains(errors, "--choice: line 1");
+    static const char *const WRONG[][3] = {
+        {"--json-schema", "{\"type\":\"foo\"}", "--json-schema.type: must be"},
+        {"--json-schema", "{\"minLength\":-1}", "--json-schema"},
+        {"--regex", "a(", "--regex: at byte 1"},
+        {"--choice", "a,,b", "--choice[1]: must be"},
+        {"--choice", "[1]", "--choice[0]: must be"},
+    };
+    for (size_t i = 0; i < sizeof(WRONG) / sizeof(WRONG[0]); i++)
+        for (int chat = 0; chat < 2; chat++) {
+            assert_int_equal(run_main("--model", DEMO, chat ? "--chat" : "--max-tokens=1",
+                                      WRONG[i][0], WRONG[i][1], "Hello!"),
+                             2);
+            assert_text_contains(errors, WRONG[i][2]);
+            assert_null(strstr(errors, "structured_outputs"));
+        }
+    char path[] = "/tmp/sluice-run-test-XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    FILE *file = fdopen(fd, "w");
+    fputs("{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],"
+          "\"response_format\":{\"type\":\"json_object\"}}",
+          file);
+    fclose(file);
+    assert_int_equal(run_main("--model", DEMO, "--messages", path, "--regex", "a"), 2);
+    assert_text_contains(errors, "--regex: given beside response_format");
+    assert_int_equal(run_main("--model", DEMO, "--json-schema", path, "--json-object", "hi"), 2);
+    assert_text_contains(errors, "give one");
+    file = fopen(path, "w");
+    fputs("[1]", file);
+    fclose(file);
+    assert_int_equal(run_main("--model", DEMO, "--json-schema", path, "hi"), 2);
+    assert_text_contains(errors, "--json-schema: must be a schema");
+    unlink(path);
     assert_int_equal(run_main("--model", DEMO, "--prompt-logprobs", "1", "Hello!"), 2);
     assert_text_contains(errors, "need --json");
     assert_int_equal(run_main("--model", DEMO, "--handout", "Hello!"), 2);
