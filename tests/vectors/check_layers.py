@@ -16,6 +16,7 @@ rows' experts may differ, which is what two correct orders do to each other (jud
 import argparse
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -205,6 +206,24 @@ def check_scales(tally, engine, scratch, whole):
         tally.check(f"scales as {scales}: same output", all(judge.same(got[k], want[k]) for k in want))
 
 
+def check_unwritable(tally, scratch):
+    """A place that cannot be written is one line that names it, not a traceback."""
+    plain = os.path.join(scratch, "plain")
+    with open(plain, "w", encoding="utf-8"):
+        pass
+
+    def small_files():  # as on a full disk: a write in the midst of a file fails
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    for what, out, limit in (("a file", plain, None), ("below a file", os.path.join(plain, "x"), None),
+                             ("in /proc", "/proc/sluice", None), ("full", os.path.join(scratch, "full"), small_files)):
+        done = subprocess.run([os.path.join(ROOT, "tools", "make-checkpoint"), "--out", out, "--shape", "small"],
+                              capture_output=True, text=True, check=False, preexec_fn=limit)
+        text = done.stderr.strip().split("\n")[-1]
+        tally.check(f"a place that cannot be written: {what}", done.returncode == 1 and "Traceback" not in done.stderr
+                    and text.startswith(f"make-checkpoint: {out}") and "--out" in text, done.stderr[-300:])
+
+
 def check_whole(tally, program, scratch):
     """All 163 files, without data: they open, and a machine that is too small says so at once (a larger one
     finds scales of zero)."""
@@ -323,6 +342,7 @@ def main():
             check_files(tally, engine, scratch, path)
             check_scales(tally, engine, scratch, path)
             check_whole(tally, args.run, scratch)
+            check_unwritable(tally, scratch)
     print(f"{engine.runs} runs of the engine, {time.monotonic() - begin:.0f} s")
     if args.bench:
         return 0
