@@ -26,12 +26,8 @@ import time
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 sys.path.insert(0, os.path.join(ROOT, "tools", "reference"))
-try:
-    import numpy as np
-except ImportError:  # started with the system's python: go on with the pinned environment
-    _setup = os.path.join(ROOT, "tools", "reference", "setup.sh")
-    _python = subprocess.run([_setup], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    os.execv(_python, [_python, os.path.abspath(__file__)] + sys.argv[1:])
+import pinned  # noqa: F401 -- before NumPy
+import numpy as np
 
 import judge
 from engine import Engine, EngineError

@@ -8,15 +8,10 @@ and, with --error, to see that a wrong engine is noticed. Slow: for short prompt
 import argparse
 import json
 import os
-import subprocess
 import sys
 
-try:
-    import numpy as np
-except ImportError:  # started with the system's python: go on with the environment's
-    setup = os.path.join(os.path.dirname(os.path.abspath(__file__)), "setup.sh")
-    python = subprocess.run([setup], check=True, capture_output=True, text=True).stdout.strip()
-    os.execv(python, [python, os.path.abspath(__file__)] + sys.argv[1:])
+import pinned  # noqa: F401 -- before NumPy
+import numpy as np
 
 from sluice_ref import model as model_module
 from sluice_ref import rope, rounding
