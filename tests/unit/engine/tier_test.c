@@ -432,6 +432,70 @@ TEST(a_bad_block_costs_those_behind_it)
     tiered_close(&t);
 }
 
+/* Of seven pages, four are those of a sequence that generates and wants three more. Of its blocks
+ * another sequence has the first in memory, the second in the file, and shares the others. The
+ * second is bad: now it needs pages of its own, more than are free. It must not hold the first
+ * meanwhile, or neither of the two ever goes on. */
+TEST(who_waits_behind_a_bad_block_holds_nothing)
+{
+    enum { BLOCKS = 4, MORE = 3, COUNT = BLOCKS * 64 };
+    tiered t;
+    uint32_t tokens[COUNT + MORE * 64];
+    const eng_prefix none = {0}, prefix = {tokens, COUNT, 0};
+    eng_sequence *generates = NULL, *waits = NULL;
+    eng_page_counts counts;
+    sl_err err;
+    size_t size;
+    tiered_open(&t, 8);
+    eng_engine_destroy(t.engine);
+    t.engine = rig_engine(
+        &t.r, &(eng_options){.kv_bytes = eng_model_kv_bytes(t.r.model, COUNT + MORE * 64),
+                             .rows_max = 256,
+                             .overcommit_percent = 200,
+                             .tier_path = t.path,
+                             .tier_bytes = (uint64_t)1 << 24});
+    stream_fill(3, COUNT + MORE * 64, tokens);
+    eng_sequence *first = sequence_open(t.engine, 128);
+    sequence_feed(t.engine, first, tokens, 128, 64, NULL);
+    eng_sequence_publish(first, &prefix);
+    assert_ok(eng_sequence_open_prefix(t.engine, COUNT + MORE * 64, COUNT, &none, &generates, &err),
+              &err);
+    sequence_feed(t.engine, generates, tokens, COUNT, 64, NULL);
+    eng_sequence_publish(generates, &prefix); /* its first two blocks are known by other pages */
+    eng_sequence_close(first);
+    wait_written(&t, 2);
+    eng_sequence_close(sequence_open(t.engine, 128)); /* memory forgets the second block */
+    assert_int_equal(eng_engine_pages_kept(t.engine), 1);
+
+    arm("tier.read=fail");
+    assert_ok(eng_sequence_open_prefix(t.engine, COUNT, COUNT, &prefix, &waits, &err), &err);
+    eng_engine_count_pages(t.engine, &counts);
+    assert_int_equal(counts.bound, BLOCKS + 2);
+    for (uint32_t bound = counts.bound; counts.bound == bound; poll(NULL, 0, 1)) {
+        assert_true(eng_engine_poll(t.engine, sl_now_ns()));
+        eng_engine_count_pages(t.engine, &counts);
+    }
+    assert_int_equal(counts.bound, BLOCKS);
+    assert_false(eng_sequence_ready(waits));
+
+    assert_ok(eng_sequence_bind(generates, COUNT + MORE * 64, &err), &err);
+    sequence_feed(t.engine, generates, tokens + COUNT, MORE * 64, 64, NULL);
+    assert_true(eng_engine_poll(t.engine, sl_now_ns())); /* no page is left: it waits on */
+    uint8_t *bytes = sequence_bytes(t.engine, generates, &size);
+    eng_sequence_close(generates);
+    assert_false(eng_engine_poll(t.engine, sl_now_ns()));
+    assert_true(eng_sequence_ready(waits));
+    assert_int_equal(eng_sequence_length(waits), 0);
+    sequence_feed(t.engine, waits, tokens, COUNT, 50, NULL);
+    uint8_t *again = sequence_bytes(t.engine, waits, &size);
+    assert_memory_equal(again, bytes, size);
+    eng_sequence_close(waits);
+    sl_free(again);
+    sl_free(bytes);
+    arm(NULL);
+    tiered_close(&t);
+}
+
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(evicted_pages_come_back),
     cmocka_unit_test(a_restart_finds_them),
@@ -443,5 +507,6 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(a_close_does_not_wait_for_reads),
     cmocka_unit_test(patience_ends),
     cmocka_unit_test(a_bad_block_costs_those_behind_it),
+    cmocka_unit_test(who_waits_behind_a_bad_block_holds_nothing),
 };
 TEST_MAIN(TESTS)
