@@ -177,9 +177,11 @@ static void fill_slot(dec_service *service, dec_slot *slot, dec_stream *stream,
                       (uint64_t)admit->prefill_deadline_ms * SL_MS_NS);
 }
 
-/* Before the slot is filled: a constraint may be refused. */
-static sl_status take_constraint(dec_service *service, const Sluice__V1__Admit *admit,
-                                 dec_constraint **out_constraint, sl_err *err)
+/* The admission's constraint; *out_waits: it must be compiled first, and the admission comes again
+ * when it is. */
+static sl_status take_constraint(dec_service *service, dec_stream *stream,
+                                 const Sluice__V1__Admit *admit, dec_constraint **out_constraint,
+                                 bool *out_waits, sl_err *err)
 {
     if (!admit->constraint)
         return sl_ok();
@@ -188,7 +190,9 @@ static sl_status take_constraint(dec_service *service, const Sluice__V1__Admit *
     if (admit->sampling->ignore_eos)
         return sl_fail(err, SL_INVALID,
                        "ignore_eos: a constrained answer ends where its form does");
-    return dec_constraint_take(service->constraints, admit->constraint, out_constraint, err);
+    *out_constraint = dec_constraint_find(service->constraints, admit->constraint);
+    *out_waits = !*out_constraint;
+    return *out_waits ? dec_compiler_wait(service->compiler, stream, admit, err) : sl_ok();
 }
 
 static void refuse(dec_service *service, dec_stream *stream, const Sluice__V1__Admit *admit,
@@ -245,14 +249,17 @@ void dec_admit(dec_service *service, dec_stream *stream, const Sluice__V1__Admit
         return;
     }
     const dec_job *source = NULL;
+    dec_constraint *constraint = NULL;
+    bool waits = false;
     sl_status status = check(service, admit, &sampling, &err);
-    if (sl_is_ok(status) && admit->fork_of[0])
-        status = find_source(service, stream, admit, &source, &err);
     if (sl_is_ok(status) && !(slot = take_slot(service)))
         status = sl_fail(&err, SL_FULL, "all %u slots are taken", service->options.sequences_max);
-    dec_constraint *constraint = NULL;
     if (sl_is_ok(status))
-        status = take_constraint(service, admit, &constraint, &err);
+        status = take_constraint(service, stream, admit, &constraint, &waits, &err);
+    if (sl_is_ok(status) && waits)
+        return;
+    if (sl_is_ok(status) && admit->fork_of[0])
+        status = find_source(service, stream, admit, &source, &err);
     if (sl_is_ok(status)) {
         fill_slot(service, slot, stream, admit, &sampling);
         slot->job->source = source;
@@ -260,9 +267,20 @@ void dec_admit(dec_service *service, dec_stream *stream, const Sluice__V1__Admit
         if (constraint)
             slot->job->cursor.matcher = dec_constraint_matcher(constraint);
         status = open_slot(service, slot, &err);
+    } else {
+        dec_constraint_give(constraint);
     }
     if (sl_is_ok(status))
         sl_metric_add(service->admitted, NULL, 1);
     else
         refuse(service, stream, admit, status, &err);
+}
+
+void dec_admit_compiled(void *context, void *stream, const Sluice__V1__Admit *admit,
+                        sl_status status, const sl_err *err)
+{
+    if (sl_is_ok(status))
+        dec_admit(context, stream, admit);
+    else
+        refuse(context, stream, admit, status, err);
 }

@@ -10,8 +10,7 @@
 struct dec_constraint {
     uint8_t *key; /* the wire form; NULL: free */
     size_t key_size;
-    mdl_grammar *grammar;
-    mdl_matcher *matcher;
+    dec_compiled compiled;
     uint32_t users;
     uint64_t used; /* when it was last taken, in takes */
 };
@@ -32,8 +31,7 @@ dec_constraints *dec_constraints_create(uint32_t sequences_max)
 
 static void clear(dec_constraint *entry)
 {
-    mdl_matcher_destroy(entry->matcher);
-    mdl_grammar_destroy(entry->grammar);
+    dec_compiled_fini(&entry->compiled);
     sl_free(entry->key);
     *entry = (dec_constraint){0};
 }
@@ -50,9 +48,18 @@ void dec_constraints_destroy(dec_constraints *constraints)
     sl_free(constraints);
 }
 
-static sl_status compile(const Sluice__V1__Constraint *wire, mdl_grammar **out_grammar, sl_err *err)
+void dec_compiled_fini(dec_compiled *compiled)
+{
+    mdl_matcher_destroy(compiled->matcher);
+    mdl_grammar_destroy(compiled->grammar);
+    *compiled = (dec_compiled){0};
+}
+
+sl_status dec_constraint_compile(const Sluice__V1__Constraint *wire, dec_compiled *out_compiled,
+                                 sl_err *err)
 {
     mdl_constraint constraint;
+    mdl_grammar *grammar = NULL;
     if (wire->kind >= MDL_CONSTRAINT_KIND_COUNT || wire->calls >= MDL_CALLS_COUNT)
         return sl_fail(err, SL_UNSUPPORTED,
                        "constraint: kind %u with calls %u is not known to this node", wire->kind,
@@ -69,9 +76,11 @@ static sl_status compile(const Sluice__V1__Constraint *wire, mdl_grammar **out_g
     sl_buf_append(&constraint.text, wire->text.data, wire->text.len);
     sl_buf_append(&constraint.tools, wire->tools.data, wire->tools.len);
     sl_status status = mdl_constraint_is_set(&constraint)
-                           ? mdl_constraint_compile(&constraint, out_grammar, err)
+                           ? mdl_constraint_compile(&constraint, &grammar, err)
                            : sl_fail(err, SL_INVALID, "constraint: says nothing");
     mdl_constraint_fini(&constraint);
+    if (sl_is_ok(status))
+        *out_compiled = (dec_compiled){grammar, mdl_matcher_create(grammar, 0)};
     return status;
 }
 
@@ -91,39 +100,40 @@ static dec_constraint *make_room(dec_constraints *c)
     return oldest;
 }
 
-sl_status dec_constraint_take(dec_constraints *c, const Sluice__V1__Constraint *wire,
-                              dec_constraint **out_constraint, sl_err *err)
+static uint8_t *key_of(const Sluice__V1__Constraint *wire, size_t *out_size)
 {
-    size_t size = sluice__v1__constraint__get_packed_size(wire);
-    uint8_t *key = sl_alloc(size + 1, 1, "decode constraint key");
+    *out_size = sluice__v1__constraint__get_packed_size(wire);
+    uint8_t *key = sl_alloc(*out_size + 1, 1, "decode constraint key");
     sluice__v1__constraint__pack(wire, key);
+    return key;
+}
+
+dec_constraint *dec_constraint_find(dec_constraints *c, const Sluice__V1__Constraint *wire)
+{
+    size_t size;
+    uint8_t *key = key_of(wire, &size);
     dec_constraint *found = NULL;
     for (uint32_t i = 0; i < c->capacity && !found; i++) {
         dec_constraint *entry = &c->entries[i];
         if (entry->key && entry->key_size == size && memcmp(entry->key, key, size) == 0)
             found = entry;
     }
-    if (!found) {
-        mdl_grammar *grammar = NULL;
-        sl_status status = compile(wire, &grammar, err);
-        if (!sl_is_ok(status)) {
-            sl_free(key);
-            return status;
-        }
-        found = make_room(c);
-        *found = (dec_constraint){
-            .key = key,
-            .key_size = size,
-            .grammar = grammar,
-            .matcher = mdl_matcher_create(grammar, 0),
-        };
-        key = NULL;
-    }
     sl_free(key);
-    found->users++;
-    found->used = ++c->takes;
-    *out_constraint = found;
-    return sl_ok();
+    if (found) {
+        found->users++;
+        found->used = ++c->takes;
+    }
+    return found;
+}
+
+void dec_constraint_add(dec_constraints *c, const Sluice__V1__Constraint *wire,
+                        dec_compiled *take_compiled)
+{
+    dec_constraint *entry = make_room(c);
+    entry->key = key_of(wire, &entry->key_size);
+    entry->compiled = *take_compiled;
+    entry->used = ++c->takes;
+    *take_compiled = (dec_compiled){0};
 }
 
 void dec_constraint_give(dec_constraint *constraint)
@@ -136,7 +146,7 @@ void dec_constraint_give(dec_constraint *constraint)
 
 mdl_matcher *dec_constraint_matcher(const dec_constraint *constraint)
 {
-    return constraint->matcher;
+    return constraint->compiled.matcher;
 }
 
 uint32_t dec_constraints_count(const dec_constraints *c)

@@ -3,6 +3,7 @@
 #ifndef DECODE_INTERNAL_H
 #define DECODE_INTERNAL_H
 
+#include "decode/compiler.h"
 #include "decode/constraint.h"
 #include "decode/sequence.h"
 #include "decode/service.h"
@@ -68,7 +69,8 @@ struct dec_service {
     kvt_piece_slice slices[KVT_GROUPS_MAX];
     dec_batch *batch;
     dec_constraints *constraints;
-    mdl_masks *masks; /* NULL: the model has no tokenizer, so nothing can be constrained */
+    dec_compiler *compiler; /* NULL where masks is */
+    mdl_masks *masks;       /* NULL: the model has no tokenizer, so nothing can be constrained */
     eng_worker_client *client;
     sl_watch *engine_watch;
     sl_timer *timer;
@@ -102,5 +104,8 @@ void dec_stream_flush(dec_stream *stream);
 
 /* admit.c: checks an Admit, makes the slot and its job. */
 void dec_admit(dec_service *service, dec_stream *stream, const Sluice__V1__Admit *admit);
+/* dec_compiler_fn of the service: the admission comes again, or is refused. */
+void dec_admit_compiled(void *context, void *stream, const Sluice__V1__Admit *admit,
+                        sl_status status, const sl_err *err);
 
 #endif

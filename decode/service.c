@@ -389,14 +389,21 @@ sl_status dec_service_create(const dec_service_options *options, dec_service **o
     if (!sl_is_ok(status))
         goto err_free;
     service->client = dec_batch_client(service->batch);
+    if (service->masks)
+        status = dec_compiler_create(options->loop, service->constraints, options->sequences_max,
+                                     dec_admit_compiled, service, &service->compiler, err);
+    if (!sl_is_ok(status))
+        goto err_batch;
     status = sl_watch_create(options->loop, eng_worker_fd(service->client), EPOLLIN, on_engine,
                              service, &service->engine_watch, err);
     if (!sl_is_ok(status))
-        goto err_batch;
+        goto err_compiler;
     service->timer = sl_timer_create(options->loop, on_timer, service);
     *out_service = service;
     return sl_ok();
 
+err_compiler:
+    dec_compiler_destroy(service->compiler);
 err_batch:
     dec_batch_destroy(service->batch);
 err_free:
@@ -412,6 +419,7 @@ void dec_service_destroy(dec_service *service)
         return;
     sl_timer_destroy(service->timer);
     sl_watch_destroy(service->engine_watch);
+    dec_compiler_destroy(service->compiler);
     for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)
         sl_free(service->streams[i]);
     for (uint32_t i = 0; i < service->options.sequences_max; i++) {

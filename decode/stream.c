@@ -325,6 +325,8 @@ static void on_cancel(dec_stream *stream, const Sluice__V1__Cancel *cancel)
         dec_slot_event(service, slot, &event);
         return;
     }
+    if (service->compiler)
+        dec_compiler_forget(service->compiler, stream, cancel->request_id);
 }
 
 static void on_message(void *context, rpc_server_call *call, const ProtobufCMessage *base)
@@ -379,6 +381,8 @@ static void on_closed(void *context, rpc_server_call *call, bool cancelled)
         if (slot->used)
             dec_slot_settle(service, slot);
     }
+    if (service->compiler)
+        dec_compiler_forget(service->compiler, stream, NULL);
     for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)
         if (service->streams[i] == stream)
             service->streams[i] = NULL;

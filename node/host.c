@@ -19,8 +19,9 @@
 #define TRANSIT_PROMPTS 4u      /* of the longest kind, on their way at once */
 #define LEAVE_NS        SL_S_NS /* for calls that are still open once nothing runs any more */
 
-static const char *const FAULT_SITES[] = {"prefill.group", "decode.step", "engine.device",
-                                          "tier.write",    "tier.read",   NULL};
+static const char *const FAULT_SITES[] = {
+    "prefill.group", "decode.step", "decode.compile", "engine.device", "tier.write",
+    "tier.read",     NULL};
 
 static const char *const STATE_NAMES[NOD_STATE_COUNT] = {
     [NOD_STATE_STARTING] = "starting",

@@ -5,7 +5,7 @@ import re
 import tempfile
 import threading
 
-from lib import REFERENCE, Cluster
+from lib import REFERENCE, Cluster, wait_for
 
 PERSON = {"type": "object", "additionalProperties": False, "required": ["name", "age", "pets"], "properties": {
     "name": {"type": "string", "maxLength": 24}, "age": {"type": "integer", "minimum": 0, "maximum": 120},
@@ -144,6 +144,36 @@ def test_choices_of_one_request():
         answer = cluster.chat("Who are you?", n=3, **json_schema(PERSON["properties"]["pets"]), **sampling(1))
         texts = [choice["message"]["content"] for choice in answer.body["choices"]]
         assert len(texts) == 3 and all(isinstance(json.loads(text), list) for text in texts), texts
+
+
+def test_compiling_holds_nobody():
+    """While a node compiles, which is held, others are served; who waits for the same form is answered, who left is not missed."""
+    fields = {"structured_outputs": {"regex": "(one|two) [A-Z]{4}\\."}}
+    with Cluster("constraint-compile", "--env", "decode-0:SLUICE_FAULTS=decode.compile=hold@1") as cluster:
+        answers = {}
+
+        def ask(name, **more):
+            answers[name] = cluster.chat("A number?", **fields, **sampling(1), **more)
+
+        threads = [threading.Thread(target=ask, args=(name,), kwargs=more) for name, more in (("one", {}), ("three", {"n": 3}))]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: "fault decode.compile: hold" in cluster.log("decode-0"), "the compiler is held")
+        leaver = cluster.connection(timeout=60)
+        leaver.request("POST", "/v1/chat/completions", json.dumps({"messages": [{"role": "user", "content": "A number?"}], **fields}),
+                       {"content-type": "application/json"})
+        for _ in range(3):
+            assert cluster.chat("Is it late?", temperature=0, max_tokens=30).status == 200
+        leaver.close()
+        assert not answers, answers
+        cluster.kill("decode-0", "USR2")
+        for thread in threads:
+            thread.join()
+        assert answers["one"].token_ids == reference("A number?", fields, 1)["ids"]
+        texts = [choice["message"]["content"] for choice in answers["three"].body["choices"]]
+        assert len(texts) == 3 and all(re.fullmatch("(one|two) [A-Z]{4}\\.", text) for text in texts), texts
+        assert texts[0] == answers["one"].content
+        cluster.wait_at_rest()
 
 
 def test_refusals_name_the_field():
