@@ -417,7 +417,7 @@ static void cpu_arg_max(eng_engine *engine, uint32_t rows, uint32_t *out_ids)
 {
     uint32_t vocab = (uint32_t)engine->model->shape.vocab_size;
     for (uint32_t i = 0; i < rows; i++)
-        out_ids[i] = eng_arg_max(engine->s.logits + (size_t)i * vocab, vocab);
+        out_ids[i] = krn_arg_max(engine->s.logits + (size_t)i * vocab, vocab);
 }
 
 const eng_ops eng_ops_cpu = {

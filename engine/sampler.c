@@ -1,4 +1,5 @@
-/* Draws tokens: penalties and bias, temperature, softmax, top_k, top_p, min_p, keyed draw.
+/* Draws tokens: penalties and bias, temperature, softmax, min_p, keyed draw (top_k and top_p:
+ * sampler_top.c).
  *
  * docs/SAMPLING.md is the definition; every sum has one order, so that the same logits and key give
  * the same token everywhere. Thread: the engine thread. Allocates at init only. */
@@ -11,8 +12,14 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 #include "base/rng.h"
+#include "kernels/draw.h"
 
 #define SAMPLER_STREAM 0 /* of the keyed random number */
+
+static uint32_t word_count(uint32_t bits)
+{
+    return (bits + 63) / 64;
+}
 
 void eng_sampler_init(eng_sampler *sampler, uint32_t vocab_size, uint32_t eos_id,
                       const uint32_t *undefined)
@@ -22,40 +29,33 @@ void eng_sampler_init(eng_sampler *sampler, uint32_t vocab_size, uint32_t eos_id
         .vocab_size = vocab_size,
         .eos_id = eos_id,
         .undefined = undefined,
+        .terms = sl_alloc(vocab_size, sizeof(float), "sampler terms"),
         .probability = sl_alloc(vocab_size, sizeof(float), "sampler probabilities"),
-        .heap = sl_alloc(vocab_size, sizeof(uint32_t), "sampler heap"),
+        .ids = sl_alloc(vocab_size, sizeof(uint32_t), "sampler candidates"),
         .count = sl_alloc(vocab_size, sizeof(uint32_t), "sampler counts"),
-        .kept = sl_alloc((vocab_size + 63) / 64, sizeof(uint64_t), "sampler kept"),
+        .kept = sl_alloc(word_count(vocab_size), sizeof(uint64_t), "sampler kept"),
+        .running = sl_alloc(word_count(vocab_size), sizeof(double), "sampler sums"),
     };
 }
 
 void eng_sampler_fini(eng_sampler *sampler)
 {
+    sl_free(sampler->terms);
     sl_free(sampler->probability);
-    sl_free(sampler->heap);
+    sl_free(sampler->ids);
     sl_free(sampler->count);
     sl_free(sampler->kept);
+    sl_free(sampler->running);
     *sampler = (eng_sampler){0};
-}
-
-uint32_t eng_arg_max(const float *logits, uint32_t count)
-{
-    uint32_t best = 0;
-    for (uint32_t i = 1; i < count; i++) {
-        if (logits[i] > logits[best])
-            best = i;
-    }
-    return best;
 }
 
 /* ---- changes to the logits ---- */
 
 static void mask_undefined(const eng_sampler *sampler, float *logits)
 {
-    for (uint32_t id = 0; sampler->undefined && id < sampler->vocab_size; id++) {
-        if (sampler->undefined[id / 32] >> (id % 32) & 1)
-            logits[id] = -INFINITY;
-    }
+    for (uint32_t word = 0; sampler->undefined && word < (sampler->vocab_size + 31) / 32; word++)
+        for (uint32_t bits = sampler->undefined[word]; bits; bits &= bits - 1)
+            logits[32 * word + (uint32_t)__builtin_ctz(bits)] = -INFINITY;
 }
 
 static bool is_end(const eng_sampler *sampler, const mdl_sampling *params, uint32_t id)
@@ -198,7 +198,7 @@ void eng_sampler_score(const eng_sampler *sampler, float *logits, uint32_t id,
     mdl_score_top top[ENG_LOGPROBS_MAX];
     sl_assert(id < vocab && alternatives <= ENG_LOGPROBS_MAX);
     mask_undefined(sampler, logits);
-    float max = logits[eng_arg_max(logits, vocab)];
+    float max = logits[krn_arg_max(logits, vocab)];
     sl_assert(isfinite(max));
     double norm = log_sum_exp(logits, vocab, max);
     for (uint32_t i = 0; i < vocab; i++)
@@ -210,129 +210,69 @@ void eng_sampler_score(const eng_sampler *sampler, float *logits, uint32_t id,
     mdl_score_pack(&score, alternatives, out);
 }
 
-/* ---- filters: bits of sampler->kept ---- */
-
-static inline bool before(const float *p, uint32_t a, uint32_t b)
-{
-    return p[a] > p[b] || (p[a] == p[b] && a < b);
-}
-
-static void heap_sift(uint32_t *heap, uint32_t count, uint32_t at, const float *p)
-{
-    uint32_t id = heap[at];
-    for (;;) {
-        uint32_t child = 2 * at + 1;
-        if (child >= count)
-            break;
-        if (child + 1 < count && before(p, heap[child + 1], heap[child]))
-            child++;
-        if (!before(p, heap[child], id))
-            break;
-        heap[at] = heap[child];
-        at = child;
-    }
-    heap[at] = id;
-}
-
-/* Keeps the top_k most probable, of those the smallest prefix whose sum reaches top_p. */
-static void keep_top(eng_sampler *sampler, const mdl_sampling *params)
-{
-    const float *p = sampler->probability;
-    uint32_t *heap = sampler->heap;
-    uint32_t count = 0;
-    for (uint32_t id = 0; id < sampler->vocab_size; id++) {
-        if (p[id] > 0.0f)
-            heap[count++] = id;
-    }
-    for (uint32_t i = count / 2; i-- > 0;)
-        heap_sift(heap, count, i, p);
-    memset(sampler->kept, 0, (sampler->vocab_size + 63) / 64 * sizeof(uint64_t));
-    uint32_t limit = params->top_k > 0 ? (uint32_t)params->top_k : UINT32_MAX;
-    double sum = 0;
-    for (uint32_t taken = 0; taken < limit && count > 0; taken++) {
-        uint32_t id = heap[0];
-        sampler->kept[id / 64] |= 1ull << (id % 64);
-        sum += (double)p[id];
-        if (params->top_p < 1.0f && sum >= (double)params->top_p)
-            break;
-        heap[0] = heap[--count];
-        if (count > 0)
-            heap_sift(heap, count, 0, p);
-    }
-}
-
-static void keep_allowed(eng_sampler *sampler, const uint32_t *allowed)
-{
-    memset(sampler->kept, 0xff, (sampler->vocab_size + 63) / 64 * sizeof(uint64_t));
-    for (uint32_t word = 0; allowed && word < (sampler->vocab_size + 31) / 32; word++)
-        sampler->kept[word / 2] &= ~((uint64_t)~allowed[word] << (word % 2 * 32));
-}
-
-static void keep_min_p(eng_sampler *sampler, float p_max, float min_p)
-{
-    float floor_p = min_p * p_max;
-    for (uint32_t id = 0; id < sampler->vocab_size; id++) {
-        if (sampler->probability[id] < floor_p)
-            sampler->kept[id / 64] &= ~(1ull << (id % 64));
-    }
-}
-
 /* ---- draw ---- */
 
-/* Probabilities of logits / temperature: e = exp((l - max) / T) rounded to f32, their sum in double
- * by ascending id, the quotient rounded to f32. Returns the largest. */
-static float softmax(eng_sampler *sampler, const float *logits, float max, float temperature)
+/* Takes out of `kept` what min_p drops. */
+static void drop_below(eng_sampler *sampler, float low)
 {
-    double sum = 0;
-    for (uint32_t i = 0; i < sampler->vocab_size; i++) {
-        float x = (logits[i] - max) / temperature;
-        float e = x < -104.0f ? 0.0f : (float)exp((double)x); /* below it f32 holds no e^x */
-        sampler->probability[i] = e;
-        sum += (double)e;
+    for (uint32_t word = 0; word < word_count(sampler->vocab_size); word++) {
+        for (uint64_t bits = sampler->kept[word]; bits; bits &= bits - 1) {
+            uint32_t id = 64 * word + (uint32_t)__builtin_ctzll(bits);
+            if (sampler->probability[id] < low)
+                sampler->kept[word] &= ~(1ull << (id % 64));
+        }
     }
-    float p_max = 0;
-    for (uint32_t i = 0; i < sampler->vocab_size; i++) {
-        float p = (float)((double)sampler->probability[i] / sum);
-        sampler->probability[i] = p;
-        p_max = p > p_max ? p : p_max;
-    }
-    return p_max;
 }
 
-/* Walks the kept ids upwards until the running sum passes u times their total. */
+/* Every probability, and in `kept` those that are not zero and not below `low`. What was barred
+ * before has the term 0. */
+static void keep_reaching(eng_sampler *sampler, double sum, float low)
+{
+    krn_softmax_divide(sampler->terms, sampler->vocab_size, sum, sampler->probability);
+    krn_reaching(sampler->probability, sampler->vocab_size, low > FLT_TRUE_MIN ? low : FLT_TRUE_MIN,
+                 sampler->kept);
+}
+
+/* Walks the kept ids upwards until the running sum passes u times their total. The sum at the end
+ * of each word is noted on the way to the total, so that the walk needs one word. */
 static uint32_t pick(const eng_sampler *sampler, double u)
 {
-    double total = 0;
-    for (uint32_t id = 0; id < sampler->vocab_size; id++) {
-        if (sampler->kept[id / 64] >> (id % 64) & 1)
-            total += (double)sampler->probability[id];
-    }
+    uint32_t words = word_count(sampler->vocab_size), last = 0, word = 0, id = 0;
     double sum = 0;
-    uint32_t last = UINT32_MAX;
-    for (uint32_t id = 0; id < sampler->vocab_size; id++) {
-        if (!(sampler->kept[id / 64] >> (id % 64) & 1) || sampler->probability[id] <= 0.0f)
-            continue;
-        sum += (double)sampler->probability[id];
-        last = id;
-        if (sum > u * total)
-            break;
+    for (uint32_t w = 0; w < words; w++) {
+        for (uint64_t bits = sampler->kept[w]; bits; bits &= bits - 1)
+            sum += (double)sampler->probability[64 * w + (uint32_t)__builtin_ctzll(bits)];
+        sampler->running[w] = sum;
+        last = sampler->kept[w] ? w : last; /* if rounding lets no sum pass */
     }
-    sl_assert(last != UINT32_MAX);
-    return last;
+    sl_assert(sum > 0);
+    double limit = u * sum;
+    while (word < last && sampler->running[word] <= limit)
+        word++;
+    sum = word > 0 ? sampler->running[word - 1] : 0;
+    for (uint64_t bits = sampler->kept[word]; bits && sum <= limit; bits &= bits - 1) {
+        id = 64 * word + (uint32_t)__builtin_ctzll(bits);
+        sum += (double)sampler->probability[id];
+    }
+    return id;
 }
 
+/* Softmax of logits / temperature, the filters, and the keyed draw. */
 static uint32_t draw(eng_sampler *sampler, const float *logits, float max,
                      const mdl_sampling *params, uint32_t position, const uint32_t *allowed)
 {
-    float p_max = softmax(sampler, logits, max, params->temperature);
-    if (params->top_k > 0 || params->top_p < 1.0f)
-        keep_top(sampler, params);
-    else
-        keep_allowed(sampler, allowed);
-    bool cut = allowed || params->top_k > 0 || params->top_p < 1.0f || params->min_p > 0.0f;
-    sampler->mask = cut ? MDL_MASK_BITMAP : MDL_MASK_UNCUT;
-    if (params->min_p > 0.0f)
-        keep_min_p(sampler, p_max, params->min_p);
+    bool top = params->top_k > 0 || params->top_p < 1.0f;
+    double sum =
+        krn_softmax_terms(logits, sampler->vocab_size, max, params->temperature, sampler->terms);
+    float largest = (float)(1.0 / sum), low = params->min_p > 0.0f ? params->min_p * largest : 0;
+    sampler->mask = allowed || top || params->min_p > 0.0f ? MDL_MASK_BITMAP : MDL_MASK_UNCUT;
+    if (top) {
+        eng_sampler_keep_top(sampler, sum, params);
+        if (low > 0)
+            drop_below(sampler, low);
+    } else {
+        keep_reaching(sampler, sum, low);
+    }
     return pick(sampler, sl_keyed_uniform(params->seed, position, SAMPLER_STREAM));
 }
 
@@ -345,7 +285,7 @@ void eng_sampler_draw(eng_sampler *sampler, float *logits, const mdl_sampling *p
     sampler_penalise(sampler, logits, params, context, context_count, prompt_count);
     sampler_bias(sampler, logits, params);
     sampler_mask(sampler, logits, params, context_count - prompt_count, allowed);
-    uint32_t best = eng_arg_max(logits, sampler->vocab_size);
+    uint32_t best = krn_arg_max(logits, sampler->vocab_size);
     float max = logits[best];
     sl_assert(isfinite(max));
 
@@ -371,10 +311,5 @@ uint32_t eng_sampler_mask(eng_sampler *sampler, uint8_t *out)
         return mdl_mask_pack_one(sampler->last_id, out);
     if (sampler->mask == MDL_MASK_UNCUT)
         return mdl_mask_pack(NULL, vocab, out);
-    if (vocab % 64) /* ids that are none */
-        sampler->kept[vocab / 64] &= (1ull << (vocab % 64)) - 1;
-    for (uint32_t id = 0; id < vocab; id++) /* barred before the filters, or next to impossible */
-        if (sampler->probability[id] <= 0.0f)
-            sampler->kept[id / 64] &= ~(1ull << (id % 64));
     return mdl_mask_pack(sampler->kept, vocab, out);
 }

@@ -14,10 +14,12 @@ typedef struct eng_sampler {
     uint32_t vocab_size;
     uint32_t eos_id;
     const uint32_t *undefined; /* borrowed: bit id set = no such token; NULL = all defined */
-    float *probability;        /* [vocab_size] */
-    uint32_t *heap;            /* [vocab_size] */
+    float *terms;              /* [vocab_size]: exp of what the softmax divides */
+    float *probability;        /* [vocab_size]: of candidates */
+    uint32_t *ids;             /* [vocab_size]: candidates */
     uint32_t *count;           /* [vocab_size], zero between calls */
-    uint64_t *kept;            /* bitmap [vocab_size] */
+    uint64_t *kept;            /* bitmap [vocab_size]: what can be drawn */
+    double *running;           /* [vocab_size / 64]: sum of what is kept up to each word's end */
     /* of the last draw, for its mask */
     mdl_mask_kind mask; /* LIST: last_id alone; BITMAP: kept */
     uint32_t last_id;
@@ -35,8 +37,9 @@ void eng_sampler_score(const eng_sampler *sampler, float *logits, uint32_t id,
                        uint32_t alternatives, uint8_t *out);
 /* As eng_sample_mask in engine.h. */
 uint32_t eng_sampler_mask(eng_sampler *sampler, uint8_t *out);
-/* Highest logit, ties to the lowest id. */
-uint32_t eng_arg_max(const float *logits, uint32_t count);
+/* Marks in `kept` the top_k most probable, of those the shortest prefix whose sum reaches top_p
+ * (sampler_top.c). sum: of the terms. Sets their probabilities. */
+void eng_sampler_keep_top(eng_sampler *sampler, double sum, const mdl_sampling *params);
 
 #ifdef __cplusplus
 }

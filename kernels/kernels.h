@@ -2,7 +2,8 @@
  *
  * They know no requests and allocate nothing (krn_pool_create apart). This header includes the
  * others: numbers.h (bf16, e4m3), pool.h (threads), linear.h, cache.h, attention.h, indexer.h,
- * moe.h; it adds norms, Q128 and the small row operations. bf16 is uint16_t, e4m3 is uint8_t.
+ * moe.h, draw.h; it adds norms, Q128 and the small row operations. bf16 is uint16_t, e4m3 is
+ * uint8_t.
  * Functions named krn_plain_* are the same operations in f32 without Q128, Hadamard and bf16.
  *
  * CANONICAL ORDER "cpu-f32-v1" (frozen; another order is another numerics id). f32 throughout,
@@ -47,6 +48,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/cache.h"
+#include "kernels/draw.h"
 #include "kernels/indexer.h"
 #include "kernels/linear.h"
 #include "kernels/moe.h"

@@ -31,6 +31,7 @@ static void attend(const krn_attend_args *args, uint32_t row, uint32_t head, uin
 #include "kernels/cpu/attend.inc"
 
 static const krn_common common = {
+    .draw = &krn_draw_avx2,
     .gemm_plain = gemm_plain,
     .rmsnorm = rmsnorm,
     .q128 = q128,

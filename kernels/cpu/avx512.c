@@ -31,6 +31,7 @@ static void attend(const krn_attend_args *args, uint32_t row, uint32_t head, uin
 }
 
 const krn_common krn_common_avx512 = {
+    .draw = &krn_draw_avx512,
     .gemm_plain = gemm_plain,
     .rmsnorm = rmsnorm,
     .q128 = q128,

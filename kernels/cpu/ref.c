@@ -328,6 +328,7 @@ static void ref_combine(const uint16_t *outputs, const uint32_t *places, const f
 }
 
 const krn_common krn_common_ref = {
+    .draw = &krn_draw_ref,
     .gemm_plain = ref_gemm_plain,
     .rmsnorm = ref_rmsnorm,
     .q128 = ref_q128,

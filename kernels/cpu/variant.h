@@ -6,6 +6,7 @@
 #ifndef KERNELS_CPU_VARIANT_H
 #define KERNELS_CPU_VARIANT_H
 
+#include "kernels/cpu/draw.h"
 #include "kernels/kernels.h"
 
 #define KRN_TILE_ROWS    96u /* rows of one task of a product */
@@ -55,6 +56,7 @@ typedef void (*krn_attend_fn)(const krn_attend_args *args, uint32_t row, uint32_
 
 /* What has the same order in every numerics id. */
 typedef struct krn_common {
+    const krn_draw *draw;
     krn_gemm_fn gemm_plain;
     bool (*rmsnorm)(const uint16_t *x, const uint16_t *res, const uint16_t *weight, float epsilon,
                     uint32_t rows, uint32_t n, uint16_t *out, uint16_t *out_res);

@@ -5,7 +5,8 @@
 
 #if defined(__x86_64__)
 
-#define KRN_VEC_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,popcnt")))
+#include "kernels/cpu/vec_double8.h"
+
 #include "kernels/cpu/vec8.h"
 
 typedef __m512 v16_f;
@@ -163,9 +164,7 @@ VEC_INLINE void v16_store_e4m3(uint8_t *p, v16_f v)
 }
 VEC_INLINE v16_f v16_exp(v16_f x)
 {
-    v8_f low = v8_exp(_mm512_castps512_ps256(x));
-    v8_f high = v8_exp(_mm512_extractf32x8_ps(x, 1));
-    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+    return d8_narrow(d8_exp(d8_low(x)), d8_exp(d8_high(x)));
 }
 /* 16 x 16 words: rows become columns. */
 VEC_INLINE void v16_transpose_words(v16_i x[16])
@@ -214,6 +213,10 @@ VEC_INLINE v16_i v16_count_ge(v16_i counts, v16_f x, v16_f limit)
 VEC_INLINE uint32_t v16_ge_mask(v16_f x, v16_f limit)
 {
     return _mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ);
+}
+VEC_INLINE v16_f v16_zero_below(v16_f x, v16_f limit)
+{
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), x);
 }
 VEC_INLINE uint32_t v16_gt_mask(v16_f x, v16_f limit)
 {

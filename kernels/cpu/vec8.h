@@ -7,7 +7,7 @@
 
 #if defined(__x86_64__)
 
-#include "kernels/cpu/vec_exp.h"
+#include "kernels/cpu/vec_double.h"
 #include "kernels/kernels.h"
 
 typedef __m256 v8_f;
@@ -187,9 +187,7 @@ VEC_INLINE void v8_store_e4m3(uint8_t *p, v8_f v)
 
 VEC_INLINE v8_f v8_exp(v8_f x)
 {
-    __m128 low = _mm256_cvtpd_ps(v4_exp(_mm256_cvtps_pd(_mm256_castps256_ps128(x))));
-    __m128 high = _mm256_cvtpd_ps(v4_exp(_mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))));
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+    return d4_narrow(d4_exp(d4_low(x)), d4_exp(d4_high(x)));
 }
 /* Rows become columns. */
 VEC_INLINE void v8_transpose(v8_f x[8])
@@ -241,6 +239,11 @@ VEC_INLINE v8_i v8_count_ge(v8_i counts, v8_f x, v8_f limit)
 VEC_INLINE uint32_t v8_ge_mask(v8_f x, v8_f limit)
 {
     return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x, limit, _CMP_GE_OQ));
+}
+/* x where it is >= limit, else 0. */
+VEC_INLINE v8_f v8_zero_below(v8_f x, v8_f limit)
+{
+    return _mm256_and_ps(x, _mm256_cmp_ps(x, limit, _CMP_GE_OQ));
 }
 VEC_INLINE uint32_t v8_gt_mask(v8_f x, v8_f limit)
 {
