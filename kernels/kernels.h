@@ -37,10 +37,10 @@
  *  - index score: d = tile sums (cpu/amx_order.h) over 128 dimensions; lane h % 16 adds fma(max(d,
  *    0), a_h, .) for h ascending; lanes at distance 8, then 4, 2 and 1 are added; times sk.
  *  - attention: s = tile sums over 512 latent, then 64 rope dimensions, times scale. For chunks of
- *    256 of the list ascending: m' = max(m, chunk); f = exp(m - m'); total = total * f, then + e
- * for slots ascending, e = exp(s - m') (krn_attend_exp). e's upper 16 bits and the rest, rounded to
- *    bf16 half up, have a tile sum each over the chunk's slots, which goes on from the last chunk's
- *    times f. o = (high + low) * (1 / total), bf. cpu/amx_attend.h.
+ *    256 of the list ascending: m' = max(m, chunk); f = exp(m - m'); total = total * f, then + each
+ *    e = exp(s - m') ascending (krn_attend_exp). e's upper 16 bits and the rest, rounded to bf16
+ *    half up, have a tile sum each over the chunk's slots, which goes on from f times what earlier
+ *    chunks left. o = (high + low) * (1 / total), bf. cpu/amx_attend.h.
  *
  * Thread: krn_cpu_select at start; the rest from one thread at a time per pool. */
 #ifndef KERNELS_KERNELS_H

@@ -61,6 +61,10 @@ VEC_INLINE v16_f v16_add_scaled(v16_f acc, const float *p, v16_f a)
     __asm__("vmulps %2%{1to16%}, %1, %0" : "=v"(product) : "v"(a), "m"(*p));
     return _mm512_add_ps(acc, product);
 }
+VEC_INLINE v16_f v16_min(v16_f a, v16_f b)
+{
+    return _mm512_min_ps(a, b);
+}
 VEC_INLINE v16_f v16_max(v16_f a, v16_f b)
 {
     return _mm512_max_ps(a, b);
@@ -222,6 +226,10 @@ VEC_INLINE uint32_t v16_gt_mask(v16_f x, v16_f limit)
 {
     return _mm512_cmp_ps_mask(x, limit, _CMP_GT_OQ);
 }
+VEC_INLINE uint32_t v16_not_lt_mask(v16_f x, v16_f limit)
+{
+    return _mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ);
+}
 VEC_INLINE uint32_t v16_nan_mask(v16_f x)
 {
     return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
@@ -235,6 +243,13 @@ VEC_INLINE uint32_t v16_store_lanes(uint32_t *p, uint32_t base, uint32_t mask)
     lanes = _mm512_maskz_compress_epi32((__mmask16)mask, lanes);
     _mm512_mask_storeu_epi32(p, (__mmask16)((1u << count) - 1), lanes);
     return count;
+}
+VEC_INLINE uint32_t v16_pack_lanes(uint32_t *p, uint32_t base, uint32_t mask)
+{
+    v16_i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32((int)base));
+    _mm512_storeu_si512(p, _mm512_maskz_compress_epi32((__mmask16)mask, lanes));
+    return (uint32_t)__builtin_popcount(mask);
 }
 VEC_INLINE uint32_t v16_sum_words(v16_i x)
 {

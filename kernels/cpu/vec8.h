@@ -63,6 +63,10 @@ VEC_INLINE v8_f v8_add_scaled(v8_f acc, const float *p, v8_f a)
     return _mm256_add_ps(acc, _mm256_mul_ps(_mm256_broadcast_ss(p), a));
 }
 /* The second operand where they are unordered or equal. */
+VEC_INLINE v8_f v8_min(v8_f a, v8_f b)
+{
+    return _mm256_min_ps(a, b);
+}
 VEC_INLINE v8_f v8_max(v8_f a, v8_f b)
 {
     return _mm256_max_ps(a, b);
@@ -249,6 +253,11 @@ VEC_INLINE uint32_t v8_gt_mask(v8_f x, v8_f limit)
 {
     return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x, limit, _CMP_GT_OQ));
 }
+/* At or above the limit, or NaN. */
+VEC_INLINE uint32_t v8_not_lt_mask(v8_f x, v8_f limit)
+{
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ));
+}
 VEC_INLINE uint32_t v8_nan_mask(v8_f x)
 {
     return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
@@ -260,6 +269,11 @@ VEC_INLINE uint32_t v8_store_lanes(uint32_t *p, uint32_t base, uint32_t mask)
     for (; mask != 0; mask &= mask - 1)
         p[count++] = base + (uint32_t)__builtin_ctz(mask);
     return count;
+}
+/* The same where a whole vector may be written. */
+VEC_INLINE uint32_t v8_pack_lanes(uint32_t *p, uint32_t base, uint32_t mask)
+{
+    return v8_store_lanes(p, base, mask);
 }
 VEC_INLINE uint32_t v8_sum_words(v8_i x)
 {

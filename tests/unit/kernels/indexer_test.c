@@ -165,6 +165,33 @@ TEST(topk_of_a_long_row)
     free(scores);
 }
 
+/* A sample of every 16th score sees only the largest ones, only the smallest ones, nothing but
+ * equal ones, all but one of them. */
+TEST(topk_whatever_the_sample_says)
+{
+    enum { COUNT = 20000, KEEP = 256 };
+    dice d = {23};
+    float *scores = aligned(COUNT * sizeof(float));
+    uint32_t out[KEEP];
+    for (int kind = 0; kind < 4; kind++) {
+        for (uint32_t i = 0; i < COUNT; i++) {
+            float x = roll_float(&d, 1);
+            bool seen = i % 16 == 8;
+            scores[i] = kind == 0 ? x + (seen ? 10 : 0) : kind == 1 ? x - (seen ? 10 : 0) : 0.0f;
+        }
+        if (kind == 3)
+            scores[COUNT - 1] = 1;
+        check_topk(scores, COUNT, KEEP);
+    }
+    for (uint32_t at = 0; at < 40; at++) {
+        float saved = scores[COUNT - 1 - at];
+        scores[COUNT - 1 - at] = NAN;
+        EACH_VARIANT assert_false(krn_topk(scores, COUNT, KEEP, out));
+        scores[COUNT - 1 - at] = saved;
+    }
+    free(scores);
+}
+
 TEST(topk_reports_nan)
 {
     float scores[300];
@@ -397,6 +424,7 @@ TEST(layernorm_equals_the_loops)
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(topk_equals_sorting),
     cmocka_unit_test(topk_of_a_long_row),
+    cmocka_unit_test(topk_whatever_the_sample_says),
     cmocka_unit_test(topk_reports_nan),
     cmocka_unit_test(scores_equal_the_loops),
     cmocka_unit_test(selection_equals_scoring_and_sorting),
