@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "decode/draft_cost.h"
 #include "decode/fork.h"
 #include "engine/transit.h"
 
@@ -46,6 +47,9 @@ struct dec_batch {
     uint32_t draft_active[DEC_SEQUENCES_MAX]; /* index into active of each */
     eng_sampled sampled;
     dec_forks forks;
+    dec_draft_cost draft_cost;
+    double draft_price;       /* of this step */
+    uint32_t generating_rows; /* of this step: those of sequences that generate */
 };
 
 dec_job *dec_job_create(uint32_t token_count, uint32_t token_capacity, uint32_t hidden_size)
@@ -557,17 +561,29 @@ static uint32_t room_for_drafts(const dec_batch *batch, const dec_job *job, uint
     return room > job->token_count ? room - job->token_count : 0;
 }
 
+static bool generates(const active *entry)
+{
+    return entry->phase == PHASE_DECODE && !entry->stalled;
+}
+
 /* Who drafts in this step, and how much: at most what the job may still generate after the token
  * that the step draws anyway. */
 static uint32_t plan_drafts(dec_batch *batch)
 {
-    uint32_t count = 0, rows_left = rows_for_drafts(batch);
+    uint32_t count = 0, rows_left = rows_for_drafts(batch), generating = 0;
+    for (uint32_t i = 0; i < batch->active_count; i++) {
+        batch->active[i].drafted = 0;
+        generating += generates(&batch->active[i]);
+    }
+    batch->draft_price = dec_draft_price(&batch->draft_cost, generating);
+    if (dec_draft_cost_looks(&batch->draft_cost, generating))
+        return 0;
     for (uint32_t i = 0; i < batch->active_count; i++) {
         dec_job *job = batch->active[i].job;
-        batch->active[i].drafted = 0;
-        if (batch->active[i].phase != PHASE_DECODE || batch->active[i].stalled)
+        if (!generates(&batch->active[i]))
             continue;
-        uint32_t depth = dec_draft_depth(&job->draft), useful = tokens_left(job) - 1;
+        uint32_t depth = dec_draft_depth(&job->draft, batch->draft_price);
+        uint32_t useful = tokens_left(job) - 1;
         depth = depth < useful ? depth : useful;
         depth = depth < rows_left ? depth : rows_left;
         uint32_t room = room_for_drafts(batch, job, depth);
@@ -586,10 +602,11 @@ static uint32_t plan_drafts(dec_batch *batch)
 /* Puts drafts behind the tokens of the jobs, where their spans find them. */
 static void make_drafts(dec_batch *batch)
 {
-    uint32_t count = plan_drafts(batch);
+    uint32_t count = plan_drafts(batch), drafts = 0;
     if (count == 0)
         return;
     sl_err err;
+    sl_time_ns start = sl_now_ns();
     if (!sl_is_ok(eng_draft_many(batch->engine, batch->drafts, count, &err))) {
         /* The step itself may be sound: it goes on without drafts, and says if it is not. */
         sl_warn("no drafts: %s", err.text);
@@ -600,9 +617,11 @@ static void make_drafts(dec_batch *batch)
     for (uint32_t i = 0; i < count; i++) {
         active *entry = &batch->active[batch->draft_active[i]];
         entry->drafted = batch->drafts[i].count;
+        drafts += entry->drafted;
         memcpy(entry->job->tokens + entry->job->token_count, batch->drafts[i].tokens,
                entry->drafted * sizeof(uint32_t));
     }
+    dec_draft_cost_note_drafts(&batch->draft_cost, drafts, sl_now_ns() - start);
 }
 
 static eng_turn turn_of(const dec_job *job)
@@ -666,12 +685,21 @@ static uint32_t build_spans(dec_batch *batch, eng_load *out_load)
     for (uint32_t i = 0; i < batch->active_count; i++) {
         active *entry = &batch->active[i];
         entry->in_step = false;
-        if (entry->phase != PHASE_DECODE || entry->stalled)
+        if (!generates(entry))
             continue;
         eng_load_add(out_load, eng_sequence_length(entry->job->sequence), 1 + entry->drafted);
         add_span(batch, i, count++, 1 + entry->drafted, ENG_LOGITS_ALL);
     }
+    batch->generating_rows = (uint32_t)out_load->rows;
     return add_prompts(batch, count, out_load);
+}
+
+/* How long a step took that went well. */
+static void note_time(dec_batch *batch, const eng_load *load, uint64_t ns)
+{
+    eng_cost_note(eng_worker_cost(batch->client), load, ns);
+    if (load->rows == batch->generating_rows)
+        dec_draft_cost_note(&batch->draft_cost, batch->generating_rows, ns);
 }
 
 static void fail_spans(dec_batch *batch, const sl_err *err)
@@ -708,7 +736,9 @@ static dec_finish draw_run(dec_batch *batch, active *entry, uint32_t logits_row,
     }
     /* A draw that failed leaves no token without its row. */
     eng_sequence_truncate(job->sequence, job->token_count - (why == DEC_FINISH_FAILED ? 0 : 1));
-    dec_draft_note(&job->draft, entry->drafted, accepted);
+    dec_draft_note(&job->draft, entry->drafted, accepted, batch->draft_price);
+    if (batch->options.depth)
+        sl_metric_observe(batch->options.depth, entry->drafted);
     if (batch->options.drafted && entry->drafted > 0)
         sl_metric_add(batch->options.drafted, NULL, entry->drafted);
     if (batch->options.accepted && accepted > 0)
@@ -775,7 +805,7 @@ static bool on_run(void *context)
                            ? sl_fail(&err, SL_INTERNAL, "fault site decode.step")
                            : eng_step(batch->engine, batch->spans, count, NULL, NULL, &err);
     if (sl_is_ok(status)) {
-        eng_cost_note(eng_worker_cost(batch->client), &load, sl_now_ns() - start);
+        note_time(batch, &load, sl_now_ns() - start);
         draw_spans(batch, count);
     } else {
         fail_spans(batch, &err);

@@ -106,6 +106,7 @@ typedef struct dec_batch_options {
     uint32_t draft_depth; /* drafts a step and sequence, <= ENG_DRAFTS_MAX; 0 = none */
     uint32_t rows_max;    /* the engine's: drafts get what the other rows leave */
     sl_metric *step_batch_size; /* histogram, may be NULL */
+    sl_metric *depth;           /* histogram, may be NULL */
     sl_metric *drafted;         /* counters, may be NULL */
     sl_metric *accepted;
     sl_metric *preempted;
