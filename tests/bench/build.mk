@@ -9,6 +9,7 @@ $(BUILD)/bench/$(1): $$(patsubst %.c,$(OBJ)/%.o,$(2)) $$(call link_files,$(3))
 	$(Q)mkdir -p $$(@D) && $(CC) -o $$@ $$(patsubst %.c,$(OBJ)/%.o,$(2)) $(4) $$(call link_libs,$(3)) $(LDFLAGS_ALL)
 endef
 $(eval $(call bench_program,kernels,$(wildcard tests/bench/kernels/*.c),kernels base))
+$(eval $(call bench_program,pool,$(wildcard tests/bench/pool/*.c),kernels base))
 $(eval $(call bench_program,draw,$(wildcard tests/bench/draw/*.c),engine kernels model base))
 $(eval $(call bench_program,constraint,$(wildcard tests/bench/constraint/*.c),engine kernels model base))
 # The kernels whose time the context bench takes apart: ops.c.

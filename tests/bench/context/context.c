@@ -1,11 +1,13 @@
 /* Context bench: what a token costs at a position, and who it is that costs it.
  *
- *   build/bench/context [--model DIR] [--threads N] [--until TOKENS | --at TOKENS]
+ *   build/bench/context [--model DIR] [--threads N] [--batch N] [--until TOKENS | --at TOKENS]
  *
- * One sequence of the model. Its cache is filled up to each position with random rows (the cost of
- * a row does not depend on how it came), then one chunk of 512 tokens is prefilled and 24 tokens
- * are decoded there, each of the decoded ones drawn by the sampler. Every step is timed as a whole
- * and in the kernels it calls (ops.h); what is left is the engine around them. */
+ * One sequence of the model, or a batch of them at the same position. Their cache is filled up to
+ * each position with random rows (the cost of a row does not depend on how it came), then one chunk
+ * of 512 tokens is prefilled and 24 tokens of each are decoded there, each of the decoded ones
+ * drawn by the sampler. Every step is timed as a whole and in the kernels it calls (ops.h), by the
+ * CPU time of all threads; what is left is the engine around them. "clock": the shortest time that
+ * passed, which is that of a quiet machine if it was quiet once. */
 #include "base/alloc.h"
 #include "engine/engine.h"
 #include "engine/sample.h"
@@ -16,14 +18,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-#define CHUNK  512u
-#define DECODE 24u
+#define CHUNK     512u
+#define DECODE    24u
+#define BATCH_MAX 256u
 
 typedef struct bench {
     eng_model *model;
     eng_engine *engine;
-    eng_sequence *sequence;
+    eng_sequence *sequences[BATCH_MAX];
+    uint32_t batch;
     const char *dir;
     int threads;
     uint32_t until; /* last position */
@@ -71,33 +76,50 @@ static void fill_layer(uint8_t *layer)
 }
 
 /* The sequence now holds `tokens` tokens, a multiple of the page. */
-static void fill_to(bench *b, uint32_t tokens)
+static void fill_to(bench *b, eng_sequence *sequence, uint32_t tokens)
 {
     const eng_cache_layout *layout = eng_engine_layout(b->engine);
     uint32_t hidden = (uint32_t)eng_model_shape(b->model)->hidden_size;
     uint16_t *h = sl_alloc(hidden, sizeof *h, "h_final");
     for (uint32_t i = 0; i < hidden; i++)
         h[i] = krn_f32_to_bf16(roll_float());
-    uint32_t first = (eng_sequence_length(b->sequence) + KRN_PAGE_TOKENS - 1) / KRN_PAGE_TOKENS;
+    uint32_t first = (eng_sequence_length(sequence) + KRN_PAGE_TOKENS - 1) / KRN_PAGE_TOKENS;
     for (uint32_t block = first; block < tokens / KRN_PAGE_TOKENS; block++) {
         uint8_t *page = eng_engine_cache_base(b->engine) +
-                        eng_sequence_page(b->sequence, block) * layout->page_bytes;
+                        eng_sequence_page(sequence, block) * layout->page_bytes;
         for (uint32_t layer = 0; layer < layout->layer_count; layer++)
             fill_layer(page + layer * layout->layer_bytes);
     }
-    eng_sequence_adopt(b->sequence, tokens, h);
+    eng_sequence_adopt(sequence, tokens, h);
     sl_free(h);
 }
 
 /* ---- steps ---- */
 
-static double step(bench *b, const uint32_t *tokens, uint32_t count)
+/* Clock time of the shortest step since it was set. */
+static double shortest;
+
+static double clock_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* `count` tokens of each sequence of a batch, the same ones. */
+static double step(bench *b, uint32_t batch, const uint32_t *tokens, uint32_t count)
 {
     sl_err err;
-    eng_span span = {
-        .sequence = b->sequence, .tokens = tokens, .token_count = count, .logits = ENG_LOGITS_LAST};
-    double before = op_now();
-    must(eng_step(b->engine, &span, 1, NULL, NULL, &err), &err);
+    eng_span spans[BATCH_MAX];
+    for (uint32_t i = 0; i < batch; i++)
+        spans[i] = (eng_span){.sequence = b->sequences[i],
+                              .tokens = tokens,
+                              .token_count = count,
+                              .logits = ENG_LOGITS_LAST};
+    double before = op_now(), clock = clock_now();
+    must(eng_step(b->engine, spans, batch, NULL, NULL, &err), &err);
+    clock = clock_now() - clock;
+    shortest = clock < shortest ? clock : shortest;
     return op_now() - before;
 }
 
@@ -117,9 +139,11 @@ static double clock_cost(void)
     return (op_now() - before) / reads;
 }
 
-static void print_shares(const op_times *times, double whole)
+/* steps: that `times` and `whole` are of. */
+static void print_shares(const op_times *times, double whole, uint32_t steps)
 {
     double kernels = 0, cost = clock_cost();
+    uint64_t calls = 0;
     for (int g = 0; g < OP_COUNT; g++)
         whole -= 2 * cost * (double)times->calls[g];
     for (int g = 0; g < OP_COUNT; g++) {
@@ -127,7 +151,10 @@ static void print_shares(const op_times *times, double whole)
         kernels += seconds;
         printf(" %5.1f", seconds / whole * 100);
     }
-    printf("   %5.1f %%\n", (whole - kernels) / whole * 100);
+    for (int g = 0; g < OP_COUNT; g++)
+        calls += times->calls[g];
+    printf("   %5.1f %%  %llu\n", (whole - kernels) / whole * 100,
+           (unsigned long long)(calls / steps));
     fflush(stdout);
 }
 
@@ -142,10 +169,25 @@ static void bench_prefill(bench *b, uint32_t position)
     for (uint32_t i = 0; i < CHUNK; i++)
         tokens[i] = random_token(b);
     op_reset();
-    double seconds = step(b, tokens, CHUNK);
+    shortest = 1e9;
+    double seconds = step(b, 1, tokens, CHUNK);
     op_times times = op_read();
-    printf("prefill at %6u  %9.1f tokens/s        ", position, CHUNK / seconds);
-    print_shares(&times, seconds);
+    printf("prefill at %6u  %9.1f tokens/s (clock %.1f)", position, CHUNK / seconds,
+           CHUNK / shortest);
+    print_shares(&times, seconds, 1);
+}
+
+/* One token for each row of logits -> the first one. */
+static uint32_t draw_all(bench *b, const mdl_sampling *params)
+{
+    eng_sampled sampled;
+    uint32_t first = 0;
+    for (uint32_t i = 0; i < b->batch; i++) {
+        eng_sample(b->engine, eng_step_logits(b->engine, i), params, NULL, 0, 0,
+                   eng_sequence_length(b->sequences[i]), NULL, &sampled);
+        first = i == 0 ? sampled.id : first;
+    }
+    return first;
 }
 
 static void bench_decode(bench *b, uint32_t position)
@@ -156,29 +198,29 @@ static void bench_decode(bench *b, uint32_t position)
     params.temperature = 0.7f;
     params.top_p = 0.95f;
     uint32_t token = random_token(b);
-    (void)step(b, &token, 1);
+    (void)step(b, b->batch, &token, 1);
     op_reset();
+    shortest = 1e9;
     for (uint32_t i = 0; i < DECODE; i++) {
-        eng_sampled sampled;
-        each[i] = step(b, &token, 1);
+        each[i] = step(b, b->batch, &token, 1);
         double before = op_now();
-        eng_sample(b->engine, eng_step_logits(b->engine, 0), &params, NULL, 0, 0,
-                   eng_sequence_length(b->sequence), NULL, &sampled);
+        token = draw_all(b, &params);
         sampler += op_now() - before;
         whole += each[i];
-        token = sampled.id;
     }
     op_times times = op_read();
     qsort(each, DECODE, sizeof each[0], by_value);
-    printf("decode  at %6u  %9.3f ms (+%.3f draw) ", position, each[DECODE / 2] * 1e3,
-           sampler / DECODE * 1e3);
-    print_shares(&times, whole);
+    printf("decode  at %6u  %8.3f ms (+%.3f draw, clock %.3f)", position, each[DECODE / 2] * 1e3,
+           sampler / DECODE * 1e3, shortest * 1e3);
+    print_shares(&times, whole, DECODE);
 }
 
 static void bench_at(bench *b, uint32_t position)
 {
-    fill_to(b, position);
+    fill_to(b, b->sequences[0], position);
     bench_prefill(b, position);
+    for (uint32_t i = 1; i < b->batch; i++)
+        fill_to(b, b->sequences[i], position + CHUNK);
     bench_decode(b, position);
 }
 
@@ -190,44 +232,49 @@ static void open_all(bench *b)
     eng_model_options model = {.dir = b->dir, .numerics = ENG_NUMERICS_FP8, .threads = b->threads};
     must(eng_model_open(&model, &b->model, &err), &err);
     uint32_t capacity = b->until + CHUNK + DECODE + 2;
-    eng_options options = {.kv_bytes = eng_model_kv_bytes(b->model, capacity),
-                           .sequences_max = 1,
+    eng_options options = {.kv_bytes = b->batch * eng_model_kv_bytes(b->model, capacity),
+                           .sequences_max = b->batch,
                            .rows_max = CHUNK,
                            .context_max = capacity,
                            .threads = b->threads};
     must(eng_engine_create(b->model, &options, &b->engine, &err), &err);
-    must(eng_sequence_open(b->engine, capacity, &b->sequence, &err), &err);
-    printf("variant %s, cache %.0f MB\n", krn_cpu_variant(), (double)options.kv_bytes * 1e-6);
-    printf("%47s", "");
+    for (uint32_t i = 0; i < b->batch; i++)
+        must(eng_sequence_open(b->engine, capacity, &b->sequences[i], &err), &err);
+    printf("variant %s, %d threads, batch %u, cache %.0f MB\n", krn_cpu_variant(), b->threads,
+           b->batch, (double)options.kv_bytes * 1e-6);
+    printf("%61s", "");
     for (int g = 0; g < OP_COUNT; g++)
         printf(" %s,", op_names[g]);
-    printf(" outside: %% of the step\n");
+    printf(" outside: %% of the step; kernel calls\n");
 }
 
 static void parse(int argc, char **argv, bench *b)
 {
-    static const struct option options[] = {{"model", required_argument, NULL, 'm'},
-                                            {"threads", required_argument, NULL, 't'},
-                                            {"until", required_argument, NULL, 'u'},
-                                            {"at", required_argument, NULL, 'a'},
-                                            {0}};
+    static const struct option options[] = {
+        {"model", required_argument, NULL, 'm'}, {"threads", required_argument, NULL, 't'},
+        {"batch", required_argument, NULL, 'b'}, {"until", required_argument, NULL, 'u'},
+        {"at", required_argument, NULL, 'a'},    {0}};
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (c == 'm')
             b->dir = optarg;
         else if (c == 't')
             b->threads = atoi(optarg);
+        else if (c == 'b')
+            b->batch = (uint32_t)strtoul(optarg, NULL, 10);
         else if (c == 'u' || c == 'a')
             b->until = (uint32_t)strtoul(optarg, NULL, 10) / KRN_PAGE_TOKENS * KRN_PAGE_TOKENS;
         else
             exit(2);
         b->alone = b->alone || c == 'a';
     }
+    if (b->batch < 1 || b->batch > BATCH_MAX)
+        exit(2);
 }
 
 int main(int argc, char **argv)
 {
     static const uint32_t positions[] = {512, 2048, 4096, 8192, 32768, 131072};
-    bench b = {.dir = "models/demo", .threads = 1, .until = 131072};
+    bench b = {.dir = "models/demo", .threads = 1, .batch = 1, .until = 131072};
     parse(argc, argv, &b);
     open_all(&b);
     for (size_t i = 0; i < sizeof positions / sizeof positions[0]; i++)
@@ -235,7 +282,8 @@ int main(int argc, char **argv)
             bench_at(&b, positions[i]);
     if (b.alone)
         bench_at(&b, b.until);
-    eng_sequence_close(b.sequence);
+    for (uint32_t i = 0; i < b.batch; i++)
+        eng_sequence_close(b.sequences[i]);
     eng_engine_destroy(b.engine);
     eng_model_close(b.model);
     return 0;
