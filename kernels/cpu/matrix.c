@@ -2,8 +2,9 @@
  *
  * Layout: panels of 32 output columns; panel p holds, for k ascending, the 32 elements of columns
  * 32p..32p+31 (missing columns are zeros). f32 panels have the columns in order. In bf16 panels
- * columns c and c + 16 are the halves of a 32-bit word, in fp8 panels a word holds both for k and
- * k + 1 (k even): whole vectors of words then give vectors of columns by shifts and masks alone
+ * a 32-bit word holds k and k + 1 of a column (k even), columns in order, and k ends in zeros up to
+ * a multiple of 32: a tile loads them as they are. In fp8 panels a word holds k and k + 1 of
+ * columns c and c + 16. Whole vectors of words give vectors of columns by shifts and masks alone
  * (krn_panel_at_*). The block scales of fp8 follow at the next multiple of 64 bytes. A panel never
  * crosses a scale block. Any thread; different matrices may be packed at the same time. */
 #include "kernels/cpu/variant.h"
@@ -24,7 +25,8 @@ static size_t element_bytes(krn_matrix_kind kind)
 
 static size_t panels_bytes(krn_matrix_kind kind, uint32_t n, uint32_t k)
 {
-    return krn_align64((size_t)panel_count(n) * k * KRN_PANEL_COLUMNS * element_bytes(kind));
+    return krn_align64((size_t)panel_count(n) * krn_panel_k(kind, k) * KRN_PANEL_COLUMNS *
+                       element_bytes(kind));
 }
 
 static size_t scale_count(uint32_t n, uint32_t k)
@@ -128,11 +130,11 @@ void krn_matrix_pack_bf16(const uint16_t *weights, size_t n_stride, size_t k_str
     uint16_t *panels = memory;
     krn_matrix m = {.kind = KRN_MATRIX_BF16, .n = n, .k = k, .panels = panels};
     for (uint32_t p = 0; p < panel_count(n); p++) {
-        for (uint32_t j = 0; j < k; j++) {
+        for (uint32_t j = 0; j < krn_panel_k(KRN_MATRIX_BF16, k); j++) {
             uint16_t *line = panels + krn_panel_at_bf16(&m, p * KRN_PANEL_COLUMNS, j);
             for (uint32_t c = 0; c < KRN_PANEL_COLUMNS; c++) {
                 uint32_t i = p * KRN_PANEL_COLUMNS + c;
-                line[c % HALF * 2 + c / HALF] = i < n ? weights[i * n_stride + j * k_stride] : 0;
+                line[c * 2] = i < n && j < k ? weights[i * n_stride + j * k_stride] : 0;
             }
         }
     }

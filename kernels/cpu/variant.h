@@ -112,18 +112,28 @@ typedef void (*krn_slice_fn)(void *context, uint32_t first, uint32_t count);
 void krn_pool_slices(krn_pool *pool, uint32_t total, uint32_t grain, krn_slice_fn run,
                      void *context);
 
+/* k of a panel in memory: bf16 panels end in zeros up to a whole step of the tiles. */
+static inline uint32_t krn_panel_k(krn_matrix_kind kind, uint32_t k)
+{
+    return kind == KRN_MATRIX_BF16 ? (k + 31) & ~31u : k;
+}
+/* Elements of a panel. */
+static inline size_t krn_panel_size(const krn_matrix *m)
+{
+    return (size_t)krn_panel_k(m->kind, m->k) * KRN_PANEL_COLUMNS;
+}
 /* Where weight (column, k) lies in packed panels (matrix.c), in elements. */
 static inline size_t krn_panel_at_fp8(const krn_matrix *m, uint32_t column, uint32_t k)
 {
     uint32_t c = column % KRN_PANEL_COLUMNS;
-    return ((size_t)(column / KRN_PANEL_COLUMNS) * m->k + (k & ~1u)) * KRN_PANEL_COLUMNS +
+    return column / KRN_PANEL_COLUMNS * krn_panel_size(m) + (k & ~1u) * KRN_PANEL_COLUMNS +
            c % 16 * 4 + k % 2 * 2 + c / 16;
 }
 static inline size_t krn_panel_at_bf16(const krn_matrix *m, uint32_t column, uint32_t k)
 {
     uint32_t c = column % KRN_PANEL_COLUMNS;
-    return ((size_t)(column / KRN_PANEL_COLUMNS) * m->k + k) * KRN_PANEL_COLUMNS + c % 16 * 2 +
-           c / 16;
+    return column / KRN_PANEL_COLUMNS * krn_panel_size(m) + (k & ~1u) * KRN_PANEL_COLUMNS + c * 2 +
+           k % 2;
 }
 
 /* Where slot `slot` of a block table lies: the layer's slice of its page. */
