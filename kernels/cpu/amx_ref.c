@@ -88,6 +88,7 @@ static void ref_gemm_f32(const krn_gemm *gemm, const krn_tile *tile)
 const krn_variant krn_variant_amx_ref = {
     .name = "amx-ref",
     .numerics_id = KRN_NUMERICS_AMX,
+    .tile_rows = KRN_TILE_ROWS,
     .common = &krn_common_ref,
     .gemm_fp8 = ref_gemm_fp8,
     .gemm_bf16 = ref_gemm_bf16,

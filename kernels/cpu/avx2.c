@@ -44,6 +44,7 @@ static const krn_common common = {
 const krn_variant krn_variant_avx2 = {
     .name = "avx2",
     .numerics_id = KRN_NUMERICS_F32,
+    .tile_rows = KRN_TILE_ROWS,
     .common = &common,
     .gemm_fp8 = gemm_fp8,
     .gemm_bf16 = gemm_bf16,

@@ -44,6 +44,7 @@ const krn_common krn_common_avx512 = {
 const krn_variant krn_variant_avx512 = {
     .name = "avx512",
     .numerics_id = KRN_NUMERICS_F32,
+    .tile_rows = KRN_TILE_ROWS,
     .common = &krn_common_avx512,
     .gemm_fp8 = gemm_fp8,
     .gemm_bf16 = gemm_bf16,

@@ -13,7 +13,7 @@ typedef struct products {
     const krn_gemm *gemms;
     uint32_t count;
     krn_gemm_fn run;
-    uint32_t tile_panels; /* of one task */
+    uint32_t tile_rows, tile_panels; /* of one task */
     uint32_t first_task[KRN_GEMMS_MAX + 1];
 } products;
 
@@ -30,7 +30,7 @@ static void split(products *p, uint32_t tile_panels)
     p->tile_panels = tile_panels;
     for (uint32_t i = 0; i < p->count; i++) {
         p->first_task[i] = tasks;
-        tasks += (p->gemms[i].rows + KRN_TILE_ROWS - 1) / KRN_TILE_ROWS *
+        tasks += (p->gemms[i].rows + p->tile_rows - 1) / p->tile_rows *
                  tiles_across(&p->gemms[i], tile_panels);
     }
     p->first_task[p->count] = tasks;
@@ -52,19 +52,20 @@ static void product_task(void *context, uint32_t task, uint32_t thread)
     uint32_t across = tiles_across(gemm, p->tile_panels);
     uint32_t panels = (gemm->matrix->n + KRN_PANEL_COLUMNS - 1) / KRN_PANEL_COLUMNS;
     uint32_t local = task - p->first_task[low];
-    krn_tile tile = {.row = local / across * KRN_TILE_ROWS,
+    krn_tile tile = {.row = local / across * p->tile_rows,
                      .panel = local % across * p->tile_panels};
     uint32_t rows_left = gemm->rows - tile.row;
     uint32_t panels_left = panels - tile.panel;
-    tile.row_count = rows_left < KRN_TILE_ROWS ? rows_left : KRN_TILE_ROWS;
+    tile.row_count = rows_left < p->tile_rows ? rows_left : p->tile_rows;
     tile.panel_count = panels_left < p->tile_panels ? panels_left : p->tile_panels;
     p->run(gemm, &tile);
 }
 
+/* tile_rows: of one task. */
 static void run_products(krn_pool *pool, const krn_gemm *gemms, uint32_t count, krn_gemm_fn run,
-                         krn_matrix_kind kind)
+                         uint32_t tile_rows, krn_matrix_kind kind)
 {
-    products p = {.gemms = gemms, .count = count, .run = run};
+    products p = {.gemms = gemms, .count = count, .run = run, .tile_rows = tile_rows};
     uint64_t work = 0;
     sl_assert(count <= KRN_GEMMS_MAX);
     for (uint32_t i = 0; i < count; i++) {
@@ -82,20 +83,24 @@ static void run_products(krn_pool *pool, const krn_gemm *gemms, uint32_t count, 
 
 void krn_linear_fp8(krn_pool *pool, const krn_gemm *gemms, uint32_t count)
 {
-    run_products(pool, gemms, count, krn_variant_current()->gemm_fp8, KRN_MATRIX_FP8);
+    const krn_variant *variant = krn_variant_current();
+    run_products(pool, gemms, count, variant->gemm_fp8, variant->tile_rows, KRN_MATRIX_FP8);
 }
 
 void krn_linear_bf16(krn_pool *pool, const krn_gemm *gemms, uint32_t count)
 {
-    run_products(pool, gemms, count, krn_variant_current()->gemm_bf16, KRN_MATRIX_BF16);
+    const krn_variant *variant = krn_variant_current();
+    run_products(pool, gemms, count, variant->gemm_bf16, variant->tile_rows, KRN_MATRIX_BF16);
 }
 
 void krn_linear_f32(krn_pool *pool, const krn_gemm *gemms, uint32_t count)
 {
-    run_products(pool, gemms, count, krn_variant_current()->gemm_f32, KRN_MATRIX_BF16);
+    const krn_variant *variant = krn_variant_current();
+    run_products(pool, gemms, count, variant->gemm_f32, variant->tile_rows, KRN_MATRIX_BF16);
 }
 
 void krn_plain_linear(krn_pool *pool, const krn_gemm *gemms, uint32_t count)
 {
-    run_products(pool, gemms, count, krn_variant_current()->common->gemm_plain, KRN_MATRIX_F32);
+    run_products(pool, gemms, count, krn_variant_current()->common->gemm_plain, KRN_TILE_ROWS,
+                 KRN_MATRIX_F32);
 }

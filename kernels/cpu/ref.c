@@ -341,6 +341,7 @@ const krn_common krn_common_ref = {
 const krn_variant krn_variant_ref = {
     .name = "ref",
     .numerics_id = KRN_NUMERICS_F32,
+    .tile_rows = KRN_TILE_ROWS,
     .common = &krn_common_ref,
     .gemm_fp8 = ref_gemm_fp8,
     .gemm_bf16 = ref_gemm_bf16,

@@ -9,18 +9,33 @@
 #include "kernels/cpu/draw.h"
 #include "kernels/kernels.h"
 
-#define KRN_TILE_ROWS    96u /* rows of one task of a product */
-#define KRN_GROUP_PANELS 4u  /* panels of one weight scale block of 128 columns */
-#define KRN_TILE_GROUPS  4u  /* of one task: they share the conversion of its inputs */
-#define KRN_TILE_PANELS  (KRN_TILE_GROUPS * KRN_GROUP_PANELS)
-#define KRN_SCORE_ROWS   16u /* rows scored together against the same keys */
+#define KRN_TILE_ROWS     96u /* rows of one task of a product, of most variants */
+#define KRN_GROUP_PANELS  4u  /* panels of one weight scale block of 128 columns */
+#define KRN_TILE_GROUPS   4u  /* of one task: they share the conversion of its inputs */
+#define KRN_TILE_PANELS   (KRN_TILE_GROUPS * KRN_GROUP_PANELS)
+#define KRN_AMX_TILE_ROWS 256u
+#define KRN_SCORE_ROWS    16u /* rows scored together against the same keys */
 
-/* A slice of one product. panel_count <= KRN_TILE_PANELS, row_count <= KRN_TILE_ROWS; `panel`
- * begins a block of 128 columns. */
+/* A slice of one product. panel_count <= KRN_TILE_PANELS, row_count <= the variant's tile_rows;
+ * `panel` begins a block of 128 columns. */
 typedef struct krn_tile {
     uint32_t row, row_count;
     uint32_t panel, panel_count;
 } krn_tile;
+
+/* Group `g` of a tile, the panels of one scale block; false: there is none. */
+static inline bool krn_tile_group(const krn_tile *tile, uint32_t g, krn_tile *out_group)
+{
+    uint32_t first = g * KRN_GROUP_PANELS;
+    if (first >= tile->panel_count)
+        return false;
+    uint32_t left = tile->panel_count - first;
+    *out_group = (krn_tile){.row = tile->row,
+                            .row_count = tile->row_count,
+                            .panel = tile->panel + first,
+                            .panel_count = left < KRN_GROUP_PANELS ? left : KRN_GROUP_PANELS};
+    return true;
+}
 
 typedef void (*krn_gemm_fn)(const krn_gemm *gemm, const krn_tile *tile);
 
@@ -74,6 +89,7 @@ typedef struct krn_common {
 typedef struct krn_variant {
     const char *name;
     const char *numerics_id;
+    uint32_t tile_rows; /* of one task of a product other than gemm_plain */
     const krn_common *common;
     krn_gemm_fn gemm_fp8;
     krn_gemm_fn gemm_bf16;              /* bf16 output */

@@ -1,7 +1,8 @@
-/* Linear layers: the plain variant against independent loops, all variants equal to it, packing,
- * row lists, strides, partial blocks, few and many rows, the pool. */
+/* Linear layers: the plain variants against independent loops, all variants of an id equal to them,
+ * packing, row lists, strides, partial blocks, few and many rows, the pool. */
 #include "tests/unit/test.h"
 
+#include "kernels/cpu/amx_order.h"
 #include "tests/unit/kernels/data.h"
 #include "tests/unit/kernels/variants.h"
 
@@ -20,6 +21,29 @@ static float expect_fp8(const uint8_t *a, const float *sa, const uint8_t *w, con
     return acc;
 }
 
+/* The same in the tiles' order. */
+static float expect_amx_fp8(const uint8_t *a, const float *sa, const uint8_t *w, const float *sw,
+                            uint32_t n_index, uint32_t k)
+{
+    float acc = 0;
+    for (uint32_t b = 0; b < k / 128; b++) {
+        float p = 0, x[32], y[32];
+        for (uint32_t j = b * 128; j < b * 128 + 128; j += 32) {
+            for (uint32_t i = 0; i < 32; i++) {
+                x[i] = krn_e4m3_to_f32(a[j + i]);
+                y[i] = krn_e4m3_to_f32(w[(size_t)n_index * k + j + i]);
+            }
+            p = krn_tile_step(x, y, p);
+        }
+        acc += p * (sa[b] * sw[n_index / 128 * (k / 128) + b]);
+    }
+    return acc;
+}
+
+/* Outputs [rows][n + 5] as the numerics id says. */
+typedef float (*expect_fp8_fn)(const uint8_t *a, const float *sa, const uint8_t *w, const float *sw,
+                               uint32_t n_index, uint32_t k);
+
 static void check_fp8(uint32_t rows, uint32_t n, uint32_t k, bool pow2, krn_pool *pool)
 {
     dice d = {rows * 1000003ull + n * 1009 + k + pow2};
@@ -37,22 +61,25 @@ static void check_fp8(uint32_t rows, uint32_t n, uint32_t k, bool pow2, krn_pool
     for (uint32_t r = 0; r < rows; r++)
         index[r] = roll_below(&d, inputs);
     krn_matrix_pack_fp8(w, sw, n, k, memory, &matrix);
-    for (uint32_t r = 0; r < rows; r++)
-        for (uint32_t i = 0; i < n; i++)
-            ref[r * (n + 5) + i] = krn_f32_to_bf16(
-                expect_fp8(a + (size_t)index[r] * k, sa + index[r] * blocks, w, sw, i, k));
-    EACH_VARIANT
-    {
-        memset(out, 0, (size_t)rows * (n + 5) * 2);
-        krn_gemm gemm = {.matrix = &matrix,
-                         .input = a,
-                         .input_scales = sa,
-                         .row_index = index,
-                         .rows = rows,
-                         .output_stride = n + 5,
-                         .output = out};
-        krn_linear_fp8(pool, &gemm, 1);
-        assert_same_bytes(out, ref, (size_t)rows * (n + 5) * 2, "fp8 linear");
+    for (int id = 0; id < 2; id++) {
+        expect_fp8_fn expect = id ? expect_amx_fp8 : expect_fp8;
+        for (uint32_t r = 0; r < rows; r++)
+            for (uint32_t i = 0; i < n; i++)
+                ref[r * (n + 5) + i] = krn_f32_to_bf16(
+                    expect(a + (size_t)index[r] * k, sa + index[r] * blocks, w, sw, i, k));
+        EACH_VARIANT_OF(id ? KRN_NUMERICS_AMX : KRN_NUMERICS_F32)
+        {
+            memset(out, 0, (size_t)rows * (n + 5) * 2);
+            krn_gemm gemm = {.matrix = &matrix,
+                             .input = a,
+                             .input_scales = sa,
+                             .row_index = index,
+                             .rows = rows,
+                             .output_stride = n + 5,
+                             .output = out};
+            krn_linear_fp8(pool, &gemm, 1);
+            assert_same_bytes(out, ref, (size_t)rows * (n + 5) * 2, "fp8 linear");
+        }
     }
     free(w), free(a), free(sw), free(sa), free(index), free(out), free(ref), free(memory);
 }
@@ -67,6 +94,10 @@ TEST(fp8_linear_equals_the_loops)
     check_fp8(13, 128, 128, false, NULL);
     check_fp8(97, 192, 256, true, NULL);
     check_fp8(6, 1160, 256, true, NULL); /* more than one wide task across */
+    check_fp8(16, 64, 128, true, NULL);  /* whole tiles and a little more */
+    check_fp8(17, 64, 128, true, NULL);
+    check_fp8(33, 96, 256, false, NULL);
+    check_fp8(300, 72, 128, true, NULL);
 }
 
 TEST(fp8_linear_is_the_same_on_a_pool)
@@ -80,6 +111,33 @@ TEST(fp8_linear_is_the_same_on_a_pool)
     krn_pool_destroy(pool);
 }
 
+static float expect_bf16(const uint16_t *x, const uint16_t *w, uint32_t n_index, uint32_t n,
+                         uint32_t k)
+{
+    float acc = 0;
+    for (uint32_t j = 0; j < k; j++)
+        acc = fmaf(krn_bf16_to_f32(x[j]), krn_bf16_to_f32(w[(size_t)j * n + n_index]), acc);
+    return acc;
+}
+
+static float expect_amx_bf16(const uint16_t *x, const uint16_t *w, uint32_t n_index, uint32_t n,
+                             uint32_t k)
+{
+    float acc = 0;
+    for (uint32_t j = 0; j < k; j += 32) {
+        float a[32] = {0}, b[32] = {0};
+        for (uint32_t i = 0; i < 32 && j + i < k; i++) {
+            a[i] = krn_bf16_to_f32(x[j + i]);
+            b[i] = krn_bf16_to_f32(w[(size_t)(j + i) * n + n_index]);
+        }
+        acc = krn_tile_step(a, b, acc);
+    }
+    return acc;
+}
+
+typedef float (*expect_bf16_fn)(const uint16_t *x, const uint16_t *w, uint32_t n_index, uint32_t n,
+                                uint32_t k);
+
 /* size: of the numbers; 1e-25 puts products below the normal range, where only the fma agrees. */
 static void check_bf16(uint32_t rows, uint32_t n, uint32_t k, float size, bool to_bf16)
 {
@@ -92,28 +150,28 @@ static void check_bf16(uint32_t rows, uint32_t n, uint32_t k, float size, bool t
     fill_bf16(&d, x, (size_t)rows * (k + 8), size);
     /* [k][n] in memory: packed through strides. */
     krn_matrix_pack_bf16(w, 1, n, n, k, memory, &matrix);
-    for (uint32_t r = 0; r < rows; r++) {
-        for (uint32_t i = 0; i < n; i++) {
-            float acc = 0;
-            for (uint32_t j = 0; j < k; j++)
-                acc = fmaf(krn_bf16_to_f32(x[r * (k + 8) + j]),
-                           krn_bf16_to_f32(w[(size_t)j * n + i]), acc);
-            if (to_bf16)
-                ((uint16_t *)ref)[r * n + i] = krn_f32_to_bf16(acc);
-            else
-                ((float *)ref)[r * n + i] = acc;
+    for (int id = 0; id < 2; id++) {
+        expect_bf16_fn expect = id ? expect_amx_bf16 : expect_bf16;
+        for (uint32_t r = 0; r < rows; r++) {
+            for (uint32_t i = 0; i < n; i++) {
+                float y = expect(x + r * (k + 8), w, i, n, k);
+                if (to_bf16)
+                    ((uint16_t *)ref)[r * n + i] = krn_f32_to_bf16(y);
+                else
+                    ((float *)ref)[r * n + i] = y;
+            }
         }
-    }
-    EACH_VARIANT
-    {
-        memset(out, 0, (size_t)rows * n * 4);
-        krn_gemm gemm = {
-            .matrix = &matrix, .input = x, .rows = rows, .input_stride = k + 8, .output = out};
-        if (to_bf16)
-            krn_linear_bf16(NULL, &gemm, 1);
-        else
-            krn_linear_f32(NULL, &gemm, 1);
-        assert_same_bytes(out, ref, (size_t)rows * n * 4, "bf16 linear");
+        EACH_VARIANT_OF(id ? KRN_NUMERICS_AMX : KRN_NUMERICS_F32)
+        {
+            memset(out, 0, (size_t)rows * n * 4);
+            krn_gemm gemm = {
+                .matrix = &matrix, .input = x, .rows = rows, .input_stride = k + 8, .output = out};
+            if (to_bf16)
+                krn_linear_bf16(NULL, &gemm, 1);
+            else
+                krn_linear_f32(NULL, &gemm, 1);
+            assert_same_bytes(out, ref, (size_t)rows * n * 4, "bf16 linear");
+        }
     }
     free(w), free(x), free(memory), free(out), free(ref);
 }
@@ -127,6 +185,7 @@ TEST(bf16_linear_equals_the_loops)
         check_bf16(rows, 33, 64, 1e18f, true);
     }
     check_bf16(100, 128, 512, 1, true);
+    check_bf16(50, 70, 250, 1e-19f, false);
     check_bf16(25, 16, 256, 1, false);
 }
 
@@ -182,7 +241,7 @@ TEST(a_list_of_products_is_each_product_alone)
         memory[i] = aligned(krn_matrix_bytes(KRN_MATRIX_FP8, widths[i], K));
         krn_matrix_pack_fp8(w, sw, widths[i], K, memory[i], &matrix[i]);
     }
-    EACH_VARIANT
+    EACH_VARIANT_OF(NULL)
     {
         for (int i = 0; i < COUNT; i++)
             gemms[i] = (krn_gemm){.matrix = &matrix[i % 3],

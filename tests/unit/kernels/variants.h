@@ -1,4 +1,5 @@
-/* Runs a block once for every CPU variant of a numerics id; says which ones this CPU lacks. */
+/* Runs a block once for every CPU variant of a numerics id (NULL: of any); says which ones this CPU
+ * lacks. */
 #ifndef TESTS_UNIT_KERNELS_VARIANTS_H
 #define TESTS_UNIT_KERNELS_VARIANTS_H
 
@@ -15,7 +16,7 @@ static inline bool use_variant(int index, const char *numerics_id)
     static bool told[VARIANT_COUNT];
     sl_err err;
     if (sl_is_ok(krn_cpu_select(variant_names[index], &err)))
-        return strcmp(krn_numerics_id(), numerics_id) == 0;
+        return numerics_id == NULL || strcmp(krn_numerics_id(), numerics_id) == 0;
     if (!told[index])
         fprintf(stderr, "SKIPPED: variant %s: %s\n", variant_names[index], err.text);
     told[index] = true;
