@@ -14,10 +14,10 @@
 #include "base/assert.h"
 #include "model/grammar_parts.h"
 
-#define CELLS_PER_STATE 8u
-#define SETS_PER_STATE  32u
-#define SET_MAX         2048u /* cells of one state: an object's 1,024 properties, and others */
-#define WORK_MAX        8192u
+#define CELLS_PER_STATE 32u
+#define SETS_PER_STATE  64u
+#define SET_MAX         8192u /* cells of one state: some objects of 1,024 properties at once */
+#define WORK_MAX        32768u
 #define CHAIN_MAX \
     1024u /* cells on one another, for mdl_matcher_near; the others stay as they are */
 #define TABLE_BEGIN \

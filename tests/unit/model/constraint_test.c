@@ -792,14 +792,39 @@ TEST(numbers_fit_into_a_double)
 }
 
 /* As many properties as may be, and each may be left out: all may stand first. */
+static void puts_optional(sl_buf *schema, const char *prefix)
+{
+    sl_buf_puts(schema, "{\"additionalProperties\":{\"type\":\"null\"},\"properties\":{");
+    for (int i = 0; i < 1024; i++)
+        sl_buf_printf(schema, "%s\"%s%d\":{\"type\":\"null\"}", i ? "," : "", prefix, i);
+    sl_buf_puts(schema, "}}");
+}
+
 TEST(many_optional_properties)
+{
+    /* The last: names that differ late, so that all stay open for as long as a token is. */
+    static const char *const PREFIXES[] = {"p", "----------------------------------------"};
+    sl_buf schema;
+    for (size_t i = 0; i < 2; i++) {
+        sl_buf_init(&schema, 0);
+        puts_optional(&schema, PREFIXES[i]);
+        walk_schema(schema.data, 2, 0);
+        sl_buf_fini(&schema);
+    }
+}
+
+/* Objects that cannot be told apart at first: all properties of all of them may stand there. */
+TEST(many_optional_properties_of_alternatives)
 {
     sl_buf schema;
     sl_buf_init(&schema, 0);
-    sl_buf_puts(&schema, "{\"additionalProperties\":{\"type\":\"null\"},\"properties\":{");
-    for (int i = 0; i < 1024; i++)
-        sl_buf_printf(&schema, "%s\"p%d\":{\"type\":\"null\"}", i ? "," : "", i);
-    sl_buf_puts(&schema, "}}");
+    sl_buf_puts(&schema, "{\"type\":\"array\",\"minItems\":1,\"items\":{\"anyOf\":[");
+    puts_optional(&schema, "p");
+    sl_buf_puts(&schema, ",");
+    puts_optional(&schema, "q");
+    sl_buf_puts(&schema, ",");
+    puts_optional(&schema, "pq");
+    sl_buf_puts(&schema, "]}}");
     walk_schema(schema.data, 2, 0);
     sl_buf_fini(&schema);
 }
@@ -809,6 +834,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_longest_expression_is_matched),
         cmocka_unit_test(many_optional_properties),
+        cmocka_unit_test(many_optional_properties_of_alternatives),
         cmocka_unit_test(numbers_fit_into_a_double),
         cmocka_unit_test(forced_calls_satisfy_their_parameters),
         cmocka_unit_test(calls_stand_beside_content),
