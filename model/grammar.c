@@ -421,9 +421,10 @@ static bool *used_nodes(const mdl_grammar *g)
                 used[node->a] = true;
             if (two)
                 used[node->b] = true;
-            if (node->kind == MDL_NODE_KIND_RULE && !used[g->rules[node->a]]) {
-                used[g->rules[node->a]] = true;
-                changed |= g->rules[node->a] > i;
+            mdl_node body = node->kind == MDL_NODE_KIND_RULE ? g->rules[node->a] : MDL_NODE_NONE;
+            if (body != MDL_NODE_NONE && !used[body]) { /* NONE: no text has that name */
+                used[body] = true;
+                changed |= body > i;
             }
         }
     }

@@ -197,6 +197,8 @@ static void walk_schema(const char *schema, uint32_t turns, uint32_t states_max)
 
 static const char *const SCHEMAS[] = {
     "{}",
+    "{\"anyOf\":[{\"$ref\":\"#/$defs/none\"},{\"type\":\"null\"}],\"$defs\":{\"none\":{"
+    "\"enum\":[\"a\"],\"type\":\"integer\"}}}",
     "{\"type\":\"object\"}",
     "{\"type\":\"object\",\"additionalProperties\":false}",
     "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"string\"},\"b\":{\"type\":\"integer\"}}"
