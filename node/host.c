@@ -459,9 +459,10 @@ static sl_status start(nod_host *host, sl_err *err)
     return join_cluster(host, err);
 }
 
-/* Accepts any half-started host. */
-static void stop(nod_host *host)
+void nod_host_destroy(nod_host *host)
 {
+    if (!host)
+        return;
     clu_registration_destroy(host->registration);
     clu_etcd_destroy(host->etcd);
     rpc_server_destroy(host->server);
@@ -484,20 +485,39 @@ static void stop(nod_host *host)
         sl_loop_destroy(host->loop);
     if (host->metrics)
         sl_metrics_destroy(host->metrics);
+    sl_free(host);
+}
+
+sl_status nod_host_create(const nod_options *options, nod_host **out_host, sl_err *err)
+{
+    nod_host *host = sl_alloc(1, sizeof(*host), "node host");
+    host->options = options;
+    sl_status status = start(host, err);
+    if (!sl_is_ok(status)) {
+        nod_host_destroy(host);
+        return status;
+    }
+    *out_host = host;
+    return status;
+}
+
+sl_loop *nod_host_loop(const nod_host *host)
+{
+    return host->loop;
 }
 
 int nod_host_run(const nod_options *options)
 {
-    nod_host host = {.options = options};
+    nod_host *host;
     sl_err err;
-    if (sl_is_ok(start(&host, &err))) {
-        sl_loop_run(host.loop);
-    } else {
+    if (!sl_is_ok(nod_host_create(options, &host, &err))) {
         sl_error("%s", err.text);
-        host.exit_code = 1;
+        return 1;
     }
-    stop(&host);
-    return host.exit_code;
+    sl_loop_run(host->loop);
+    int exit_code = host->exit_code;
+    nod_host_destroy(host);
+    return exit_code;
 }
 
 int nod_main(nod_role role, int argc, char **argv)

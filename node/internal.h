@@ -5,7 +5,7 @@
 #include "base/daemon.h"
 #include "cluster/registration.h"
 #include "decode/service.h"
-#include "node/options.h"
+#include "node/host.h"
 #include "prefill/service.h"
 
 typedef enum nod_state {
@@ -18,7 +18,7 @@ typedef enum nod_state {
 
 typedef struct nod_reload nod_reload;
 
-typedef struct nod_host {
+struct nod_host {
     const nod_options *options;
     nod_state state;
     uint64_t incarnation;
@@ -47,7 +47,7 @@ typedef struct nod_host {
     eng_tier_stats tier_seen;
     uint32_t context_max;
     uint32_t rows_max; /* of one step of the engine */
-} nod_host;
+};
 
 const char *nod_state_name(nod_state state);
 /* Slots, pages and queue of both services together. */

@@ -26,7 +26,7 @@
 #define STOP_MARGIN_NS   (5 * SL_S_NS)
 #define LOOP_THREADS_MAX 64
 
-typedef struct router router;
+typedef struct rtr_router router;
 
 typedef struct loop_thread {
     router *owner;
@@ -37,7 +37,7 @@ typedef struct loop_thread {
     bool running;
 } loop_thread;
 
-struct router {
+struct rtr_router {
     const rtr_options *options;
     rtr_settings settings;
     sl_metrics *metrics;
@@ -357,8 +357,10 @@ static sl_status start(router *r, sl_err *err)
     return threads_start(r, err);
 }
 
-static void finish(router *r)
+void rtr_router_destroy(router *r)
 {
+    if (!r)
+        return;
     threads_join(r);
     sl_daemon_destroy(r->daemon);
     if (r->control)
@@ -378,24 +380,45 @@ static void finish(router *r)
     sl_free(r);
 }
 
-int rtr_run(const rtr_options *options)
+sl_status rtr_router_create(const rtr_options *options, router **out_router, sl_err *err)
 {
-    sl_err err;
     router *r = sl_alloc(1, sizeof *r, "router");
     r->options = options;
     r->listen_fd = -1;
     r->metrics = sl_metrics_create();
-    if (sl_is_ok(start(r, &err))) {
-        sl_info("serving %s at http://%s, control at %s", r->settings.shared.api.model_name,
-                r->http_address, rtr_control_address(r->control));
-        sl_loop_run(r->threads[0].loop);
-        sl_info("stopped");
-    } else {
-        sl_error("%s", err.text);
-        r->exit_code = 1;
+    sl_status status = start(r, err);
+    if (!sl_is_ok(status)) {
+        rtr_router_destroy(r);
+        return status;
     }
+    *out_router = r;
+    return status;
+}
+
+sl_loop *rtr_router_loop(const router *r)
+{
+    return r->threads[0].loop;
+}
+
+rtr_front *rtr_router_front(const router *r)
+{
+    return r->threads[0].front;
+}
+
+int rtr_run(const rtr_options *options)
+{
+    router *r;
+    sl_err err;
+    if (!sl_is_ok(rtr_router_create(options, &r, &err))) {
+        sl_error("%s", err.text);
+        return 1;
+    }
+    sl_info("serving %s at http://%s, control at %s", r->settings.shared.api.model_name,
+            r->http_address, rtr_control_address(r->control));
+    sl_loop_run(r->threads[0].loop);
+    sl_info("stopped");
     int exit_code = r->exit_code;
-    finish(r);
+    rtr_router_destroy(r);
     return exit_code;
 }
 
