@@ -28,6 +28,7 @@ struct rtr_live {
     rtr_live *lead;                      /* itself for the first */
     rtr_live *followers, *follower_next; /* of the lead */
     uint32_t index;                      /* of the choice */
+    bool followers_begun;                /* lead: they are there, or have ended already */
     bool forks;                          /* follower: the next Admit copies the lead's prompt */
     bool answered;                       /* its part of the answer is complete */
     rtr_live *prev, *next;               /* all */

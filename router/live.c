@@ -460,11 +460,13 @@ static rtr_live *live_create(rtr_front *front)
     return live;
 }
 
-/* Once: when the lead is refused later on, each looks for a place of its own. */
+/* Once: when the lead is refused later on, each looks for a place of its own; those that ended
+ * meanwhile have answered. */
 static void begin_followers(rtr_live *lead)
 {
-    if (lead->lead != lead || lead->followers || lead->token_count || lead->answered)
+    if (lead->lead != lead || lead->followers_begun || lead->token_count || lead->answered)
         return;
+    lead->followers_begun = true;
     for (uint32_t i = lead->request->choice_count; i-- > 1;) {
         rtr_live *live = live_create(lead->front);
         snprintf(live->id, sizeof live->id, "%.18s-%u", lead->id, i);

@@ -705,6 +705,30 @@ TEST(a_choice_refused_goes_the_usual_way)
     kit_close(&k);
 }
 
+/* The first one's prompt is lost when the others have ended: they do not begin again. */
+TEST(choices_that_ended_stay_ended)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT, THREE);
+    KIT_UNTIL(&k, d->admit_count == 3 && p->runs == 1);
+    kit_tokens_of(d, 1, 0, 2, STOP);
+    kit_tokens_of(d, 2, 0, 1, STOP);
+    KIT_UNTIL(&k, rtr_front_live_count(k.front) == 1);
+    kit_refuse(d, d->admits[0].request_id, d->admits[0].epoch, SL_DEADLINE);
+    KIT_UNTIL(&k, d->admit_count == 4 && p->runs == 2);
+    assert_string_equal(d->admits[3].request_id, d->admits[0].request_id);
+    assert_int_equal(rtr_front_live_count(k.front), 1);
+    kit_tokens_of(d, 3, 0, 3, STOP);
+    kit_expect(&k, &c, "\"completion_tokens\":6");
+    KIT_UNTIL(&k, rtr_front_live_count(k.front) == 0);
+    assert_int_equal(d->admit_count, 4);
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
 /* One that fails ends all; a client that goes as well; each rank hears of each choice. */
 TEST(choices_end_together)
 {
@@ -824,6 +848,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(paths_and_methods),
     cmocka_unit_test(choices_copy_the_first_ones_prompt),
     cmocka_unit_test(a_choice_refused_goes_the_usual_way),
+    cmocka_unit_test(choices_that_ended_stay_ended),
     cmocka_unit_test(choices_end_together),
     cmocka_unit_test(choices_survive_the_rank_alone),
     cmocka_unit_test(hand_outs_that_do_not_come),
