@@ -142,6 +142,15 @@ static void forget_refusals(rtr_request *r)
     r->retry_at = SL_NEVER;
 }
 
+/* A rank took it. What prefill nodes said stands until one takes it too: a rank that is asked again
+ * for each of them grants at once, and they would be asked in circles. */
+static void forget_decode_refusals(rtr_request *r)
+{
+    r->refused_decode_count = 0;
+    if (r->refused_prefill_count == 0)
+        r->retry_at = SL_NEVER;
+}
+
 /* The whole search, whatever it lacked meanwhile. */
 static sl_time_ns search_deadline(const rtr_request *r)
 {
@@ -343,7 +352,7 @@ static void note_granted(rtr_request *r, rtr_actions *out)
     if (r->granted_epoch == 0)
         r->granted_epoch = r->epoch;
     r->last_granted = r->epoch;
-    forget_refusals(r);
+    forget_decode_refusals(r);
     r->refusal_code = SL_OK;
     r->admit_losses = 0;
     if (r->migration)
@@ -396,6 +405,16 @@ static void on_refused(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_a
     r->prefill = 0;
     drop_decode(r, false, out);
     search_on(r, now, out);
+}
+
+static void on_prefill_progress(rtr_request *r, const rtr_event *e, sl_time_ns now)
+{
+    if (!r->prefill_running || e->epoch != r->epoch)
+        return;
+    if (r->state != RTR_STATE_PREFILLING && !r->ended)
+        return;
+    forget_refusals(r);
+    r->deadline = after(now, r->limits->progress_timeout_ns);
 }
 
 static void on_prefill_failed(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
@@ -606,9 +625,7 @@ void rtr_request_step(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_ac
         on_decode_gone(r, e, now, out);
         break;
     case RTR_EVENT_PREFILL_PROGRESS:
-        if ((r->state == RTR_STATE_PREFILLING || r->ended) && r->prefill_running &&
-            e->epoch == r->epoch)
-            r->deadline = after(now, r->limits->progress_timeout_ns);
+        on_prefill_progress(r, e, now);
         break;
     case RTR_EVENT_ROWS_DONE:
         r->rows_done = true;

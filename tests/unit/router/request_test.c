@@ -279,6 +279,25 @@ TEST(prefill_node_is_full)
     assert_int_equal(s.request.attempts, 0);
 }
 
+/* A rank's new ticket says nothing about those that had no room: they get their pause. */
+TEST(prefill_nodes_that_are_full_are_not_asked_in_circles)
+{
+    script s;
+    begin(&s);
+    RUN("unfilled e1 full => place | queued", "placed d1 p8 => admit d1 e2 | admitting",
+        "admitted d1 e2 => prefill p8 e2 | prefilling", "unfilled e2 full => place | queued");
+    assert_int_equal(s.request.refused_prefill_count, 2);
+    RUN("no room => | queued", "wait 100", "timer => place | queued");
+    assert_int_equal(s.request.refused_prefill_count, 0);
+    RUN("placed d1 p7 => admit d1 e3 | admitting", "admitted d1 e3 => prefill p7 e3 | prefilling",
+        "unfilled e3 full => place | queued", "placed d1 p8 => admit d1 e4 | admitting",
+        "admitted d1 e4 => prefill p8 e4 | prefilling");
+    assert_int_equal(s.request.refused_prefill_count, 1);
+    RUN("progress e4 => | prefilling"); /* it took it */
+    assert_int_equal(s.request.refused_prefill_count, 0);
+    assert_int_equal(s.request.attempts, 0);
+}
+
 /* The transfer broke; the rank keeps slot and pages and waits for another epoch. */
 TEST(transfer_fails)
 {
@@ -674,6 +693,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(prefill_node_dies),
     cmocka_unit_test(prefill_call_fails),
     cmocka_unit_test(prefill_node_is_full),
+    cmocka_unit_test(prefill_nodes_that_are_full_are_not_asked_in_circles),
     cmocka_unit_test(transfer_fails),
     cmocka_unit_test(asked_again_a_rank_has_already_begun),
     cmocka_unit_test(decode_node_dies_mid_stream),
