@@ -1,0 +1,171 @@
+/* See scenarios.h. Delays are constant here, so that each time is a sum that can be written down:
+ * WAKE until a thread looks, DELAY for a message of gRPC, KVT for one of kvtransfer. */
+#include "tests/sim/scenarios.h"
+
+#include <stdio.h>
+
+#include "kvtransfer/limits.h"
+#include "node/internal.h"
+#include "tests/sim/checker.h"
+#include "tests/sim/client.h"
+#include "tests/sim/cluster.h"
+#include "tests/sim/engine.h"
+#include "tests/sim/rpc.h"
+#include "tests/sim/worlds.h"
+
+#define WAKE_NS  10000u
+#define DELAY_NS 100000u
+#define KVT_NS   (5 * SL_MS_NS)
+#define LIMIT_NS (60 * SL_S_NS)
+
+static const sim_shape SHAPE = {
+    .routers = 1,
+    .prefills = 2,
+    .decodes = 1,
+    .pages = 32,
+    .sequences = 4,
+    .queue_max = 4,
+    .chunk_tokens = 64,
+    .overcommit = 2.0,
+    .router_queue = 16,
+    .place_ms = 20000,
+    .queue_ms = 20000,
+    .admit_ms = 5000,
+    .progress_ms = 1500,
+    .token_ms = 5000,
+    .prefill_ms = 10000,
+    .lease_ms = 10000,
+};
+
+static sim_request *asked;
+
+static void begin(const sim_shape *shape)
+{
+    const sim_load load = {.prompt_min = 440, .prompt_max = 440, .tokens_max = 20, .calm = true};
+    const kvt_fake_faults even = {.delay_min_ns = KVT_NS, .delay_max_ns = KVT_NS};
+    sim_worlds_begin(77);
+    sim.delay_min_ns = sim.delay_max_ns = DELAY_NS;
+    sim.wake_min_ns = sim.wake_max_ns = WAKE_NS;
+    kvt_fake_faults_set(sim.kvt, &even);
+    sim_cluster_create(shape);
+    sim_worlds_run(3 * SL_S_NS);
+    for (uint32_t i = 0; i < sim.process_count; i++)
+        sim.processes[i].engine_percent = 400; /* a step of 64 rows: 9.3 ms */
+    asked = sim_clients_ask(&load, sim_process_named("router-0"));
+}
+
+/* Of the two, the one that computes; NULL: none yet. */
+static sim_process *computing(void)
+{
+    for (uint32_t i = 0; i < sim.process_count; i++)
+        if (sim.processes[i].node && sim.processes[i].node->prefill &&
+            pre_service_live(sim.processes[i].node->prefill) > 0)
+            return &sim.processes[i];
+    return NULL;
+}
+
+/* Until some pieces have moved. */
+static sim_process *run_until_moving(void)
+{
+    kvt_stats stats = {0};
+    while (sim.now < LIMIT_NS && stats.pieces_received < 2) {
+        (void)sim_worlds_step(LIMIT_NS);
+        kvt_stats_get(sim_process_named("decode-0")->node->kvt, &stats);
+    }
+    return computing();
+}
+
+static bool ends_well(void)
+{
+    while (asked->outcome == SIM_WAITING && sim_worlds_step(LIMIT_NS))
+        ;
+    return asked->outcome == SIM_ANSWERED;
+}
+
+static bool is(const char *what, sl_time_ns got, sl_time_ns wanted)
+{
+    printf("  %s: %.6f ms, must be %.6f ms\n", what, (double)got / 1e6, (double)wanted / 1e6);
+    return got == wanted;
+}
+
+/* P's machine dies, nobody is told: the router gives it up when its progress deadline passes. */
+static bool dead_prefill(void)
+{
+    begin(&SHAPE);
+    sim_process *prefill = run_until_moving();
+    sim_process_kill(prefill, true);
+    while (sim_last.prefill_given_up == 0 && sim_worlds_step(LIMIT_NS))
+        ;
+    bool right =
+        is("from the last sign of life to the retry",
+           sim_last.prefill_given_up - sim_last.prefill_heard, SHAPE.progress_ms * SL_MS_NS);
+    return ends_well() && right;
+}
+
+/* P stops while pieces move: D ends the fetch at its deadline, its transfer after the grace. */
+static bool stuck_fetch(void)
+{
+    sim_shape shape = SHAPE;
+    shape.prefill_ms = 2000;
+    shape.progress_ms = 20000;
+    begin(&shape);
+    sim_process *prefill = run_until_moving();
+    sim_process_pause(prefill, true);
+    while (sim_last.fetch_given_up == 0 && sim_worlds_step(LIMIT_NS))
+        ;
+    sl_time_ns opened = sim_last.fetch_opened, given_up = sim_last.fetch_given_up;
+    sim_last.fetch_closed = 0;
+    while (sim_last.fetch_closed == 0 && sim_worlds_step(LIMIT_NS))
+        ;
+    bool right = is("from the ticket to the end of the fetch", given_up - opened,
+                    shape.prefill_ms * SL_MS_NS);
+    right = is("until no byte can come any more", sim_last.fetch_closed - given_up,
+               KVT_CLOSE_GRACE_MS * SL_MS_NS + WAKE_NS) &&
+            right;
+    sim_process_pause(prefill, false);
+    return ends_well() && right;
+}
+
+/* The client goes while P computes and nothing is on the way: both sides let go of their pages as
+ * soon as the news, the transfer's end and the engine's next turn allow. */
+static bool cancel(void)
+{
+    begin(&SHAPE);
+    sim_process *prefill = NULL, *decode = sim_process_named("decode-0");
+    while (!prefill || sim_engine_free_at(prefill) < sim.now + SL_MS_NS) {
+        if (!sim_worlds_step(LIMIT_NS))
+            return false;
+        prefill = computing();
+    }
+    sl_time_ns at = sim.now, step_end = sim_engine_free_at(prefill);
+    sim_clients_hang_up(asked);
+    sim_worlds_run(at + SL_S_NS);
+    /* router sees it, message, node sees it, its transfer has closed, its engine sees it */
+    sl_time_ns told = at + WAKE_NS + DELAY_NS + WAKE_NS + WAKE_NS + WAKE_NS;
+    bool right =
+        is("until D's pages are free", sim_last.pages_given[decode->index] - at, told - at);
+    sl_time_ns turn = told > step_end ? told : step_end;
+    right = is("until P's pages are free", sim_last.pages_given[prefill->index] - at, turn - at) &&
+            right;
+    sim_worlds_run(sim.now + 20 * SL_S_NS);
+    sim_checker_rest();
+    return right;
+}
+
+static bool run(const char *name, bool (*scenario)(void))
+{
+    printf("%s\n", name);
+    bool right = scenario();
+    sim_worlds_end();
+    printf("%s - %s\n", right ? "ok" : "not ok", name);
+    return right;
+}
+
+int sim_scenarios(void)
+{
+    int passed = run("a dead prefill node is given up at its deadline", dead_prefill);
+    passed += run("a stuck fetch ends at its deadline", stuck_fetch);
+    passed += run("a cancel frees the pages on both sides", cancel);
+    printf("%d passed, %d failed, 0 skipped\n", passed, 3 - passed);
+    return passed == 3 ? 0 : 1;
+}
