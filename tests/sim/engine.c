@@ -144,8 +144,13 @@ static bool finish(eng_engine *engine)
     return true;
 }
 
+static const char *numerics_id(void)
+{
+    return "sim-v1";
+}
+
 const eng_ops eng_ops_cpu = {
-    .numerics_id = "sim-v1",
+    .numerics_id = numerics_id,
     .expert_align = 1,
     .memory_create = memory_create,
     .memory_destroy = memory_destroy,

@@ -291,7 +291,7 @@ static bool hears(const sim_conn *conn, sim_side side)
     const sim_end *far = &conn->ends[other(side)];
     if (side == SIM_CLIENT && !conn->accepted)
         return false;
-    bool gone = !far->process->alive && far->process->silent;
+    bool gone = is_silent(far->process) || far->process->life != far->life;
     return !is_cut(conn, SIM_CLIENT) && !is_cut(conn, SIM_SERVER) && !far->process->paused && !gone;
 }
 

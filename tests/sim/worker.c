@@ -11,8 +11,6 @@
 #include "tests/sim/engine.h"
 #include "tests/sim/world.h"
 
-#define POLL_NS (50 * SL_MS_NS)
-
 typedef struct emitted {
     struct emitted *next;
     sl_time_ns at; /* virtual time */
@@ -138,10 +136,11 @@ static void on_turn(void *context, uint64_t serial)
     bool busy = turn(worker);
     worker->free_at = sim.now + sim.skew;
     sim.skew = 0;
+    uint64_t poll_ns = eng_engine_poll_ns(worker->engine);
     if (busy)
         wake_at(worker, worker->free_at);
-    else if (eng_engine_loading(worker->engine))
-        wake_at(worker, worker->free_at + POLL_NS);
+    else if (poll_ns > 0)
+        wake_at(worker, worker->free_at + poll_ns);
 }
 
 sl_time_ns sim_engine_free_at(sim_process *process)
@@ -201,6 +200,11 @@ uint32_t eng_worker_pages_free(const eng_worker *worker)
 void eng_worker_count_pages(const eng_worker *worker, eng_page_counts *out_counts)
 {
     *out_counts = worker->counts;
+}
+
+const char *eng_worker_broken(const eng_worker *worker)
+{
+    return eng_engine_broken(worker->engine);
 }
 
 void eng_worker_call(eng_worker *worker, void (*fn)(void *context), void *context)
