@@ -88,7 +88,8 @@ typedef struct scoring {
     float *sums;          /* [64][16]: of a row whose vectors are not all folded */
     const uint8_t *next;  /* codes of the next page, NULL: none */
     uint16_t *next_keys;
-    int next_done; /* keys of it converted */
+    int next_done;        /* keys of it converted */
+    const uint8_t *ahead; /* codes of the page after it, which are fetched into the cache */
 } scoring;
 
 typedef struct products {
@@ -112,6 +113,9 @@ AMX_INLINE void convert_next(scoring *s, int count)
     if (count > PAGE_KEYS - s->next_done)
         count = PAGE_KEYS - s->next_done;
     size_t at = (size_t)s->next_done * KRN_INDEX_DIM;
+    /* Pages lie far apart: the machine does not foresee where the next begins. */
+    for (size_t b = at; b < at + (size_t)count * KRN_INDEX_DIM; b += 64)
+        _mm_prefetch((const char *)s->ahead + b, _MM_HINT_T0);
     convert_keys(s->next + at, count, s->next_keys + at);
     s->next_done += count;
 }
@@ -290,7 +294,11 @@ KRN_AMX_TARGET void krn_amx_score(const krn_score_tile *tile)
         s.next = NULL;
         if (slot < tile->to) {
             next = krn_score_page_at(tile, slot);
+            slot += next.to - next.from;
             s.next = next.page + KRN_INDEX_CODES_AT;
+            s.ahead = s.next;
+            if (slot < tile->to)
+                s.ahead = krn_score_page_at(tile, slot).page + KRN_INDEX_CODES_AT;
             s.next_keys = keys[now ^ 1];
         }
         score_page(&s);
