@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "decode/draft_cost.h"
 #include "decode/fork.h"
+#include "engine/ledger.h"
 #include "engine/transit.h"
 
 typedef enum job_phase { PHASE_ADOPTED, PHASE_PREFILL, PHASE_DECODE } job_phase;
@@ -113,6 +114,7 @@ static void fork_job(dec_batch *batch, dec_job *job)
         open_failed(batch, job);
         return;
     }
+    eng_sequence_set_owner(job->sequence, DEC_OWNER_FIRST + job->slot);
     if (wants_routing(job))
         memcpy(job->handout->first_row, source->handout->first_row,
                job->handout->o.routing->row_bytes);
@@ -206,7 +208,10 @@ static sl_status open_sequence(dec_batch *batch, dec_job *job)
         batch->engine, job->token_capacity, job->token_count, &prefix, &job->sequence, &job->err);
     if (!sl_is_ok(status)) {
         job->sequence = NULL;
-    } else if (eng_sequence_ready(job->sequence)) {
+        return status;
+    }
+    eng_sequence_set_owner(job->sequence, DEC_OWNER_FIRST + job->slot);
+    if (eng_sequence_ready(job->sequence)) {
         ready(batch, job);
     } else {
         sl_assert(batch->opening_count < DEC_SEQUENCES_MAX);

@@ -23,6 +23,8 @@ extern "C" {
 #endif
 
 #define DEC_SEQUENCES_MAX 256u
+/* The owner of a slot's pages in the engine's ledger: this + slot. */
+#define DEC_OWNER_FIRST 1u
 /* Outbox; a step emits at most ENG_DRAFTS_MAX + 2 events a sequence. */
 #define DEC_EVENTS_MAX 4096u
 

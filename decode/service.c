@@ -451,17 +451,63 @@ rpc_handler dec_service_handler(dec_service *service)
     return (rpc_handler){&rpc_method_decode_serve, dec_stream_on_call, service};
 }
 
-void dec_service_drain(dec_service *service)
+static void tell_load(dec_service *service)
 {
-    service->draining = true;
+    for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)
+        if (service->streams[i])
+            service->streams[i]->load_due = true;
+}
+
+void dec_service_drain(dec_service *service, bool draining)
+{
+    service->draining = draining;
+    tell_load(service);
 }
 
 void dec_service_hold(dec_service *service, bool held)
 {
     service->held = held;
-    for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)
-        if (service->streams[i])
-            service->streams[i]->load_due = true;
+    tell_load(service);
+}
+
+static void fill_transfer(const dec_service *service, const dec_slot *slot,
+                          Sluice__V1__LedgerTransfer *out)
+{
+    sluice__v1__ledger_transfer__init(out);
+    out->nonce_high = slot->nonce.high;
+    out->nonce_low = slot->nonce.low;
+    out->receives = true;
+    out->first_block = slot->first_block;
+    out->block_count = slot->prompt_blocks - slot->first_block;
+    for (uint32_t block = slot->first_block; block < slot->prompt_blocks; block++)
+        out->pieces += slot->groups_verified[block];
+}
+
+void dec_service_holders(const dec_service *service,
+                         void (*fn)(void *context, const Sluice__V1__LedgerHolder *holder),
+                         void *context)
+{
+    sl_time_ns now = sl_loop_now(service->options.loop);
+    for (uint32_t i = 0; i < service->options.sequences_max; i++) {
+        const dec_slot *slot = &service->slots[i];
+        if (!slot->used)
+            continue;
+        Sluice__V1__LedgerTransfer transfer;
+        Sluice__V1__LedgerHolder holder = SLUICE__V1__LEDGER_HOLDER__INIT;
+        holder.id = DEC_OWNER_FIRST + i;
+        holder.kind = (char *)"sequence";
+        holder.request_id = (char *)slot->request_id;
+        holder.epoch = slot->core.epoch;
+        holder.state = (char *)dec_state_name(slot->core.state);
+        if (slot->core.deadline != SL_NEVER && slot->core.deadline > now)
+            holder.deadline_ms = (uint32_t)((slot->core.deadline - now) / SL_MS_NS);
+        holder.router = slot->stream ? slot->stream->router : (char *)"";
+        if (slot->recv) {
+            fill_transfer(service, slot, &transfer);
+            holder.transfer = &transfer;
+        }
+        fn(context, &holder);
+    }
 }
 
 void dec_service_renew(dec_service *service)

@@ -11,6 +11,7 @@
 #include "base/metrics.h"
 #include "decode/batch.h"
 #include "kvtransfer/kvtransfer.h"
+#include "proto/sluice/v1/node.pb-c.h"
 #include "proto/sluice/v1/types.pb-c.h"
 #include "rpc/methods.h"
 #include "rpc/server.h"
@@ -51,8 +52,13 @@ void dec_service_on_transfer(dec_service *service, const kvt_event *event);
 /* At the end of each pass of the loop: sends the routers what the pass brought, one message each.
  */
 void dec_service_flush(dec_service *service);
-/* Refuses new sequences from now on. */
-void dec_service_drain(dec_service *service);
+/* Calls fn for each sequence that holds anything, with what the node's ledger says of it. Borrowed.
+ */
+void dec_service_holders(const dec_service *service,
+                         void (*fn)(void *context, const Sluice__V1__LedgerHolder *holder),
+                         void *context);
+/* Refuses new sequences; false: takes them again. */
+void dec_service_drain(dec_service *service, bool draining);
 /* Refuses new sequences as if there were no room, so that routers wait or go elsewhere. */
 void dec_service_hold(dec_service *service, bool held);
 /* Ends the routers' streams, so that they come again and hear the engine's new stamp. While no

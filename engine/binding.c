@@ -167,6 +167,7 @@ static sl_status claim(eng_engine *engine, uint32_t token_capacity, eng_sequence
         return sl_fail(err, SL_FULL, "all %u sequences are open", engine->sequences_max);
     sequence->capacity = token_capacity;
     sequence->page_count = 0;
+    sequence->owner = 0;
     sequence->loading = false;
     *out_sequence = sequence;
     return sl_ok();

@@ -8,19 +8,12 @@
 #ifndef ENGINE_PAGES_H
 #define ENGINE_PAGES_H
 
+#include "engine/ledger.h"
 #include "engine/prefix.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-typedef enum eng_page_state {
-    ENG_PAGE_STATE_FREE,
-    ENG_PAGE_STATE_PRIVATE,
-    ENG_PAGE_STATE_SEALED,
-    ENG_PAGE_STATE_KEPT,
-    ENG_PAGE_STATE_COUNT,
-} eng_page_state;
 
 /* Of one page. */
 typedef struct eng_page {

@@ -21,7 +21,8 @@ extern "C" {
 struct eng_sequence {
     eng_engine *engine;
     bool open;
-    bool in_step; /* guards against one sequence in two spans */
+    uint32_t owner; /* of eng_ledger */
+    bool in_step;   /* guards against one sequence in two spans */
     uint32_t length;
     uint32_t capacity;
     uint32_t page_count; /* bound */

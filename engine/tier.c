@@ -462,6 +462,19 @@ void eng_tier_clear(eng_tier *tier)
         slot_free(tier, tier->oldest);
 }
 
+uint32_t eng_tier_slot_count(const eng_tier *tier)
+{
+    return tier->file.slot_count;
+}
+
+void eng_tier_take_ledger(const eng_tier *tier, eng_ledger *ledger)
+{
+    for (uint32_t slot = 0; slot < tier->file.slot_count; slot++)
+        ledger->slots[slot] = tier->slots[slot].used;
+    ledger->slots_free = tier->free_count;
+    ledger->moves = BUFFERS - tier->write_buffer_count - tier->read_buffer_count;
+}
+
 void eng_tier_stats_get(const eng_tier *tier, eng_tier_stats *out_stats)
 {
     *out_stats = (eng_tier_stats){

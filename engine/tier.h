@@ -10,6 +10,7 @@
 #define ENGINE_TIER_H
 
 #include "engine/cache.h"
+#include "engine/ledger.h"
 #include "engine/tier_file.h"
 
 #ifdef __cplusplus
@@ -68,6 +69,9 @@ void eng_tier_done(eng_tier *tier, const eng_tier_arrival *arrival);
 void eng_tier_note_miss(eng_tier *tier);
 /* Forgets all blocks. */
 void eng_tier_clear(eng_tier *tier);
+uint32_t eng_tier_slot_count(const eng_tier *tier);
+/* Fills in the tier's part. */
+void eng_tier_take_ledger(const eng_tier *tier, eng_ledger *ledger);
 void eng_tier_stats_get(const eng_tier *tier, eng_tier_stats *out_stats);
 
 #ifdef __cplusplus

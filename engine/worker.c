@@ -13,6 +13,8 @@
 #include "base/clock.h"
 #include "base/ring.h"
 
+enum { ASK_NONE, ASK_DUE, ASK_RAN };
+
 struct eng_worker_client {
     eng_worker *worker;
     const eng_worker_ops *ops;
@@ -38,6 +40,10 @@ struct eng_worker {
     void (*errand)(void *context);
     void *errand_context;
     sl_mailbox *errand_done; /* carries no items either */
+    _Atomic int ask_state;   /* ASK_*: hands the three below over, and back */
+    void (*ask)(void *context);
+    void (*ask_done)(void *context);
+    void *ask_context;
     _Atomic uint32_t pages_free, pages_kept, pages_bound, pages_promised, pages_grantable,
         pages_transit;
     _Atomic(const char *) broken;
@@ -127,6 +133,39 @@ void eng_worker_call(eng_worker *worker, void (*fn)(void *context), void *contex
     }
 }
 
+static void worker_run_ask(eng_worker *worker)
+{
+    if (atomic_load_explicit(&worker->ask_state, memory_order_acquire) != ASK_DUE)
+        return;
+    worker->ask(worker->ask_context);
+    /* Release: pairs with ask_finish. Events emitted from here on are popped after it is seen. */
+    atomic_store_explicit(&worker->ask_state, ASK_RAN, memory_order_release);
+    for (int i = 0; i < worker->client_count; i++)
+        sl_mailbox_wake(worker->clients[i].outbox);
+}
+
+bool eng_worker_ask(eng_worker *worker, void (*fn)(void *context), void (*done)(void *context),
+                    void *context)
+{
+    if (!worker->running || worker->ask_state != ASK_NONE)
+        return false;
+    worker->ask = fn;
+    worker->ask_done = done;
+    worker->ask_context = context;
+    atomic_store_explicit(&worker->ask_state, ASK_DUE, memory_order_release);
+    sl_mailbox_wake(worker->doorbell);
+    return true;
+}
+
+/* Control thread. */
+static void ask_finish(eng_worker *worker)
+{
+    if (atomic_load_explicit(&worker->ask_state, memory_order_acquire) != ASK_RAN)
+        return;
+    worker->ask_state = ASK_NONE;
+    worker->ask_done(worker->ask_context);
+}
+
 static void wake(void *context)
 {
     eng_worker *worker = context;
@@ -139,6 +178,7 @@ static void *worker_main(void *argument)
     while (!atomic_load_explicit(&worker->stopping, memory_order_acquire)) {
         sl_mailbox_clear(worker->doorbell);
         worker_run_errand(worker);
+        worker_run_ask(worker);
         bool busy = worker_take_commands(worker);
         sl_time_ns now = sl_now_ns();
         (void)eng_engine_poll(worker->engine, now);
@@ -240,8 +280,11 @@ void eng_worker_poll(eng_worker_client *client, void (*fn)(void *context, const 
                      void *context)
 {
     sl_mailbox_clear(client->outbox);
-    while (sl_mailbox_pop(client->outbox, client->event))
+    while (sl_mailbox_pop(client->outbox, client->event)) {
+        ask_finish(client->worker);
         fn(context, client->event);
+    }
+    ask_finish(client->worker);
 }
 
 eng_cost *eng_worker_cost(eng_worker_client *client)

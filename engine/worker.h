@@ -53,6 +53,13 @@ const char *eng_worker_broken(const eng_worker *worker);
  * end. While nothing runs there, or for something short. */
 void eng_worker_call(eng_worker *worker, void (*fn)(void *context), void *context);
 
+/* Control thread: has fn(context) run on the engine thread between two turns, then done(context) on
+ * the control thread, from eng_worker_poll, before any event that was emitted after fn: what the
+ * control thread takes back only on an event of the engine's is still there, if fn saw it. false:
+ * one is under way. No done comes once the worker is stopped. */
+SL_MUST_USE bool eng_worker_ask(eng_worker *worker, void (*fn)(void *context),
+                                void (*done)(void *context), void *context);
+
 /* Control thread. false = the inbox is full (capacity is sized so that this is a bug or an
  * overload: refuse the request). */
 SL_MUST_USE bool eng_worker_post(eng_worker_client *client, const void *command);

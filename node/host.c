@@ -197,18 +197,38 @@ void nod_host_drain(nod_host *host, uint64_t timeout_ns)
     bool registered = host->state == NOD_STATE_READY;
     host->state = NOD_STATE_DRAINING;
     if (host->decode)
-        dec_service_drain(host->decode);
+        dec_service_drain(host->decode, true);
     if (host->prefill)
-        pre_service_drain(host->prefill);
+        pre_service_drain(host->prefill, true);
     rpc_server_set_health(host->server, "", false);
     sl_timer_set(host->drain_timer, sl_loop_now(host->loop) + timeout_ns);
     if (registered)
         tell_cluster(host);
 }
 
+sl_status nod_host_resume(nod_host *host, sl_err *err)
+{
+    if (host->state != NOD_STATE_DRAINING || host->stopping)
+        return sl_fail(err, SL_CONFLICT, "node %s is %s%s: there is no drain to take back",
+                       host->options->name, nod_state_name(host->state),
+                       host->stopping ? " and was told to stop" : "");
+    sl_info("serving on: the drain was taken back");
+    bool registered = clu_registration_registered(host->registration);
+    host->state = registered ? NOD_STATE_READY : NOD_STATE_STARTING;
+    sl_timer_set(host->drain_timer, SL_NEVER);
+    if (host->decode)
+        dec_service_drain(host->decode, false);
+    if (host->prefill)
+        pre_service_drain(host->prefill, false);
+    rpc_server_set_health(host->server, "", true);
+    tell_cluster(host);
+    return sl_ok();
+}
+
 static void on_stop_signal(void *context)
 {
     nod_host *host = context;
+    host->stopping = true;
     nod_host_drain(host, host->options->drain_timeout_ns);
 }
 
@@ -446,6 +466,7 @@ static sl_status start(nod_host *host, sl_err *err)
                                 .stop = on_stop_signal,
                                 .context = host};
     host->reload = nod_reload_create(host);
+    host->ledger = nod_ledger_create(host);
     host->drain_timer = sl_timer_create(host->loop, on_drain_timeout, host);
     SL_TRY(open_engine(host, err));
     SL_TRY(open_transfer(host, err));
@@ -473,6 +494,7 @@ void nod_host_destroy(nod_host *host)
     sl_watch_destroy(host->kvt_watch);
     kvt_context_destroy(host->kvt);
     nod_reload_destroy(host->reload);
+    nod_ledger_destroy(host->ledger);
     pre_service_destroy(host->prefill);
     dec_service_destroy(host->decode);
     eng_worker_destroy(host->worker);

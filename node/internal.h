@@ -17,12 +17,14 @@ typedef enum nod_state {
 } nod_state;
 
 typedef struct nod_reload nod_reload;
+typedef struct nod_ledger nod_ledger;
 
 struct nod_host {
     const nod_options *options;
     nod_state state;
     uint64_t incarnation;
     int exit_code;
+    bool stopping; /* by a signal: a drain is not taken back */
     sl_loop *loop;
     sl_metrics *metrics;
     sl_daemon *daemon;
@@ -38,6 +40,7 @@ struct nod_host {
     clu_etcd *etcd;
     clu_registration *registration;
     nod_reload *reload;
+    nod_ledger *ledger;
     sl_timer *drain_timer;
     sl_timer *gauge_timer;
     sl_metric *pages_gauge, *running_gauge, *waiting_gauge, *etcd_gauge, *kv_gauge, *kv_received,
@@ -54,6 +57,9 @@ const char *nod_state_name(nod_state state);
 void nod_host_load(const nod_host *host, Sluice__V1__Load *out_load);
 /* Starts to drain; again: with an earlier deadline. */
 void nod_host_drain(nod_host *host, uint64_t timeout_ns);
+
+/* Takes a drain back. SL_CONFLICT: none is under way, it leaves already, or it was told to stop. */
+SL_MUST_USE sl_status nod_host_resume(nod_host *host, sl_err *err);
 
 /* Requests that hold anything. */
 uint32_t nod_host_live(const nod_host *host);
@@ -73,8 +79,14 @@ bool nod_reload_active(const nod_reload *reload);
 void nod_reload_continue(nod_reload *reload);
 void nod_reload_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *request);
 
+/* ledger.c */
+nod_ledger *nod_ledger_create(nod_host *host);
+/* When the loop runs no more and the worker is stopped. */
+void nod_ledger_destroy(nod_ledger *ledger);
+void nod_ledger_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *request);
+
 /* service.c: the Node service's handlers. */
-#define NOD_HANDLERS 3
+#define NOD_HANDLERS 5
 void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS]);
 
 /* gauges.c */

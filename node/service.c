@@ -35,8 +35,23 @@ static void on_drain(void *context, rpc_server_call *call, const ProtobufCMessag
     nod_host_load(host, &load);
     Sluice__V1__DrainReply reply = SLUICE__V1__DRAIN_REPLY__INIT;
     reply.running = load.running + load.waiting;
+    reply.deadline_ms = (uint32_t)(timeout_ns / SL_MS_NS);
     rpc_server_call_reply(call, &reply.base);
     nod_host_drain(host, timeout_ns);
+}
+
+static void on_resume(void *context, rpc_server_call *call, const ProtobufCMessage *request)
+{
+    nod_host *host = context;
+    sl_err err;
+    sl_status status = nod_host_resume(host, &err);
+    if (!sl_is_ok(status)) {
+        rpc_server_call_finish(call, status.code, err.text);
+        return;
+    }
+    Sluice__V1__ResumeReply reply = SLUICE__V1__RESUME_REPLY__INIT;
+    reply.state = (char *)nod_state_name(host->state);
+    rpc_server_call_reply(call, &reply.base);
 }
 
 void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS])
@@ -45,4 +60,6 @@ void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS]
     out_handlers[1] = (rpc_handler){&rpc_method_node_drain, on_drain, host};
     out_handlers[2] =
         (rpc_handler){&rpc_method_node_reload_weights, nod_reload_on_call, host->reload};
+    out_handlers[3] = (rpc_handler){&rpc_method_node_resume, on_resume, host};
+    out_handlers[4] = (rpc_handler){&rpc_method_node_get_ledger, nod_ledger_on_call, host->ledger};
 }

@@ -14,6 +14,7 @@
 #include "base/assert.h"
 #include "base/clock.h"
 #include "base/fault.h"
+#include "engine/ledger.h"
 #include "engine/transit.h"
 
 struct pre_compute {
@@ -124,7 +125,10 @@ static void open_task(pre_compute *compute, pre_task *task)
                                  &task->sequence, &task->err);
     if (!sl_is_ok(status)) {
         open_failed(compute, task);
-    } else if (eng_sequence_ready(task->sequence)) {
+        return;
+    }
+    eng_sequence_set_owner(task->sequence, PRE_OWNER_FIRST + task->slot);
+    if (eng_sequence_ready(task->sequence)) {
         opened(compute, task);
     } else {
         sl_assert(compute->opening_count < PRE_JOBS_MAX);

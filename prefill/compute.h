@@ -14,9 +14,11 @@
 extern "C" {
 #endif
 
-#define PRE_JOBS_MAX   256u
-#define PRE_EVENTS_MAX 4096u
-#define PRE_GROUPS_MAX 128u
+#define PRE_JOBS_MAX 256u
+/* The owner of a slot's pages in the engine's ledger: this + slot; decode nodes' are lower. */
+#define PRE_OWNER_FIRST (1u << 16)
+#define PRE_EVENTS_MAX  4096u
+#define PRE_GROUPS_MAX  128u
 
 typedef struct pre_task {
     uint32_t slot; /* control */

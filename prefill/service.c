@@ -32,6 +32,7 @@ typedef struct slot {
     pre_job_state core;
     pre_task *task;
     kvt_send *send;
+    kvt_nonce nonce;
     uint32_t ready[PRE_GROUPS_MAX];     /* blocks whose rows of the group are complete */
     uint32_t announced[PRE_GROUPS_MAX]; /* blocks offered so far */
     uint32_t rows_ready;                /* prompt rows before it are noted */
@@ -508,6 +509,7 @@ static void fill_slot(slot *job, rpc_server_call *call, const Sluice__V1__Prefil
 {
     pre_service *service = job->service;
     memcpy(job->request_id, request->request_id, strlen(request->request_id) + 1);
+    job->nonce = (kvt_nonce){request->ticket->nonce_high, request->ticket->nonce_low};
     job->epoch = request->epoch;
     job->order = service->next_order++;
     job->since = service->rows;
@@ -655,9 +657,49 @@ rpc_handler pre_service_handler(pre_service *service)
     return (rpc_handler){&rpc_method_prefill_run, on_run, service};
 }
 
-void pre_service_drain(pre_service *service)
+void pre_service_drain(pre_service *service, bool draining)
 {
-    service->draining = true;
+    service->draining = draining;
+}
+
+static void fill_transfer(const pre_service *service, const slot *job,
+                          Sluice__V1__LedgerTransfer *out)
+{
+    sluice__v1__ledger_transfer__init(out);
+    out->nonce_high = job->nonce.high;
+    out->nonce_low = job->nonce.low;
+    out->peer = (char *)job->peer;
+    out->first_block = job->task->first_block;
+    out->block_count = job->task->block_count - job->task->first_block;
+    for (uint32_t group = 0; group < service->layout->group_count; group++)
+        out->pieces += job->announced[group] - job->task->first_block;
+}
+
+void pre_service_holders(const pre_service *service,
+                         void (*fn)(void *context, const Sluice__V1__LedgerHolder *holder),
+                         void *context)
+{
+    sl_time_ns now = sl_loop_now(service->options.loop);
+    for (uint32_t i = 0; i < service->options.queue_max; i++) {
+        const slot *job = &service->slots[i];
+        if (!job->used)
+            continue;
+        Sluice__V1__LedgerTransfer transfer;
+        Sluice__V1__LedgerHolder holder = SLUICE__V1__LEDGER_HOLDER__INIT;
+        holder.id = PRE_OWNER_FIRST + i;
+        holder.kind = (char *)"job";
+        holder.request_id = (char *)job->request_id;
+        holder.epoch = job->epoch;
+        holder.state = (char *)pre_state_name(job->core.state);
+        if (job->core.deadline > now)
+            holder.deadline_ms = (uint32_t)((job->core.deadline - now) / SL_MS_NS);
+        holder.router = (char *)(job->call ? rpc_server_call_peer(job->call) : "");
+        if (job->send) {
+            fill_transfer(service, job, &transfer);
+            holder.transfer = &transfer;
+        }
+        fn(context, &holder);
+    }
 }
 
 void pre_service_hold(pre_service *service, bool held)

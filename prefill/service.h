@@ -12,6 +12,7 @@
 #include "engine/worker.h"
 #include "kvtransfer/kvtransfer.h"
 #include "prefill/compute.h"
+#include "proto/sluice/v1/node.pb-c.h"
 #include "proto/sluice/v1/types.pb-c.h"
 #include "rpc/methods.h"
 #include "rpc/server.h"
@@ -46,8 +47,12 @@ void pre_service_destroy(pre_service *service);
 rpc_handler pre_service_handler(pre_service *service);
 /* A KVT_EVENT_SEND_* of the node's context. */
 void pre_service_on_transfer(pre_service *service, const kvt_event *event);
-/* Refuses new jobs from now on. */
-void pre_service_drain(pre_service *service);
+/* Calls fn for each job that holds anything, with what the node's ledger says of it. Borrowed. */
+void pre_service_holders(const pre_service *service,
+                         void (*fn)(void *context, const Sluice__V1__LedgerHolder *holder),
+                         void *context);
+/* Refuses new jobs; false: takes them again. */
+void pre_service_drain(pre_service *service, bool draining);
 /* Refuses new jobs as if there were no room, so that routers wait or go elsewhere. */
 void pre_service_hold(pre_service *service, bool held);
 /* Jobs that hold anything. */

@@ -105,10 +105,20 @@ const rpc_method rpc_method_node_drain = {
     &sluice__v1__drain_request__descriptor,
     &sluice__v1__drain_reply__descriptor};
 
+const rpc_method rpc_method_node_resume = {
+    "/sluice.v1.Node/Resume", RPC_UNARY,
+    &sluice__v1__resume_request__descriptor,
+    &sluice__v1__resume_reply__descriptor};
+
 const rpc_method rpc_method_node_reload_weights = {
     "/sluice.v1.Node/ReloadWeights", RPC_UNARY,
     &sluice__v1__reload_weights_request__descriptor,
     &sluice__v1__reload_weights_reply__descriptor};
+
+const rpc_method rpc_method_node_get_ledger = {
+    "/sluice.v1.Node/GetLedger", RPC_SERVER_STREAM,
+    &sluice__v1__ledger_request__descriptor,
+    &sluice__v1__ledger_part__descriptor};
 
 const rpc_method rpc_method_prefill_run = {
     "/sluice.v1.Prefill/Run", RPC_SERVER_STREAM,

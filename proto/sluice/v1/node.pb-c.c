@@ -187,6 +187,96 @@ void   sluice__v1__drain_reply__free_unpacked
   assert(message->base.descriptor == &sluice__v1__drain_reply__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   sluice__v1__resume_request__init
+                     (Sluice__V1__ResumeRequest         *message)
+{
+  static const Sluice__V1__ResumeRequest init_value = SLUICE__V1__RESUME_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__resume_request__get_packed_size
+                     (const Sluice__V1__ResumeRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__resume_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__resume_request__pack
+                     (const Sluice__V1__ResumeRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__resume_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__resume_request__pack_to_buffer
+                     (const Sluice__V1__ResumeRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__resume_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__ResumeRequest *
+       sluice__v1__resume_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__ResumeRequest *)
+     protobuf_c_message_unpack (&sluice__v1__resume_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__resume_request__free_unpacked
+                     (Sluice__V1__ResumeRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__resume_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__resume_reply__init
+                     (Sluice__V1__ResumeReply         *message)
+{
+  static const Sluice__V1__ResumeReply init_value = SLUICE__V1__RESUME_REPLY__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__resume_reply__get_packed_size
+                     (const Sluice__V1__ResumeReply *message)
+{
+  assert(message->base.descriptor == &sluice__v1__resume_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__resume_reply__pack
+                     (const Sluice__V1__ResumeReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__resume_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__resume_reply__pack_to_buffer
+                     (const Sluice__V1__ResumeReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__resume_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__ResumeReply *
+       sluice__v1__resume_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__ResumeReply *)
+     protobuf_c_message_unpack (&sluice__v1__resume_reply__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__resume_reply__free_unpacked
+                     (Sluice__V1__ResumeReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__resume_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   sluice__v1__reload_weights_request__init
                      (Sluice__V1__ReloadWeightsRequest         *message)
 {
@@ -275,6 +365,321 @@ void   sluice__v1__reload_weights_reply__free_unpacked
   if(!message)
     return;
   assert(message->base.descriptor == &sluice__v1__reload_weights_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__ledger_request__init
+                     (Sluice__V1__LedgerRequest         *message)
+{
+  static const Sluice__V1__LedgerRequest init_value = SLUICE__V1__LEDGER_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__ledger_request__get_packed_size
+                     (const Sluice__V1__LedgerRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__ledger_request__pack
+                     (const Sluice__V1__LedgerRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__ledger_request__pack_to_buffer
+                     (const Sluice__V1__LedgerRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__LedgerRequest *
+       sluice__v1__ledger_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__LedgerRequest *)
+     protobuf_c_message_unpack (&sluice__v1__ledger_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__ledger_request__free_unpacked
+                     (Sluice__V1__LedgerRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__ledger_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__ledger_totals__init
+                     (Sluice__V1__LedgerTotals         *message)
+{
+  static const Sluice__V1__LedgerTotals init_value = SLUICE__V1__LEDGER_TOTALS__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__ledger_totals__get_packed_size
+                     (const Sluice__V1__LedgerTotals *message)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_totals__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__ledger_totals__pack
+                     (const Sluice__V1__LedgerTotals *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_totals__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__ledger_totals__pack_to_buffer
+                     (const Sluice__V1__LedgerTotals *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_totals__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__LedgerTotals *
+       sluice__v1__ledger_totals__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__LedgerTotals *)
+     protobuf_c_message_unpack (&sluice__v1__ledger_totals__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__ledger_totals__free_unpacked
+                     (Sluice__V1__LedgerTotals *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__ledger_totals__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__ledger_transfer__init
+                     (Sluice__V1__LedgerTransfer         *message)
+{
+  static const Sluice__V1__LedgerTransfer init_value = SLUICE__V1__LEDGER_TRANSFER__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__ledger_transfer__get_packed_size
+                     (const Sluice__V1__LedgerTransfer *message)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_transfer__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__ledger_transfer__pack
+                     (const Sluice__V1__LedgerTransfer *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_transfer__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__ledger_transfer__pack_to_buffer
+                     (const Sluice__V1__LedgerTransfer *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_transfer__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__LedgerTransfer *
+       sluice__v1__ledger_transfer__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__LedgerTransfer *)
+     protobuf_c_message_unpack (&sluice__v1__ledger_transfer__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__ledger_transfer__free_unpacked
+                     (Sluice__V1__LedgerTransfer *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__ledger_transfer__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__ledger_holder__init
+                     (Sluice__V1__LedgerHolder         *message)
+{
+  static const Sluice__V1__LedgerHolder init_value = SLUICE__V1__LEDGER_HOLDER__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__ledger_holder__get_packed_size
+                     (const Sluice__V1__LedgerHolder *message)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_holder__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__ledger_holder__pack
+                     (const Sluice__V1__LedgerHolder *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_holder__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__ledger_holder__pack_to_buffer
+                     (const Sluice__V1__LedgerHolder *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_holder__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__LedgerHolder *
+       sluice__v1__ledger_holder__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__LedgerHolder *)
+     protobuf_c_message_unpack (&sluice__v1__ledger_holder__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__ledger_holder__free_unpacked
+                     (Sluice__V1__LedgerHolder *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__ledger_holder__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__ledger_run__init
+                     (Sluice__V1__LedgerRun         *message)
+{
+  static const Sluice__V1__LedgerRun init_value = SLUICE__V1__LEDGER_RUN__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__ledger_run__get_packed_size
+                     (const Sluice__V1__LedgerRun *message)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_run__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__ledger_run__pack
+                     (const Sluice__V1__LedgerRun *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_run__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__ledger_run__pack_to_buffer
+                     (const Sluice__V1__LedgerRun *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_run__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__LedgerRun *
+       sluice__v1__ledger_run__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__LedgerRun *)
+     protobuf_c_message_unpack (&sluice__v1__ledger_run__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__ledger_run__free_unpacked
+                     (Sluice__V1__LedgerRun *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__ledger_run__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__ledger_binding__init
+                     (Sluice__V1__LedgerBinding         *message)
+{
+  static const Sluice__V1__LedgerBinding init_value = SLUICE__V1__LEDGER_BINDING__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__ledger_binding__get_packed_size
+                     (const Sluice__V1__LedgerBinding *message)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_binding__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__ledger_binding__pack
+                     (const Sluice__V1__LedgerBinding *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_binding__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__ledger_binding__pack_to_buffer
+                     (const Sluice__V1__LedgerBinding *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_binding__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__LedgerBinding *
+       sluice__v1__ledger_binding__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__LedgerBinding *)
+     protobuf_c_message_unpack (&sluice__v1__ledger_binding__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__ledger_binding__free_unpacked
+                     (Sluice__V1__LedgerBinding *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__ledger_binding__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__ledger_part__init
+                     (Sluice__V1__LedgerPart         *message)
+{
+  static const Sluice__V1__LedgerPart init_value = SLUICE__V1__LEDGER_PART__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__ledger_part__get_packed_size
+                     (const Sluice__V1__LedgerPart *message)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_part__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__ledger_part__pack
+                     (const Sluice__V1__LedgerPart *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_part__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__ledger_part__pack_to_buffer
+                     (const Sluice__V1__LedgerPart *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__ledger_part__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__LedgerPart *
+       sluice__v1__ledger_part__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__LedgerPart *)
+     protobuf_c_message_unpack (&sluice__v1__ledger_part__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__ledger_part__free_unpacked
+                     (Sluice__V1__LedgerPart *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__ledger_part__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
 #define sluice__v1__node_status_request__field_descriptors NULL
@@ -475,7 +880,7 @@ const ProtobufCMessageDescriptor sluice__v1__drain_request__descriptor =
   (ProtobufCMessageInit) sluice__v1__drain_request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__drain_reply__field_descriptors[1] =
+static const ProtobufCFieldDescriptor sluice__v1__drain_reply__field_descriptors[2] =
 {
   {
     "running",
@@ -489,14 +894,27 @@ static const ProtobufCFieldDescriptor sluice__v1__drain_reply__field_descriptors
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "deadline_ms",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__DrainReply, deadline_ms),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__drain_reply__field_indices_by_name[] = {
+  1,   /* field[1] = deadline_ms */
   0,   /* field[0] = running */
 };
 static const ProtobufCIntRange sluice__v1__drain_reply__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 1 }
+  { 0, 2 }
 };
 const ProtobufCMessageDescriptor sluice__v1__drain_reply__descriptor =
 {
@@ -506,11 +924,67 @@ const ProtobufCMessageDescriptor sluice__v1__drain_reply__descriptor =
   "Sluice__V1__DrainReply",
   "sluice.v1",
   sizeof(Sluice__V1__DrainReply),
-  1,
+  2,
   sluice__v1__drain_reply__field_descriptors,
   sluice__v1__drain_reply__field_indices_by_name,
   1,  sluice__v1__drain_reply__number_ranges,
   (ProtobufCMessageInit) sluice__v1__drain_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+#define sluice__v1__resume_request__field_descriptors NULL
+#define sluice__v1__resume_request__field_indices_by_name NULL
+#define sluice__v1__resume_request__number_ranges NULL
+const ProtobufCMessageDescriptor sluice__v1__resume_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.ResumeRequest",
+  "ResumeRequest",
+  "Sluice__V1__ResumeRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__ResumeRequest),
+  0,
+  sluice__v1__resume_request__field_descriptors,
+  sluice__v1__resume_request__field_indices_by_name,
+  0,  sluice__v1__resume_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__resume_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__resume_reply__field_descriptors[1] =
+{
+  {
+    "state",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ResumeReply, state),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__resume_reply__field_indices_by_name[] = {
+  0,   /* field[0] = state */
+};
+static const ProtobufCIntRange sluice__v1__resume_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 1 }
+};
+const ProtobufCMessageDescriptor sluice__v1__resume_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.ResumeReply",
+  "ResumeReply",
+  "Sluice__V1__ResumeReply",
+  "sluice.v1",
+  sizeof(Sluice__V1__ResumeReply),
+  1,
+  sluice__v1__resume_reply__field_descriptors,
+  sluice__v1__resume_reply__field_indices_by_name,
+  1,  sluice__v1__resume_reply__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__resume_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor sluice__v1__reload_weights_request__field_descriptors[3] =
@@ -641,16 +1115,809 @@ const ProtobufCMessageDescriptor sluice__v1__reload_weights_reply__descriptor =
   (ProtobufCMessageInit) sluice__v1__reload_weights_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCMethodDescriptor sluice__v1__node__method_descriptors[3] =
+#define sluice__v1__ledger_request__field_descriptors NULL
+#define sluice__v1__ledger_request__field_indices_by_name NULL
+#define sluice__v1__ledger_request__number_ranges NULL
+const ProtobufCMessageDescriptor sluice__v1__ledger_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.LedgerRequest",
+  "LedgerRequest",
+  "Sluice__V1__LedgerRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__LedgerRequest),
+  0,
+  sluice__v1__ledger_request__field_descriptors,
+  sluice__v1__ledger_request__field_indices_by_name,
+  0,  sluice__v1__ledger_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__ledger_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__ledger_totals__field_descriptors[14] =
+{
+  {
+    "node",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, node),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "role",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, role),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "incarnation",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_FIXED64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, incarnation),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "state",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, state),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pages",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, pages),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pages_free",
+    6,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, pages_free),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pages_kept",
+    7,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, pages_kept),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pages_promised",
+    8,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, pages_promised),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "slots",
+    9,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, slots),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "slots_free",
+    10,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, slots_free),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "moves",
+    11,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, moves),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "sends_open",
+    12,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, sends_open),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "recvs_open",
+    13,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, recvs_open),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "recvs_quarantined",
+    14,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, recvs_quarantined),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__ledger_totals__field_indices_by_name[] = {
+  2,   /* field[2] = incarnation */
+  10,   /* field[10] = moves */
+  0,   /* field[0] = node */
+  4,   /* field[4] = pages */
+  5,   /* field[5] = pages_free */
+  6,   /* field[6] = pages_kept */
+  7,   /* field[7] = pages_promised */
+  12,   /* field[12] = recvs_open */
+  13,   /* field[13] = recvs_quarantined */
+  1,   /* field[1] = role */
+  11,   /* field[11] = sends_open */
+  8,   /* field[8] = slots */
+  9,   /* field[9] = slots_free */
+  3,   /* field[3] = state */
+};
+static const ProtobufCIntRange sluice__v1__ledger_totals__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 14 }
+};
+const ProtobufCMessageDescriptor sluice__v1__ledger_totals__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.LedgerTotals",
+  "LedgerTotals",
+  "Sluice__V1__LedgerTotals",
+  "sluice.v1",
+  sizeof(Sluice__V1__LedgerTotals),
+  14,
+  sluice__v1__ledger_totals__field_descriptors,
+  sluice__v1__ledger_totals__field_indices_by_name,
+  1,  sluice__v1__ledger_totals__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__ledger_totals__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__ledger_transfer__field_descriptors[7] =
+{
+  {
+    "nonce_high",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_FIXED64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTransfer, nonce_high),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "nonce_low",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_FIXED64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTransfer, nonce_low),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "receives",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTransfer, receives),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "peer",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTransfer, peer),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "first_block",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTransfer, first_block),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "block_count",
+    6,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTransfer, block_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pieces",
+    7,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTransfer, pieces),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__ledger_transfer__field_indices_by_name[] = {
+  5,   /* field[5] = block_count */
+  4,   /* field[4] = first_block */
+  0,   /* field[0] = nonce_high */
+  1,   /* field[1] = nonce_low */
+  3,   /* field[3] = peer */
+  6,   /* field[6] = pieces */
+  2,   /* field[2] = receives */
+};
+static const ProtobufCIntRange sluice__v1__ledger_transfer__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 7 }
+};
+const ProtobufCMessageDescriptor sluice__v1__ledger_transfer__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.LedgerTransfer",
+  "LedgerTransfer",
+  "Sluice__V1__LedgerTransfer",
+  "sluice.v1",
+  sizeof(Sluice__V1__LedgerTransfer),
+  7,
+  sluice__v1__ledger_transfer__field_descriptors,
+  sluice__v1__ledger_transfer__field_indices_by_name,
+  1,  sluice__v1__ledger_transfer__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__ledger_transfer__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__ledger_holder__field_descriptors[9] =
+{
+  {
+    "id",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerHolder, id),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "kind",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerHolder, kind),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "request_id",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerHolder, request_id),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "epoch",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerHolder, epoch),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "state",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerHolder, state),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "deadline_ms",
+    6,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerHolder, deadline_ms),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "router",
+    7,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerHolder, router),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pages_promised",
+    8,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerHolder, pages_promised),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "transfer",
+    9,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerHolder, transfer),
+    &sluice__v1__ledger_transfer__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__ledger_holder__field_indices_by_name[] = {
+  5,   /* field[5] = deadline_ms */
+  3,   /* field[3] = epoch */
+  0,   /* field[0] = id */
+  1,   /* field[1] = kind */
+  7,   /* field[7] = pages_promised */
+  2,   /* field[2] = request_id */
+  6,   /* field[6] = router */
+  4,   /* field[4] = state */
+  8,   /* field[8] = transfer */
+};
+static const ProtobufCIntRange sluice__v1__ledger_holder__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 9 }
+};
+const ProtobufCMessageDescriptor sluice__v1__ledger_holder__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.LedgerHolder",
+  "LedgerHolder",
+  "Sluice__V1__LedgerHolder",
+  "sluice.v1",
+  sizeof(Sluice__V1__LedgerHolder),
+  9,
+  sluice__v1__ledger_holder__field_descriptors,
+  sluice__v1__ledger_holder__field_indices_by_name,
+  1,  sluice__v1__ledger_holder__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__ledger_holder__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__ledger_run__field_descriptors[5] =
+{
+  {
+    "tier",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_ENUM,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerRun, tier),
+    &sluice__v1__ledger_tier__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "first",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerRun, first),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "count",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerRun, count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "state",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_ENUM,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerRun, state),
+    &sluice__v1__ledger_state__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "shares",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerRun, shares),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__ledger_run__field_indices_by_name[] = {
+  2,   /* field[2] = count */
+  1,   /* field[1] = first */
+  4,   /* field[4] = shares */
+  3,   /* field[3] = state */
+  0,   /* field[0] = tier */
+};
+static const ProtobufCIntRange sluice__v1__ledger_run__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 5 }
+};
+const ProtobufCMessageDescriptor sluice__v1__ledger_run__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.LedgerRun",
+  "LedgerRun",
+  "Sluice__V1__LedgerRun",
+  "sluice.v1",
+  sizeof(Sluice__V1__LedgerRun),
+  5,
+  sluice__v1__ledger_run__field_descriptors,
+  sluice__v1__ledger_run__field_indices_by_name,
+  1,  sluice__v1__ledger_run__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__ledger_run__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__ledger_binding__field_descriptors[4] =
+{
+  {
+    "holder",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerBinding, holder),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "block",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerBinding, block),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "page",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerBinding, page),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "count",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerBinding, count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__ledger_binding__field_indices_by_name[] = {
+  1,   /* field[1] = block */
+  3,   /* field[3] = count */
+  0,   /* field[0] = holder */
+  2,   /* field[2] = page */
+};
+static const ProtobufCIntRange sluice__v1__ledger_binding__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor sluice__v1__ledger_binding__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.LedgerBinding",
+  "LedgerBinding",
+  "Sluice__V1__LedgerBinding",
+  "sluice.v1",
+  sizeof(Sluice__V1__LedgerBinding),
+  4,
+  sluice__v1__ledger_binding__field_descriptors,
+  sluice__v1__ledger_binding__field_indices_by_name,
+  1,  sluice__v1__ledger_binding__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__ledger_binding__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__ledger_part__field_descriptors[4] =
+{
+  {
+    "totals",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerPart, totals),
+    &sluice__v1__ledger_totals__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "holders",
+    2,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Sluice__V1__LedgerPart, n_holders),
+    offsetof(Sluice__V1__LedgerPart, holders),
+    &sluice__v1__ledger_holder__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "runs",
+    3,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Sluice__V1__LedgerPart, n_runs),
+    offsetof(Sluice__V1__LedgerPart, runs),
+    &sluice__v1__ledger_run__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "bindings",
+    4,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Sluice__V1__LedgerPart, n_bindings),
+    offsetof(Sluice__V1__LedgerPart, bindings),
+    &sluice__v1__ledger_binding__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__ledger_part__field_indices_by_name[] = {
+  3,   /* field[3] = bindings */
+  1,   /* field[1] = holders */
+  2,   /* field[2] = runs */
+  0,   /* field[0] = totals */
+};
+static const ProtobufCIntRange sluice__v1__ledger_part__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor sluice__v1__ledger_part__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.LedgerPart",
+  "LedgerPart",
+  "Sluice__V1__LedgerPart",
+  "sluice.v1",
+  sizeof(Sluice__V1__LedgerPart),
+  4,
+  sluice__v1__ledger_part__field_descriptors,
+  sluice__v1__ledger_part__field_indices_by_name,
+  1,  sluice__v1__ledger_part__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__ledger_part__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCEnumValue sluice__v1__ledger_tier__enum_values_by_number[2] =
+{
+  { "LEDGER_TIER_MEMORY", "SLUICE__V1__LEDGER_TIER__LEDGER_TIER_MEMORY", 0 },
+  { "LEDGER_TIER_FILE", "SLUICE__V1__LEDGER_TIER__LEDGER_TIER_FILE", 1 },
+};
+static const ProtobufCIntRange sluice__v1__ledger_tier__value_ranges[] = {
+{0, 0},{0, 2}
+};
+static const ProtobufCEnumValueIndex sluice__v1__ledger_tier__enum_values_by_name[2] =
+{
+  { "LEDGER_TIER_FILE", 1 },
+  { "LEDGER_TIER_MEMORY", 0 },
+};
+const ProtobufCEnumDescriptor sluice__v1__ledger_tier__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "sluice.v1.LedgerTier",
+  "LedgerTier",
+  "Sluice__V1__LedgerTier",
+  "sluice.v1",
+  2,
+  sluice__v1__ledger_tier__enum_values_by_number,
+  2,
+  sluice__v1__ledger_tier__enum_values_by_name,
+  1,
+  sluice__v1__ledger_tier__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
+};
+static const ProtobufCEnumValue sluice__v1__ledger_state__enum_values_by_number[5] =
+{
+  { "LEDGER_STATE_FREE", "SLUICE__V1__LEDGER_STATE__LEDGER_STATE_FREE", 0 },
+  { "LEDGER_STATE_PRIVATE", "SLUICE__V1__LEDGER_STATE__LEDGER_STATE_PRIVATE", 1 },
+  { "LEDGER_STATE_SEALED", "SLUICE__V1__LEDGER_STATE__LEDGER_STATE_SEALED", 2 },
+  { "LEDGER_STATE_KEPT", "SLUICE__V1__LEDGER_STATE__LEDGER_STATE_KEPT", 3 },
+  { "LEDGER_STATE_STORED", "SLUICE__V1__LEDGER_STATE__LEDGER_STATE_STORED", 4 },
+};
+static const ProtobufCIntRange sluice__v1__ledger_state__value_ranges[] = {
+{0, 0},{0, 5}
+};
+static const ProtobufCEnumValueIndex sluice__v1__ledger_state__enum_values_by_name[5] =
+{
+  { "LEDGER_STATE_FREE", 0 },
+  { "LEDGER_STATE_KEPT", 3 },
+  { "LEDGER_STATE_PRIVATE", 1 },
+  { "LEDGER_STATE_SEALED", 2 },
+  { "LEDGER_STATE_STORED", 4 },
+};
+const ProtobufCEnumDescriptor sluice__v1__ledger_state__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "sluice.v1.LedgerState",
+  "LedgerState",
+  "Sluice__V1__LedgerState",
+  "sluice.v1",
+  5,
+  sluice__v1__ledger_state__enum_values_by_number,
+  5,
+  sluice__v1__ledger_state__enum_values_by_name,
+  1,
+  sluice__v1__ledger_state__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
+};
+static const ProtobufCMethodDescriptor sluice__v1__node__method_descriptors[5] =
 {
   { "GetStatus", &sluice__v1__node_status_request__descriptor, &sluice__v1__node_status__descriptor },
   { "Drain", &sluice__v1__drain_request__descriptor, &sluice__v1__drain_reply__descriptor },
+  { "Resume", &sluice__v1__resume_request__descriptor, &sluice__v1__resume_reply__descriptor },
   { "ReloadWeights", &sluice__v1__reload_weights_request__descriptor, &sluice__v1__reload_weights_reply__descriptor },
+  { "GetLedger", &sluice__v1__ledger_request__descriptor, &sluice__v1__ledger_part__descriptor },
 };
 const unsigned sluice__v1__node__method_indices_by_name[] = {
   1,        /* Drain */
+  4,        /* GetLedger */
   0,        /* GetStatus */
-  2         /* ReloadWeights */
+  3,        /* ReloadWeights */
+  2         /* Resume */
 };
 const ProtobufCServiceDescriptor sluice__v1__node__descriptor =
 {
@@ -659,7 +1926,7 @@ const ProtobufCServiceDescriptor sluice__v1__node__descriptor =
   "Node",
   "Sluice__V1__Node",
   "sluice.v1",
-  3,
+  5,
   sluice__v1__node__method_descriptors,
   sluice__v1__node__method_indices_by_name
 };
@@ -679,13 +1946,29 @@ void sluice__v1__node__drain(ProtobufCService *service,
   assert(service->descriptor == &sluice__v1__node__descriptor);
   service->invoke(service, 1, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
+void sluice__v1__node__resume(ProtobufCService *service,
+                              const Sluice__V1__ResumeRequest *input,
+                              Sluice__V1__ResumeReply_Closure closure,
+                              void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__node__descriptor);
+  service->invoke(service, 2, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
 void sluice__v1__node__reload_weights(ProtobufCService *service,
                                       const Sluice__V1__ReloadWeightsRequest *input,
                                       Sluice__V1__ReloadWeightsReply_Closure closure,
                                       void *closure_data)
 {
   assert(service->descriptor == &sluice__v1__node__descriptor);
-  service->invoke(service, 2, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+  service->invoke(service, 3, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void sluice__v1__node__get_ledger(ProtobufCService *service,
+                                  const Sluice__V1__LedgerRequest *input,
+                                  Sluice__V1__LedgerPart_Closure closure,
+                                  void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__node__descriptor);
+  service->invoke(service, 4, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__node__init (Sluice__V1__Node_Service *service,
                              Sluice__V1__Node_ServiceDestroy destroy)

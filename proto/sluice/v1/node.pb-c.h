@@ -20,12 +20,46 @@ typedef struct Sluice__V1__NodeStatusRequest Sluice__V1__NodeStatusRequest;
 typedef struct Sluice__V1__NodeStatus Sluice__V1__NodeStatus;
 typedef struct Sluice__V1__DrainRequest Sluice__V1__DrainRequest;
 typedef struct Sluice__V1__DrainReply Sluice__V1__DrainReply;
+typedef struct Sluice__V1__ResumeRequest Sluice__V1__ResumeRequest;
+typedef struct Sluice__V1__ResumeReply Sluice__V1__ResumeReply;
 typedef struct Sluice__V1__ReloadWeightsRequest Sluice__V1__ReloadWeightsRequest;
 typedef struct Sluice__V1__ReloadWeightsReply Sluice__V1__ReloadWeightsReply;
+typedef struct Sluice__V1__LedgerRequest Sluice__V1__LedgerRequest;
+typedef struct Sluice__V1__LedgerTotals Sluice__V1__LedgerTotals;
+typedef struct Sluice__V1__LedgerTransfer Sluice__V1__LedgerTransfer;
+typedef struct Sluice__V1__LedgerHolder Sluice__V1__LedgerHolder;
+typedef struct Sluice__V1__LedgerRun Sluice__V1__LedgerRun;
+typedef struct Sluice__V1__LedgerBinding Sluice__V1__LedgerBinding;
+typedef struct Sluice__V1__LedgerPart Sluice__V1__LedgerPart;
 
 
 /* --- enums --- */
 
+typedef enum _Sluice__V1__LedgerTier {
+  SLUICE__V1__LEDGER_TIER__LEDGER_TIER_MEMORY = 0,
+  SLUICE__V1__LEDGER_TIER__LEDGER_TIER_FILE = 1
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(SLUICE__V1__LEDGER_TIER)
+} Sluice__V1__LedgerTier;
+typedef enum _Sluice__V1__LedgerState {
+  SLUICE__V1__LEDGER_STATE__LEDGER_STATE_FREE = 0,
+  /*
+   * one holder writes it
+   */
+  SLUICE__V1__LEDGER_STATE__LEDGER_STATE_PRIVATE = 1,
+  /*
+   * holders share it
+   */
+  SLUICE__V1__LEDGER_STATE__LEDGER_STATE_SEALED = 2,
+  /*
+   * the prefix index has it
+   */
+  SLUICE__V1__LEDGER_STATE__LEDGER_STATE_KEPT = 3,
+  /*
+   * the second tier has it
+   */
+  SLUICE__V1__LEDGER_STATE__LEDGER_STATE_STORED = 4
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(SLUICE__V1__LEDGER_STATE)
+} Sluice__V1__LedgerState;
 
 /* --- messages --- */
 
@@ -76,10 +110,33 @@ struct  Sluice__V1__DrainReply
 {
   ProtobufCMessage base;
   uint32_t running;
+  /*
+   * when it leaves at the latest, from now
+   */
+  uint32_t deadline_ms;
 };
 #define SLUICE__V1__DRAIN_REPLY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__drain_reply__descriptor) \
-    , 0 }
+    , 0, 0 }
+
+
+struct  Sluice__V1__ResumeRequest
+{
+  ProtobufCMessage base;
+};
+#define SLUICE__V1__RESUME_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__resume_request__descriptor) \
+     }
+
+
+struct  Sluice__V1__ResumeReply
+{
+  ProtobufCMessage base;
+  char *state;
+};
+#define SLUICE__V1__RESUME_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__resume_reply__descriptor) \
+    , (char *)protobuf_c_empty_string }
 
 
 /*
@@ -119,6 +176,157 @@ struct  Sluice__V1__ReloadWeightsReply
 #define SLUICE__V1__RELOAD_WEIGHTS_REPLY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__reload_weights_reply__descriptor) \
     , NULL, 0, 0 }
+
+
+struct  Sluice__V1__LedgerRequest
+{
+  ProtobufCMessage base;
+};
+#define SLUICE__V1__LEDGER_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__ledger_request__descriptor) \
+     }
+
+
+/*
+ * What the node itself counts.
+ */
+struct  Sluice__V1__LedgerTotals
+{
+  ProtobufCMessage base;
+  char *node;
+  char *role;
+  uint64_t incarnation;
+  char *state;
+  uint32_t pages;
+  uint32_t pages_free;
+  uint32_t pages_kept;
+  /*
+   * to holders, not bound yet
+   */
+  uint32_t pages_promised;
+  /*
+   * pages of the second tier
+   */
+  uint32_t slots;
+  uint32_t slots_free;
+  /*
+   * reads and writes of the second tier under way
+   */
+  uint32_t moves;
+  uint32_t sends_open;
+  uint32_t recvs_open;
+  uint32_t recvs_quarantined;
+};
+#define SLUICE__V1__LEDGER_TOTALS__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__ledger_totals__descriptor) \
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+
+
+/*
+ * One end of a transfer.
+ */
+struct  Sluice__V1__LedgerTransfer
+{
+  ProtobufCMessage base;
+  uint64_t nonce_high;
+  uint64_t nonce_low;
+  protobuf_c_boolean receives;
+  /*
+   * the decode node; "" on the decode node itself
+   */
+  char *peer;
+  uint32_t first_block;
+  uint32_t block_count;
+  /*
+   * announced by the sender, verified by the receiver
+   */
+  uint32_t pieces;
+};
+#define SLUICE__V1__LEDGER_TRANSFER__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__ledger_transfer__descriptor) \
+    , 0, 0, 0, (char *)protobuf_c_empty_string, 0, 0, 0 }
+
+
+/*
+ * A request's sequence (decode) or job (prefill).
+ */
+struct  Sluice__V1__LedgerHolder
+{
+  ProtobufCMessage base;
+  /*
+   * in this ledger
+   */
+  uint32_t id;
+  char *kind;
+  char *request_id;
+  uint32_t epoch;
+  char *state;
+  /*
+   * from now, when its state ends by itself; 0 = other than by time
+   */
+  uint32_t deadline_ms;
+  /*
+   * whose stream or call it hangs on; "" = it is being closed
+   */
+  char *router;
+  uint32_t pages_promised;
+  Sluice__V1__LedgerTransfer *transfer;
+};
+#define SLUICE__V1__LEDGER_HOLDER__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__ledger_holder__descriptor) \
+    , 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0, NULL }
+
+
+/*
+ * Pages [first, first + count) are all alike.
+ */
+struct  Sluice__V1__LedgerRun
+{
+  ProtobufCMessage base;
+  Sluice__V1__LedgerTier tier;
+  uint32_t first;
+  uint32_t count;
+  Sluice__V1__LedgerState state;
+  /*
+   * sequences that have them bound
+   */
+  uint32_t shares;
+};
+#define SLUICE__V1__LEDGER_RUN__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__ledger_run__descriptor) \
+    , SLUICE__V1__LEDGER_TIER__LEDGER_TIER_MEMORY, 0, 0, SLUICE__V1__LEDGER_STATE__LEDGER_STATE_FREE, 0 }
+
+
+/*
+ * Blocks of a holder from `block` on, in pages [page, page + count). Holder 0: nobody's.
+ */
+struct  Sluice__V1__LedgerBinding
+{
+  ProtobufCMessage base;
+  uint32_t holder;
+  uint32_t block;
+  uint32_t page;
+  uint32_t count;
+};
+#define SLUICE__V1__LEDGER_BINDING__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__ledger_binding__descriptor) \
+    , 0, 0, 0, 0 }
+
+
+struct  Sluice__V1__LedgerPart
+{
+  ProtobufCMessage base;
+  Sluice__V1__LedgerTotals *totals;
+  size_t n_holders;
+  Sluice__V1__LedgerHolder **holders;
+  size_t n_runs;
+  Sluice__V1__LedgerRun **runs;
+  size_t n_bindings;
+  Sluice__V1__LedgerBinding **bindings;
+};
+#define SLUICE__V1__LEDGER_PART__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__ledger_part__descriptor) \
+    , NULL, 0,NULL, 0,NULL, 0,NULL }
 
 
 /* Sluice__V1__NodeStatusRequest methods */
@@ -197,6 +405,44 @@ Sluice__V1__DrainReply *
 void   sluice__v1__drain_reply__free_unpacked
                      (Sluice__V1__DrainReply *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__ResumeRequest methods */
+void   sluice__v1__resume_request__init
+                     (Sluice__V1__ResumeRequest         *message);
+size_t sluice__v1__resume_request__get_packed_size
+                     (const Sluice__V1__ResumeRequest   *message);
+size_t sluice__v1__resume_request__pack
+                     (const Sluice__V1__ResumeRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__resume_request__pack_to_buffer
+                     (const Sluice__V1__ResumeRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__ResumeRequest *
+       sluice__v1__resume_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__resume_request__free_unpacked
+                     (Sluice__V1__ResumeRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__ResumeReply methods */
+void   sluice__v1__resume_reply__init
+                     (Sluice__V1__ResumeReply         *message);
+size_t sluice__v1__resume_reply__get_packed_size
+                     (const Sluice__V1__ResumeReply   *message);
+size_t sluice__v1__resume_reply__pack
+                     (const Sluice__V1__ResumeReply   *message,
+                      uint8_t             *out);
+size_t sluice__v1__resume_reply__pack_to_buffer
+                     (const Sluice__V1__ResumeReply   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__ResumeReply *
+       sluice__v1__resume_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__resume_reply__free_unpacked
+                     (Sluice__V1__ResumeReply *message,
+                      ProtobufCAllocator *allocator);
 /* Sluice__V1__ReloadWeightsRequest methods */
 void   sluice__v1__reload_weights_request__init
                      (Sluice__V1__ReloadWeightsRequest         *message);
@@ -235,6 +481,139 @@ Sluice__V1__ReloadWeightsReply *
 void   sluice__v1__reload_weights_reply__free_unpacked
                      (Sluice__V1__ReloadWeightsReply *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__LedgerRequest methods */
+void   sluice__v1__ledger_request__init
+                     (Sluice__V1__LedgerRequest         *message);
+size_t sluice__v1__ledger_request__get_packed_size
+                     (const Sluice__V1__LedgerRequest   *message);
+size_t sluice__v1__ledger_request__pack
+                     (const Sluice__V1__LedgerRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__ledger_request__pack_to_buffer
+                     (const Sluice__V1__LedgerRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__LedgerRequest *
+       sluice__v1__ledger_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__ledger_request__free_unpacked
+                     (Sluice__V1__LedgerRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__LedgerTotals methods */
+void   sluice__v1__ledger_totals__init
+                     (Sluice__V1__LedgerTotals         *message);
+size_t sluice__v1__ledger_totals__get_packed_size
+                     (const Sluice__V1__LedgerTotals   *message);
+size_t sluice__v1__ledger_totals__pack
+                     (const Sluice__V1__LedgerTotals   *message,
+                      uint8_t             *out);
+size_t sluice__v1__ledger_totals__pack_to_buffer
+                     (const Sluice__V1__LedgerTotals   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__LedgerTotals *
+       sluice__v1__ledger_totals__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__ledger_totals__free_unpacked
+                     (Sluice__V1__LedgerTotals *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__LedgerTransfer methods */
+void   sluice__v1__ledger_transfer__init
+                     (Sluice__V1__LedgerTransfer         *message);
+size_t sluice__v1__ledger_transfer__get_packed_size
+                     (const Sluice__V1__LedgerTransfer   *message);
+size_t sluice__v1__ledger_transfer__pack
+                     (const Sluice__V1__LedgerTransfer   *message,
+                      uint8_t             *out);
+size_t sluice__v1__ledger_transfer__pack_to_buffer
+                     (const Sluice__V1__LedgerTransfer   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__LedgerTransfer *
+       sluice__v1__ledger_transfer__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__ledger_transfer__free_unpacked
+                     (Sluice__V1__LedgerTransfer *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__LedgerHolder methods */
+void   sluice__v1__ledger_holder__init
+                     (Sluice__V1__LedgerHolder         *message);
+size_t sluice__v1__ledger_holder__get_packed_size
+                     (const Sluice__V1__LedgerHolder   *message);
+size_t sluice__v1__ledger_holder__pack
+                     (const Sluice__V1__LedgerHolder   *message,
+                      uint8_t             *out);
+size_t sluice__v1__ledger_holder__pack_to_buffer
+                     (const Sluice__V1__LedgerHolder   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__LedgerHolder *
+       sluice__v1__ledger_holder__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__ledger_holder__free_unpacked
+                     (Sluice__V1__LedgerHolder *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__LedgerRun methods */
+void   sluice__v1__ledger_run__init
+                     (Sluice__V1__LedgerRun         *message);
+size_t sluice__v1__ledger_run__get_packed_size
+                     (const Sluice__V1__LedgerRun   *message);
+size_t sluice__v1__ledger_run__pack
+                     (const Sluice__V1__LedgerRun   *message,
+                      uint8_t             *out);
+size_t sluice__v1__ledger_run__pack_to_buffer
+                     (const Sluice__V1__LedgerRun   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__LedgerRun *
+       sluice__v1__ledger_run__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__ledger_run__free_unpacked
+                     (Sluice__V1__LedgerRun *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__LedgerBinding methods */
+void   sluice__v1__ledger_binding__init
+                     (Sluice__V1__LedgerBinding         *message);
+size_t sluice__v1__ledger_binding__get_packed_size
+                     (const Sluice__V1__LedgerBinding   *message);
+size_t sluice__v1__ledger_binding__pack
+                     (const Sluice__V1__LedgerBinding   *message,
+                      uint8_t             *out);
+size_t sluice__v1__ledger_binding__pack_to_buffer
+                     (const Sluice__V1__LedgerBinding   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__LedgerBinding *
+       sluice__v1__ledger_binding__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__ledger_binding__free_unpacked
+                     (Sluice__V1__LedgerBinding *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__LedgerPart methods */
+void   sluice__v1__ledger_part__init
+                     (Sluice__V1__LedgerPart         *message);
+size_t sluice__v1__ledger_part__get_packed_size
+                     (const Sluice__V1__LedgerPart   *message);
+size_t sluice__v1__ledger_part__pack
+                     (const Sluice__V1__LedgerPart   *message,
+                      uint8_t             *out);
+size_t sluice__v1__ledger_part__pack_to_buffer
+                     (const Sluice__V1__LedgerPart   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__LedgerPart *
+       sluice__v1__ledger_part__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__ledger_part__free_unpacked
+                     (Sluice__V1__LedgerPart *message,
+                      ProtobufCAllocator *allocator);
 /* --- per-message closures --- */
 
 typedef void (*Sluice__V1__NodeStatusRequest_Closure)
@@ -249,11 +628,38 @@ typedef void (*Sluice__V1__DrainRequest_Closure)
 typedef void (*Sluice__V1__DrainReply_Closure)
                  (const Sluice__V1__DrainReply *message,
                   void *closure_data);
+typedef void (*Sluice__V1__ResumeRequest_Closure)
+                 (const Sluice__V1__ResumeRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__ResumeReply_Closure)
+                 (const Sluice__V1__ResumeReply *message,
+                  void *closure_data);
 typedef void (*Sluice__V1__ReloadWeightsRequest_Closure)
                  (const Sluice__V1__ReloadWeightsRequest *message,
                   void *closure_data);
 typedef void (*Sluice__V1__ReloadWeightsReply_Closure)
                  (const Sluice__V1__ReloadWeightsReply *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__LedgerRequest_Closure)
+                 (const Sluice__V1__LedgerRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__LedgerTotals_Closure)
+                 (const Sluice__V1__LedgerTotals *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__LedgerTransfer_Closure)
+                 (const Sluice__V1__LedgerTransfer *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__LedgerHolder_Closure)
+                 (const Sluice__V1__LedgerHolder *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__LedgerRun_Closure)
+                 (const Sluice__V1__LedgerRun *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__LedgerBinding_Closure)
+                 (const Sluice__V1__LedgerBinding *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__LedgerPart_Closure)
+                 (const Sluice__V1__LedgerPart *message,
                   void *closure_data);
 
 /* --- services --- */
@@ -270,10 +676,18 @@ struct Sluice__V1__Node_Service
                 const Sluice__V1__DrainRequest *input,
                 Sluice__V1__DrainReply_Closure closure,
                 void *closure_data);
+  void (*resume)(Sluice__V1__Node_Service *service,
+                 const Sluice__V1__ResumeRequest *input,
+                 Sluice__V1__ResumeReply_Closure closure,
+                 void *closure_data);
   void (*reload_weights)(Sluice__V1__Node_Service *service,
                          const Sluice__V1__ReloadWeightsRequest *input,
                          Sluice__V1__ReloadWeightsReply_Closure closure,
                          void *closure_data);
+  void (*get_ledger)(Sluice__V1__Node_Service *service,
+                     const Sluice__V1__LedgerRequest *input,
+                     Sluice__V1__LedgerPart_Closure closure,
+                     void *closure_data);
 };
 typedef void (*Sluice__V1__Node_ServiceDestroy)(Sluice__V1__Node_Service *);
 void sluice__v1__node__init (Sluice__V1__Node_Service *service,
@@ -284,7 +698,9 @@ void sluice__v1__node__init (Sluice__V1__Node_Service *service,
     { SLUICE__V1__NODE__BASE_INIT,\
       function_prefix__ ## get_status,\
       function_prefix__ ## drain,\
-      function_prefix__ ## reload_weights  }
+      function_prefix__ ## resume,\
+      function_prefix__ ## reload_weights,\
+      function_prefix__ ## get_ledger  }
 void sluice__v1__node__get_status(ProtobufCService *service,
                                   const Sluice__V1__NodeStatusRequest *input,
                                   Sluice__V1__NodeStatus_Closure closure,
@@ -293,19 +709,38 @@ void sluice__v1__node__drain(ProtobufCService *service,
                              const Sluice__V1__DrainRequest *input,
                              Sluice__V1__DrainReply_Closure closure,
                              void *closure_data);
+void sluice__v1__node__resume(ProtobufCService *service,
+                              const Sluice__V1__ResumeRequest *input,
+                              Sluice__V1__ResumeReply_Closure closure,
+                              void *closure_data);
 void sluice__v1__node__reload_weights(ProtobufCService *service,
                                       const Sluice__V1__ReloadWeightsRequest *input,
                                       Sluice__V1__ReloadWeightsReply_Closure closure,
                                       void *closure_data);
+void sluice__v1__node__get_ledger(ProtobufCService *service,
+                                  const Sluice__V1__LedgerRequest *input,
+                                  Sluice__V1__LedgerPart_Closure closure,
+                                  void *closure_data);
 
 /* --- descriptors --- */
 
+extern const ProtobufCEnumDescriptor    sluice__v1__ledger_tier__descriptor;
+extern const ProtobufCEnumDescriptor    sluice__v1__ledger_state__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__node_status_request__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__node_status__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__drain_request__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__drain_reply__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__resume_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__resume_reply__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__reload_weights_request__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__reload_weights_reply__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__ledger_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__ledger_totals__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__ledger_transfer__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__ledger_holder__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__ledger_run__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__ledger_binding__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__ledger_part__descriptor;
 extern const ProtobufCServiceDescriptor sluice__v1__node__descriptor;
 
 PROTOBUF_C__END_DECLS
