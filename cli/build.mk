@@ -1,3 +1,2 @@
-ifneq ($(wildcard cli/main.c),)
-$(eval $(call program,sluicectl,$(wildcard cli/*.c),rpc proto cluster base))
-endif
+$(eval $(call library,cli,$(filter-out cli/main.c,$(wildcard cli/*.c)),,rpc proto cluster base))
+$(eval $(call program,sluicectl,cli/main.c,cli))

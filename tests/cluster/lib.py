@@ -285,6 +285,28 @@ class Cluster:
             wait_for(rest, "a cluster at rest", 20)
         except AssertionError:
             raise AssertionError(f"not at rest: {last}")
+        self.check_ledger("--at-rest")
+
+    # ---- sluicectl ----
+
+    def ctl(self, *arguments):
+        """Runs sluicectl on this cluster: the finished process."""
+        namespace = self.node("router-0")["namespace"]
+        enter = ["ip", "netns", "exec", namespace] if namespace else []
+        return subprocess.run([*enter, os.path.join(BIN, "sluicectl"), "--etcd", ",".join(self.state["etcd"]), "--cluster",
+                               self.state["cluster"], *arguments], capture_output=True, text=True, timeout=PATIENCE)
+
+    def check_ledger(self, *arguments):
+        """Who owns each page of each living node: nothing that cannot be. Nodes that died may still be members."""
+        result = self.ctl("check", "--ledger", "--json", *arguments)
+        if not result.stdout:
+            raise AssertionError(f"sluicectl check: {result.stderr}")
+        found = json.loads(result.stdout)
+        assert not found["violations"], found["violations"]
+        living = {node["name"] for node in self.refresh()["nodes"] if node["role"] in ("prefill", "decode") and node["alive"]}
+        heard = {node["node"] for node in found["nodes"]}
+        assert living <= heard, (living, heard, result.stderr)
+        return found
 
     # ---- etcd ----
 

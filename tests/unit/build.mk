@@ -10,4 +10,5 @@ TEST_LIBS_prefill := prefill
 TEST_LIBS_decode := decode
 TEST_LIBS_node := node
 TEST_LIBS_router := router
+TEST_LIBS_cli := cli
 $(foreach t,$(wildcard tests/unit/*/*_test.c),$(eval $(call test_program,$(t),$(TEST_LIBS_$(word 3,$(subst /, ,$(t)))))))

@@ -1,0 +1,72 @@
+/* What a command works with: the members as etcd tells them, and calls to them.
+ *
+ * Runs its loop only inside these functions, which wait with a deadline. Thread: the program's one.
+ */
+#ifndef CLI_SESSION_H
+#define CLI_SESSION_H
+
+#include "cluster/view.h"
+#include "rpc/methods.h"
+#include "rpc/rpc.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct ctl_options {
+    const char *etcd;
+    const char *cluster;
+    uint64_t etcd_timeout_ns;
+    uint64_t call_timeout_ns;
+    uint64_t timeout_ns; /* drain; 0 = the node's */
+    bool json;
+    bool ledger;
+    bool at_rest;
+} ctl_options;
+
+typedef struct ctl_session ctl_session;
+
+/* Lists the members. Errors say what to do. */
+SL_MUST_USE sl_status ctl_session_open(const ctl_options *options, ctl_session **out_session,
+                                       sl_err *err);
+void ctl_session_close(ctl_session *session);
+const ctl_options *ctl_session_options(const ctl_session *session);
+/* By name. Copies of the records as they were when the session opened. */
+size_t ctl_session_count(const ctl_session *session);
+const clu_member_info *ctl_session_member(const ctl_session *session, size_t index);
+/* SL_NOT_FOUND names those that there are. */
+SL_MUST_USE sl_status ctl_session_find(const ctl_session *session, const char *name,
+                                       const clu_member_info **out_member, sl_err *err);
+/* The process that had this record is a member still; it may be suspect. */
+bool ctl_session_has(const ctl_session *session, const clu_member_info *member, bool *out_suspect);
+/* Serves Node, so not a router. */
+bool ctl_member_is_node(const clu_member_info *member);
+
+/* A unary call under way, or its end. Zeroed at first. */
+typedef struct ctl_call {
+    ctl_session *session;
+    const clu_member_info *member;
+    bool done;
+    sl_err err; /* code SL_OK: reply is set */
+    ProtobufCMessage *reply;
+} ctl_call;
+
+void ctl_call_start(ctl_session *session, ctl_call *call, const clu_member_info *member,
+                    const rpc_method *method, const ProtobufCMessage *request);
+void ctl_call_fini(ctl_call *call);
+/* Until all calls that were started have ended. */
+void ctl_session_wait(ctl_session *session);
+/* Lets other things happen for about so long. */
+void ctl_session_pass(ctl_session *session, uint32_t ms);
+/* A server stream to its end. on_message: a status that is not SL_OK ends it with that. */
+SL_MUST_USE sl_status ctl_session_read(ctl_session *session, const clu_member_info *member,
+                                       const rpc_method *method, const ProtobufCMessage *request,
+                                       sl_status (*on_message)(void *context,
+                                                               const ProtobufCMessage *message,
+                                                               sl_err *err),
+                                       void *context, sl_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
