@@ -26,6 +26,8 @@ static sl_status begin(ctl_ledger *ledger, const Sluice__V1__LedgerTotals *total
     ledger->promised = totals->pages_promised;
     ledger->slots_free = totals->slots_free;
     ledger->moves = totals->moves;
+    ledger->transit = totals->transit;
+    ledger->transit_free = totals->transit_free;
     ledger->sends_open = totals->sends_open;
     ledger->recvs_open = totals->recvs_open;
     ledger->quarantined = totals->recvs_quarantined;
@@ -55,6 +57,7 @@ static sl_status add_holder(ctl_ledger *ledger, const Sluice__V1__LedgerHolder *
     holder->epoch = wire->epoch;
     holder->deadline_ms = wire->deadline_ms;
     holder->promised = wire->pages_promised;
+    holder->transit = wire->pages_transit;
     const Sluice__V1__LedgerTransfer *transfer = wire->transfer;
     if (!transfer)
         return sl_ok();

@@ -23,7 +23,7 @@ typedef struct ctl_holder {
     char request_id[CTL_TEXT_MAX], state[32], router[CTL_TEXT_MAX], peer[CTL_TEXT_MAX];
     uint32_t epoch, deadline_ms;
     uint32_t pages; /* bound, as told page by page */
-    uint32_t promised;
+    uint32_t promised, transit;
     bool transfer; /* one end is open here, with: */
     bool receives;
     uint64_t nonce_high, nonce_low;
@@ -45,6 +45,7 @@ typedef struct ctl_ledger {
     ctl_page *pages;
     uint8_t *slots; /* 0: not told; 1: free; 2: stored */
     uint32_t free_count, kept_count, promised, slots_free, moves; /* as the node counts */
+    uint32_t transit, transit_free;
     uint32_t sends_open, recvs_open, quarantined;
     ctl_holder *holders;
     uint32_t holder_count;

@@ -140,10 +140,11 @@ static void check_slots(const ctl_ledger *l, ctl_violations *list)
 
 static void check_holders(const ctl_ledger *l, ctl_violations *list)
 {
-    uint32_t promised = 0, sends = 0, recvs = 0;
+    uint32_t promised = 0, transit = 0, sends = 0, recvs = 0;
     for (uint32_t i = 0; i < l->holder_count; i++) {
         const ctl_holder *a = &l->holders[i];
         promised += a->promised;
+        transit += a->transit;
         sends += a->transfer && !a->receives;
         recvs += a->transfer && a->receives;
         for (uint32_t k = 0; k < i; k++) {
@@ -155,6 +156,7 @@ static void check_holders(const ctl_ledger *l, ctl_violations *list)
         }
     }
     check_sum(l, "promised pages", promised, l->promised, list);
+    check_sum(l, "transit pages in use", transit, l->transit - l->transit_free, list);
     if (l->recvs_open > recvs || l->sends_open > sends)
         add(list, "transfer-without-owner", true, "%s: a transfer is open that no request knows of",
             l->node);
@@ -172,6 +174,8 @@ static void check_rest(const ctl_ledger *l, ctl_violations *list)
         add(list, "not-at-rest", false, "%s: %u pages are owned", l->node, owned);
     if (l->promised > 0)
         add(list, "not-at-rest", false, "%s: %u pages are promised", l->node, l->promised);
+    if (l->transit != l->transit_free)
+        add(list, "not-at-rest", false, "%s: transit pages are owned", l->node);
     if (l->sends_open + l->recvs_open > 0)
         add(list, "not-at-rest", true, "%s: transfers are open", l->node);
     if (l->quarantined > 0)

@@ -93,6 +93,8 @@ static bool write_totals(nod_ledger *ledger)
     totals.slots = copy->slot_count;
     totals.slots_free = copy->slots_free;
     totals.moves = copy->moves;
+    totals.transit = copy->transit_count;
+    totals.transit_free = copy->transit_free;
     totals.sends_open = stats.sends_open;
     totals.recvs_open = stats.recvs_open;
     totals.recvs_quarantined = stats.recvs_quarantined;
@@ -101,13 +103,15 @@ static bool write_totals(nod_ledger *ledger)
     return write(ledger, &part);
 }
 
-static uint32_t promised_to(const eng_ledger *copy, uint32_t owner)
+/* What the engine's sequences of this owner have beside pages. */
+static void add_engine_part(const eng_ledger *copy, Sluice__V1__LedgerHolder *holder)
 {
-    uint32_t promised = 0;
-    for (uint32_t i = 0; i < copy->sequence_count; i++)
-        if (copy->sequences[i].owner == owner)
-            promised += copy->sequences[i].promised;
-    return promised;
+    for (uint32_t i = 0; i < copy->sequence_count; i++) {
+        if (copy->sequences[i].owner != holder->id)
+            continue;
+        holder->pages_promised += copy->sequences[i].promised;
+        holder->pages_transit += copy->sequences[i].transit;
+    }
 }
 
 /* Holders on their way into a part. Their texts are the services', and stay while these list. */
@@ -136,7 +140,7 @@ static void batch_add(void *context, const Sluice__V1__LedgerHolder *listed)
         batch_write(b);
     Sluice__V1__LedgerHolder *holder = &b->holders[b->count];
     *holder = *listed;
-    holder->pages_promised = promised_to(b->ledger->copy, holder->id);
+    add_engine_part(b->ledger->copy, holder);
     if (listed->transfer) {
         b->transfers[b->count] = *listed->transfer;
         holder->transfer = &b->transfers[b->count];

@@ -1133,7 +1133,7 @@ const ProtobufCMessageDescriptor sluice__v1__ledger_request__descriptor =
   (ProtobufCMessageInit) sluice__v1__ledger_request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__ledger_totals__field_descriptors[14] =
+static const ProtobufCFieldDescriptor sluice__v1__ledger_totals__field_descriptors[16] =
 {
   {
     "node",
@@ -1303,6 +1303,30 @@ static const ProtobufCFieldDescriptor sluice__v1__ledger_totals__field_descripto
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "transit",
+    15,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, transit),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "transit_free",
+    16,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerTotals, transit_free),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__ledger_totals__field_indices_by_name[] = {
   2,   /* field[2] = incarnation */
@@ -1319,11 +1343,13 @@ static const unsigned sluice__v1__ledger_totals__field_indices_by_name[] = {
   8,   /* field[8] = slots */
   9,   /* field[9] = slots_free */
   3,   /* field[3] = state */
+  14,   /* field[14] = transit */
+  15,   /* field[15] = transit_free */
 };
 static const ProtobufCIntRange sluice__v1__ledger_totals__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 14 }
+  { 0, 16 }
 };
 const ProtobufCMessageDescriptor sluice__v1__ledger_totals__descriptor =
 {
@@ -1333,7 +1359,7 @@ const ProtobufCMessageDescriptor sluice__v1__ledger_totals__descriptor =
   "Sluice__V1__LedgerTotals",
   "sluice.v1",
   sizeof(Sluice__V1__LedgerTotals),
-  14,
+  16,
   sluice__v1__ledger_totals__field_descriptors,
   sluice__v1__ledger_totals__field_indices_by_name,
   1,  sluice__v1__ledger_totals__number_ranges,
@@ -1456,7 +1482,7 @@ const ProtobufCMessageDescriptor sluice__v1__ledger_transfer__descriptor =
   (ProtobufCMessageInit) sluice__v1__ledger_transfer__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__ledger_holder__field_descriptors[9] =
+static const ProtobufCFieldDescriptor sluice__v1__ledger_holder__field_descriptors[10] =
 {
   {
     "id",
@@ -1566,6 +1592,18 @@ static const ProtobufCFieldDescriptor sluice__v1__ledger_holder__field_descripto
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "pages_transit",
+    10,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__LedgerHolder, pages_transit),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__ledger_holder__field_indices_by_name[] = {
   5,   /* field[5] = deadline_ms */
@@ -1573,6 +1611,7 @@ static const unsigned sluice__v1__ledger_holder__field_indices_by_name[] = {
   0,   /* field[0] = id */
   1,   /* field[1] = kind */
   7,   /* field[7] = pages_promised */
+  9,   /* field[9] = pages_transit */
   2,   /* field[2] = request_id */
   6,   /* field[6] = router */
   4,   /* field[4] = state */
@@ -1581,7 +1620,7 @@ static const unsigned sluice__v1__ledger_holder__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__ledger_holder__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 9 }
+  { 0, 10 }
 };
 const ProtobufCMessageDescriptor sluice__v1__ledger_holder__descriptor =
 {
@@ -1591,7 +1630,7 @@ const ProtobufCMessageDescriptor sluice__v1__ledger_holder__descriptor =
   "Sluice__V1__LedgerHolder",
   "sluice.v1",
   sizeof(Sluice__V1__LedgerHolder),
-  9,
+  10,
   sluice__v1__ledger_holder__field_descriptors,
   sluice__v1__ledger_holder__field_indices_by_name,
   1,  sluice__v1__ledger_holder__number_ranges,

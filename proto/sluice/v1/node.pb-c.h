@@ -216,10 +216,15 @@ struct  Sluice__V1__LedgerTotals
   uint32_t sends_open;
   uint32_t recvs_open;
   uint32_t recvs_quarantined;
+  /*
+   * pages of host memory that a device's blocks travel through; 0 = the cache itself
+   */
+  uint32_t transit;
+  uint32_t transit_free;
 };
 #define SLUICE__V1__LEDGER_TOTALS__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__ledger_totals__descriptor) \
-    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 
 /*
@@ -271,10 +276,11 @@ struct  Sluice__V1__LedgerHolder
   char *router;
   uint32_t pages_promised;
   Sluice__V1__LedgerTransfer *transfer;
+  uint32_t pages_transit;
 };
 #define SLUICE__V1__LEDGER_HOLDER__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__ledger_holder__descriptor) \
-    , 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0, NULL }
+    , 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0, NULL, 0 }
 
 
 /*

@@ -189,6 +189,9 @@ TEST(sums_are_the_capacity)
     k.ledger.promised = 3;
     only(&k, "sum-differs", "0 promised pages by the list, 3");
     fill(&k);
+    k.ledger.transit = 2;
+    only(&k, "sum-differs", "0 transit pages in use by the list, 2");
+    fill(&k);
     k.ledger.slots_free = 4;
     only(&k, "sum-differs", "3 free pages of the second tier by the list, 4");
     fill(&k);
