@@ -211,7 +211,7 @@ sl_status nod_host_resume(nod_host *host, sl_err *err)
     if (host->state != NOD_STATE_DRAINING || host->stopping)
         return sl_fail(err, SL_CONFLICT, "node %s is %s%s: there is no drain to take back",
                        host->options->name, nod_state_name(host->state),
-                       host->stopping ? " and was told to stop" : "");
+                       host->stopping ? " for good" : "");
     sl_info("serving on: the drain was taken back");
     bool registered = clu_registration_registered(host->registration);
     host->state = registered ? NOD_STATE_READY : NOD_STATE_STARTING;
@@ -255,6 +255,7 @@ static void leave_broken(nod_host *host)
     const char *broken = eng_worker_broken(host->worker);
     if (!broken || host->exit_code != 0)
         return;
+    host->stopping = true;
     sl_error("the device failed, and this process with it: %s", broken);
     host->exit_code = 1;
     nod_host_drain(host, 0);

@@ -24,7 +24,7 @@ struct nod_host {
     nod_state state;
     uint64_t incarnation;
     int exit_code;
-    bool stopping; /* by a signal: a drain is not taken back */
+    bool stopping; /* by a signal, or broken: a drain is not taken back */
     sl_loop *loop;
     sl_metrics *metrics;
     sl_daemon *daemon;

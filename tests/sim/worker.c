@@ -40,6 +40,10 @@ struct eng_worker {
     sl_time_ns free_at; /* end of the turn that runs */
     uint64_t serial;
     eng_page_counts counts;
+    void (*ask)(void *context); /* NULL: nobody asks */
+    void (*ask_done)(void *context);
+    void *ask_context;
+    bool asked; /* it ran, and is to be told */
 };
 
 static void publish_pages(eng_worker *worker)
@@ -93,9 +97,29 @@ static void wake(void *context)
     wake_at(context, sim.now + sim_between(sim.wake_min_ns, sim.wake_max_ns));
 }
 
+static void run_ask(eng_worker *worker)
+{
+    if (!worker->ask || worker->asked)
+        return;
+    worker->ask(worker->ask_context);
+    worker->asked = true;
+    for (int i = 0; i < worker->client_count; i++)
+        sim_fd_set(worker->clients[i].fd, true);
+}
+
+static void finish_ask(eng_worker *worker)
+{
+    if (!worker->asked)
+        return;
+    worker->ask = NULL;
+    worker->asked = false;
+    worker->ask_done(worker->ask_context);
+}
+
 static bool turn(eng_worker *worker)
 {
     bool busy = false;
+    run_ask(worker);
     for (int i = 0; i < worker->client_count; i++) {
         eng_worker_client *client = &worker->clients[i];
         while (sl_ring_pop(client->inbox, client->command)) {
@@ -212,6 +236,18 @@ void eng_worker_call(eng_worker *worker, void (*fn)(void *context), void *contex
     fn(context);
 }
 
+bool eng_worker_ask(eng_worker *worker, void (*fn)(void *context), void (*done)(void *context),
+                    void *context)
+{
+    if (!worker->running || worker->ask)
+        return false;
+    worker->ask = fn;
+    worker->ask_done = done;
+    worker->ask_context = context;
+    wake(worker);
+    return true;
+}
+
 /* ---- mailboxes */
 
 bool eng_worker_post(eng_worker_client *client, const void *command)
@@ -267,9 +303,11 @@ void eng_worker_poll(eng_worker_client *client, void (*fn)(void *context, const 
         if (!client->first)
             client->last = NULL;
         client->count--;
+        finish_ask(client->worker);
         fn(context, item->event);
         sl_free(item);
     }
+    finish_ask(client->worker);
 }
 
 eng_cost *eng_worker_cost(eng_worker_client *client)
