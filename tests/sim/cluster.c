@@ -179,6 +179,8 @@ static sl_status start_node(sim_process *process, sl_err *err)
     arg(a, "--context-max=2048");
     arg(a, "--max-sequences=%u", shape->sequences);
     arg(a, "--queue-max=%u", shape->queue_max);
+    if (shape->disk)
+        arg(a, "--kv-disk=%s:64MiB", process->name);
     sl_config_result result =
         nod_options_parse(ROLES[process->role], a->argc, a->argv, options, &process->config, &code);
     sl_assert(result == SL_CONFIG_RUN);

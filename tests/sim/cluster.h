@@ -11,6 +11,7 @@ typedef struct sim_shape { /* of a cluster, and its limits */
     uint32_t sequences, queue_max, chunk_tokens, mtp_depth;
     double overcommit;
     bool self_prefill;
+    bool disk; /* a second cache tier */
     uint32_t router_queue;
     uint64_t place_ms, queue_ms, admit_ms, progress_ms, token_ms, prefill_ms, lease_ms;
 } sim_shape;

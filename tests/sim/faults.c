@@ -4,6 +4,7 @@
 #include "base/assert.h"
 #include "tests/sim/checker.h"
 #include "tests/sim/cluster.h"
+#include "tests/sim/disk.h"
 #include "tests/sim/engine.h"
 
 static sim_faults now_on; /* the drawn kinds; none after heal */
@@ -13,9 +14,9 @@ void sim_faults_draw(sim_faults *out)
     *out = (sim_faults){.none = sim_draw(10) == 0};
     if (out->none)
         return;
-    bool *const KINDS[] = {&out->kills,     &out->pauses,    &out->cuts,   &out->network,
-                           &out->transfers, &out->slow,      &out->clocks, &out->drains,
-                           &out->etcd,      &out->steps_fail};
+    bool *const KINDS[] = {&out->kills,     &out->pauses,     &out->cuts,   &out->network,
+                           &out->transfers, &out->slow,       &out->clocks, &out->drains,
+                           &out->etcd,      &out->steps_fail, &out->disks};
     for (uint32_t i = 0; i < sizeof(KINDS) / sizeof(KINDS[0]); i++)
         *KINDS[i] = sim_draw(2);
     out->count = 2 + (uint32_t)sim_draw(14);
@@ -225,6 +226,25 @@ static void steps_fail(void)
     sim_post(later(50, 500), on_steps_well, NULL, 0);
 }
 
+static void on_disks_well(void *context, uint64_t tag)
+{
+    uint64_t reads = sim_disk.reads;
+    sim_disk_init();
+    sim_disk.reads = reads;
+}
+
+/* Slow, up to what nobody waits for, or refusing. */
+static void disks_bad(void)
+{
+    if (!sim_cl.shape.disk)
+        return;
+    sim_checker_note_fault();
+    sim_disk.max_ns = sim_between(10 * SL_MS_NS, 5 * SL_S_NS);
+    sim_disk.fail_ppm = (uint32_t)sim_draw(500000);
+    sim_trace("disks are slow");
+    sim_post(later(200, 5000), on_disks_well, NULL, 0);
+}
+
 /* ---- all */
 
 static void on_fault(void *context, uint64_t tag)
@@ -238,6 +258,7 @@ static void on_fault(void *context, uint64_t tag)
         {now_on.transfers, transfers_bad}, {now_on.slow, slow_one},
         {now_on.clocks, jump_one},         {now_on.drains, drain_one},
         {now_on.steps_fail, steps_fail},   {now_on.etcd, etcd_bad},
+        {now_on.disks, disks_bad},
     };
     const uint32_t count = sizeof(KINDS) / sizeof(KINDS[0]);
     if (now_on.none)
@@ -266,6 +287,7 @@ void sim_faults_heal(void)
     now_on = (sim_faults){.none = true};
     on_network_calm(NULL, 0);
     kvt_faults(false);
+    on_disks_well(NULL, 0);
     sim_step_fail_ppm = 0;
     for (uint32_t i = 0; i < sim.process_count; i++) {
         for (uint32_t k = 0; k < i; k++) {

@@ -6,7 +6,7 @@
 
 typedef struct sim_faults {
     bool none; /* a calm world */
-    bool kills, pauses, cuts, network, transfers, slow, clocks, etcd, drains, steps_fail;
+    bool kills, pauses, cuts, network, transfers, slow, clocks, etcd, drains, steps_fail, disks;
     uint32_t count; /* of single events */
     sl_time_ns first_at, last_at;
 } sim_faults;

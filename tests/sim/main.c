@@ -10,6 +10,7 @@
 #include "tests/sim/checker.h"
 #include "tests/sim/client.h"
 #include "tests/sim/cluster.h"
+#include "tests/sim/disk.h"
 #include "tests/sim/engine.h"
 #include "tests/sim/faults.h"
 #include "tests/sim/plants.h"
@@ -27,7 +28,7 @@ typedef struct run_options {
 } run_options;
 
 typedef struct totals {
-    uint64_t seeds, steps, requests, answered, refused, broken, hung_up, tokens, faults;
+    uint64_t seeds, steps, requests, answered, refused, broken, hung_up, tokens, faults, disk_reads;
     sim_counts seen;
 } totals;
 
@@ -45,6 +46,7 @@ static void draw_shape(sim_shape *out)
         .mtp_depth = (uint32_t)sim_draw(3),
         .overcommit = sim_draw(2) ? 2.0 : 1.0,
         .self_prefill = sim_draw(2),
+        .disk = sim_draw(3) == 0,
         .router_queue = sim_draw(4) == 0 ? 3 : 128,
         .place_ms = 20000,
         .queue_ms = 60000,
@@ -54,6 +56,8 @@ static void draw_shape(sim_shape *out)
         .prefill_ms = 6000,
         .lease_ms = 3000,
     };
+    if (out->disk) /* kept pages must go to be read again */
+        out->pages = 11 + (uint32_t)sim_draw(8);
 }
 
 static void run_while_open(sl_time_ns end)
@@ -121,6 +125,7 @@ static void add_up(totals *all)
     all->faults += sim_checker_faults();
     all->seen.transfers += sim_seen.transfers;
     all->seen.transfers_failed += sim_seen.transfers_failed;
+    all->disk_reads += sim_disk.reads;
     all->seen.retries += sim_seen.retries;
     all->seen.migrations += sim_seen.migrations;
 }
@@ -158,17 +163,28 @@ static void replay(uint64_t seed)
 
 static void show(const totals *all, double seconds)
 {
-    printf("%llu seeds, %llu steps in %.1f s of CPU: %llu requests: %llu answered exactly, %llu "
-           "told an "
-           "error, %llu lost their router, %llu hung up; %llu tokens; %llu faults, %llu transfers, "
-           "%llu of them failed, %llu prefills tried again, %llu migrations\n",
-           (unsigned long long)all->seeds, (unsigned long long)all->steps, seconds,
-           (unsigned long long)all->requests, (unsigned long long)all->answered,
-           (unsigned long long)all->refused, (unsigned long long)all->broken,
-           (unsigned long long)all->hung_up, (unsigned long long)all->tokens,
-           (unsigned long long)all->faults, (unsigned long long)all->seen.transfers,
-           (unsigned long long)all->seen.transfers_failed, (unsigned long long)all->seen.retries,
-           (unsigned long long)all->seen.migrations);
+    const struct {
+        const char *name;
+        uint64_t count;
+    } ROWS[] = {
+        {"requests", all->requests},
+        {"answered exactly", all->answered},
+        {"told an error", all->refused},
+        {"lost their router", all->broken},
+        {"hung up", all->hung_up},
+        {"tokens", all->tokens},
+        {"faults", all->faults},
+        {"transfers", all->seen.transfers},
+        {"transfers failed", all->seen.transfers_failed},
+        {"prefills tried again", all->seen.retries},
+        {"migrations", all->seen.migrations},
+        {"blocks from disk", all->disk_reads},
+    };
+    printf("%llu seeds, %llu steps in %.1f s of CPU", (unsigned long long)all->seeds,
+           (unsigned long long)all->steps, seconds);
+    for (size_t i = 0; i < sizeof(ROWS) / sizeof(ROWS[0]); i++)
+        printf("%s%s %llu", i ? ", " : ": ", ROWS[i].name, (unsigned long long)ROWS[i].count);
+    putchar('\n');
 }
 
 static void run_seeds(const run_options *options)

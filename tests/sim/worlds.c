@@ -4,6 +4,7 @@
 #include "tests/sim/checker.h"
 #include "tests/sim/client.h"
 #include "tests/sim/cluster.h"
+#include "tests/sim/disk.h"
 #include "tests/sim/engine.h"
 #include "tests/sim/rpc.h"
 
@@ -12,6 +13,7 @@ void sim_worlds_begin(uint64_t seed)
     sim_world_init(seed);
     sim_checker_init();
     sim_clients_init();
+    sim_disk_init();
     sim_step_fail_ppm = 0;
 }
 
@@ -36,6 +38,7 @@ void sim_worlds_end(void)
     sim_clients_fini();
     while (sim_step_drop())
         ;
+    sim_disk_fini();
     sim_net_fini();
     sim_world_fini();
 }
