@@ -318,6 +318,69 @@ sl_status mdl_dfa_without(const mdl_dfa *a, const mdl_dfa *b, mdl_dfa **out_dfa,
     return combine(a, b, true, out_dfa, err);
 }
 
+/* ---- multiples ---- */
+
+/* States: 1 nothing yet, 2 the sign, 3 a lone zero, then by the remainder of the digits so far: of
+ * the whole part, behind the point, behind each digit there. */
+enum { MULTIPLE_SIGN = 2, MULTIPLE_ZERO, MULTIPLE_WHOLE };
+enum { CLASS_MINUS = 10, CLASS_POINT, CLASS_OTHER, CLASS_COUNT };
+
+static bool divides(uint32_t step, uint64_t rest, uint32_t places)
+{
+    for (; places > 0; places--)
+        rest = rest * 10 % step;
+    return rest == 0;
+}
+
+static void fill_digits(mdl_dfa *dfa, uint32_t state, uint32_t first, uint32_t rest, uint32_t step)
+{
+    for (uint32_t d = 0; d < 10; d++)
+        dfa->next[state * CLASS_COUNT + d] = first + (uint32_t)((10ull * rest + d) % step);
+}
+
+static void fill_multiples(mdl_dfa *dfa, uint32_t step, uint32_t places)
+{
+    uint32_t point = MULTIPLE_WHOLE + step;
+    dfa->next[CLASS_COUNT + CLASS_MINUS] = MULTIPLE_SIGN;
+    for (uint32_t state = 1; state <= MULTIPLE_SIGN; state++) {
+        fill_digits(dfa, state, MULTIPLE_WHOLE, 0, step);
+        dfa->next[state * CLASS_COUNT] = MULTIPLE_ZERO;
+    }
+    dfa->accepts[MULTIPLE_ZERO] = true;
+    if (places > 0)
+        dfa->next[MULTIPLE_ZERO * CLASS_COUNT + CLASS_POINT] = point;
+    for (uint32_t rest = 0; rest < step; rest++) {
+        uint32_t state = MULTIPLE_WHOLE + rest;
+        dfa->accepts[state] = divides(step, rest, places);
+        fill_digits(dfa, state, MULTIPLE_WHOLE, rest, step);
+        if (places > 0)
+            dfa->next[state * CLASS_COUNT + CLASS_POINT] = point + rest;
+        for (uint32_t seen = 0; seen <= places; seen++) {
+            state = point + seen * step + rest;
+            dfa->accepts[state] = seen > 0 && divides(step, rest, places - seen);
+            if (seen < places)
+                fill_digits(dfa, state, point + (seen + 1) * step, rest, step);
+        }
+    }
+}
+
+sl_status mdl_dfa_multiples(uint32_t step, uint32_t places, mdl_dfa **out_dfa, sl_err *err)
+{
+    uint64_t states = MULTIPLE_WHOLE + (2 + (uint64_t)places) * step;
+    sl_assert(step > 0);
+    if (states > MDL_DFA_STATES_MAX)
+        return too_many(MDL_DFA_STATES_MAX, err);
+    mdl_dfa *dfa = dfa_alloc((uint32_t)states, CLASS_COUNT);
+    memset(dfa->class_of, CLASS_OTHER, sizeof(dfa->class_of));
+    for (unsigned digit = 0; digit < 10; digit++)
+        dfa->class_of['0' + digit] = (uint8_t)digit;
+    dfa->class_of['-'] = CLASS_MINUS;
+    dfa->class_of['.'] = CLASS_POINT;
+    dfa->state_count = (uint32_t)states;
+    fill_multiples(dfa, step, places);
+    return complete(dfa, sl_ok(), out_dfa, err);
+}
+
 /* ---- text without marks ---- */
 
 static sl_status text_dfa(const char *const *marks, size_t mark_count, mdl_dfa **out_dfa,

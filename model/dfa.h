@@ -33,6 +33,10 @@ SL_MUST_USE sl_status mdl_dfa_both(const mdl_dfa *a, const mdl_dfa *b, mdl_dfa *
                                    sl_err *err);
 SL_MUST_USE sl_status mdl_dfa_without(const mdl_dfa *a, const mdl_dfa *b, mdl_dfa **out_dfa,
                                       sl_err *err);
+/* Decimal numbers that are a multiple of step / 10^places, step > 0: with at most `places` digits
+ * behind the point, without exponent. */
+SL_MUST_USE sl_status mdl_dfa_multiples(uint32_t step, uint32_t places, mdl_dfa **out_dfa,
+                                        sl_err *err);
 /* Any text in which none of the marks occurs, as a node. */
 SL_MUST_USE sl_status mdl_grammar_unmarked(mdl_grammar *grammar, const char *const *marks,
                                            size_t mark_count, mdl_node *out_node, sl_err *err);

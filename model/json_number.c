@@ -292,3 +292,108 @@ sl_status mdl_json_number(mdl_grammar *grammar, bool integer, const mdl_json_bou
     *out_node = mdl_grammar_settle(grammar, node);
     return sl_ok();
 }
+
+/* ---- multiples, and integers but for some ---- */
+
+static sl_status node_dfa(mdl_grammar *own, mdl_node node, mdl_dfa **out_dfa, sl_err *err)
+{
+    SL_TRY(mdl_grammar_finish(own, node, err));
+    return mdl_dfa_create(own, out_dfa, err);
+}
+
+/* step / 10^places */
+static sl_status multiples(const char *text, mdl_dfa **out_dfa, sl_err *err)
+{
+    decimal d;
+    char digits[BOUND_DIGITS_MAX + DIGITS_MAX + 1];
+    if (!decimal_read(text, &d) || strlen(d.whole) + strlen(d.fraction) > BOUND_DIGITS_MAX)
+        return sl_fail(err, SL_UNSUPPORTED, "has more digits than are supported");
+    snprintf(digits, sizeof(digits), "%s%s", d.whole, d.fraction);
+    unsigned long long step = strtoull(digits, NULL, 10);
+    if (step > MDL_DFA_STATES_MAX)
+        return sl_fail(err, SL_TOO_LARGE, "too large: its automaton needs more than %u states",
+                       MDL_DFA_STATES_MAX);
+    return mdl_dfa_multiples((uint32_t)step, (uint32_t)strlen(d.fraction), out_dfa, err);
+}
+
+/* All ways in which integers write the values to be left out. NONE: there are no integers there. */
+static sl_status other_integers(mdl_grammar *g, const mdl_schema_facts *f, mdl_node *out_node,
+                                sl_err *err)
+{
+    mdl_node out = MDL_NODE_NONE;
+    for (uint32_t k = 0; k < f->without_count; k++) {
+        size_t count = f->without_is_list[k] ? sl_json_count(f->without[k]) : 1;
+        for (size_t i = 0; i < count; i++) {
+            const sl_json *value =
+                f->without_is_list[k] ? sl_json_at(f->without[k], i) : f->without[k];
+            int64_t number;
+            char text[24];
+            if (mdl_schema_kind_of(value) != MDL_JSON_INTEGER)
+                continue;
+            if (!sl_json_i64(value, &number))
+                return sl_fail(err, SL_UNSUPPORTED, "an integer of more than 64 bits");
+            snprintf(text, sizeof(text), "%lld", (long long)number);
+            out = mdl_grammar_or(g, mdl_grammar_text(g, text), out);
+            if (number == 0)
+                out = mdl_grammar_or(g, mdl_grammar_text(g, "-0"), out);
+        }
+    }
+    *out_node = out;
+    return sl_ok();
+}
+
+/* *dfa with, or without, the other's texts. */
+static sl_status combine(mdl_dfa **dfa, mdl_dfa *take_other, bool minus, sl_err *err)
+{
+    mdl_dfa *both = NULL;
+    sl_status status = minus ? mdl_dfa_without(*dfa, take_other, &both, err)
+                             : mdl_dfa_both(*dfa, take_other, &both, err);
+    mdl_dfa_destroy(take_other);
+    mdl_dfa_destroy(*dfa);
+    *dfa = both;
+    return status;
+}
+
+static sl_status leave_out(const mdl_schema_facts *f, mdl_dfa **dfa, sl_err *err)
+{
+    mdl_grammar *g = mdl_grammar_create();
+    mdl_node node = MDL_NODE_NONE;
+    mdl_dfa *others = NULL;
+    sl_status status = other_integers(g, f, &node, err);
+    if (sl_is_ok(status) && node != MDL_NODE_NONE) {
+        status = node_dfa(g, node, &others, err);
+        if (sl_is_ok(status))
+            status = combine(dfa, others, true, err);
+        if (status.code == SL_INVALID) /* none is left */
+            status = sl_ok();
+    }
+    mdl_grammar_destroy(g);
+    return status;
+}
+
+sl_status mdl_json_number_of(mdl_grammar *grammar, bool integer, const mdl_schema_facts *f,
+                             mdl_node *out_node, sl_err *err)
+{
+    bool without = mdl_schema_without_kind(f, MDL_JSON_INTEGER);
+    if (!f->multiple && !without)
+        return mdl_json_number(grammar, integer, &f->bounds, out_node, err);
+    mdl_grammar *own = mdl_grammar_create();
+    mdl_node node = MDL_NODE_NONE;
+    mdl_dfa *dfa = NULL, *other = NULL;
+    sl_status status = mdl_json_number(own, integer, &f->bounds, &node, err);
+    if (sl_is_ok(status))
+        status = node_dfa(own, node, &dfa, err);
+    if (sl_is_ok(status) && f->multiple)
+        status = multiples(f->multiple, &other, err);
+    if (sl_is_ok(status) && other)
+        status = combine(&dfa, other, false, err);
+    if (sl_is_ok(status) && without)
+        status = leave_out(f, &dfa, err);
+    mdl_grammar_destroy(own);
+    mdl_grammar_count_work(grammar, dfa);
+    if (sl_is_ok(status))
+        *out_node = dfa ? mdl_grammar_dfa(grammar, dfa) : MDL_NODE_NONE;
+    else
+        mdl_dfa_destroy(dfa);
+    return status;
+}

@@ -7,18 +7,61 @@
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "model/dfa.h"
 #include "model/json_schema_parts.h"
 #include "model/matcher.h"
 
-#define ALTERNATIVES_MAX 256u
-#define VALUES_MAX       8192u
+#define VALUES_MAX 8192u
+#define UNIQUE_MAX 8u /* values of elements that must differ: each set of them is a state */
 
 static mdl_schema_all all_of_one(const sl_json *schema)
 {
     return (mdl_schema_all){.items = {{.schema = schema}}, .count = 1};
 }
 
+/* The compiler with a grammar of its own, for what is asked about and not kept. */
+static mdl_schema_compiler side_compiler(const mdl_schema_compiler *c)
+{
+    mdl_schema_compiler side = *c;
+    side.grammar = mdl_grammar_create();
+    side.rules = NULL;
+    side.rule_count = side.rule_capacity = 0;
+    side.space = side.text = side.any = MDL_NODE_NONE;
+    side.raw = false;
+    return side;
+}
+
+static void side_fini(mdl_schema_compiler *side, mdl_schema_compiler *c)
+{
+    c->alternatives = side->alternatives;
+    sl_free(side->rules);
+    mdl_grammar_destroy(side->grammar);
+}
+
 /* ---- objects ---- */
+
+/* Which names members may have. */
+static sl_status compile_names(mdl_schema_compiler *c, mdl_schema_facts *f)
+{
+    sl_err inner = {0};
+    mdl_node node = MDL_NODE_NONE;
+    if (f->names.count == 0 || f->names_dfa)
+        return sl_ok();
+    mdl_schema_compiler side = side_compiler(c);
+    size_t before = mdl_schema_enter(&side, "propertyNames");
+    sl_status status = mdl_schema_value(&side, &f->names, MDL_JSON_STRING, &node);
+    if (sl_is_ok(status) && node != MDL_NODE_NONE) {
+        status = mdl_grammar_finish(side.grammar, node, &inner);
+        if (sl_is_ok(status))
+            status = mdl_dfa_create(side.grammar, &f->names_dfa, &inner);
+        mdl_grammar_count_work(c->grammar, f->names_dfa);
+        if (!sl_is_ok(status))
+            status = mdl_schema_fail(&side, status.code, "", inner.text);
+    }
+    mdl_schema_leave(&side, before);
+    side_fini(&side, c);
+    return status;
+}
 
 static mdl_node comma(mdl_schema_compiler *c)
 {
@@ -45,20 +88,21 @@ static sl_status property_schemas(mdl_schema_compiler *c, mdl_schema_facts *f,
                                   bool *out_closed)
 {
     bool matched = false;
-    *all = !p->declared && f->additional ? all_of_one(f->additional) : p->all;
+    *all = p->all;
     for (size_t i = 0; i < sl_json_count(f->key_patterns); i++) {
+        const mdl_schema_item item = {.schema = sl_json_at(f->key_patterns, i)};
         bool matches = false;
         SL_TRY(mdl_json_key_matches(c, f, i, p, &matches));
-        if (!matches)
-            continue;
-        if (all->count == MDL_SCHEMA_ALL_MAX)
+        if (matches && !mdl_schema_add(all, &item))
             return mdl_schema_fail(c, SL_TOO_LARGE, "patternProperties", "too many for one name");
-        if (!p->declared && !matched)
-            all->count = 0;
-        matched = true;
-        all->items[all->count++] = (mdl_schema_item){.schema = sl_json_at(f->key_patterns, i)};
+        matched |= matches;
     }
-    *out_closed = p->forbidden;
+    const mdl_schema_item additional = {.schema = f->additional};
+    if (!p->declared && !matched && f->additional && !mdl_schema_add(all, &additional))
+        return mdl_schema_fail(c, SL_TOO_LARGE, "additionalProperties", "too many for one name");
+    *out_closed = p->forbidden || !mdl_json_name_fits(f, p);
+    if (*out_closed)
+        return sl_ok();
     for (uint32_t i = 0; i < f->closed_count; i++) {
         const sl_json *closed = f->closed[i];
         bool known = sl_json_get(sl_json_get(closed, "properties"), p->name) ||
@@ -77,7 +121,7 @@ static sl_status property_member(mdl_schema_compiler *c, mdl_schema_facts *f,
     char name[80];
     bool closed = false;
     SL_TRY(property_schemas(c, f, p, &all, &closed));
-    if (closed && p->required && !p->forbidden)
+    if (closed && p->required && !p->forbidden && mdl_json_name_fits(f, p))
         return mdl_schema_fail(c, SL_INVALID, "required",
                                "names a property that additionalProperties forbids");
     snprintf(name, sizeof(name), "properties.%.*s", (int)(p->name_size < 64 ? p->name_size : 64),
@@ -175,6 +219,7 @@ static sl_status members_build(mdl_schema_compiler *c, mdl_schema_facts *f, memb
 
 static sl_status compile_object(mdl_schema_compiler *c, mdl_schema_facts *f, mdl_node *out_node)
 {
+    SL_TRY(compile_names(c, f));
     uint32_t count = (uint32_t)f->property_count;
     bool may_be_empty = f->size_min == 0;
     members m = {.levels = 1};
@@ -221,11 +266,94 @@ static sl_status rest_of_array(mdl_schema_compiler *c, const mdl_schema_facts *f
     return sl_ok();
 }
 
+static bool is_constrained(const mdl_schema_facts *f)
+{
+    return f->property_count || f->closed_count || f->additional || f->key_patterns ||
+           f->size_min || f->size_max != MDL_SCHEMA_COUNT_ANY || f->items.count || f->items_none ||
+           f->prefix_items || f->items_min || f->pattern_count || f->format ||
+           f->items_max != MDL_SCHEMA_COUNT_ANY || f->length_min || f->bounds.lower ||
+           f->length_max != MDL_SCHEMA_COUNT_ANY || f->bounds.upper || f->multiple ||
+           f->names.count || f->unique || f->not_pattern_count;
+}
+
+/* What may follow a set of used values: bit i of the set is value i. */
+static mdl_node unique_from(mdl_schema_compiler *c, const mdl_schema_facts *f,
+                            const mdl_node *values, uint32_t count, mdl_node *known, uint32_t used)
+{
+    mdl_grammar *g = c->grammar;
+    uint32_t size = (uint32_t)__builtin_popcount(used);
+    if (known[used] != MDL_NODE_EMPTY)
+        return known[used];
+    mdl_node out = size > 0 && size >= f->items_min ? MDL_NODE_EMPTY : MDL_NODE_NONE;
+    for (uint32_t i = count; i-- > 0 && size < f->items_max;) {
+        if (used >> i & 1)
+            continue;
+        mdl_node rest = unique_from(c, f, values, count, known, used | 1u << i);
+        mdl_node one = mdl_grammar_then(g, values[i], rest);
+        if (size > 0)
+            one = mdl_grammar_then(g, comma(c), one);
+        out = mdl_grammar_or(g, one, out);
+    }
+    return known[used] = out;
+}
+
+/* The values that elements may have, when they are few and listed; 0: they are not. */
+static size_t unique_values(const mdl_schema_facts *items, const sl_json **out_values)
+{
+    unsigned kinds = mdl_schema_kinds(items);
+    size_t count = 0;
+    const sl_json *values[UNIQUE_MAX + 1];
+    if (items->value_count == 0 || is_constrained(items))
+        return 0;
+    size_t all = mdl_schema_values(items, kinds, values, UNIQUE_MAX + 1);
+    for (size_t i = 0; i < all && all <= UNIQUE_MAX; i++) {
+        bool new = true;
+        for (size_t k = 0; k < count; k++)
+            new &= !mdl_schema_may_be_equal(out_values[k], values[i]);
+        if (new)
+            out_values[count++] = values[i];
+    }
+    return count;
+}
+
+/* uniqueItems: exact where the values are few; white space and order as elsewhere. */
+static sl_status compile_unique(mdl_schema_compiler *c, const mdl_schema_facts *f,
+                                mdl_node *out_node)
+{
+    const sl_json *values[UNIQUE_MAX];
+    mdl_node nodes[UNIQUE_MAX], known[1u << UNIQUE_MAX] = {MDL_NODE_EMPTY};
+    mdl_schema_facts items = {0};
+    mdl_schema_all all = f->items;
+    size_t count = 0;
+    sl_status status = mdl_schema_flatten(c, &all);
+    bool listed = sl_is_ok(status) && !f->prefix_items && !f->items_none && all.count > 0 &&
+                  !mdl_schema_has_group(&all);
+    if (listed)
+        status = mdl_schema_collect(c, &all, &items);
+    if (sl_is_ok(status) && listed)
+        count = unique_values(&items, values);
+    mdl_schema_facts_fini(&items);
+    if (sl_is_ok(status) && count == 0)
+        status = mdl_schema_fail(c, SL_UNSUPPORTED, "uniqueItems",
+                                 "is offered for items that are an enum of at most 8 values; "
+                                 "leave it out and look at the answer, or set maxItems to 1");
+    SL_TRY(status);
+    for (size_t i = 0; i < count; i++)
+        nodes[i] = mdl_json_value(c, values[i]);
+    mdl_node elements = unique_from(c, f, nodes, (uint32_t)count, known, 0);
+    *out_node = bracketed(c, "[]", elements, f->items_min == 0);
+    return *out_node == MDL_NODE_NONE
+               ? mdl_schema_fail(c, SL_INVALID, "minItems", "is more than the array may hold")
+               : sl_ok();
+}
+
 static sl_status compile_array(mdl_schema_compiler *c, const mdl_schema_facts *f,
                                mdl_node *out_node)
 {
     mdl_grammar *g = c->grammar;
     chain at;
+    if (f->unique && f->items_max > 1)
+        return compile_unique(c, f, out_node);
     uint32_t prefix = (uint32_t)sl_json_count(f->prefix_items);
     if (f->items_min > f->items_max)
         return mdl_schema_fail(c, SL_INVALID, "maxItems", "is less than minItems");
@@ -251,15 +379,6 @@ static sl_status compile_array(mdl_schema_compiler *c, const mdl_schema_facts *f
 
 /* ---- constants ---- */
 
-static bool is_constrained(const mdl_schema_facts *f)
-{
-    return f->property_count || f->closed_count || f->additional || f->key_patterns ||
-           f->size_min || f->size_max != MDL_SCHEMA_COUNT_ANY || f->items.count || f->items_none ||
-           f->prefix_items || f->items_min || f->pattern_count || f->format ||
-           f->items_max != MDL_SCHEMA_COUNT_ANY || f->length_min || f->bounds.lower ||
-           f->length_max != MDL_SCHEMA_COUNT_ANY || f->bounds.upper;
-}
-
 static sl_status compile_facts(mdl_schema_compiler *c, mdl_schema_facts *f, unsigned wanted,
                                mdl_node *out_node);
 
@@ -267,15 +386,10 @@ static sl_status compile_facts(mdl_schema_compiler *c, mdl_schema_facts *f, unsi
 static sl_status filter_values(mdl_schema_compiler *c, mdl_schema_facts *f, unsigned kinds,
                                const sl_json **values, size_t *count)
 {
-    mdl_schema_compiler others = *c;
+    mdl_schema_compiler others = side_compiler(c);
     uint32_t value_count = f->value_count;
     mdl_node node = MDL_NODE_NONE;
     size_t kept = 0;
-    others.grammar = mdl_grammar_create();
-    others.rules = NULL;
-    others.rule_count = others.rule_capacity = 0;
-    others.space = others.text = others.any = MDL_NODE_NONE;
-    others.raw = false;
     f->value_count = 0;
     sl_status status = compile_facts(&others, f, kinds, &node);
     f->value_count = value_count;
@@ -290,8 +404,7 @@ static sl_status filter_values(mdl_schema_compiler *c, mdl_schema_facts *f, unsi
         status = mdl_schema_fail(c, inner.code, "enum", inner.text);
     }
     *count = kept;
-    sl_free(others.rules);
-    mdl_grammar_destroy(others.grammar);
+    side_fini(&others, c);
     return status;
 }
 
@@ -340,10 +453,34 @@ static sl_status compile_number(mdl_schema_compiler *c, const mdl_schema_facts *
                                 mdl_node *out_node)
 {
     sl_err inner = {0};
-    sl_status status = mdl_json_number(c->grammar, integer, &f->bounds, out_node, &inner);
+    if (!integer && mdl_schema_without_kind(f, MDL_JSON_NUMBER | MDL_JSON_INTEGER))
+        return mdl_schema_fail(c, SL_UNSUPPORTED, "not",
+                               "numbers can be left out of integers only (1 is also 1.0)");
+    sl_status status = mdl_json_number_of(c->grammar, integer, f, out_node, &inner);
     if (sl_is_ok(status))
         return status;
-    return mdl_schema_fail(c, status.code, f->bounds.lower ? "minimum" : "maximum", inner.text);
+    const char *keyword = f->multiple       ? "multipleOf"
+                          : f->bounds.lower ? "minimum"
+                          : f->bounds.upper ? "maximum"
+                                            : "not";
+    return mdl_schema_fail(c, status.code, keyword, inner.text);
+}
+
+/* true, false or null, but for those that are left out. */
+static mdl_node compile_word(mdl_schema_compiler *c, const mdl_schema_facts *f, sl_json_type type)
+{
+    for (uint32_t k = 0; k < f->without_count; k++) {
+        const sl_json *list = f->without[k];
+        size_t count = f->without_is_list[k] ? sl_json_count(list) : 1;
+        for (size_t i = 0; i < count; i++) {
+            const sl_json *value = f->without_is_list[k] ? sl_json_at(list, i) : list;
+            if (sl_json_typeof(value) == type)
+                return MDL_NODE_NONE;
+        }
+    }
+    return mdl_grammar_text(c->grammar, type == SL_JSON_TRUE    ? "true"
+                                        : type == SL_JSON_FALSE ? "false"
+                                                                : "null");
 }
 
 static sl_status compile_kind(mdl_schema_compiler *c, mdl_schema_facts *f, unsigned kind,
@@ -364,10 +501,11 @@ static sl_status compile_kind(mdl_schema_compiler *c, mdl_schema_facts *f, unsig
     case MDL_JSON_NUMBER:
         return compile_number(c, f, !(kinds & MDL_JSON_INTEGER), out_node);
     case MDL_JSON_BOOLEAN:
-        *out_node = mdl_grammar_or(g, mdl_grammar_text(g, "true"), mdl_grammar_text(g, "false"));
+        *out_node =
+            mdl_grammar_or(g, compile_word(c, f, SL_JSON_TRUE), compile_word(c, f, SL_JSON_FALSE));
         return sl_ok();
     default:
-        *out_node = mdl_grammar_text(g, "null");
+        *out_node = compile_word(c, f, SL_JSON_NULL);
         return sl_ok();
     }
 }
@@ -379,6 +517,9 @@ static sl_status compile_facts(mdl_schema_compiler *c, mdl_schema_facts *f, unsi
     mdl_node out = MDL_NODE_NONE;
     if (f->value_count > 0)
         return compile_values(c, f, kinds, out_node);
+    if (mdl_schema_without_kind(f, kinds & (MDL_JSON_OBJECT | MDL_JSON_ARRAY)))
+        return mdl_schema_fail(c, SL_UNSUPPORTED, "not",
+                               "objects and arrays cannot be left out by their value");
     for (unsigned kind = 1; kind < MDL_JSON_ANY; kind <<= 1) {
         mdl_node node = MDL_NODE_NONE;
         if (!(kinds & kind))
@@ -421,108 +562,7 @@ static sl_status compile_reference(mdl_schema_compiler *c, const sl_json *refere
     return sl_ok();
 }
 
-/* ---- alternatives ---- */
-
-/* The first group of alternatives in the list, its item and which it is. */
-static const sl_json *find_group(const mdl_schema_all *all, uint32_t *out_index, unsigned *out_bit)
-{
-    static const struct {
-        const char *name;
-        unsigned bit;
-    } GROUPS[] = {{"anyOf", MDL_SKIP_ANY_OF}, {"oneOf", MDL_SKIP_ONE_OF}};
-    for (uint32_t i = 0; i < all->count; i++) {
-        for (size_t k = 0; k < 2; k++) {
-            const sl_json *group = sl_json_get(all->items[i].schema, GROUPS[k].name);
-            if (!group || (all->items[i].skip & GROUPS[k].bit))
-                continue;
-            *out_index = i;
-            *out_bit = GROUPS[k].bit;
-            return group;
-        }
-    }
-    return NULL;
-}
-
-/* Makes values of alternative `a` of a oneOf break alternative `b`: by a member that b requires and
- * a does without. *a_all: what holds for values of a; its count 0: there are none. */
-static sl_status tell_from(mdl_schema_compiler *c, const mdl_schema_all *base, const sl_json *group,
-                           size_t a, size_t b, mdl_schema_all *a_all)
-{
-    mdl_word name;
-    bool bare;
-    SL_TRY(mdl_schema_required_beyond(c, base, sl_json_at(group, a), sl_json_at(group, b), &name,
-                                      &bare));
-    if (name.data && mdl_schema_forbid(a_all, &name))
-        return sl_ok();
-    if (!name.data && bare) { /* whatever satisfies a satisfies b */
-        a_all->count = 0;
-        return sl_ok();
-    }
-    return sl_fail(c->err, SL_UNSUPPORTED,
-                   "%s.oneOf: alternatives %zu and %zu may both match; use anyOf, or tell them "
-                   "apart by type, by a required constant or by required properties",
-                   c->path, a < b ? a : b, a < b ? b : a);
-}
-
-/* oneOf: no value may satisfy two alternatives. */
-static sl_status tell_apart(mdl_schema_compiler *c, const mdl_schema_all *base,
-                            const sl_json *group, mdl_schema_all *alternatives)
-{
-    for (size_t i = 0; i < sl_json_count(group); i++) {
-        for (size_t k = i + 1; k < sl_json_count(group); k++) {
-            bool disjoint;
-            SL_TRY(mdl_schema_disjoint(c, sl_json_at(group, i), sl_json_at(group, k), &disjoint));
-            if (disjoint)
-                continue;
-            SL_TRY(tell_from(c, base, group, i, k, &alternatives[i]));
-            SL_TRY(tell_from(c, base, group, k, i, &alternatives[k]));
-        }
-    }
-    return sl_ok();
-}
-
-static sl_status compile_alternatives(mdl_schema_compiler *c, const mdl_schema_all *alternatives,
-                                      size_t count, unsigned kinds, const char *name,
-                                      mdl_node *out_node)
-{
-    mdl_node out = MDL_NODE_NONE;
-    for (size_t i = count; i-- > 0;) {
-        mdl_node node = MDL_NODE_NONE;
-        size_t before = mdl_schema_enter_index(c, name, i);
-        if (alternatives[i].count > 0)
-            SL_TRY(mdl_schema_value(c, &alternatives[i], kinds, &node));
-        mdl_schema_leave(c, before);
-        out = mdl_grammar_or(c->grammar, node, out);
-    }
-    *out_node = out;
-    return sl_ok();
-}
-
-static sl_status compile_group(mdl_schema_compiler *c, const mdl_schema_all *all, unsigned kinds,
-                               const sl_json *group, uint32_t index, unsigned bit,
-                               mdl_node *out_node)
-{
-    const char *name = bit == MDL_SKIP_ANY_OF ? "anyOf" : "oneOf";
-    size_t count = sl_json_count(group);
-    if (sl_json_typeof(group) != SL_JSON_ARRAY || count == 0)
-        return mdl_schema_fail(c, SL_INVALID, name, "must be an array with at least one schema");
-    if (count > ALTERNATIVES_MAX || all->count == MDL_SCHEMA_ALL_MAX)
-        return mdl_schema_fail(c, SL_TOO_LARGE, name, "too many alternatives");
-    mdl_schema_all *alternatives = sl_alloc(count, sizeof(*alternatives), "schema alternatives");
-    for (size_t i = 0; i < count; i++) {
-        mdl_schema_all *with = &alternatives[i];
-        *with = *all;
-        with->items[index].skip |= bit;
-        with->items[with->count++] = (mdl_schema_item){.schema = sl_json_at(group, i)};
-    }
-    sl_status status = sl_ok();
-    if (bit == MDL_SKIP_ONE_OF)
-        status = tell_apart(c, all, group, alternatives);
-    if (sl_is_ok(status))
-        status = compile_alternatives(c, alternatives, count, kinds, name, out_node);
-    sl_free(alternatives);
-    return status;
-}
+/* ---- one value ---- */
 
 static sl_status check_schemas(const mdl_schema_compiler *c, const mdl_schema_all *all)
 {
@@ -537,7 +577,7 @@ static sl_status check_schemas(const mdl_schema_compiler *c, const mdl_schema_al
 static bool is_false(const mdl_schema_all *all)
 {
     for (uint32_t i = 0; i < all->count; i++)
-        if (sl_json_typeof(all->items[i].schema) == SL_JSON_FALSE)
+        if (sl_json_typeof(all->items[i].schema) == SL_JSON_FALSE && !all->items[i].negated)
             return true;
     return false;
 }
@@ -545,20 +585,18 @@ static bool is_false(const mdl_schema_all *all)
 static sl_status compile_flat(mdl_schema_compiler *c, mdl_schema_all *all, unsigned kinds,
                               mdl_node *out_node)
 {
-    uint32_t index;
-    unsigned bit;
     mdl_schema_facts facts;
     SL_TRY(check_schemas(c, all));
     SL_TRY(mdl_schema_flatten(c, all));
-    if (is_false(all)) {
+    if (is_false(all) || (kinds & ~all->other_kinds) == 0) {
         *out_node = MDL_NODE_NONE;
         return sl_ok();
     }
-    if (all->count == 0 && all->forbidden_count == 0 && kinds == MDL_JSON_ANY) {
+    if (all->count == 0 && mdl_schema_is_plain(all) && kinds == MDL_JSON_ANY) {
         *out_node = mdl_json_any(c);
         return sl_ok();
     }
-    if (all->count == 1 && all->forbidden_count == 0 && mdl_schema_is_reference(&all->items[0])) {
+    if (all->count == 1 && mdl_schema_is_plain(all) && mdl_schema_is_reference(&all->items[0])) {
         const sl_json *reference = sl_json_get(all->items[0].schema, "$ref");
         if (kinds == MDL_JSON_ANY)
             return compile_reference(c, reference, out_node);
@@ -567,9 +605,10 @@ static sl_status compile_flat(mdl_schema_compiler *c, mdl_schema_all *all, unsig
         mdl_schema_all inner = all_of_one(target);
         return mdl_schema_value(c, &inner, kinds, out_node);
     }
-    const sl_json *group = find_group(all, &index, &bit);
-    if (group)
-        return compile_group(c, all, kinds, group, index, bit, out_node);
+    bool found;
+    SL_TRY(mdl_schema_group(c, all, kinds, &found, out_node));
+    if (found)
+        return sl_ok();
     sl_status status = mdl_schema_collect(c, all, &facts);
     if (sl_is_ok(status))
         status = compile_facts(c, &facts, kinds, out_node);
@@ -688,16 +727,13 @@ sl_status mdl_schema_parameters(mdl_grammar *grammar, const sl_json *schema,
     mdl_schema_compiler c = compiler(grammar, schema, options, err);
     mdl_schema_all all = all_of_one(schema);
     mdl_schema_facts facts = {0};
-    uint32_t index;
-    unsigned bit;
     if (!schema) {
         *out_node = MDL_NODE_EMPTY;
         return sl_ok();
     }
     c.unmarked = true;
     SL_TRY(mdl_schema_flatten(&c, &all));
-    if (find_group(&all, &index, &bit) ||
-        (all.count == 1 && mdl_schema_is_reference(&all.items[0])))
+    if (mdl_schema_has_group(&all) || (all.count == 1 && mdl_schema_is_reference(&all.items[0])))
         return mdl_schema_fail(&c, SL_UNSUPPORTED, "",
                                "must be one object with properties where calls are constrained");
     sl_status status = mdl_schema_collect(&c, &all, &facts);

@@ -45,6 +45,24 @@ sl_status mdl_schema_fail(const mdl_schema_compiler *c, sl_code code, const char
     return sl_fail(c->err, code, "%s%s%s: %s", c->path, dot, keyword, what);
 }
 
+bool mdl_schema_add(mdl_schema_all *all, const mdl_schema_item *item)
+{
+    for (uint32_t i = 0; i < all->count; i++)
+        if (all->items[i].schema == item->schema && all->items[i].negated == item->negated &&
+            all->items[i].keyword == item->keyword)
+            return true; /* twice says no more than once */
+    if (all->count == MDL_SCHEMA_ALL_MAX)
+        return false;
+    all->items[all->count++] = *item;
+    return true;
+}
+
+static bool all_add(mdl_schema_all *all, const sl_json *schema)
+{
+    const mdl_schema_item item = {.schema = schema};
+    return mdl_schema_add(all, &item);
+}
+
 /* ---- the keywords ---- */
 
 typedef sl_status (*keyword_fn)(mdl_schema_compiler *c, mdl_schema_facts *f, const sl_json *schema,
@@ -85,18 +103,24 @@ static sl_status kind_bit(const mdl_schema_compiler *c, const sl_json *value, un
     return must_be(c, "type", "must be object, array, string, number, integer, boolean or null");
 }
 
+sl_status mdl_schema_type_kinds(mdl_schema_compiler *c, const sl_json *type, unsigned *out_kinds)
+{
+    unsigned kinds = 0, kind;
+    if (sl_json_typeof(type) != SL_JSON_ARRAY)
+        return kind_bit(c, type, out_kinds);
+    for (size_t i = 0; i < sl_json_count(type); i++) {
+        SL_TRY(kind_bit(c, sl_json_at(type, i), &kind));
+        kinds |= kind;
+    }
+    *out_kinds = kinds;
+    return sl_ok();
+}
+
 static sl_status read_type(mdl_schema_compiler *c, mdl_schema_facts *f, const sl_json *schema,
                            const char *keyword, const sl_json *value)
 {
-    unsigned kinds = 0, kind;
-    if (sl_json_typeof(value) == SL_JSON_ARRAY) {
-        for (size_t i = 0; i < sl_json_count(value); i++) {
-            SL_TRY(kind_bit(c, sl_json_at(value, i), &kind));
-            kinds |= kind;
-        }
-    } else {
-        SL_TRY(kind_bit(c, value, &kinds));
-    }
+    unsigned kinds = 0;
+    SL_TRY(mdl_schema_type_kinds(c, value, &kinds));
     f->kinds &= kinds;
     f->typed = true;
     return sl_ok();
@@ -193,11 +217,40 @@ static sl_status read_multiple(mdl_schema_compiler *c, mdl_schema_facts *f, cons
                                const char *keyword, const sl_json *value)
 {
     int64_t number;
-    if (!sl_json_i64(value, &number) || number != 1)
-        return mdl_schema_fail(c, SL_UNSUPPORTED, keyword, "only 1 is supported");
-    f->hints |= MDL_JSON_INTEGER;
-    if (f->kinds & MDL_JSON_NUMBER)
-        f->kinds &= ~(unsigned)MDL_JSON_NUMBER;
+    const char *text = sl_json_number_text(value);
+    if (!text || !mdl_json_number_above(text, "0"))
+        return must_be(c, keyword, "must be a number above 0");
+    if (sl_json_i64(value, &number) && number == 1) { /* integers, as every kind says it */
+        f->hints |= MDL_JSON_INTEGER;
+        if (f->kinds & MDL_JSON_NUMBER)
+            f->kinds &= ~(unsigned)MDL_JSON_NUMBER;
+        return sl_ok();
+    }
+    f->hints |= MDL_JSON_NUMBER | MDL_JSON_INTEGER;
+    if (f->multiple && strcmp(f->multiple, text) != 0)
+        return mdl_schema_fail(c, SL_UNSUPPORTED, keyword, "two of them for one value");
+    f->multiple = text;
+    return sl_ok();
+}
+
+static sl_status read_names(mdl_schema_compiler *c, mdl_schema_facts *f, const sl_json *schema,
+                            const char *keyword, const sl_json *value)
+{
+    f->hints |= MDL_JSON_OBJECT;
+    if (!all_add(&f->names, value))
+        return mdl_schema_fail(c, SL_TOO_LARGE, keyword, "too many schemas for one value");
+    return sl_ok();
+}
+
+static sl_status read_unique(mdl_schema_compiler *c, mdl_schema_facts *f, const sl_json *schema,
+                             const char *keyword, const sl_json *value)
+{
+    bool unique;
+    if (!sl_json_bool(value, &unique))
+        return must_be(c, keyword, "must be true or false");
+    f->unique |= unique;
+    if (unique)
+        f->hints |= MDL_JSON_ARRAY;
     return sl_ok();
 }
 
@@ -212,17 +265,6 @@ static sl_status read_values(mdl_schema_compiler *c, mdl_schema_facts *f, const 
     f->value_is_list[f->value_count] = list;
     f->values[f->value_count++] = value;
     return sl_ok();
-}
-
-static bool all_add(mdl_schema_all *all, const sl_json *schema)
-{
-    for (uint32_t i = 0; i < all->count; i++)
-        if (all->items[i].schema == schema)
-            return true; /* twice says no more than once */
-    if (all->count == MDL_SCHEMA_ALL_MAX)
-        return false;
-    all->items[all->count++] = (mdl_schema_item){.schema = schema};
-    return true;
 }
 
 static mdl_schema_property *property_of(mdl_schema_facts *f, const char *name, size_t size)
@@ -348,12 +390,10 @@ static sl_status read_patterns(mdl_schema_compiler *c, mdl_schema_facts *f, cons
     return sl_ok();
 }
 
-/* A keyword of a standard that is not offered; uniqueItems false and the like say nothing. */
+/* A keyword of a standard that is not offered. */
 static sl_status refuse(mdl_schema_compiler *c, mdl_schema_facts *f, const sl_json *schema,
                         const char *keyword, const sl_json *value)
 {
-    if (strcmp(keyword, "uniqueItems") == 0 && sl_json_typeof(value) == SL_JSON_FALSE)
-        return sl_ok();
     return mdl_schema_fail(c, SL_UNSUPPORTED, keyword, "is not supported");
 }
 
@@ -384,21 +424,14 @@ static const struct {
     {"minProperties", read_size},
     {"maxProperties", read_size},
     {"patternProperties", read_patterns},
+    {"propertyNames", read_names},
+    {"uniqueItems", read_unique},
     /* of some draft, and not offered */
-    {"uniqueItems", refuse},
     {"contains", refuse},
     {"minContains", refuse},
     {"maxContains", refuse},
     {"unevaluatedItems", refuse},
     {"unevaluatedProperties", refuse},
-    {"propertyNames", refuse},
-    {"dependencies", refuse},
-    {"dependentRequired", refuse},
-    {"dependentSchemas", refuse},
-    {"not", refuse},
-    {"if", refuse},
-    {"then", refuse},
-    {"else", refuse},
     {"$dynamicRef", refuse},
     {"$recursiveRef", refuse},
     {"divisibleBy", refuse},
@@ -409,6 +442,13 @@ static const struct {
     {"allOf", note},
     {"anyOf", note},
     {"oneOf", note},
+    {"not", note},
+    {"if", note},
+    {"then", note},
+    {"else", note},
+    {"dependencies", note},
+    {"dependentRequired", note},
+    {"dependentSchemas", note},
     /* annotations */
     {"$schema", note},
     {"$id", note},
@@ -469,18 +509,122 @@ static sl_status check_strict(mdl_schema_compiler *c, const sl_json *schema)
     return sl_ok();
 }
 
+/* ---- what must be broken ---- */
+
+static const struct {
+    const char *name;
+    const char *opposite; /* of bounds */
+    unsigned kinds;       /* of values that break it */
+} NEGATED[] = {
+    {"enum", NULL, MDL_JSON_ANY},
+    {"const", NULL, MDL_JSON_ANY},
+    {"pattern", NULL, MDL_JSON_STRING},
+    {"minLength", NULL, MDL_JSON_STRING},
+    {"maxLength", NULL, MDL_JSON_STRING},
+    {"minItems", NULL, MDL_JSON_ARRAY},
+    {"maxItems", NULL, MDL_JSON_ARRAY},
+    {"minProperties", NULL, MDL_JSON_OBJECT},
+    {"maxProperties", NULL, MDL_JSON_OBJECT},
+    {"minimum", "exclusiveMaximum", MDL_JSON_NUMBER | MDL_JSON_INTEGER},
+    {"maximum", "exclusiveMinimum", MDL_JSON_NUMBER | MDL_JSON_INTEGER},
+    {"exclusiveMinimum", "maximum", MDL_JSON_NUMBER | MDL_JSON_INTEGER},
+    {"exclusiveMaximum", "minimum", MDL_JSON_NUMBER | MDL_JSON_INTEGER},
+};
+
+static int negated_find(const char *keyword)
+{
+    for (size_t i = 0; i < sizeof(NEGATED) / sizeof(NEGATED[0]); i++)
+        if (strcmp(keyword, NEGATED[i].name) == 0)
+            return (int)i;
+    return -1;
+}
+
+bool mdl_schema_can_negate(const char *keyword)
+{
+    return negated_find(keyword) >= 0;
+}
+
+/* Fewer than a least count, more than a greatest one. */
+static sl_status read_other_count(mdl_schema_compiler *c, mdl_schema_facts *f, const char *keyword,
+                                  const sl_json *value)
+{
+    uint32_t *least = &f->length_min, *most = &f->length_max, count = 0;
+    SL_TRY(read_count(c, keyword, value, &count));
+    if (strstr(keyword, "Items")) {
+        least = &f->items_min;
+        most = &f->items_max;
+    } else if (strstr(keyword, "Properties")) {
+        least = &f->size_min;
+        most = &f->size_max;
+    }
+    if (keyword[1] == 'a')
+        *least = count + 1 > *least ? count + 1 : *least;
+    else if (count == 0) /* nothing has less than none */
+        f->kinds = 0;
+    else
+        *most = count - 1 < *most ? count - 1 : *most;
+    return sl_ok();
+}
+
+static sl_status read_negated(mdl_schema_compiler *c, mdl_schema_facts *f,
+                              const mdl_schema_item *item)
+{
+    const char *keyword = item->keyword;
+    const sl_json *value = sl_json_get(item->schema, keyword);
+    int at = negated_find(keyword);
+    sl_assert(at >= 0);
+    f->kinds &= NEGATED[at].kinds;
+    if (NEGATED[at].opposite)
+        return read_bound(c, f, NULL, NEGATED[at].opposite, value);
+    if (keyword[0] == 'm')
+        return read_other_count(c, f, keyword, value);
+    if (keyword[0] == 'p') {
+        if (sl_json_typeof(value) != SL_JSON_STRING)
+            return must_be(c, keyword, "must be a string");
+        if (f->not_pattern_count == MDL_SCHEMA_FEW_MAX)
+            return mdl_schema_fail(c, SL_TOO_LARGE, keyword, "too many patterns for one value");
+        f->not_patterns[f->not_pattern_count++] = value;
+        return sl_ok();
+    }
+    if (keyword[0] == 'e' && sl_json_typeof(value) != SL_JSON_ARRAY)
+        return must_be(c, keyword, "must be an array");
+    if (f->without_count == MDL_SCHEMA_FEW_MAX)
+        return mdl_schema_fail(c, SL_TOO_LARGE, keyword, "too many enums for one value");
+    f->without_is_list[f->without_count] = keyword[0] == 'e';
+    f->without[f->without_count++] = value;
+    return sl_ok();
+}
+
+static sl_status collect_needed(mdl_schema_compiler *c, const mdl_schema_all *all,
+                                mdl_schema_facts *facts)
+{
+    for (uint32_t i = 0; i < all->needed_count; i++) {
+        const mdl_schema_needed *needed = &all->needed[i];
+        mdl_schema_property *p = property_of(facts, needed->name.data, needed->name.size);
+        p->required = true;
+        if (needed->item.schema && !mdl_schema_add(&p->all, &needed->item))
+            return mdl_schema_fail(c, SL_TOO_LARGE, "not", "too many schemas for one property");
+    }
+    return sl_ok();
+}
+
 sl_status mdl_schema_collect(mdl_schema_compiler *c, const mdl_schema_all *all,
                              mdl_schema_facts *facts)
 {
     memset(facts, 0, sizeof(*facts));
     facts->kinds = MDL_JSON_ANY;
     facts->items_max = facts->length_max = facts->size_max = MDL_SCHEMA_COUNT_ANY;
-    if (all->forbidden_count > 0) {
+    if (all->forbidden_count + all->needed_count > 0) {
         facts->kinds = MDL_JSON_OBJECT;
         facts->hints = MDL_JSON_OBJECT;
     }
+    facts->kinds &= ~all->other_kinds;
     for (uint32_t i = 0; i < all->count; i++) {
         const sl_json *schema = all->items[i].schema;
+        if (all->items[i].negated) {
+            SL_TRY(read_negated(c, facts, &all->items[i]));
+            continue;
+        }
         SL_TRY(check_strict(c, schema));
         for (size_t k = 0; k < sl_json_count(schema); k++) {
             const char *keyword = sl_json_key(schema, k, NULL);
@@ -494,13 +638,14 @@ sl_status mdl_schema_collect(mdl_schema_compiler *c, const mdl_schema_all *all,
     }
     for (uint32_t i = 0; i < all->forbidden_count; i++)
         property_of(facts, all->forbidden[i].data, all->forbidden[i].size)->forbidden = true;
-    return sl_ok();
+    return collect_needed(c, all, facts);
 }
 
 void mdl_schema_facts_fini(mdl_schema_facts *facts)
 {
     for (size_t i = 0; i < MDL_SCHEMA_FEW_MAX; i++)
         mdl_dfa_destroy(facts->key_dfas[i]);
+    mdl_dfa_destroy(facts->names_dfa);
     sl_free(facts->properties);
     *facts = (mdl_schema_facts){0};
 }
@@ -524,7 +669,10 @@ unsigned mdl_schema_kind_of(const sl_json *value)
     case SL_JSON_NUMBER:
         if (sl_json_number_is_integer(value))
             return MDL_JSON_INTEGER;
-        return sl_json_double(value, &number) && number == (double)(int64_t)number
+        if (!sl_json_double(value, &number))
+            return MDL_JSON_NUMBER;
+        /* Doubles as large as that are whole. */
+        return number >= 1e18 || number <= -1e18 || number == (double)(int64_t)number
                    ? MDL_JSON_INTEGER
                    : MDL_JSON_NUMBER;
     case SL_JSON_STRING:
@@ -550,7 +698,7 @@ static bool equal_values(const sl_json *a, const sl_json *b)
     return equal;
 }
 
-static bool allowed_by(const mdl_schema_facts *f, uint32_t index, const sl_json *value)
+bool mdl_schema_allowed_by(const mdl_schema_facts *f, uint32_t index, const sl_json *value)
 {
     const sl_json *list = f->values[index];
     if (!f->value_is_list[index])
@@ -561,6 +709,45 @@ static bool allowed_by(const mdl_schema_facts *f, uint32_t index, const sl_json 
     return false;
 }
 
+bool mdl_schema_may_be_equal(const sl_json *a, const sl_json *b)
+{
+    unsigned containers = MDL_JSON_OBJECT | MDL_JSON_ARRAY;
+    double x, y;
+    if (sl_json_double(a, &x) && sl_json_double(b, &y))
+        return x == y;
+    if (mdl_schema_kind_of(a) & mdl_schema_kind_of(b) & containers)
+        return true;
+    return equal_values(a, b);
+}
+
+static size_t without_size(const mdl_schema_facts *f, uint32_t index)
+{
+    return f->without_is_list[index] ? sl_json_count(f->without[index]) : 1;
+}
+
+static const sl_json *without_at(const mdl_schema_facts *f, uint32_t index, size_t i)
+{
+    return f->without_is_list[index] ? sl_json_at(f->without[index], i) : f->without[index];
+}
+
+bool mdl_schema_is_without(const mdl_schema_facts *f, const sl_json *value)
+{
+    for (uint32_t k = 0; k < f->without_count; k++)
+        for (size_t i = 0; i < without_size(f, k); i++)
+            if (mdl_schema_may_be_equal(without_at(f, k, i), value))
+                return true;
+    return false;
+}
+
+bool mdl_schema_without_kind(const mdl_schema_facts *f, unsigned kinds)
+{
+    for (uint32_t k = 0; k < f->without_count; k++)
+        for (size_t i = 0; i < without_size(f, k); i++)
+            if (mdl_schema_kind_of(without_at(f, k, i)) & kinds)
+                return true;
+    return false;
+}
+
 size_t mdl_schema_values(const mdl_schema_facts *f, unsigned kinds, const sl_json **out_values,
                          size_t max)
 {
@@ -568,9 +755,9 @@ size_t mdl_schema_values(const mdl_schema_facts *f, unsigned kinds, const sl_jso
     size_t count = f->value_is_list[0] ? sl_json_count(f->values[0]) : 1;
     for (size_t i = 0; i < count && made < max; i++) {
         const sl_json *value = f->value_is_list[0] ? sl_json_at(f->values[0], i) : f->values[0];
-        bool good = mdl_schema_kind_of(value) & kinds;
+        bool good = (mdl_schema_kind_of(value) & kinds) && !mdl_schema_is_without(f, value);
         for (uint32_t k = 1; k < f->value_count && good; k++)
-            good = allowed_by(f, k, value);
+            good = mdl_schema_allowed_by(f, k, value);
         if (good)
             out_values[made++] = value;
     }
@@ -632,11 +819,27 @@ sl_status mdl_schema_resolve(const mdl_schema_compiler *c, const sl_json *refere
 
 static unsigned skip_bit(const char *keyword)
 {
-    return strcmp(keyword, "$ref") == 0    ? MDL_SKIP_REF
-           : strcmp(keyword, "allOf") == 0 ? MDL_SKIP_ALL_OF
-           : strcmp(keyword, "anyOf") == 0 ? MDL_SKIP_ANY_OF
-           : strcmp(keyword, "oneOf") == 0 ? MDL_SKIP_ONE_OF
-                                           : 0u;
+    static const struct {
+        const char *name;
+        unsigned bit;
+    } BITS[] = {{"$ref", MDL_SKIP_REF},
+                {"allOf", MDL_SKIP_ALL_OF},
+                {"anyOf", MDL_SKIP_ANY_OF},
+                {"oneOf", MDL_SKIP_ONE_OF},
+                {"not", MDL_SKIP_NOT},
+                {"if", MDL_SKIP_IF},
+                {"dependencies", MDL_SKIP_DEPENDENCIES},
+                {"dependentRequired", MDL_SKIP_DEPENDENCIES},
+                {"dependentSchemas", MDL_SKIP_DEPENDENCIES}};
+    for (size_t i = 0; i < sizeof(BITS) / sizeof(BITS[0]); i++)
+        if (strcmp(keyword, BITS[i].name) == 0)
+            return BITS[i].bit;
+    return 0;
+}
+
+bool mdl_schema_is_note(const char *keyword)
+{
+    return keyword_find(keyword) == note && !skip_bit(keyword);
 }
 
 /* Do only accounted-for keywords and annotations stand there? */
@@ -653,7 +856,7 @@ static bool says_only(const mdl_schema_item *item, unsigned skip)
 
 bool mdl_schema_is_reference(const mdl_schema_item *item)
 {
-    return sl_json_get(item->schema, "$ref") && !(item->skip & MDL_SKIP_REF) &&
+    return !item->negated && sl_json_get(item->schema, "$ref") && !(item->skip & MDL_SKIP_REF) &&
            says_only(item, MDL_SKIP_REF);
 }
 
@@ -671,6 +874,8 @@ static sl_status add_or_fail(mdl_schema_compiler *c, mdl_schema_all *all, const 
 static sl_status flatten_item(mdl_schema_compiler *c, mdl_schema_all *all, uint32_t index)
 {
     mdl_schema_item *item = &all->items[index];
+    if (item->negated)
+        return sl_ok();
     const sl_json *ref = sl_json_get(item->schema, "$ref"), *target;
     const sl_json *all_of = sl_json_get(item->schema, "allOf");
     if (ref && !(item->skip & MDL_SKIP_REF)) {
@@ -695,7 +900,7 @@ static void drop_silent(mdl_schema_all *all)
         bool silent = sl_json_typeof(all->items[i].schema) == SL_JSON_TRUE ||
                       (sl_json_typeof(all->items[i].schema) == SL_JSON_OBJECT &&
                        says_only(&all->items[i], 0));
-        if (!silent)
+        if (!silent || all->items[i].negated)
             all->items[kept++] = all->items[i];
     }
     all->count = kept;
@@ -705,7 +910,7 @@ sl_status mdl_schema_flatten(mdl_schema_compiler *c, mdl_schema_all *all)
 {
     drop_silent(all);
     for (uint32_t i = 0; i < all->count; i++) {
-        if (all->count == 1 && all->forbidden_count == 0 && mdl_schema_is_reference(&all->items[0]))
+        if (all->count == 1 && mdl_schema_is_plain(all) && mdl_schema_is_reference(&all->items[0]))
             return sl_ok(); /* stays one: a rule of its own */
         SL_TRY(flatten_item(c, all, i));
     }
@@ -714,177 +919,4 @@ sl_status mdl_schema_flatten(mdl_schema_compiler *c, mdl_schema_all *all)
     if (before > 1 && all->count == 1)
         return mdl_schema_flatten(c, all); /* what is left may be a lone reference */
     return sl_ok();
-}
-
-/* ---- disjointness ---- */
-
-static bool values_meet(const mdl_schema_facts *a, const mdl_schema_facts *b)
-{
-    const sl_json *values[256];
-    size_t count = mdl_schema_values(a, mdl_schema_kinds(a), values, 256);
-    if (count == 256)
-        return true;
-    for (size_t i = 0; i < count; i++) {
-        bool both = mdl_schema_kind_of(values[i]) & mdl_schema_kinds(b);
-        for (uint32_t k = 0; k < b->value_count && both; k++)
-            both = allowed_by(b, k, values[i]);
-        if (both)
-            return true;
-    }
-    return false;
-}
-
-static const mdl_schema_property *find_property(const mdl_schema_facts *f,
-                                                const mdl_schema_property *like)
-{
-    for (size_t i = 0; i < f->property_count; i++)
-        if (f->properties[i].name_size == like->name_size &&
-            memcmp(f->properties[i].name, like->name, like->name_size) == 0)
-            return &f->properties[i];
-    return NULL;
-}
-
-/* Objects: a property that both require with values that differ, or one that a requires and b,
- * being closed, never has. */
-static sl_status objects_disjoint(mdl_schema_compiler *c, const mdl_schema_facts *a,
-                                  const mdl_schema_facts *b, bool *out_disjoint)
-{
-    *out_disjoint = false;
-    for (size_t i = 0; i < a->property_count && !*out_disjoint; i++) {
-        const mdl_schema_property *p = &a->properties[i], *q = find_property(b, p);
-        if (!p->required)
-            continue;
-        if (!q)
-            *out_disjoint = b->closed_count > 0;
-        else if (q->required && p->all.count == 1 && q->all.count == 1)
-            SL_TRY(mdl_schema_disjoint(c, p->all.items[0].schema, q->all.items[0].schema,
-                                       out_disjoint));
-    }
-    return sl_ok();
-}
-
-static sl_status facts_disjoint(mdl_schema_compiler *c, const mdl_schema_facts *a,
-                                const mdl_schema_facts *b, bool *out_disjoint)
-{
-    unsigned both = mdl_schema_kinds(a) & mdl_schema_kinds(b);
-    *out_disjoint = both == 0 || (a->value_count > 0 && !values_meet(a, b)) ||
-                    (b->value_count > 0 && !values_meet(b, a));
-    if (*out_disjoint || both != MDL_JSON_OBJECT)
-        return sl_ok();
-    SL_TRY(objects_disjoint(c, a, b, out_disjoint));
-    return *out_disjoint ? sl_ok() : objects_disjoint(c, b, a, out_disjoint);
-}
-
-/* The list of one schema, references followed to the end. */
-static sl_status flatten_one(mdl_schema_compiler *c, const sl_json *schema, mdl_schema_all *all)
-{
-    *all = (mdl_schema_all){.items = {{.schema = schema}}, .count = 1};
-    for (int turn = 0; turn < MDL_SCHEMA_ALL_MAX; turn++) {
-        SL_TRY(mdl_schema_flatten(c, all));
-        if (all->count != 1 || !mdl_schema_is_reference(&all->items[0]))
-            return sl_ok();
-        SL_TRY(mdl_schema_resolve(c, sl_json_get(all->items[0].schema, "$ref"),
-                                  &all->items[0].schema));
-    }
-    return mdl_schema_fail(c, SL_INVALID, "$ref", "refers to itself");
-}
-
-sl_status mdl_schema_disjoint(mdl_schema_compiler *c, const sl_json *a, const sl_json *b,
-                              bool *out_disjoint)
-{
-    mdl_schema_facts facts[2] = {{0}, {0}};
-    mdl_schema_all all;
-    const sl_json *const schemas[2] = {a, b};
-    sl_status status = sl_ok();
-    if (++c->depth > MDL_SCHEMA_DEPTH_MAX || ++c->comparisons > MDL_SCHEMA_COMPARISONS_MAX)
-        return mdl_schema_fail(c, SL_TOO_LARGE, "oneOf", "too many or too deep alternatives");
-    for (int i = 0; i < 2 && sl_is_ok(status); i++) {
-        status = flatten_one(c, schemas[i], &all);
-        if (sl_is_ok(status))
-            status = mdl_schema_collect(c, &all, &facts[i]);
-    }
-    if (sl_is_ok(status))
-        status = facts_disjoint(c, &facts[0], &facts[1], out_disjoint);
-    mdl_schema_facts_fini(&facts[0]);
-    mdl_schema_facts_fini(&facts[1]);
-    c->depth--;
-    return status;
-}
-
-/* ---- telling alternatives apart ---- */
-
-bool mdl_schema_forbid(mdl_schema_all *all, const mdl_word *name)
-{
-    for (uint32_t i = 0; i < all->forbidden_count; i++)
-        if (all->forbidden[i].size == name->size &&
-            memcmp(all->forbidden[i].data, name->data, name->size) == 0)
-            return true;
-    if (all->forbidden_count == MDL_SCHEMA_ALL_MAX)
-        return false;
-    all->forbidden[all->forbidden_count++] = *name;
-    return true;
-}
-
-static bool requires(const sl_json *schema, const mdl_schema_property *p)
-{
-    const sl_json *required = sl_json_get(schema, "required");
-    for (size_t i = 0; i < sl_json_count(required); i++) {
-        size_t size;
-        const char *name = sl_json_string(sl_json_at(required, i), &size);
-        if (name && size == p->name_size && memcmp(name, p->name, size) == 0)
-            return true;
-    }
-    return false;
-}
-
-static bool required_anyway(const mdl_schema_all *all, const mdl_schema_facts *a,
-                            const mdl_schema_property *p)
-{
-    const mdl_schema_property *same = find_property(a, p);
-    bool found = same && same->required;
-    for (uint32_t i = 0; i < all->count && !found; i++)
-    found = requires(all->items[i].schema, p);
-    return found;
-}
-
-static bool is_bare(const mdl_schema_all *all)
-{
-    const sl_json *schema = all->items[0].schema;
-    bool bare = all->count == 1;
-    for (size_t i = 0; i < sl_json_count(schema) && bare; i++) {
-        const char *keyword = sl_json_key(schema, i, NULL);
-        bare = keyword_find(keyword) == read_required ||
-               (keyword_find(keyword) == note && !skip_bit(keyword));
-    }
-    return bare;
-}
-
-sl_status mdl_schema_required_beyond(mdl_schema_compiler *c, const mdl_schema_all *all,
-                                     const sl_json *a, const sl_json *b, mdl_word *out_name,
-                                     bool *out_bare)
-{
-    mdl_schema_facts facts[2] = {{0}, {0}};
-    mdl_schema_all flat[2];
-    const sl_json *const schemas[2] = {a, b};
-    sl_status status = sl_ok();
-    *out_name = (mdl_word){NULL, 0};
-    *out_bare = false;
-    for (int i = 0; i < 2 && sl_is_ok(status); i++) {
-        status = flatten_one(c, schemas[i], &flat[i]);
-        if (sl_is_ok(status))
-            status = mdl_schema_collect(c, &flat[i], &facts[i]);
-    }
-    bool objects = mdl_schema_kinds(&facts[0]) == MDL_JSON_OBJECT &&
-                   mdl_schema_kinds(&facts[1]) == MDL_JSON_OBJECT;
-    *out_bare = sl_is_ok(status) && objects && is_bare(&flat[1]);
-    for (size_t i = 0; i < facts[1].property_count && sl_is_ok(status) && objects; i++) {
-        const mdl_schema_property *p = &facts[1].properties[i];
-        if (!p->required || required_anyway(all, &facts[0], p))
-            continue;
-        *out_name = (mdl_word){p->name, p->name_size};
-        break;
-    }
-    mdl_schema_facts_fini(&facts[0]);
-    mdl_schema_facts_fini(&facts[1]);
-    return status;
 }

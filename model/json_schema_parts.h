@@ -8,7 +8,9 @@
 #define MDL_SCHEMA_FEW_MAX         4   /* patterns, enums of one value */
 #define MDL_SCHEMA_PATH_MAX        400 /* longer ones are cut */
 #define MDL_SCHEMA_COMPARISONS_MAX 20000u
-#define MDL_SCHEMA_COUNT_ANY       UINT32_MAX
+#define MDL_SCHEMA_ALTERNATIVES_MAX \
+    4096u /* of a schema, those inside others as often as they are met */
+#define MDL_SCHEMA_COUNT_ANY UINT32_MAX
 
 typedef enum mdl_json_kind {
     MDL_JSON_OBJECT = 1 << 0,
@@ -27,20 +29,42 @@ typedef enum mdl_schema_skip {
     MDL_SKIP_ALL_OF = 1 << 1,
     MDL_SKIP_ANY_OF = 1 << 2,
     MDL_SKIP_ONE_OF = 1 << 3,
+    MDL_SKIP_NOT = 1 << 4,
+    MDL_SKIP_IF = 1 << 5,
+    MDL_SKIP_DEPENDENCIES = 1 << 6, /* those of newer drafts too */
 } mdl_schema_skip;
 
 typedef struct mdl_schema_item {
     const sl_json *schema;
     unsigned skip;
+    uint32_t dependencies; /* accounted for, of the schema's in order */
+    bool negated;          /* the value must break it */
+    const char *keyword;   /* negated: this keyword of it; NULL: any */
 } mdl_schema_item;
 
-/* Schemas that all hold for one value, and members that it, an object then, must not have. */
+/* A member that must be there; item.schema NULL: it may be anything. */
+typedef struct mdl_schema_needed {
+    mdl_word name;
+    mdl_schema_item item;
+} mdl_schema_needed;
+
+/* Schemas that all hold for one value, members that it, an object then, must not or must have, and
+ * kinds that it is not of. */
 typedef struct mdl_schema_all {
     mdl_schema_item items[MDL_SCHEMA_ALL_MAX];
     uint32_t count;
     mdl_word forbidden[MDL_SCHEMA_ALL_MAX];
     uint32_t forbidden_count;
+    mdl_schema_needed needed[MDL_SCHEMA_ALL_MAX];
+    uint32_t needed_count;
+    unsigned other_kinds;
 } mdl_schema_all;
+
+/* Do the schemas say all there is? */
+static inline bool mdl_schema_is_plain(const mdl_schema_all *all)
+{
+    return all->forbidden_count == 0 && all->needed_count == 0 && all->other_kinds == 0;
+}
 
 typedef struct mdl_schema_property {
     const char *name;
@@ -78,6 +102,15 @@ typedef struct mdl_schema_facts {
     uint32_t pattern_count;
     const char *format;
     mdl_json_bounds bounds;
+    const char *multiple; /* multipleOf, NULL = none */
+    mdl_schema_all names; /* propertyNames */
+    mdl_dfa *names_dfa;   /* made when there are any; NULL then: no name will do */
+    bool unique;          /* uniqueItems */
+    const sl_json *without[MDL_SCHEMA_FEW_MAX]; /* enum arrays and constants it is none of */
+    bool without_is_list[MDL_SCHEMA_FEW_MAX];
+    uint32_t without_count;
+    const sl_json *not_patterns[MDL_SCHEMA_FEW_MAX];
+    uint32_t not_pattern_count;
     const sl_json *values[MDL_SCHEMA_FEW_MAX]; /* enum arrays and constants */
     bool value_is_list[MDL_SCHEMA_FEW_MAX];
     uint32_t value_count;
@@ -98,6 +131,7 @@ typedef struct mdl_schema_compiler {
     size_t path_size;
     int depth;
     uint32_t comparisons;   /* of alternatives */
+    uint32_t alternatives;  /* compiled */
     mdl_schema_rule *rules; /* of $ref targets */
     size_t rule_count, rule_capacity;
     mdl_node space, text, any; /* shared nodes; NONE = not made yet */
@@ -127,18 +161,44 @@ void mdl_schema_facts_fini(mdl_schema_facts *facts);
 /* The kinds that are left. */
 unsigned mdl_schema_kinds(const mdl_schema_facts *facts);
 unsigned mdl_schema_kind_of(const sl_json *value);
+/* Numbers by their size; of objects and arrays all. */
+bool mdl_schema_may_be_equal(const sl_json *a, const sl_json *b);
+/* Is it one of those that the value must not be? */
+bool mdl_schema_is_without(const mdl_schema_facts *facts, const sl_json *value);
+/* Of a kind, some of them. */
+bool mdl_schema_without_kind(const mdl_schema_facts *facts, unsigned kinds);
+/* Is it of enum or const number `index`? */
+bool mdl_schema_allowed_by(const mdl_schema_facts *facts, uint32_t index, const sl_json *value);
 /* The values of enum and const that all of them and the kinds allow, in order. */
 size_t mdl_schema_values(const mdl_schema_facts *facts, unsigned kinds, const sl_json **out_values,
                          size_t max);
+/* ---- json_schema_apart.c ---- */
+
 /* A member that b requires, and neither a nor the list, whose schemas hold for both; *out_name.data
  * NULL: there is none, or they are not objects alone. *out_bare: b says nothing else. */
 SL_MUST_USE sl_status mdl_schema_required_beyond(mdl_schema_compiler *c, const mdl_schema_all *all,
                                                  const sl_json *a, const sl_json *b,
                                                  mdl_word *out_name, bool *out_bare);
 bool mdl_schema_forbid(mdl_schema_all *all, const mdl_word *name);
+/* False: there is no room. */
+bool mdl_schema_add(mdl_schema_all *all, const mdl_schema_item *item);
+/* What reads a keyword of a negated item, or NULL; and whether it is one that says nothing. */
+bool mdl_schema_can_negate(const char *keyword);
+bool mdl_schema_is_note(const char *keyword);
+/* The kinds that a type keyword names. */
+SL_MUST_USE sl_status mdl_schema_type_kinds(mdl_schema_compiler *c, const sl_json *type,
+                                            unsigned *out_kinds);
 /* Can no value satisfy both? */
 SL_MUST_USE sl_status mdl_schema_disjoint(mdl_schema_compiler *c, const sl_json *a,
                                           const sl_json *b, bool *out_disjoint);
+
+/* ---- json_schema_groups.c ---- */
+
+/* Keywords that mean one of several: the first of them that is not accounted for becomes its
+ * alternatives. *out_found false: there is none left. */
+SL_MUST_USE sl_status mdl_schema_group(mdl_schema_compiler *c, const mdl_schema_all *all,
+                                       unsigned kinds, bool *out_found, mdl_node *out_node);
+bool mdl_schema_has_group(const mdl_schema_all *all);
 
 /* ---- json_schema.c ---- */
 
@@ -174,6 +234,9 @@ SL_MUST_USE sl_status mdl_json_key_matches(mdl_schema_compiler *c, mdl_schema_fa
 SL_MUST_USE sl_status mdl_json_string(mdl_schema_compiler *c, const mdl_schema_facts *facts,
                                       mdl_node *out_node);
 
+/* Has the property a name that propertyNames allows? */
+bool mdl_json_name_fits(const mdl_schema_facts *facts, const mdl_schema_property *property);
+
 /* ---- json_number.c ---- */
 
 /* Is a bound tighter: a > b? */
@@ -181,5 +244,9 @@ bool mdl_json_number_above(const char *a, const char *b);
 SL_MUST_USE sl_status mdl_json_number(mdl_grammar *grammar, bool integer,
                                       const mdl_json_bounds *bounds, mdl_node *out_node,
                                       sl_err *err);
+/* With multipleOf, and without some values (integers only). NONE: those were all. */
+SL_MUST_USE sl_status mdl_json_number_of(mdl_grammar *grammar, bool integer,
+                                         const mdl_schema_facts *facts, mdl_node *out_node,
+                                         sl_err *err);
 
 #endif

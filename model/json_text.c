@@ -123,15 +123,47 @@ static unsigned regex_flags(const mdl_schema_compiler *c)
 
 /* What must hold together, one part at a time. */
 typedef struct string_part {
-    const char *pattern; /* NULL: the length */
+    const char *pattern; /* NULL: the length, or the values to be left out */
+    bool without;        /* its texts are left out */
     size_t size;
     unsigned flags;
     const char *keyword;
 } string_part;
 
+/* The strings that the value must not be, as they stand between quotes. */
+static mdl_node other_strings(const mdl_schema_compiler *c, mdl_grammar *g,
+                              const mdl_schema_facts *f)
+{
+    mdl_node out = MDL_NODE_NONE;
+    for (uint32_t k = 0; k < f->without_count; k++) {
+        size_t count = f->without_is_list[k] ? sl_json_count(f->without[k]) : 1, size;
+        for (size_t i = 0; i < count; i++) {
+            const sl_json *value =
+                f->without_is_list[k] ? sl_json_at(f->without[k], i) : f->without[k];
+            const char *text = sl_json_string(value, &size);
+            sl_buf buf;
+            if (!text)
+                continue;
+            sl_buf_init(&buf, 0);
+            if (!c->raw)
+                sl_json_write_string(&buf, text, size);
+            out = mdl_grammar_or(g,
+                                 c->raw ? mdl_grammar_literal(g, text, size)
+                                        : mdl_grammar_literal(g, buf.data + 1, buf.size - 2),
+                                 out);
+            sl_buf_fini(&buf);
+        }
+    }
+    return out;
+}
+
 static sl_status part_node(const mdl_schema_compiler *c, mdl_grammar *g, const string_part *part,
                            const mdl_schema_facts *f, mdl_node *out_node)
 {
+    if (!part->pattern && part->without) {
+        *out_node = other_strings(c, g, f);
+        return sl_ok();
+    }
     if (!part->pattern) {
         if (f->length_min > f->length_max)
             return mdl_schema_fail(c, SL_INVALID, "maxLength", "is less than minLength");
@@ -164,7 +196,8 @@ static sl_status part_dfa(const mdl_schema_compiler *c, const string_part *part,
     mdl_node node = MDL_NODE_NONE;
     sl_err inner = {0};
     sl_status status = sl_ok();
-    if (part->pattern)
+    bool whole = part->pattern || part->without;
+    if (whole)
         status = part_node(c, g, part, f, &node);
     else
         node = mdl_regex_any(g, regex_flags(c));
@@ -173,7 +206,7 @@ static sl_status part_dfa(const mdl_schema_compiler *c, const string_part *part,
         if (sl_is_ok(status))
             status = mdl_dfa_create(g, out_dfa, &inner);
         mdl_grammar_count_work(c->grammar, sl_is_ok(status) ? *out_dfa : NULL);
-        if (sl_is_ok(status) && !part->pattern)
+        if (sl_is_ok(status) && !whole)
             status = repeat_in_place(out_dfa, f, &inner);
         if (!sl_is_ok(status))
             status = mdl_schema_fail(c, status.code, part->keyword, inner.text);
@@ -193,7 +226,8 @@ static sl_status cross_parts(const mdl_schema_compiler *c, const string_part *pa
         status = part_dfa(c, &parts[i], f, &next);
         if (!sl_is_ok(status))
             break;
-        status = mdl_dfa_both(all, next, &both, &inner);
+        status = parts[i].without ? mdl_dfa_without(all, next, &both, &inner)
+                                  : mdl_dfa_both(all, next, &both, &inner);
         mdl_dfa_destroy(next);
         if (!sl_is_ok(status)) {
             status = mdl_schema_fail(c, status.code, parts[i].keyword, inner.text);
@@ -227,7 +261,7 @@ static sl_status format_part(const mdl_schema_compiler *c, const char *format, s
     const char *pattern = FORMATS[format_find(format)].pattern;
     if (!pattern)
         return mdl_schema_fail(c, SL_UNSUPPORTED, "format", "\"regex\" is not supported");
-    *out = (string_part){pattern, strlen(pattern), 0, "format"};
+    *out = (string_part){.pattern = pattern, .size = strlen(pattern), .keyword = "format"};
     return sl_ok();
 }
 
@@ -240,7 +274,7 @@ static sl_status raw_text(const mdl_schema_compiler *c, mdl_node *out_node)
 
 sl_status mdl_json_string(mdl_schema_compiler *c, const mdl_schema_facts *f, mdl_node *out_node)
 {
-    string_part parts[MDL_SCHEMA_FEW_MAX + 2];
+    string_part parts[2 * MDL_SCHEMA_FEW_MAX + 4];
     uint32_t count = 0;
     mdl_node node = MDL_NODE_NONE;
     for (uint32_t i = 0; i < f->pattern_count; i++) {
@@ -252,6 +286,17 @@ sl_status mdl_json_string(mdl_schema_compiler *c, const mdl_schema_facts *f, mdl
         SL_TRY(format_part(c, f->format, &parts[count++]));
     if (f->length_min > 0 || f->length_max != MDL_SCHEMA_COUNT_ANY)
         parts[count++] = (string_part){.keyword = "maxLength"};
+    bool without = mdl_schema_without_kind(f, MDL_JSON_STRING);
+    sl_status status = sl_ok();
+    if (count == 0 && (without || f->not_pattern_count > 0)) /* of any length, then */
+        parts[count++] = (string_part){.keyword = "not"};
+    for (uint32_t i = 0; i < f->not_pattern_count; i++) {
+        string_part part = {.flags = MDL_REGEX_SEARCH, .keyword = "not", .without = true};
+        part.pattern = sl_json_string(f->not_patterns[i], &part.size);
+        parts[count++] = part;
+    }
+    if (without)
+        parts[count++] = (string_part){.keyword = "not", .without = true};
     if (count == 0 && c->raw)
         SL_TRY(raw_text(c, &node));
     else if (count == 0)
@@ -259,7 +304,12 @@ sl_status mdl_json_string(mdl_schema_compiler *c, const mdl_schema_facts *f, mdl
     else if (count == 1)
         SL_TRY(part_node(c, c->grammar, &parts[0], f, &node));
     else
-        SL_TRY(cross_parts(c, parts, count, f, &node));
+        status = cross_parts(c, parts, count, f, &node);
+    if (status.code == SL_INVALID && (without || f->not_pattern_count > 0)) {
+        *out_node = MDL_NODE_NONE; /* none is left */
+        return sl_ok();
+    }
+    SL_TRY(status);
     *out_node = c->raw ? node : quoted(c->grammar, node);
     return sl_ok();
 }
@@ -467,6 +517,22 @@ static sl_status remove_names(const mdl_schema_compiler *c, const mdl_schema_fac
     return status;
 }
 
+/* Leaves the names that propertyNames allows. */
+static sl_status keep_names(const mdl_schema_facts *f, mdl_dfa **keys, sl_err *err)
+{
+    mdl_dfa *left = NULL;
+    if (!*keys || f->names.count == 0)
+        return sl_ok();
+    sl_status status = sl_ok();
+    if (f->names_dfa)
+        status = mdl_dfa_both(*keys, f->names_dfa, &left, err);
+    if (!sl_is_ok(status) && status.code != SL_INVALID)
+        return status;
+    mdl_dfa_destroy(*keys);
+    *keys = left;
+    return sl_ok();
+}
+
 static sl_status other_keys(const mdl_schema_compiler *c, mdl_schema_facts *f, size_t pattern,
                             mdl_dfa **keys, sl_err *err)
 {
@@ -479,7 +545,19 @@ static sl_status other_keys(const mdl_schema_compiler *c, mdl_schema_facts *f, s
         SL_TRY(pattern_keys(c, f, i, &matched, err));
         SL_TRY(remove_keys(keys, matched, err));
     }
-    return sl_ok();
+    return keep_names(f, keys, err);
+}
+
+bool mdl_json_name_fits(const mdl_schema_facts *f, const mdl_schema_property *p)
+{
+    if (f->names.count == 0)
+        return true;
+    sl_buf buf;
+    sl_buf_init(&buf, 0);
+    sl_json_write_string(&buf, p->name, p->name_size);
+    bool fits = f->names_dfa && mdl_dfa_accepts(f->names_dfa, buf.data, buf.size);
+    sl_buf_fini(&buf);
+    return fits;
 }
 
 sl_status mdl_json_other_key(mdl_schema_compiler *c, mdl_schema_facts *f, size_t pattern,
@@ -487,7 +565,7 @@ sl_status mdl_json_other_key(mdl_schema_compiler *c, mdl_schema_facts *f, size_t
 {
     mdl_grammar *g = c->grammar;
     mdl_node key = MDL_NODE_NONE;
-    if (f->property_count == 0 && !f->key_patterns) {
+    if (f->property_count == 0 && !f->key_patterns && f->names.count == 0) {
         key = quoted(g, any_text(c));
     } else {
         const char *keyword =

@@ -197,6 +197,43 @@ static void walk_schema(const char *schema, uint32_t turns, uint32_t states_max)
 
 static const char *const SCHEMAS[] = {
     "{}",
+    "{\"type\":\"integer\",\"multipleOf\":7}",
+    "{\"type\":\"integer\",\"multipleOf\":5,\"minimum\":-30,\"maximum\":40}",
+    "{\"type\":\"number\",\"multipleOf\":0.01,\"minimum\":0}",
+    "{\"type\":\"number\",\"multipleOf\":2.5,\"maximum\":100}",
+    "{\"not\":{\"type\":[\"string\",\"object\"]}}",
+    "{\"type\":\"string\",\"not\":{\"enum\":[\"a\",\"bc\",\"\\u00e9\\n\"]},\"maxLength\":2}",
+    "{\"type\":\"string\",\"not\":{\"pattern\":\"^[a-m]\"},\"pattern\":\"^[a-z]{1,3}$\"}",
+    "{\"type\":\"integer\",\"minimum\":0,\"maximum\":12,\"not\":{\"enum\":[0,3,1e1]}}",
+    "{\"type\":[\"boolean\",\"null\"],\"not\":{\"const\":true}}",
+    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"type\":\"null\"}},"
+    "\"not\":{\"required\":[\"a\",\"b\"]}}",
+    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"type\":\"null\"}},"
+    "\"not\":{\"anyOf\":[{\"required\":[\"a\"]},{\"required\":[\"b\"]}]}}",
+    "{\"properties\":{\"a\":{\"enum\":[\"x\",\"y\"]},\"b\":{\"type\":\"integer\"}},\"if\":{"
+    "\"properties\":{\"a\":{\"const\":\"x\"}},\"required\":[\"a\"]},\"then\":{\"required\":[\"b\"]}"
+    ",\"else\":{\"properties\":{\"b\":false}}}",
+    "{\"type\":\"object\",\"properties\":{\"n\":{\"type\":\"integer\"},\"big\":{\"type\":"
+    "\"boolean\"}},\"required\":[\"n\"],\"if\":{\"properties\":{\"n\":{\"minimum\":100}}},\"then\":"
+    "{\"required\":[\"big\"]},\"else\":{\"not\":{\"required\":[\"big\"]}}}",
+    "{\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"type\":\"null\"},\"c\":{\"type\":\"null\"}"
+    "},\"dependentRequired\":{\"a\":[\"b\",\"c\"],\"b\":[\"c\"]}}",
+    "{\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{}},\"dependencies\":{\"a\":{\"properties\":{"
+    "\"b\":{\"type\":\"integer\"}},\"required\":[\"b\"]}}}",
+    "{\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{}},\"dependentSchemas\":{\"b\":{"
+    "\"minProperties\":2}}}",
+    "{\"type\":\"object\",\"propertyNames\":{\"pattern\":\"^[a-c]{1,2}$\"},"
+    "\"additionalProperties\":{\"type\":\"null\"}}",
+    "{\"properties\":{\"ab\":{\"type\":\"null\"},\"zz\":{\"type\":\"null\"}},\"propertyNames\":{"
+    "\"not\":{\"enum\":[\"zz\",\"q\"]},\"maxLength\":2},\"additionalProperties\":{\"type\":"
+    "\"integer\"}}",
+    "{\"type\":\"array\",\"uniqueItems\":true,\"items\":{\"enum\":[\"a\",\"b\",1,1.0,true]}}",
+    "{\"type\":\"array\",\"uniqueItems\":true,\"items\":{\"enum\":[\"a\",\"b\",\"c\",\"d\"]},"
+    "\"minItems\":2,\"maxItems\":3}",
+    "{\"not\":{\"not\":{\"type\":\"string\",\"maxLength\":3}}}",
+    "{\"properties\":{\"t\":{\"$ref\":\"#/$defs/"
+    "t\"}},\"required\":[\"t\"],\"$defs\":{\"t\":{\"type\":\"string\",\"maxLength\":4,\"not\":{\"$"
+    "ref\":\"#/$defs/u\"}},\"u\":{\"enum\":[\"abc\"],\"minLength\":2}}}",
     "{\"anyOf\":[{\"$ref\":\"#/$defs/none\"},{\"type\":\"null\"}],\"$defs\":{\"none\":{"
     "\"enum\":[\"a\"],\"type\":\"integer\"}}}",
     "{\"type\":\"object\"}",
@@ -603,17 +640,28 @@ static const struct {
 } REFUSED[] = {
     {JSON("5"), SL_INVALID, "guided_json: must be a schema"},
     {JSON("\"x\""), SL_INVALID, "guided_json: is not JSON"},
-    {JSON("{\"properties\":{\"a\":{\"not\":{}}}}"), SL_UNSUPPORTED, "guided_json.properties.a.not"},
-    {JSON("{\"if\":{}}"), SL_UNSUPPORTED, "guided_json.if"},
+    {JSON("{\"not\":{}}"), SL_INVALID, "no value satisfies"},
+    {JSON("{\"not\":5}"), SL_INVALID, "guided_json.not: must be a schema"},
+    {JSON("{\"properties\":{\"a\":{\"not\":{\"items\":{}}}}}"), SL_UNSUPPORTED,
+     "guided_json.properties.a.not.not: cannot be told of items"},
+    {JSON("{\"type\":\"number\",\"not\":{\"const\":1}}"), SL_UNSUPPORTED, "1 is also 1.0"},
+    {JSON("{\"not\":{\"const\":[]}}"), SL_UNSUPPORTED, "cannot be left out"},
+    {JSON("{\"if\":5,\"then\":{}}"), SL_INVALID, "guided_json.if: must be a schema"},
+    {JSON("{\"dependencies\":{\"a\":5}}"), SL_INVALID, "guided_json.dependencies"},
+    {JSON("{\"dependentRequired\":{\"a\":[5]}}"), SL_INVALID, "must list names"},
+    {JSON("{\"propertyNames\":5}"), SL_INVALID, "guided_json.propertyNames: must be a schema"},
+    {JSON("{\"properties\":{\"ab\":{}},\"required\":[\"ab\"],\"propertyNames\":{\"maxLength\":1}}"),
+     SL_INVALID, "no value satisfies"},
+    {JSON("{\"multipleOf\":0}"), SL_INVALID, "guided_json.multipleOf: must be a number above 0"},
+    {JSON("{\"multipleOf\":123457}"), SL_TOO_LARGE, "guided_json.multipleOf: too large"},
     {JSON("{\"type\":\"text\"}"), SL_INVALID, "guided_json.type: must be object"},
-    {JSON("{\"uniqueItems\":true}"), SL_UNSUPPORTED, "guided_json.uniqueItems"},
-    {JSON("{\"multipleOf\":5}"), SL_UNSUPPORTED, "guided_json.multipleOf: only 1"},
+    {JSON("{\"uniqueItems\":true}"), SL_UNSUPPORTED, "guided_json.uniqueItems: is offered for"},
+    {JSON("{\"uniqueItems\":1}"), SL_INVALID, "guided_json.uniqueItems: must be true"},
     {JSON("{\"format\":\"regex\"}"), SL_UNSUPPORTED, "guided_json.format"},
     {JSON("{\"type\":\"object\",\"minProperties\":2}"), SL_INVALID, "no value satisfies"},
     {JSON("{\"properties\":{\"a\":{},\"b\":{}},\"required\":[\"a\",\"b\"],\"maxProperties\":1}"),
      SL_INVALID, "no value satisfies"},
     {JSON("{\"patternProperties\":{\"(\":{}}}"), SL_INVALID, "guided_json.patternProperties"},
-    {JSON("{\"propertyNames\":{}}"), SL_UNSUPPORTED, "guided_json.propertyNames"},
     {FORMAT("\"strict\":true,\"schema\":{\"type\":\"string\",\"minLenght\":1}"), SL_INVALID,
      "minLenght: is no keyword"},
     {FORMAT("\"strict\":true,\"schema\":{\"type\":\"string\",\"format\":\"topic\"}"),

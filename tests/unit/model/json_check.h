@@ -90,6 +90,13 @@ static inline double judge_limit(const sl_json *schema, const char *keyword, dou
     return limit;
 }
 
+/* As near as doubles tell. */
+static inline bool judge_multiple(double number, double step)
+{
+    double count = step > 0 ? number / step : 0;
+    return fabs(count - nearbyint(count)) <= 1e-9 * fmax(1, fabs(count));
+}
+
 static inline bool judge_number(const sl_json *schema, double number)
 {
     bool above = false, below = false; /* of draft 4 */
@@ -100,7 +107,8 @@ static inline bool judge_number(const sl_json *schema, double number)
            !(above && number == judge_limit(schema, "minimum", -INFINITY)) &&
            !(below && number == judge_limit(schema, "maximum", INFINITY)) &&
            number > judge_limit(schema, "exclusiveMinimum", -INFINITY) &&
-           number < judge_limit(schema, "exclusiveMaximum", INFINITY);
+           number < judge_limit(schema, "exclusiveMaximum", INFINITY) &&
+           judge_multiple(number, judge_limit(schema, "multipleOf", 0));
 }
 
 static inline bool judge_string(const sl_json *schema, const char *text, size_t size)
@@ -125,9 +133,53 @@ static inline bool judge_array(const sl_json *root, const sl_json *schema, const
     if ((double)sl_json_count(value) < judge_limit(schema, "minItems", 0) ||
         (double)sl_json_count(value) > judge_limit(schema, "maxItems", INFINITY))
         return false;
+    bool unique = false;
+    (void)sl_json_bool(sl_json_get(schema, "uniqueItems"), &unique);
+    for (size_t i = 0; unique && i < sl_json_count(value); i++)
+        for (size_t k = 0; k < i; k++)
+            if (judge_equal(sl_json_at(value, i), sl_json_at(value, k)))
+                return false;
     for (size_t i = 0; i < sl_json_count(value); i++) {
         const sl_json *item = i < sl_json_count(prefix) ? sl_json_at(prefix, i) : items;
         if (item && !judge(root, item, sl_json_at(value, i)))
+            return false;
+    }
+    return true;
+}
+
+/* Dependencies, old and new. */
+static inline bool judge_dependencies(const sl_json *root, const sl_json *all, const sl_json *value)
+{
+    for (size_t i = 0; i < sl_json_count(all); i++) {
+        const sl_json *wanted = sl_json_at(all, i);
+        if (!sl_json_get(value, sl_json_key(all, i, NULL)))
+            continue;
+        if (sl_json_typeof(wanted) != SL_JSON_ARRAY && !judge(root, wanted, value))
+            return false;
+        for (size_t k = 0; sl_json_typeof(wanted) == SL_JSON_ARRAY && k < sl_json_count(wanted);
+             k++)
+            if (!sl_json_get(value, sl_json_string(sl_json_at(wanted, k), NULL)))
+                return false;
+    }
+    return true;
+}
+
+/* The keys, as an array of strings. */
+static inline bool judge_names(const sl_json *root, const sl_json *schema, const sl_json *value)
+{
+    for (size_t i = 0; schema && i < sl_json_count(value); i++) {
+        sl_json_doc *doc = NULL;
+        size_t size;
+        sl_buf text;
+        sl_err err;
+        const char *key = sl_json_key(value, i, &size);
+        sl_buf_init(&text, 0);
+        sl_json_write_string(&text, key, size);
+        assert_ok(sl_json_parse(text.data, text.size, NULL, &doc, &err), &err);
+        bool good = judge(root, schema, sl_json_root(doc));
+        sl_json_doc_destroy(doc);
+        sl_buf_fini(&text);
+        if (!good)
             return false;
     }
     return true;
@@ -139,6 +191,11 @@ static inline bool judge_object(const sl_json *root, const sl_json *schema, cons
     const sl_json *additional = sl_json_get(schema, "additionalProperties");
     const sl_json *patterns = sl_json_get(schema, "patternProperties");
     const sl_json *required = sl_json_get(schema, "required");
+    if (!judge_dependencies(root, sl_json_get(schema, "dependencies"), value) ||
+        !judge_dependencies(root, sl_json_get(schema, "dependentRequired"), value) ||
+        !judge_dependencies(root, sl_json_get(schema, "dependentSchemas"), value) ||
+        !judge_names(root, sl_json_get(schema, "propertyNames"), value))
+        return false;
     for (size_t i = 0; i < sl_json_count(required); i++)
         if (!sl_json_get(value, sl_json_string(sl_json_at(required, i), NULL)))
             return false;
@@ -193,6 +250,14 @@ static inline bool judge_groups(const sl_json *root, const sl_json *schema, cons
     bool listed = !list;
     for (size_t i = 0; i < sl_json_count(list); i++)
         listed |= judge_equal(sl_json_at(list, i), value);
+    const sl_json *not = sl_json_get(schema, "not"), *condition = sl_json_get(schema, "if");
+    if (not &&judge(root, not, value))
+        return false;
+    if (condition) {
+        const sl_json *then = sl_json_get(schema, judge(root, condition, value) ? "then" : "else");
+        if (then && !judge(root, then, value))
+            return false;
+    }
     return listed && (!any_of || judge_count(root, any_of, value) > 0) &&
            (!one_of || judge_count(root, one_of, value) == 1) &&
            (!all_of || judge_count(root, all_of, value) == sl_json_count(all_of));
