@@ -449,6 +449,71 @@ static void sum_row(uint64_t bytes, uint32_t count)
     free(host);
 }
 
+/* ---- pages between host and device ---- */
+
+enum { TRANSIT_PIECES = 64 }; /* one group of a chunk of 4,096 tokens, or as many pages */
+
+typedef struct transit_work {
+    uint8_t *host; /* pinned */
+    krn_cuda_sum_params sums;
+    uint64_t bytes;  /* of a copy */
+    uint32_t copies; /* `stride` apart on the device */
+    uint64_t stride;
+    bool out;
+} transit_work;
+
+static void transit_launch(void *context, uint32_t i)
+{
+    const transit_work *w = context;
+    uint8_t *device = pool + i % 4 * (1ull << 30);
+    if (w->sums.count > 0)
+        must(gpu->sums(&w->sums, stream), "sums");
+    for (uint32_t j = 0; j < w->copies; j++) {
+        uint8_t *host = w->host + j * w->bytes, *at = device + j * w->stride;
+        must(gpu->copy(w->out ? host : at, w->out ? at : host, w->bytes, stream), "copy");
+    }
+}
+
+static void transit_row(const char *name, const transit_work *w)
+{
+    double us = time_us(transit_launch, (void *)w, 4), bytes = (double)w->bytes * w->copies;
+    printf("%-44s %9.2f us %8.1f GB/s over the bus\n", name, us, bytes / us * 1e-3);
+    fflush(stdout);
+}
+
+static void transit_rows(uint64_t page, uint64_t piece)
+{
+    if (!wanted("transit"))
+        return;
+    transit_work w = {.bytes = TRANSIT_PIECES * piece, .copies = 1, .out = true};
+    void *words;
+    must(gpu->host_create(TRANSIT_PIECES * page, (void **)&w.host), "pinned");
+    must(gpu->host_create(3 * TRANSIT_PIECES * 8, &words), "pinned");
+    transit_row("transit out, one copy of as many bytes", &w);
+    uint64_t *tweaks = (uint64_t *)words + TRANSIT_PIECES;
+    for (uint32_t i = 0; i < TRANSIT_PIECES; i++) {
+        ((const uint8_t **)words)[i] = pool + i * page;
+        tweaks[i] = i;
+    }
+    w = (transit_work){.host = w.host,
+                       .sums = {.pieces = words,
+                                .tweaks = tweaks,
+                                .out_sums = tweaks + TRANSIT_PIECES,
+                                .bytes = piece,
+                                .count = TRANSIT_PIECES},
+                       .bytes = piece,
+                       .copies = TRANSIT_PIECES,
+                       .stride = page,
+                       .out = true};
+    transit_row("transit out, 64 pieces and their sums", &w);
+    w = (transit_work){.host = w.host, .bytes = TRANSIT_PIECES * page, .copies = 1};
+    transit_row("transit in, one copy of as many bytes", &w);
+    w = (transit_work){.host = w.host, .bytes = page, .copies = TRANSIT_PIECES, .stride = page};
+    transit_row("transit in, 64 pages", &w);
+    gpu->host_destroy(words);
+    gpu->host_destroy(w.host);
+}
+
 static void fill_pool(void)
 {
     uint64_t chunk = 64ull << 20;
@@ -521,6 +586,7 @@ int main(int argc, char **argv)
     cache_rows(128, 4, 32768);
     sum_row(50432, 1024);
     sum_row(403456, 1024);
+    transit_rows(62 * 50432 + 14336, 8 * 50432); /* V3.2's page, groups of 8 layers */
     cudaFree(pool);
     return 0;
 }
