@@ -12,6 +12,7 @@
 #include "base/assert.h"
 
 #define STAGE_ALIGN 64u
+#define LOGIT_ROWS  256u /* of a step, brought to the host with it; more are read one by one */
 #define SCORE_BYTES (256ull << 20) /* index scores of the rows selected at a time */
 
 static const char *const FAULT_NAMES[ENG_CUDA_FAULT_COUNT] = {
@@ -316,6 +317,10 @@ static sl_status cuda_build(eng_engine *engine, eng_cuda *cuda, sl_err *err)
     if (workspace > 0)
         SL_TRY(cuda_device(engine, workspace, &cuda->attend_workspace, err));
     SL_TRY(cuda_pinned(engine, ids, (void **)&cuda->host_ids, err));
+    uint32_t logit_rows = rows < LOGIT_ROWS ? rows : LOGIT_ROWS;
+    SL_TRY(cuda_pinned(engine, logit_rows * (size_t)shape->vocab_size * sizeof(float),
+                       (void **)&engine->host_logits, err));
+    engine->host_logit_rows = logit_rows;
     SL_TRY(eng_cuda_transit_create(engine, err));
     SL_TRY(cuda_make_rope(engine, cuda, err));
     SL_TRY(sl_alloc_pages(engine->s.device_bytes, (void **)&cuda->mirror, err));
@@ -346,7 +351,7 @@ static void cuda_destroy(eng_engine *engine)
     void *const device[] = {
         cuda->device_stage, cuda->blocks, cuda->faults,        cuda->scores,
         cuda->rope,         cuda->ids,    cuda->expert_counts, cuda->attend_workspace};
-    void *const pinned[] = {cuda->stage, cuda->host_faults, cuda->host_ids};
+    void *const pinned[] = {cuda->stage, cuda->host_faults, cuda->host_ids, engine->host_logits};
     for (size_t i = 0; i < sizeof(device) / sizeof(device[0]); i++)
         cuda->api->memory_destroy(device[i]);
     for (size_t i = 0; i < sizeof(pinned) / sizeof(pinned[0]); i++)
@@ -409,5 +414,6 @@ const eng_ops eng_ops_cuda = {
     .experts = eng_cuda_experts,
     .combine = eng_cuda_combine,
     .finite = cuda_finite,
+    .logits_out = eng_cuda_logits_out,
     .arg_max = eng_cuda_arg_max,
 };

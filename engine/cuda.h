@@ -153,6 +153,7 @@ void eng_cuda_attend(eng_engine *engine, const krn_cache *cache, const eng_batch
 bool eng_cuda_route(eng_engine *engine, const eng_layer *layer, uint32_t rows);
 bool eng_cuda_experts(eng_engine *engine, const eng_layer *layer, uint32_t rows);
 void eng_cuda_combine(eng_engine *engine, uint32_t rows, void *out_y);
+void eng_cuda_logits_out(eng_engine *engine, uint32_t rows);
 void eng_cuda_arg_max(eng_engine *engine, uint32_t rows, uint32_t *out_ids);
 
 #ifdef __cplusplus

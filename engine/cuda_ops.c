@@ -489,6 +489,15 @@ void eng_cuda_combine(eng_engine *engine, uint32_t rows, void *out_y)
     RUN(engine, combine, &params);
 }
 
+void eng_cuda_logits_out(eng_engine *engine, uint32_t rows)
+{
+    eng_cuda *cuda = eng_cuda_of(engine);
+    size_t row = (size_t)engine->model->shape.vocab_size * sizeof(float);
+    if (eng_cuda_launches(cuda))
+        eng_cuda_check(
+            cuda, cuda->api->copy(engine->host_logits, engine->s.logits, rows * row, cuda->stream));
+}
+
 void eng_cuda_arg_max(eng_engine *engine, uint32_t rows, uint32_t *out_ids)
 {
     eng_cuda *cuda = eng_cuda_of(engine);

@@ -140,6 +140,9 @@ struct eng_ops {
     bool (*experts)(eng_engine *engine, const eng_layer *layer, uint32_t rows);
     void (*combine)(eng_engine *engine, uint32_t rows, void *out_y);
     bool (*finite)(eng_engine *engine, const float *values, size_t count);
+    /* Brings the first `rows` of s.logits to engine->host_logits; there after finish. NULL:
+     * host_logit_rows is 0. */
+    void (*logits_out)(eng_engine *engine, uint32_t rows);
     /* Highest of each row of s.logits, ties to the lowest id; there after finish. */
     void (*arg_max)(eng_engine *engine, uint32_t rows, uint32_t *out_ids);
 };

@@ -173,6 +173,8 @@ struct eng_engine {
     eng_scratch s;
     uint32_t step_id;
     uint32_t step_logits; /* rows valid in s.logits */
+    float *host_logits; /* [host_logit_rows][vocab]: the first of them, where reading takes time */
+    uint32_t host_logit_rows;
     uint32_t step_rows;
     bool step_routing; /* a span wants it: s.routing is filled */
     mdl_routing_layout routing;

@@ -207,6 +207,10 @@ static bool step_logits(eng_engine *engine)
         return true;
     engine->ops->linear_f32(engine, &engine->model->head, s->h, s->wanted, engine->step_logits,
                             s->logits);
+    if (engine->host_logit_rows > 0)
+        engine->ops->logits_out(engine, engine->step_logits < engine->host_logit_rows
+                                            ? engine->step_logits
+                                            : engine->host_logit_rows);
     return engine->ops->finite(
         engine, s->logits, (size_t)engine->step_logits * (size_t)engine->model->shape.vocab_size);
 }
@@ -273,6 +277,8 @@ float *eng_step_logits(eng_engine *engine, uint32_t row)
 {
     sl_assert(row < engine->step_logits);
     size_t vocab = (size_t)engine->model->shape.vocab_size;
+    if (row < engine->host_logit_rows)
+        return engine->host_logits + row * vocab;
     return engine->ops->read(engine, engine->s.logits + row * vocab, vocab * sizeof(float));
 }
 

@@ -7,7 +7,7 @@ import struct
 import subprocess
 import threading
 
-from lib import BIN, MODEL, REFERENCE, ROOT, Cluster, book_text, grpc, protobuf, tokenize, wait_for
+from lib import BIN, MODEL, REFERENCE, ROOT, RUN_ARGS, Cluster, book_text, grpc, protobuf, tokenize, wait_for
 
 METHOD = "sluice.v1.Node/ReloadWeights"
 NODES = ("prefill-0", "decode-0")
@@ -51,7 +51,7 @@ def changed_model(name):
 
 def reference(model, prompt):
     out = subprocess.run([os.path.join(BIN, "sluice-run"), "--model", model, "--json", "--ids", ",".join(map(str, prompt)), "--max-tokens",
-                          "24", "--temperature", "0", "--ignore-eos"], capture_output=True, text=True)
+                          "24", "--temperature", "0", "--ignore-eos", *RUN_ARGS], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     return json.loads(out.stdout)["ids"]
 

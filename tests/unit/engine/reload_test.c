@@ -78,26 +78,26 @@ TEST(refusals_change_nothing)
     float before[NANO_VOCAB], after[NANO_VOCAB];
     sl_err err;
     rig r;
-    nano files, bf16_files;
+    nano files, other_files;
     rig_open(&r);
     eng_model *fresh = open_model(&files, &CHANGED);
-    eng_model *bf16 = open_model(&bf16_files, &(nano_options){.bf16 = true});
+    eng_model *other = open_model(&other_files, &(nano_options){.e8m0 = true});
     last_logits(r.engine, before);
     uint32_t kept = eng_engine_pages_kept(r.engine);
     eng_sequence *open = sequence_open(r.engine, 10);
     assert_code(eng_engine_reload(r.engine, r.model, fresh, 2, &err), SL_CONFLICT);
     eng_sequence_close(open);
     assert_code(eng_engine_reload(r.engine, r.model, fresh, 1, &err), SL_INVALID);
-    assert_code(eng_engine_reload(r.engine, r.model, bf16, 2, &err), SL_INCOMPATIBLE);
+    assert_code(eng_engine_reload(r.engine, r.model, other, 2, &err), SL_INCOMPATIBLE);
     assert_text_contains(err.text, "config.json");
     assert_int_equal(eng_engine_pages_kept(r.engine), kept);
     assert_string_equal(eng_engine_stamp(r.engine)->weights_version, "1");
     last_logits(r.engine, after);
     assert_memory_equal(after, before, sizeof(after));
     eng_model_close(fresh);
-    eng_model_close(bf16);
+    eng_model_close(other);
     nano_remove(&files);
-    nano_remove(&bf16_files);
+    nano_remove(&other_files);
     rig_close(&r);
 }
 
