@@ -70,7 +70,8 @@ def test_evicted_restarted_damaged():
         found = wait_for(lambda: re.findall(r"(\d+) of 46 pages are there already", cluster.log("decode-0"))[1:], "the second life")
         assert found == ["24"], found
         cached = ask_all(cluster, "after kill -9")
-        assert cached == 4 * 384 and lookups(cluster, "decode-0", "hit") == 24, (cached, lookups(cluster, "decode-0", "hit"))
+        assert cached == 4 * 384, cached
+        wait_for(lambda: lookups(cluster, "decode-0", "hit") == 24, "24 hits to be counted")
 
         cluster.kill("decode-0")
         wait_for(lambda: not cluster.alive("decode-0"), "the decode node's end")
