@@ -124,6 +124,26 @@ static sl_time_ns done_at(eng_tier *tier)
     return tier->busy_until;
 }
 
+void sim_disk_heal(void)
+{
+    uint64_t reads = sim_disk.reads;
+    sim_disk_init();
+    sim_disk.reads = reads;
+    for (uint32_t i = 0; i < SIM_PROCESSES_MAX; i++) {
+        eng_tier *tier = tiers[i];
+        if (!tier)
+            continue;
+        tier->busy_until = sim.now;
+        for (uint32_t k = 0; k < tier->read_count; k++)
+            if (tier->reads[k].at > sim.now)
+                tier->reads[k].at = sim.now;
+        for (uint32_t k = 0; k < ENG_TIER_WRITES_MAX; k++)
+            if (tier->writes[k] > sim.now)
+                tier->writes[k] = sim.now;
+        sim_post(sim.now, on_done, tier->process, tier->process->life);
+    }
+}
+
 /* ---- blocks */
 
 static slot *find(const eng_tier *tier, eng_chain chain, const uint32_t tokens[ENG_PAGE_TOKENS])
@@ -224,6 +244,23 @@ void eng_tier_clear(eng_tier *tier)
 {
     for (uint32_t i = 0; i < SLOTS_MAX; i++)
         tier->slots[i].used = false;
+}
+
+uint32_t eng_tier_slot_count(const eng_tier *tier)
+{
+    return SLOTS_MAX;
+}
+
+void eng_tier_take_ledger(const eng_tier *tier, eng_ledger *ledger)
+{
+    ledger->slots_free = 0;
+    for (uint32_t i = 0; i < SLOTS_MAX; i++) {
+        ledger->slots[i] = tier->slots[i].used;
+        ledger->slots_free += !tier->slots[i].used;
+    }
+    ledger->moves = tier->read_count;
+    for (uint32_t i = 0; i < ENG_TIER_WRITES_MAX; i++)
+        ledger->moves += tier->writes[i] > sim.now + sim.skew;
 }
 
 void eng_tier_stats_get(const eng_tier *tier, eng_tier_stats *out_stats)

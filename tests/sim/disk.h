@@ -13,6 +13,8 @@ typedef struct sim_disk_speed {
 extern sim_disk_speed sim_disk;
 
 void sim_disk_init(void);
+/* What it is asked for from now on is quick again, and what waits is done. */
+void sim_disk_heal(void);
 /* Forgets what the files hold. */
 void sim_disk_fini(void);
 

@@ -228,9 +228,7 @@ static void steps_fail(void)
 
 static void on_disks_well(void *context, uint64_t tag)
 {
-    uint64_t reads = sim_disk.reads;
-    sim_disk_init();
-    sim_disk.reads = reads;
+    sim_disk_heal();
 }
 
 /* Slow, up to what nobody waits for, or refusing. */

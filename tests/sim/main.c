@@ -50,7 +50,7 @@ static void draw_shape(sim_shape *out)
         .router_queue = sim_draw(4) == 0 ? 3 : 128,
         .place_ms = 20000,
         .queue_ms = 60000,
-        .admit_ms = 2000,
+        .admit_ms = 4000, /* more than a slow disk is waited for */
         .progress_ms = 2500,
         .token_ms = 4000,
         .prefill_ms = 6000,
