@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/array.h"
 #include "base/assert.h"
 #include "base/clock.h"
 #include "base/fault.h"
@@ -244,9 +245,7 @@ static void poll_opening(dec_batch *batch)
 /* Keeps the order of arrival: the batch's order must not matter, but logs read better. */
 static void remove_active(dec_batch *batch, uint32_t index)
 {
-    batch->active_count--;
-    memmove(&batch->active[index], &batch->active[index + 1],
-            (batch->active_count - index) * sizeof(batch->active[0]));
+    sl_array_remove(batch->active, sizeof(batch->active[0]), &batch->active_count, index);
 }
 
 /* Lets go of the pages; complete blocks stay known. */
@@ -283,18 +282,6 @@ static void set_reserve(const dec_batch *batch)
     eng_engine_set_reserve(batch->engine, reserve);
 }
 
-static bool list_remove(dec_job **list, uint32_t *count, const dec_job *job)
-{
-    for (uint32_t i = 0; i < *count; i++) {
-        if (list[i] != job)
-            continue;
-        --*count;
-        memmove(&list[i], &list[i + 1], (*count - i) * sizeof(list[0]));
-        return true;
-    }
-    return false;
-}
-
 static void close_job(dec_batch *batch, dec_job *job)
 {
     for (uint32_t i = 0; i < batch->active_count; i++) {
@@ -303,9 +290,9 @@ static void close_job(dec_batch *batch, dec_job *job)
             break;
         }
     }
-    (void)list_remove(batch->opening, &batch->opening_count, job);
-    (void)list_remove(batch->arriving, &batch->arriving_count, job);
-    if (list_remove(batch->waiting, &batch->waiting_count, job))
+    (void)sl_pointers_remove(batch->opening, &batch->opening_count, job);
+    (void)sl_pointers_remove(batch->arriving, &batch->arriving_count, job);
+    if (sl_pointers_remove(batch->waiting, &batch->waiting_count, job))
         set_reserve(batch);
     release(batch, job);
     emit(batch, job, DEC_BATCH_CLOSED, DEC_FINISH_NONE);
@@ -340,7 +327,7 @@ static void resume(dec_batch *batch)
         eng_engine_set_reserve(batch->engine, (eng_reserve){0});
         room = sl_is_ok(open_sequence(batch, job));
         if (room)
-            (void)list_remove(batch->waiting, &batch->waiting_count, job);
+            (void)sl_pointers_remove(batch->waiting, &batch->waiting_count, job);
         set_reserve(batch);
     }
 }

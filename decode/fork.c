@@ -1,15 +1,8 @@
 /* See fork.h. Two short lists in order of arrival. */
 #include "decode/fork.h"
 
-#include <string.h>
-
+#include "base/array.h"
 #include "base/assert.h"
-
-static void list_remove(dec_job **list, uint32_t *count, uint32_t index)
-{
-    (*count)--;
-    memmove(&list[index], &list[index + 1], (*count - index) * sizeof(list[0]));
-}
 
 void dec_forks_add_open(dec_forks *forks, dec_job *job)
 {
@@ -19,12 +12,7 @@ void dec_forks_add_open(dec_forks *forks, dec_job *job)
 
 void dec_forks_remove_open(dec_forks *forks, const dec_job *job)
 {
-    for (uint32_t i = 0; i < forks->open_count; i++) {
-        if (forks->open[i] == job) {
-            list_remove(forks->open, &forks->open_count, i);
-            return;
-        }
-    }
+    (void)sl_pointers_remove(forks->open, &forks->open_count, job);
 }
 
 bool dec_forks_is_open(const dec_forks *forks, const dec_job *job)
@@ -47,7 +35,7 @@ dec_job *dec_forks_take_waiting(dec_forks *forks, const dec_job *source)
         dec_job *job = forks->waiting[i];
         if (job->source != source)
             continue;
-        list_remove(forks->waiting, &forks->waiting_count, i);
+        sl_array_remove(forks->waiting, sizeof(forks->waiting[0]), &forks->waiting_count, i);
         return job;
     }
     return NULL;

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/array.h"
 #include "base/assert.h"
 #include "base/clock.h"
 #include "base/fault.h"
@@ -81,15 +82,9 @@ static uint32_t rows_wanted_from(const pre_task *task)
     return task->last_routing ? task->token_count - 1 : task->token_count;
 }
 
-static void remove_task(pre_task **list, uint32_t *count, uint32_t index)
-{
-    --*count;
-    memmove(&list[index], &list[index + 1], (*count - index) * sizeof(list[0]));
-}
-
 static void remove_active(pre_compute *compute, uint32_t index)
 {
-    remove_task(compute->active, &compute->active_count, index);
+    sl_array_remove(compute->active, sizeof(compute->active[0]), &compute->active_count, index);
 }
 
 static void open_failed(pre_compute *compute, pre_task *task)
@@ -144,25 +139,15 @@ static void poll_opening(pre_compute *compute)
             i++;
             continue;
         }
-        remove_task(compute->opening, &compute->opening_count, i);
+        sl_array_remove(compute->opening, sizeof(compute->opening[0]), &compute->opening_count, i);
         opened(compute, task);
-    }
-}
-
-static void forget_task(pre_task **list, uint32_t *count, const pre_task *task)
-{
-    for (uint32_t i = 0; i < *count; i++) {
-        if (list[i] == task) {
-            remove_task(list, count, i);
-            return;
-        }
     }
 }
 
 static void close_task(pre_compute *compute, pre_task *task)
 {
-    forget_task(compute->opening, &compute->opening_count, task);
-    forget_task(compute->active, &compute->active_count, task);
+    (void)sl_pointers_remove(compute->opening, &compute->opening_count, task);
+    (void)sl_pointers_remove(compute->active, &compute->active_count, task);
     if (task->sequence) /* its OPEN may have failed meanwhile */
         eng_sequence_close(task->sequence);
     task->sequence = NULL;
