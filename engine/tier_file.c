@@ -64,12 +64,13 @@ static uint64_t slot_offset(const eng_tier_file *file, uint32_t slot)
     return ENG_TIER_BLOCK + slot * file->slot_bytes;
 }
 
-/* All or false; short reads and writes go on. */
-static bool read_all(int fd, void *data, size_t size, uint64_t offset)
+/* All or false; short reads and writes go on. Writing leaves data as it is. */
+static bool move_all(int fd, bool write, void *data, size_t size, uint64_t offset)
 {
     uint8_t *at = data;
     while (size > 0) {
-        ssize_t count = pread(fd, at, size, (off_t)offset);
+        ssize_t count =
+            write ? pwrite(fd, at, size, (off_t)offset) : pread(fd, at, size, (off_t)offset);
         if (count < 0 && errno == EINTR)
             continue;
         if (count <= 0)
@@ -81,20 +82,14 @@ static bool read_all(int fd, void *data, size_t size, uint64_t offset)
     return true;
 }
 
+static bool read_all(int fd, void *data, size_t size, uint64_t offset)
+{
+    return move_all(fd, false, data, size, offset);
+}
+
 static bool write_all(int fd, const void *data, size_t size, uint64_t offset)
 {
-    const uint8_t *at = data;
-    while (size > 0) {
-        ssize_t count = pwrite(fd, at, size, (off_t)offset);
-        if (count < 0 && errno == EINTR)
-            continue;
-        if (count <= 0)
-            return false;
-        at += count;
-        offset += (uint64_t)count;
-        size -= (size_t)count;
-    }
-    return true;
+    return move_all(fd, true, (void *)(uintptr_t)data, size, offset);
 }
 
 /* ---- open ---- */
