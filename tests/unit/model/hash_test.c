@@ -1,33 +1,7 @@
 /* The model hash: what its halves cover. */
 #include "model/hash.h"
 #include "tests/unit/model/support.h"
-
-static char dir[64];
-
-static const char *in_dir(const char *name)
-{
-    static char path[2][256];
-    static unsigned next;
-    char *p = path[next++ % 2];
-
-    snprintf(p, sizeof(path[0]), "%s/%s", dir, name);
-    return p;
-}
-
-static int set_up(void **state)
-{
-    snprintf(dir, sizeof(dir), "/tmp/sluice-hash-XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int tear_down(void **state)
-{
-    static const char *const NAMES[] = {"model.safetensors", "config.json", "tokenizer.json"};
-
-    for (size_t i = 0; i < sizeof(NAMES) / sizeof(NAMES[0]); i++)
-        unlink(in_dir(NAMES[i]));
-    return rmdir(dir);
-}
+#include "tests/unit/model/temp_dir.h"
 
 static void identity_of(const mdl_tensor *tensors, size_t count, char *out_text)
 {

@@ -5,34 +5,7 @@
 #include "model/config.h"
 #include "model/safetensors.h"
 #include "tests/unit/model/support.h"
-
-static char dir[64];
-
-static const char *in_dir(const char *name)
-{
-    static char path[4][256];
-    static unsigned next;
-    char *p = path[next++ % 4];
-
-    snprintf(p, sizeof(path[0]), "%s/%s", dir, name);
-    return p;
-}
-
-static int set_up(void **state)
-{
-    snprintf(dir, sizeof(dir), "/tmp/sluice-safetensors-XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int tear_down(void **state)
-{
-    static const char *const NAMES[] = {"a.safetensors", "b.safetensors", "model.safetensors",
-                                        "model.safetensors.index.json", "config.json"};
-
-    for (size_t i = 0; i < sizeof(NAMES) / sizeof(NAMES[0]); i++)
-        unlink(in_dir(NAMES[i]));
-    return rmdir(dir);
-}
+#include "tests/unit/model/temp_dir.h"
 
 /* A file with this header text, padded to 8 as usual, and so many data bytes. */
 static void write_file(const char *name, const char *text, size_t data_bytes)
