@@ -84,7 +84,7 @@ static void node_engine(node *n, const node_options *options)
                               .layer_group = 2,
                               .rows_max = 256,
                               .context_max = options->transit_pages * 64,
-                              .threads = 2,
+                              .threads = 1,
                               .tier_path = options->tier_path,
                               .tier_bytes = 16 << 20});
     if (options->transit_pages > 0)
@@ -100,7 +100,8 @@ static void node_open(node *n, const node_options *options)
 {
     memset(n, 0, sizeof(*n));
     arm(NULL);
-    rig_open(&n->r);
+    rig_open_options(&n->r, NULL,
+                     &(eng_options){.kv_bytes = 4 << 20, .rows_max = 320, .threads = 1});
     node_engine(n, options);
 }
 
