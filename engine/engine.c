@@ -96,6 +96,11 @@ const eng_stamp *eng_engine_stamp(const eng_engine *engine)
     return &engine->stamp;
 }
 
+const char *eng_engine_variant(const eng_engine *engine)
+{
+    return engine->ops == &eng_ops_cpu ? krn_cpu_variant() : "cuda";
+}
+
 uint64_t eng_engine_sum_key(const eng_engine *engine)
 {
     return engine->sum_key;

@@ -125,6 +125,8 @@ SL_MUST_USE sl_status eng_engine_create(const eng_model *model, const eng_option
                                         eng_engine **out_engine, sl_err *err);
 void eng_engine_destroy(eng_engine *engine);
 const eng_stamp *eng_engine_stamp(const eng_engine *engine);
+/* Who computes it: "cuda", or the CPU variant ("amx", "avx512", ..). */
+const char *eng_engine_variant(const eng_engine *engine);
 /* Memory of steps besides the cache; what none touches costs nothing. */
 uint64_t eng_engine_scratch_bytes(const eng_engine *engine);
 const eng_cache_layout *eng_engine_layout(const eng_engine *engine);

@@ -33,7 +33,10 @@
  *  - combine: acc += w * y over experts ascending, then + shared; bf.
  * Variants (plain C, AVX2, AVX-512) vectorise over independent outputs only and are bit-equal.
  *
- * CANONICAL ORDER "cpu-amx-v1": as above, but for
+ * CANONICAL ORDER "cpu-amx-v1" (frozen as well): as above, but for
+ *  - fp8 linear: a block's p is the tile sum of its 128 k (cpu/amx_order.h: steps of 32 k, the even
+ *    and the odd k of a step a chain each from zero, the two added, then added to p); acc as above.
+ *  - bf16 linear: the tile sum over all of K, zeros up to a multiple of 32. Subnormals are zero.
  *  - index score: d = tile sums (cpu/amx_order.h) over 128 dimensions; lane h % 16 adds fma(max(d,
  *    0), a_h, .) for h ascending; lanes at distance 8, then 4, 2 and 1 are added; times sk.
  *  - attention: s = tile sums over 512 latent, then 64 rope dimensions, times scale. For chunks of
@@ -62,9 +65,10 @@ extern "C" {
 #define KRN_NUMERICS_F32 "cpu-f32-v1"
 #define KRN_NUMERICS_AMX "cpu-amx-v1"
 
-/* Chooses the variant: "ref", "avx2", "avx512", or NULL = SLUICE_CPU from the environment, else the
- * best this CPU has. Without a call the first kernel selects as for NULL. SL_UNSUPPORTED: the CPU
- * lacks it; SL_INVALID: no such variant. Not while kernels run. */
+/* Chooses the variant: "amx", "avx512", "avx2", "ref", "amx-ref", a numerics id (its best variant
+ * here), or NULL = SLUICE_CPU from the environment, else the best this CPU has. Without a call the
+ * first kernel selects as for NULL. SL_UNSUPPORTED: the CPU lacks it; SL_INVALID: no such variant.
+ * Not while kernels run. */
 SL_MUST_USE sl_status krn_cpu_select(const char *variant, sl_err *err);
 /* As krn_cpu_select(NULL), unless a variant was chosen before. */
 SL_MUST_USE sl_status krn_cpu_ready(sl_err *err);

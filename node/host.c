@@ -349,6 +349,8 @@ static sl_status open_engine(nod_host *host, sl_err *err)
     SL_TRY(eng_engine_create(host->model, &engine, &host->engine, err));
     tell_tier(host);
     const eng_cache_layout *layout = eng_engine_layout(host->engine);
+    sl_info("numerics %s, by %s", eng_engine_stamp(host->engine)->numerics_id,
+            eng_engine_variant(host->engine));
     sl_info("model %s loaded in %.2f s; %u cache pages of %llu bytes", options->model,
             (double)(sl_now_ns() - start) / 1e9, layout->page_count,
             (unsigned long long)layout->page_bytes);

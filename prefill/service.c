@@ -474,8 +474,11 @@ static sl_status check(const pre_service *service, const Sluice__V1__PrefillRequ
                        request->n_tokens);
     if (!stamp_equal(ticket->stamp, eng_engine_stamp(service->options.engine)))
         return sl_fail(err, SL_INCOMPATIBLE,
-                       "node %s and %s differ in numerics, model, weights or cache format",
-                       service->options.name, ticket->node);
+                       "node %s (numerics %s) and %s (%s) differ in numerics, model, weights or "
+                       "cache format; SLUICE_CPU=<numerics id> makes CPU nodes alike",
+                       service->options.name,
+                       eng_engine_stamp(service->options.engine)->numerics_id, ticket->node,
+                       ticket->stamp ? ticket->stamp->numerics_id : "none");
     for (size_t i = 0; i < request->n_tokens; i++)
         if (request->tokens[i] >= (uint32_t)service->shape->vocab_size)
             return sl_fail(err, SL_INVALID, "token %u at %zu is not in the vocabulary",

@@ -14,7 +14,6 @@ typedef struct choice {
     const char *name;
     const krn_variant *variant; /* NULL: not built for this machine */
     bool (*usable)(void);
-    bool automatic; /* may be chosen when nobody says which */
 } choice;
 
 static bool always(void)
@@ -49,11 +48,11 @@ static bool has_amx(void)
 
 /* The best first. */
 static const choice CHOICES[] = {
-    {"amx", VARIANT(amx), has_amx, false},
-    {"avx512", VARIANT(avx512), has_avx512, true},
-    {"avx2", VARIANT(avx2), has_avx2, true},
-    {"ref", &krn_variant_ref, always, true},
-    {"amx-ref", &krn_variant_amx_ref, always, false},
+    {"amx", VARIANT(amx), has_amx},
+    {"avx512", VARIANT(avx512), has_avx512},
+    {"avx2", VARIANT(avx2), has_avx2},
+    {"ref", &krn_variant_ref, always},
+    {"amx-ref", &krn_variant_amx_ref, always},
 };
 #define CHOICE_COUNT (sizeof(CHOICES) / sizeof(CHOICES[0]))
 
@@ -62,16 +61,20 @@ static bool usable(const choice *c)
     return c->variant != NULL && c->usable();
 }
 
-static const choice *best(void)
+/* numerics_id: NULL = any. */
+static const choice *best(const char *numerics_id)
 {
     const choice *c = CHOICES;
-    while (!c->automatic || !usable(c))
-        c++; /* "ref" ends it */
+    while (!usable(c) || (numerics_id != NULL && strcmp(c->variant->numerics_id, numerics_id) != 0))
+        c++; /* the plain ones end it */
     return c;
 }
 
+/* A variant, or the best one of a numerics id. */
 static const choice *named(const char *name)
 {
+    if (strcmp(name, KRN_NUMERICS_F32) == 0 || strcmp(name, KRN_NUMERICS_AMX) == 0)
+        return best(name);
     for (size_t i = 0; i < CHOICE_COUNT; i++)
         if (strcmp(name, CHOICES[i].name) == 0)
             return &CHOICES[i];
@@ -83,9 +86,11 @@ sl_status krn_cpu_select(const char *variant, sl_err *err)
     if (variant == NULL)
         variant = getenv("SLUICE_CPU");
     bool any = variant == NULL || variant[0] == '\0';
-    const choice *chosen = any ? best() : named(variant);
+    const choice *chosen = any ? best(NULL) : named(variant);
     if (chosen == NULL)
-        return sl_fail(err, SL_INVALID, "CPU variant \"%s\": use amx, avx512, avx2, ref or amx-ref",
+        return sl_fail(err, SL_INVALID,
+                       "CPU variant \"%s\": use amx, avx512, avx2, ref, amx-ref or the numerics "
+                       "id " KRN_NUMERICS_F32 " or " KRN_NUMERICS_AMX,
                        variant);
     if (!usable(chosen))
         return sl_fail(err, SL_UNSUPPORTED, "this CPU or its kernel lacks what variant %s needs",

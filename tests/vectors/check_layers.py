@@ -317,9 +317,13 @@ def main():
     parser.add_argument("--kinds", default="dense,moe,mtp", help="which layers (default all three)")
     parser.add_argument("--scratch", help="where checkpoints are made and removed (default build/)")
     parser.add_argument("--bench", action="store_true", help="only MB/s of the load beside the raw read")
+    parser.add_argument("--cpu", default=os.environ.get("SLUICE_CPU") or "cpu-f32-v1",
+                        help="SLUICE_CPU: variant or numerics id (default: that of the environment, or cpu-f32-v1, "
+                             "the vectors' own order); of cpu-amx-v1 limits only")
     parser.add_argument("--not-exact", action="store_true")
     parser.add_argument("--verbose", action="store_true")
     args = parser.parse_args()
+    args.not_exact = args.not_exact or "amx" in args.cpu
     if not os.path.exists(args.run):
         print(f"check_layers: {args.run} does not exist (build it first)", file=sys.stderr)
         return 2
@@ -328,7 +332,7 @@ def main():
     place = args.scratch or os.path.join(ROOT, "build")
     os.makedirs(place, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="layers-", dir=place) as scratch:
-        engine = Engine(args.run, scratch, args.run_option)
+        engine = Engine(args.run, scratch, args.run_option, args.cpu)
         for kind in args.kinds.split(","):
             path = check_kind(args, engine, tally, scratch, kind,
                               (FULL if args.shape == "full" else SMALL)[kind])

@@ -16,8 +16,9 @@ class EngineError(Exception):
 
 
 class Engine:
-    def __init__(self, program, scratch, extra=()):
+    def __init__(self, program, scratch, extra=(), cpu=None):
         self.program, self.extra = program, list(extra)
+        self.env = {**os.environ, "SLUICE_CPU": cpu} if cpu else None  # None: as it is here
         self.scratch = scratch
         self.runs = 0
 
@@ -29,7 +30,7 @@ class Engine:
             if self.program.endswith(".py"):
                 command.insert(0, sys.executable)
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S,
-                                  check=False)
+                                  check=False, env=self.env)
             if done.returncode != 0:
                 raise EngineError(f"exit {done.returncode}: {done.stderr.strip()[-800:]}")
             if not os.path.exists(dump):

@@ -277,7 +277,8 @@ TEST(layout_covers_the_page)
     assert_int_equal(at, 4 * 50432 + 2 * NANO_HIDDEN);
     assert_true(at <= layout->page_bytes);
     const eng_stamp *stamp = eng_engine_stamp(r.engine);
-    assert_string_equal(stamp->numerics_id, rig_cuda() ? "cuda-sm90-v1" : "cpu-f32-v1");
+    assert_string_equal(stamp->numerics_id, rig_cuda() ? "cuda-sm90-v1" : krn_numerics_id());
+    assert_string_equal(eng_engine_variant(r.engine), rig_cuda() ? "cuda" : krn_cpu_variant());
     assert_string_equal(stamp->cache_format, "v1-64-788-g3");
     assert_int_equal(strlen(stamp->model_hash), 64);
     assert_int_equal((uintptr_t)eng_engine_cache_base(r.engine) % 64, 0);

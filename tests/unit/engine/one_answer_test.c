@@ -282,12 +282,14 @@ static void runner_make(runner *r, stream *s)
     memcpy(r->tokens, s->tokens, s->prompt * sizeof(uint32_t));
 }
 
-/* The sequences one after the other, each in one chunk and single steps. */
-static void run_alone(const rig *r, stream *streams)
+/* The sequences one after the other, each in one chunk and single steps, by the best variant of a
+ * numerics id. */
+static void run_alone(const rig *r, const char *numerics_id, stream *streams)
 {
-    static const schedule ALONE = {NULL, STREAMS, 1, 1, PROMPT_MAX, 0, 0, 64 << 20, false};
+    const schedule alone = {numerics_id, STREAMS, 1, 1, PROMPT_MAX, 0, 0, 64 << 20, false};
     trial t;
-    trial_open(&t, r, &ALONE);
+    trial_open(&t, r, &alone);
+    assert_string_equal(eng_engine_stamp(t.engine)->numerics_id, numerics_id);
     for (uint32_t i = 0; i < STREAMS; i++) {
         runner one;
         stream_make(&streams[i], i);
@@ -299,16 +301,20 @@ static void run_alone(const rig *r, stream *streams)
     eng_engine_destroy(t.engine);
 }
 
-static bool variant_exists(const char *variant)
+/* The variant is of this id, and this machine has it. */
+static bool variant_usable(const char *variant, const char *numerics_id)
 {
     sl_err err;
+    if (strncmp(variant, "amx", 3) == 0 ? strcmp(numerics_id, KRN_NUMERICS_AMX) != 0
+                                        : strcmp(numerics_id, KRN_NUMERICS_F32) != 0)
+        return false;
     if (sl_is_ok(krn_cpu_select(variant, &err)))
         return true;
     printf("skipped: %s\n", err.text);
     return false;
 }
 
-TEST(any_schedule_gives_what_one_sequence_alone_gives)
+static void check_schedules(const rig *r, const char *numerics_id)
 {
     static const schedule PLANS[] = {
         {"ref", 4, 2, 3, 17, 3, 2, 12 << 20, false},
@@ -320,17 +326,20 @@ TEST(any_schedule_gives_what_one_sequence_alone_gives)
         {"avx2", 16, 2, 1, 50, 1, 2, 2 << 20, true},
         {"avx2", STREAMS, 1, 9, 20, 3, 1, 3 << 20, true},
         {"avx2", STREAMS, 2, 64, 100, 2, 1, 5 << 20, true},
+        {"amx-ref", 4, 2, 3, 17, 3, 2, 12 << 20, false},
+        {"amx", STREAMS, 2, 64, 4, 2, 0, 64 << 20, false},
+        {"amx", STREAMS, 2, 64, 100, 3, 1, 24 << 20, false},
+        {"amx", STREAMS, 2, 17, 33, 3, 1, 8 << 20, false},
+        {"amx", STREAMS, 1, 9, 20, 3, 1, 3 << 20, true},
     };
     static stream streams[STREAMS];
     static runner runners[STREAMS];
-    rig r;
-    rig_open_options(&r, &(nano_options){.echo = true}, &(eng_options){.kv_bytes = 1 << 20});
-    run_alone(&r, streams);
+    run_alone(r, numerics_id, streams);
     for (size_t p = 0; p < sizeof(PLANS) / sizeof(PLANS[0]); p++) {
         trial t;
-        if (!variant_exists(PLANS[p].variant))
+        if (!variant_usable(PLANS[p].variant, numerics_id))
             continue;
-        trial_open(&t, &r, &PLANS[p]);
+        trial_open(&t, r, &PLANS[p]);
         for (uint32_t i = 0; i < PLANS[p].streams; i++)
             runner_make(&runners[i], &streams[i]);
         run(&t, runners, PLANS[p].streams, false);
@@ -345,7 +354,15 @@ TEST(any_schedule_gives_what_one_sequence_alone_gives)
         eng_engine_destroy(t.engine);
         unlink(t.path);
     }
+}
+
+TEST(any_schedule_gives_what_one_sequence_alone_gives)
+{
+    rig r;
     sl_err err;
+    rig_open_options(&r, &(nano_options){.echo = true}, &(eng_options){.kv_bytes = 1 << 20});
+    check_schedules(&r, KRN_NUMERICS_F32);
+    check_schedules(&r, KRN_NUMERICS_AMX);
     assert_ok(krn_cpu_select(NULL, &err), &err);
     rig_close(&r);
 }

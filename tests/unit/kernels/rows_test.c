@@ -305,6 +305,14 @@ TEST(select_refuses_unknown_variants)
     setenv("SLUICE_CPU", "ref", 1);
     assert_ok(krn_cpu_select(NULL, &err), &err);
     assert_string_equal(krn_cpu_variant(), "ref");
+    assert_string_equal(krn_numerics_id(), KRN_NUMERICS_F32);
+    /* The best variant of an id: there always is one. */
+    assert_ok(krn_cpu_select(KRN_NUMERICS_AMX, &err), &err);
+    assert_string_equal(krn_numerics_id(), KRN_NUMERICS_AMX);
+    assert_ok(krn_cpu_ready(&err), &err); /* one was chosen: it stays */
+    assert_string_equal(krn_numerics_id(), KRN_NUMERICS_AMX);
+    assert_ok(krn_cpu_select(KRN_NUMERICS_F32, &err), &err);
+    assert_string_equal(krn_numerics_id(), KRN_NUMERICS_F32);
     unsetenv("SLUICE_CPU");
     assert_ok(krn_cpu_select(NULL, &err), &err);
 }
