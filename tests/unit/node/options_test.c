@@ -106,7 +106,7 @@ TEST(engine)
     assert_refused("--kv-disk :4GiB", "--kv-disk", "want FILE:SIZE");
     assert_refused("--kv-disk kv.cache:0", "--kv-disk", "want FILE:SIZE");
     assert_refused("--kv-disk kv.cache:some", "--kv-disk", "kv.cache:4GiB");
-    assert_refused("--backend cuda", "--backend cuda", "use --backend cpu");
+    assert_fine("--backend cuda --kv-transit 1GiB");
 }
 
 TEST(kv_disk)

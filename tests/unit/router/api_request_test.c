@@ -91,8 +91,8 @@ static const bad_case BAD[] = {
     {C, CHAT("\"response_format\":{\"type\":\"xml\"}"), 400, "response_format.type", "must be"},
     {C,
      CHAT("\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"schema\":"
-          "{\"properties\":{\"a\":{\"not\":{}}}}}}"),
-     400, "response_format.json_schema.schema.properties.a.not", "not supported"},
+          "{\"properties\":{\"a\":{\"contains\":{}}}}}}"),
+     400, "response_format.json_schema.schema.properties.a.contains", "not supported"},
     {C, CHAT("\"response_format\":{\"type\":\"json_object\"},\"ignore_eos\":true"), 400,
      "ignore_eos", "ends where its form does"},
     {C, CHAT("\"response_format\":{\"type\":\"json_object\"},\"guided_regex\":\"a\""), 400,
