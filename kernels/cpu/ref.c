@@ -9,7 +9,7 @@
 
 /* ---- products ---- */
 
-static void ref_gemm_fp8(const krn_gemm *gemm, const krn_tile *tile)
+void krn_ref_gemm_fp8(const krn_gemm *gemm, const krn_tile *tile, krn_ref_fp8_fn block)
 {
     const krn_matrix *m = gemm->matrix;
     uint32_t blocks = m->k / KRN_BLOCK;
@@ -22,13 +22,9 @@ static void ref_gemm_fp8(const krn_gemm *gemm, const krn_tile *tile)
         const float *scales = gemm->input_scales + in * blocks;
         uint16_t *out = (uint16_t *)gemm->output + (size_t)r * output_stride;
         for (uint32_t i = first; i < end && i < m->n; i++) {
-            const uint8_t *panels = m->panels;
             float acc = 0.0f;
             for (uint32_t b = 0; b < blocks; b++) {
-                float p = 0.0f;
-                for (uint32_t j = b * KRN_BLOCK; j < (b + 1) * KRN_BLOCK; j++)
-                    p = fmaf(krn_e4m3_to_f32(codes[j]),
-                             krn_e4m3_to_f32(panels[krn_panel_at_fp8(m, i, j)]), p);
+                float p = block(codes, m, i, b * KRN_BLOCK);
                 float scale = scales[b] * m->scales[(size_t)(i / KRN_BLOCK) * blocks + b];
                 float scaled = p * scale;
                 acc = acc + scaled;
@@ -38,18 +34,7 @@ static void ref_gemm_fp8(const krn_gemm *gemm, const krn_tile *tile)
     }
 }
 
-/* Output `column` of a product of bf16 operands. */
-static float bf16_dot(const uint16_t *x, const krn_matrix *m, uint32_t column)
-{
-    const uint16_t *panels = m->panels;
-    float acc = 0.0f;
-    for (uint32_t j = 0; j < m->k; j++)
-        acc = fmaf(krn_bf16_to_f32(x[j]), krn_bf16_to_f32(panels[krn_panel_at_bf16(m, column, j)]),
-                   acc);
-    return acc;
-}
-
-static void gemm_bf16_operands(const krn_gemm *gemm, const krn_tile *tile, bool round)
+void krn_ref_gemm_bf16(const krn_gemm *gemm, const krn_tile *tile, krn_ref_bf16_fn dot, bool round)
 {
     const krn_matrix *m = gemm->matrix;
     uint32_t input_stride = gemm->input_stride ? gemm->input_stride : m->k;
@@ -60,7 +45,7 @@ static void gemm_bf16_operands(const krn_gemm *gemm, const krn_tile *tile, bool 
         size_t in = gemm->row_index ? gemm->row_index[r] : r;
         const uint16_t *x = (const uint16_t *)gemm->input + in * input_stride;
         for (uint32_t i = first; i < end && i < m->n; i++) {
-            float y = bf16_dot(x, m, i);
+            float y = dot(x, m, i);
             if (round)
                 ((uint16_t *)gemm->output)[(size_t)r * output_stride + i] = krn_f32_to_bf16(y);
             else
@@ -69,14 +54,39 @@ static void gemm_bf16_operands(const krn_gemm *gemm, const krn_tile *tile, bool 
     }
 }
 
+static float fp8_block(const uint8_t *codes, const krn_matrix *m, uint32_t column, uint32_t first)
+{
+    const uint8_t *panels = m->panels;
+    float p = 0.0f;
+    for (uint32_t j = first; j < first + KRN_BLOCK; j++)
+        p = fmaf(krn_e4m3_to_f32(codes[j]), krn_e4m3_to_f32(panels[krn_panel_at_fp8(m, column, j)]),
+                 p);
+    return p;
+}
+
+static float bf16_dot(const uint16_t *x, const krn_matrix *m, uint32_t column)
+{
+    const uint16_t *panels = m->panels;
+    float acc = 0.0f;
+    for (uint32_t j = 0; j < m->k; j++)
+        acc = fmaf(krn_bf16_to_f32(x[j]), krn_bf16_to_f32(panels[krn_panel_at_bf16(m, column, j)]),
+                   acc);
+    return acc;
+}
+
+static void ref_gemm_fp8(const krn_gemm *gemm, const krn_tile *tile)
+{
+    krn_ref_gemm_fp8(gemm, tile, fp8_block);
+}
+
 static void ref_gemm_bf16(const krn_gemm *gemm, const krn_tile *tile)
 {
-    gemm_bf16_operands(gemm, tile, true);
+    krn_ref_gemm_bf16(gemm, tile, bf16_dot, true);
 }
 
 static void ref_gemm_f32(const krn_gemm *gemm, const krn_tile *tile)
 {
-    gemm_bf16_operands(gemm, tile, false);
+    krn_ref_gemm_bf16(gemm, tile, bf16_dot, false);
 }
 
 static void ref_gemm_plain(const krn_gemm *gemm, const krn_tile *tile)

@@ -101,6 +101,14 @@ typedef struct krn_variant {
 } krn_variant;
 
 extern const krn_common krn_common_ref;
+/* The loops of the plain C products, shared by the orders; what sums is the order's own: one block
+ * of 128 k from `first` on of an output column, or a whole column of bf16 operands. */
+typedef float (*krn_ref_fp8_fn)(const uint8_t *codes, const krn_matrix *m, uint32_t column,
+                                uint32_t first);
+typedef float (*krn_ref_bf16_fn)(const uint16_t *x, const krn_matrix *m, uint32_t column);
+void krn_ref_gemm_fp8(const krn_gemm *gemm, const krn_tile *tile, krn_ref_fp8_fn block);
+void krn_ref_gemm_bf16(const krn_gemm *gemm, const krn_tile *tile, krn_ref_bf16_fn dot, bool round);
+
 extern const krn_variant krn_variant_ref, krn_variant_amx_ref;
 #if defined(__x86_64__)
 extern const krn_common krn_common_avx512;
