@@ -337,6 +337,8 @@ static const char *const SCHEMAS[] = {
     "\"object\",\"properties\":{\"b\":{\"type\":\"null\"},\"a\":{}},\"required\":[\"b\"]}}}",
     "{\"enum\":[\"a\",\"bb\",\"c d\",3,null,[\"x\"]],\"minLength\":2,\"pattern\":\"^[a-z ]+$\"}",
     "{\"enum\":[5,20,\"30\",7.5,true],\"type\":\"number\",\"minimum\":6}",
+    /* more than 64 bits hold */
+    "{\"enum\":[5,20,7777777777777777777777777777.5],\"type\":\"number\",\"minimum\":6}",
     "{\"const\":{\"a\":1},\"properties\":{\"a\":{\"type\":\"integer\"}}}",
     "{\"properties\":{\"a\":false,\"b\":{\"type\":\"null\"}}}",
     "{\"type\":\"string\",\"format\":\"date-time\"}",
