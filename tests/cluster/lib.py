@@ -125,6 +125,7 @@ class Cluster:
         self.directory = os.path.join(ROOT, "build", "test-clusters", name)
         self.arguments = [str(argument) for argument in arguments]
         self.state = None
+        self.patience = PATIENCE  # of an HTTP client, between two bytes
 
     def script(self, command, *arguments, check=True):
         result = subprocess.run([sys.executable, SCRIPT, command, "--dir", self.directory, *arguments], capture_output=True,
@@ -188,7 +189,7 @@ class Cluster:
     # ---- HTTP ----
 
     def connection(self, timeout=None):
-        return http.client.HTTPConnection(self.state["http"], timeout=timeout or PATIENCE)
+        return http.client.HTTPConnection(self.state["http"], timeout=timeout or self.patience)
 
     def request(self, method, path, body=None, headers=None):
         """(status, headers, body bytes)."""
