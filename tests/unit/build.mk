@@ -4,6 +4,7 @@ TEST_LIBS_model := model base
 TEST_LIBS_kernels := kernels model base
 TEST_LIBS_engine := engine kernels model base
 TEST_LIBS_kvtransfer := kvtransfer base
+TEST_LIBS_comm := comm_ucx
 TEST_LIBS_rpc := rpc proto base
 TEST_LIBS_cluster := cluster rpc proto base
 TEST_LIBS_prefill := prefill

@@ -1,0 +1,214 @@
+/* Ranks as processes over real UCX, by shared memory and by TCP. Each child is this program again,
+ * executed before any UCX starts in it; contacts go through pipes, as they go through etcd in a
+ * cluster. */
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "comm/ucx.h"
+#include "tests/unit/comm/kit.h"
+
+enum { RANKS = 4, LINE = 1024 };
+
+typedef struct child {
+    pid_t pid;
+    FILE *in, *out; /* to it, from it */
+} child;
+
+/* ---- the child: "rank RANK SIZE RUNS WAIT_MS" */
+
+static void child_contacts(uint32_t size, char contacts[][COM_CONTACT_MAX])
+{
+    for (uint32_t r = 0; r < size; r++) {
+        char line[LINE];
+        assert_non_null(fgets(line, sizeof(line), stdin));
+        line[strcspn(line, "\n")] = '\0';
+        snprintf(contacts[r], COM_CONTACT_MAX, "%.300s", line);
+    }
+}
+
+static int child_rank(char **argv)
+{
+    static kit_rank r;
+    sl_err err;
+    char line[LINE];
+    char contacts[COM_RANKS_MAX][COM_CONTACT_MAX];
+    const char *list[COM_RANKS_MAX];
+    uint32_t size = (uint32_t)atoi(argv[3]), runs = (uint32_t)atoi(argv[4]);
+    const com_options options = {.instance = "test",
+                                 .rank = (uint32_t)atoi(argv[2]),
+                                 .rank_count = size,
+                                 .listen = "127.0.0.1:0",
+                                 .wait_ns = strtoull(argv[5], NULL, 10) * SL_MS_NS,
+                                 .backend = &com_backend_ucx};
+    kit_layout(&r, size);
+    assert_ok(com_group_open(&options, &r.group, &err), &err);
+    printf("%s\n", com_group_contact(r.group));
+    fflush(stdout);
+    child_contacts(size, contacts);
+    for (uint32_t i = 0; i < size; i++)
+        list[i] = contacts[i];
+    assert_ok(com_group_connect(r.group, list, &r.layout, sl_now_ns() + KIT_CONNECT_S * SL_S_NS,
+                                NULL, &err),
+              &err);
+    kit_buffers(&r);
+    sl_status status = sl_ok();
+    uint32_t run = 0;
+    for (; run < runs && sl_is_ok(status); run++) {
+        if (run == 2) {
+            printf("running\n");
+            fflush(stdout);
+        }
+        status = kit_run(&r, run, 4, &err);
+    }
+    com_stats stats;
+    com_stats_get(r.group, &stats);
+    printf("%d %u %llu %llu %s\n", status.code, run, (unsigned long long)stats.dispatch_bytes,
+           (unsigned long long)stats.combine_bytes, sl_is_ok(status) ? "" : err.text);
+    fflush(stdout);
+    assert_non_null(fgets(line, sizeof(line), stdin)); /* all are done */
+    kit_free(&r);
+    return sl_alloc_live() == 0 ? 0 : 3;
+}
+
+/* ---- the parent */
+
+static child child_start(uint32_t rank, uint32_t size, uint32_t runs, uint32_t wait_ms,
+                         const char *tls)
+{
+    char numbers[4][16];
+    const uint32_t values[4] = {rank, size, runs, wait_ms};
+    int in[2], out[2];
+    child c;
+    for (int i = 0; i < 4; i++)
+        snprintf(numbers[i], sizeof(numbers[i]), "%u", values[i]);
+    char *arguments[] = {"test", "rank", numbers[0], numbers[1], numbers[2], numbers[3], NULL};
+    assert_int_equal(pipe2(in, O_CLOEXEC), 0);
+    assert_int_equal(pipe2(out, O_CLOEXEC), 0);
+    c.pid = fork();
+    assert_true(c.pid >= 0);
+    if (c.pid == 0) {
+        dup2(in[0], 0);
+        dup2(out[1], 1);
+        setenv("UCX_TLS", tls, 1);
+        execv("/proc/self/exe", arguments);
+        _exit(127);
+    }
+    close(in[0]);
+    close(out[1]);
+    c.in = fdopen(in[1], "w");
+    c.out = fdopen(out[0], "r");
+    return c;
+}
+
+static void child_line(child *c, char out_line[LINE])
+{
+    assert_non_null(fgets(out_line, LINE, c->out));
+}
+
+static void child_end(child *c, bool well)
+{
+    int status;
+    fputs("end\n", c->in);
+    fflush(c->in);
+    assert_int_equal(waitpid(c->pid, &status, 0), c->pid);
+    fclose(c->in);
+    fclose(c->out);
+    if (well && (!WIFEXITED(status) || WEXITSTATUS(status) != 0))
+        fail_msg("a rank ended with status %d", status);
+}
+
+static void children_start(child *children, uint32_t size, uint32_t runs, uint32_t wait_ms,
+                           const char *tls)
+{
+    char contacts[RANKS][LINE];
+    for (uint32_t r = 0; r < size; r++)
+        children[r] = child_start(r, size, runs, wait_ms, tls);
+    for (uint32_t r = 0; r < size; r++)
+        child_line(&children[r], contacts[r]);
+    for (uint32_t r = 0; r < size; r++) {
+        for (uint32_t i = 0; i < size; i++)
+            fputs(contacts[i], children[r].in);
+        fflush(children[r].in);
+    }
+}
+
+static void exchange(uint32_t size, const char *tls)
+{
+    child children[RANKS];
+    children_start(children, size, 25, 20000, tls);
+    for (uint32_t r = 0; r < size; r++) {
+        char line[LINE];
+        int code;
+        unsigned runs;
+        unsigned long long dispatched, combined;
+        child_line(&children[r], line); /* running */
+        child_line(&children[r], line);
+        assert_int_equal(sscanf(line, "%d %u %llu %llu", &code, &runs, &dispatched, &combined), 4);
+        if (code != 0)
+            fail_msg("rank %u: %s", r, line);
+        assert_int_equal(runs, 25);
+        assert_true(dispatched > 0 && combined > 0);
+    }
+    for (uint32_t r = 0; r < size; r++)
+        child_end(&children[r], true);
+}
+
+TEST(processes_exchange_rows_by_shared_memory)
+{
+    exchange(2, "tcp,shm,self");
+    exchange(4, "tcp,shm,self");
+}
+
+TEST(processes_exchange_rows_by_tcp)
+{
+    exchange(3, "tcp,self");
+}
+
+static void fault(int signal_number)
+{
+    child children[3];
+    char line[LINE];
+    children_start(children, 3, 100000000, 1000, "tcp,shm,self");
+    for (uint32_t r = 0; r < 3; r++)
+        child_line(&children[r], line); /* running */
+    kill(children[1].pid, signal_number);
+    for (uint32_t r = 0; r < 3; r += 2) {
+        child_line(&children[r], line);
+        if (atoi(line) == 0)
+            fail_msg("rank %u: %s", r, line);
+    }
+    if (signal_number == SIGSTOP)
+        kill(children[1].pid, SIGKILL);
+    for (uint32_t r = 0; r < 3; r++)
+        child_end(&children[r], r != 1);
+}
+
+TEST(a_killed_rank_fails_the_others)
+{
+    fault(SIGKILL);
+}
+
+TEST(a_stopped_rank_fails_the_others_at_the_deadline)
+{
+    fault(SIGSTOP);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(processes_exchange_rows_by_shared_memory),
+    cmocka_unit_test(processes_exchange_rows_by_tcp),
+    cmocka_unit_test(a_killed_rank_fails_the_others),
+    cmocka_unit_test(a_stopped_rank_fails_the_others_at_the_deadline),
+};
+
+int main(int argc, char **argv)
+{
+    signal(SIGPIPE, SIG_IGN);
+    if (argc > 1 && strcmp(argv[1], "rank") == 0)
+        return child_rank(argv);
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
+    int failed = cmocka_run_group_tests_name(__FILE__, tests, NULL, NULL);
+    return failed == 0 && sl_alloc_live() != 0 ? 1 : failed;
+}
