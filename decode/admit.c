@@ -101,20 +101,12 @@ static sl_status check(const dec_service *service, const Sluice__V1__Admit *admi
                                  eng_engine_routing(service->options.engine), err);
 }
 
-static dec_slot *find(dec_service *service, const char *request_id)
-{
-    for (uint32_t i = 0; i < service->options.sequences_max; i++)
-        if (service->slots[i].used && strcmp(service->slots[i].request_id, request_id) == 0)
-            return &service->slots[i];
-    return NULL;
-}
-
 /* The job whose prompt is to be copied: the same tokens, not at its end yet. */
 static sl_status find_source(dec_service *service, const dec_stream *stream,
                              const Sluice__V1__Admit *admit, const dec_job **out_source,
                              sl_err *err)
 {
-    const dec_slot *slot = find(service, admit->fork_of);
+    const dec_slot *slot = dec_slot_find(service, admit->fork_of);
     if (!slot || slot->stream != stream || slot->core.cancelled ||
         slot->core.state >= DEC_STATE_CLOSING)
         return sl_fail(err, SL_UNAVAILABLE,
@@ -144,7 +136,7 @@ static void fill_slot(dec_service *service, dec_slot *slot, dec_stream *stream,
     uint64_t capacity = (uint64_t)admit->prompt_count + (uint64_t)sampling->max_tokens;
     if (capacity > service->options.context_max)
         capacity = service->options.context_max;
-    *slot = (dec_slot){.used = true, .stream = stream};
+    *slot = (dec_slot){.used = true, .stream = stream, .owner = stream->owner};
     memcpy(slot->request_id, admit->request_id, strlen(admit->request_id) + 1);
     slot->job = dec_job_create((uint32_t)admit->n_tokens, (uint32_t)capacity,
                                (uint32_t)service->shape->hidden_size);
@@ -202,17 +194,47 @@ static void refuse(dec_service *service, dec_stream *stream, const Sluice__V1__A
     dec_stream_send_refused(stream, admit->request_id, admit->epoch, err);
 }
 
+static bool same_tokens(const dec_slot *slot, const Sluice__V1__Admit *admit)
+{
+    return slot->token_count == admit->n_tokens &&
+           memcmp(slot->job->tokens, admit->tokens, admit->n_tokens * sizeof(admit->tokens[0])) ==
+               0;
+}
+
+/* An admission on another stream than the request's: its owner's new one, or none of its business.
+ */
+static bool take_over(dec_service *service, dec_stream *stream, dec_slot *slot,
+                      const Sluice__V1__Admit *admit)
+{
+    if (slot->stream || !dec_sequence_is_parked(&slot->core) ||
+        !dec_owner_equal(&slot->owner, &stream->owner))
+        return false;
+    bool waits = slot->core.state < DEC_STATE_RUNNING;
+    bool known = admit->epoch == slot->core.epoch || (admit->epoch > slot->core.epoch && waits);
+    uint32_t row = admit->prompt_want ? admit->prompt_want->first : 0;
+    if (known && same_tokens(slot, admit) &&
+        sl_is_ok(dec_slot_attach(service, slot, stream, slot->first_index, row)))
+        return true;
+    dec_slot_cancel(service, slot); /* the router has gone on elsewhere meanwhile */
+    return false;
+}
+
 static void admit_again(dec_service *service, dec_stream *stream, dec_slot *slot,
                         const Sluice__V1__Admit *admit)
 {
     sl_err err;
-    if (slot->stream != stream) {
+    if (slot->stream != stream && !take_over(service, stream, slot, admit)) {
         refuse(service, stream, admit,
                sl_fail(&err, SL_EXISTS, "request %s is still being closed here", admit->request_id),
                &err);
         return;
     }
     uint32_t old_epoch = slot->core.epoch;
+    if (admit->epoch == old_epoch && !slot->core.cancelled && same_tokens(slot, admit)) {
+        if (slot->core.state == DEC_STATE_FETCHING)
+            dec_send_ticket(service, slot);
+        return; /* other answers come, or have come, on their own */
+    }
     dec_event event = {.kind = DEC_EVENT_ADMIT,
                        .epoch = admit->epoch,
                        .self_prefill = admit->self_prefill,
@@ -243,7 +265,7 @@ void dec_admit(dec_service *service, dec_stream *stream, const Sluice__V1__Admit
 {
     sl_err err;
     mdl_sampling sampling;
-    dec_slot *slot = find(service, admit->request_id);
+    dec_slot *slot = dec_slot_find(service, admit->request_id);
     if (slot) {
         admit_again(service, stream, slot, admit);
         return;

@@ -23,10 +23,17 @@ typedef struct dec_token {
     eng_logprob *top; /* into the slot's pool; NULL without logprobs */
 } dec_token;
 
+/* Whose requests they are: one loop of one router process. */
+typedef struct dec_owner {
+    char router[DEC_ROUTER_MAX];
+    uint64_t incarnation;
+    uint32_t loop;
+} dec_owner;
+
 typedef struct dec_stream {
     dec_service *service;
     rpc_server_call *call;
-    char router[DEC_ROUTER_MAX];
+    dec_owner owner;
     bool greeted;
     bool dirty;    /* a slot of it has something to say */
     bool load_due; /* a slot became free since its last message: the router may wait for that */
@@ -37,7 +44,9 @@ typedef struct dec_stream {
 typedef struct dec_slot {
     bool used;
     char request_id[DEC_REQUEST_ID_MAX];
-    dec_stream *stream; /* NULL: the router is gone */
+    dec_owner owner;
+    dec_stream
+        *stream; /* NULL: it broke (parked: its owner may come back), or the router is gone */
     dec_sequence core;
     dec_job *job;
     /* the transfer */
@@ -79,12 +88,22 @@ struct dec_service {
     dec_stream *streams[DEC_STREAMS_MAX];
     bool draining;
     bool held;
-    sl_metric *generated, *admitted, *refused;
+    sl_metric *generated, *admitted, *refused, *parked;
     sl_metric *transfer_seconds;
 };
 
 /* Runs one event through the slot's state machine and carries its actions out. */
 void dec_slot_event(dec_service *service, dec_slot *slot, const dec_event *event);
+/* NULL: none here. */
+dec_slot *dec_slot_find(dec_service *service, const char *request_id);
+/* Tells the router what a FETCHING slot waits for. */
+void dec_send_ticket(dec_service *service, dec_slot *slot);
+/* As when the client had gone. */
+void dec_slot_cancel(dec_service *service, dec_slot *slot);
+/* A parked slot gets the stream of its owner, which has all tokens before next_index and all of the
+ * prompt's rows before next_row. SL_INVALID: tokens that the slot has not got. */
+SL_MUST_USE sl_status dec_slot_attach(dec_service *service, dec_slot *slot, dec_stream *stream,
+                                      uint32_t next_index, uint32_t next_row);
 /* Frees a slot whose state is DONE once nothing is left to send. */
 void dec_slot_settle(dec_service *service, dec_slot *slot);
 void dec_service_arm_timer(dec_service *service);
@@ -95,6 +114,7 @@ void dec_stream_on_call(void *context, rpc_server_call *call, const ProtobufCMes
 void dec_stream_send_admitted(dec_slot *slot, const Sluice__V1__Ticket *ticket);
 void dec_stream_send_refused(dec_stream *stream, const char *request_id, uint32_t epoch,
                              const sl_err *err);
+bool dec_owner_equal(const dec_owner *a, const dec_owner *b);
 /* Sends what the slots of this stream have, as far as the router's window allows. */
 void dec_stream_flush(dec_stream *stream);
 

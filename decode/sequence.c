@@ -45,7 +45,19 @@ void dec_sequence_init(dec_sequence *sequence, uint32_t epoch, bool self_prefill
         .self_prefill = self_prefill,
         .prefill_ns = prefill_ns,
         .deadline = SL_NEVER,
+        .park_deadline = SL_NEVER,
     };
+}
+
+bool dec_sequence_is_parked(const dec_sequence *sequence)
+{
+    return sequence->park_deadline != SL_NEVER;
+}
+
+sl_time_ns dec_sequence_due(const dec_sequence *sequence)
+{
+    return sequence->park_deadline < sequence->deadline ? sequence->park_deadline
+                                                        : sequence->deadline;
 }
 
 /* Pages are bound and no transfer is open: ask for the rows, or compute them here. */
@@ -127,13 +139,13 @@ static dec_outcome in_fetching(dec_sequence *sequence, const dec_event *event, s
     case DEC_EVENT_TRANSFER_FAILED:
         set_state(sequence, DEC_STATE_STALLED, now + DEC_STALL_NS);
         out.actions = DEC_ACTION_SEND_REFUSED;
-        out.code = event->code;
+        out.code = sequence->stall_code = event->code;
         break;
     case DEC_EVENT_TICK:
         if (now >= sequence->deadline) {
             set_state(sequence, DEC_STATE_STALLED, now + DEC_STALL_NS);
             out.actions = DEC_ACTION_REVOKE_TRANSFER | DEC_ACTION_SEND_REFUSED;
-            out.code = SL_DEADLINE;
+            out.code = sequence->stall_code = SL_DEADLINE;
         }
         break;
     case DEC_EVENT_CANCEL:
@@ -206,11 +218,27 @@ static dec_outcome in_closing(dec_sequence *sequence, const dec_event *event)
     return out;
 }
 
-dec_outcome dec_sequence_handle(dec_sequence *sequence, const dec_event *event, sl_time_ns now)
+/* One that was cancelled is waited for by nobody. */
+static dec_outcome on_detach(dec_sequence *sequence, const dec_event *event, sl_time_ns now)
 {
-    sl_assert(event->kind < DEC_EVENT_COUNT);
-    if (event->kind == DEC_EVENT_ADMIT)
-        return on_admit(sequence, event, now);
+    if (!sequence->cancelled)
+        sequence->park_deadline = now + event->park_ns;
+    return (dec_outcome){0, SL_OK};
+}
+
+static dec_outcome on_attach(dec_sequence *sequence)
+{
+    dec_outcome out = {0, SL_OK};
+    sequence->park_deadline = SL_NEVER;
+    if (sequence->state == DEC_STATE_STALLED && !sequence->reopen) {
+        out.actions = DEC_ACTION_SEND_REFUSED;
+        out.code = sequence->stall_code;
+    }
+    return out;
+}
+
+static dec_outcome in_state(dec_sequence *sequence, const dec_event *event, sl_time_ns now)
+{
     switch (sequence->state) {
     case DEC_STATE_OPENING:
         return in_opening(sequence, event, now);
@@ -227,4 +255,22 @@ dec_outcome dec_sequence_handle(dec_sequence *sequence, const dec_event *event, 
         break;
     }
     return (dec_outcome){0, SL_OK};
+}
+
+dec_outcome dec_sequence_handle(dec_sequence *sequence, const dec_event *event, sl_time_ns now)
+{
+    static const dec_event CANCEL = {.kind = DEC_EVENT_CANCEL};
+    sl_assert(event->kind < DEC_EVENT_COUNT);
+    if (event->kind == DEC_EVENT_ADMIT)
+        return on_admit(sequence, event, now);
+    if (event->kind == DEC_EVENT_ATTACH)
+        return on_attach(sequence);
+    if (event->kind == DEC_EVENT_DETACH && event->park_ns > 0)
+        return on_detach(sequence, event, now);
+    bool given_up = event->kind == DEC_EVENT_TICK && now >= sequence->park_deadline;
+    if (given_up || event->kind == DEC_EVENT_DETACH || event->kind == DEC_EVENT_CANCEL) {
+        sequence->park_deadline = SL_NEVER;
+        event = &CANCEL;
+    }
+    return in_state(sequence, event, now);
 }

@@ -33,7 +33,9 @@ typedef enum dec_event_kind {
     DEC_EVENT_FINISHED,        /* the engine ended the sequence and freed its pages */
     DEC_EVENT_ENGINE_CLOSED,   /* answer to CLOSE_ENGINE */
     DEC_EVENT_CANCEL,
-    DEC_EVENT_TICK, /* time passed */
+    DEC_EVENT_DETACH, /* the router's stream broke: wait for it to come back */
+    DEC_EVENT_ATTACH, /* it came back for this sequence */
+    DEC_EVENT_TICK,   /* time passed */
     DEC_EVENT_COUNT
 } dec_event_kind;
 
@@ -43,6 +45,7 @@ typedef struct dec_event {
     bool self_prefill;   /* ADMIT */
     uint64_t prefill_ns; /* ADMIT: how long the transfer may take */
     sl_code code;        /* OPEN_FAILED, TRANSFER_FAILED */
+    uint64_t park_ns;    /* DETACH: how long; 0: as CANCEL */
 } dec_event;
 
 /* What the caller must do, in this order. */
@@ -68,6 +71,10 @@ typedef struct dec_sequence {
     bool reopen;         /* STALLED: a newer epoch waits for the old transfer to close */
     uint64_t prefill_ns;
     sl_time_ns deadline; /* FETCHING: of the transfer; STALLED: for a newer epoch; else SL_NEVER */
+    sl_code stall_code;  /* STALLED: what the router was told, and is again when it comes back */
+    /* Parked: what runs goes on, its tokens wait in the log; then the router must be back.
+     * SL_NEVER: not parked. */
+    sl_time_ns park_deadline;
 } dec_sequence;
 
 /* How long a stalled sequence keeps its pages for a newer epoch. */
@@ -84,6 +91,9 @@ void dec_sequence_init(dec_sequence *sequence, uint32_t epoch, bool self_prefill
 /* SL_CONFLICT in outcome.code with actions 0: an ADMIT whose epoch is not newer, or after
  * generation began. */
 dec_outcome dec_sequence_handle(dec_sequence *sequence, const dec_event *event, sl_time_ns now);
+bool dec_sequence_is_parked(const dec_sequence *sequence);
+/* When to send TICK; SL_NEVER = not. */
+sl_time_ns dec_sequence_due(const dec_sequence *sequence);
 const char *dec_state_name(dec_state state);
 
 #ifdef __cplusplus

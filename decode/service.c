@@ -56,7 +56,7 @@ static sl_status open_transfer(dec_service *service, dec_slot *slot, sl_err *err
     return status;
 }
 
-static void send_ticket(dec_service *service, dec_slot *slot)
+void dec_send_ticket(dec_service *service, dec_slot *slot)
 {
     const eng_stamp *own = eng_engine_stamp(service->options.engine);
     Sluice__V1__Stamp stamp = SLUICE__V1__STAMP__INIT;
@@ -112,7 +112,7 @@ static void run_actions(dec_service *service, dec_slot *slot, dec_outcome outcom
         }
     }
     if (actions & DEC_ACTION_SEND_ADMITTED)
-        send_ticket(service, slot);
+        dec_send_ticket(service, slot);
     if (actions & DEC_ACTION_SEND_REFUSED) {
         if (outcome.code == SL_DEADLINE)
             slot->err.code = sl_fail(&slot->err, SL_DEADLINE, "the prefill did not arrive in %u ms",
@@ -148,10 +148,43 @@ void dec_slot_event(dec_service *service, dec_slot *slot, const dec_event *event
     dec_service_arm_timer(service);
 }
 
+dec_slot *dec_slot_find(dec_service *service, const char *request_id)
+{
+    for (uint32_t i = 0; i < service->options.sequences_max; i++)
+        if (service->slots[i].used && strcmp(service->slots[i].request_id, request_id) == 0)
+            return &service->slots[i];
+    return NULL;
+}
+
+void dec_slot_cancel(dec_service *service, dec_slot *slot)
+{
+    dec_event event = {.kind = DEC_EVENT_CANCEL};
+    dec_slot_event(service, slot, &event);
+}
+
+sl_status dec_slot_attach(dec_service *service, dec_slot *slot, dec_stream *stream,
+                          uint32_t next_index, uint32_t next_row)
+{
+    sl_assert(!slot->stream && dec_sequence_is_parked(&slot->core));
+    if (next_index < slot->first_index || next_index - slot->first_index > slot->log_count)
+        return (sl_status){SL_INVALID};
+    const eng_prompt_rows *rows = slot->job->prompt_rows;
+    slot->stream = stream;
+    slot->log_sent = next_index - slot->first_index;
+    slot->finish_sent = false;
+    if (rows && next_row >= rows->want.first && next_row < slot->rows_sent)
+        slot->rows_sent = next_row;
+    stream->dirty = true;
+    sl_metric_add(service->parked, "attached", 1);
+    dec_event event = {.kind = DEC_EVENT_ATTACH};
+    dec_slot_event(service, slot, &event);
+    return sl_ok();
+}
+
 void dec_slot_settle(dec_service *service, dec_slot *slot)
 {
-    bool unsent =
-        slot->stream && slot->finish != SLUICE__V1__FINISH__FINISH_NONE && !slot->finish_sent;
+    bool heard = slot->stream || dec_sequence_is_parked(&slot->core);
+    bool unsent = heard && slot->finish != SLUICE__V1__FINISH__FINISH_NONE && !slot->finish_sent;
     if (!slot->used || slot->core.state != DEC_STATE_DONE || slot->recv || unsent)
         return;
     dec_constraint_give(slot->job->constraint);
@@ -311,8 +344,8 @@ void dec_service_arm_timer(dec_service *service)
 {
     sl_time_ns next = SL_NEVER;
     for (uint32_t i = 0; i < service->options.sequences_max; i++)
-        if (service->slots[i].used && service->slots[i].core.deadline < next)
-            next = service->slots[i].core.deadline;
+        if (service->slots[i].used && dec_sequence_due(&service->slots[i].core) < next)
+            next = dec_sequence_due(&service->slots[i].core);
     sl_timer_set(service->timer, next);
 }
 
@@ -321,8 +354,13 @@ static void on_timer(void *context, sl_time_ns now)
     dec_service *service = context;
     for (uint32_t i = 0; i < service->options.sequences_max; i++) {
         dec_slot *slot = &service->slots[i];
-        if (!slot->used || slot->core.deadline > now)
+        if (!slot->used || dec_sequence_due(&slot->core) > now)
             continue;
+        if (slot->core.park_deadline <= now) {
+            sl_info("request %s: router %s did not come back", slot->request_id,
+                    slot->owner.router);
+            sl_metric_add(service->parked, "freed", 1);
+        }
         dec_event event = {.kind = DEC_EVENT_TICK};
         dec_slot_event(service, slot, &event);
     }
@@ -342,6 +380,11 @@ static void create_metrics(dec_service *service, dec_batch_options *out_batch)
         sl_counter(metrics, "sluice_decode_admitted_total", "sequences admitted", NULL);
     service->refused = sl_counter(metrics, "sluice_decode_refused_total",
                                   "admissions refused, by reason", "reason");
+    service->parked =
+        sl_counter(metrics, "sluice_decode_parked_total",
+                   "sequences whose router's stream broke, by what came of them", "outcome");
+    sl_metric_add(service->parked, "attached", 0);
+    sl_metric_add(service->parked, "freed", 0);
     service->transfer_seconds = sl_histogram(metrics, "sluice_kv_transfer_seconds",
                                              "from admission to the last verified piece",
                                              SL_SECONDS_BOUNDS, SL_SECONDS_BOUND_COUNT);
@@ -499,9 +542,10 @@ void dec_service_holders(const dec_service *service,
         holder.request_id = (char *)slot->request_id;
         holder.epoch = slot->core.epoch;
         holder.state = (char *)dec_state_name(slot->core.state);
-        if (slot->core.deadline != SL_NEVER && slot->core.deadline > now)
-            holder.deadline_ms = (uint32_t)((slot->core.deadline - now) / SL_MS_NS);
-        holder.router = slot->stream ? slot->stream->router : (char *)"";
+        sl_time_ns due = dec_sequence_due(&slot->core);
+        if (due != SL_NEVER && due > now)
+            holder.deadline_ms = (uint32_t)((due - now) / SL_MS_NS);
+        holder.router = slot->stream ? slot->stream->owner.router : (char *)"";
         if (slot->recv) {
             fill_transfer(service, slot, &transfer);
             holder.transfer = &transfer;

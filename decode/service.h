@@ -38,6 +38,7 @@ typedef struct dec_service_options {
     uint32_t rows_max;    /* of one step of the engine */
     uint32_t draft_depth; /* 0 = no drafts; a model without MTP layer makes none */
     bool prefix_cache;
+    uint64_t park_ns; /* how long sequences wait for a router whose stream broke; 0: not at all */
 } dec_service_options;
 
 SL_MUST_USE sl_status dec_service_create(const dec_service_options *options,

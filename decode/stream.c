@@ -18,7 +18,8 @@ static void stream_write(dec_stream *stream, const Sluice__V1__DecodeMessage *me
     }
     /* Windows are smaller than the queue, so this is a router that breaks the protocol, or one that
      * has gone. */
-    sl_debug("router %s: stream write failed (%s)", stream->router, sl_code_name(status.code));
+    sl_debug("router %s: stream write failed (%s)", stream->owner.router,
+             sl_code_name(status.code));
     rpc_server_call_cancel(stream->call);
 }
 
@@ -298,6 +299,47 @@ void dec_stream_flush(dec_stream *stream)
 
 /* ---- messages in ---- */
 
+bool dec_owner_equal(const dec_owner *a, const dec_owner *b)
+{
+    return a->incarnation == b->incarnation && a->loop == b->loop &&
+           strcmp(a->router, b->router) == 0;
+}
+
+/* The sequences of a stream wait for its owner to come back. */
+static void park_all(dec_stream *stream)
+{
+    dec_service *service = stream->service;
+    for (uint32_t i = 0; i < service->options.sequences_max; i++) {
+        dec_slot *slot = &service->slots[i];
+        if (!slot->used || slot->stream != stream)
+            continue;
+        slot->stream = NULL;
+        dec_event event = {.kind = DEC_EVENT_DETACH, .park_ns = service->options.park_ns};
+        dec_slot_event(service, slot, &event);
+    }
+}
+
+/* Of the same loop: it knows that its old stream is broken before we do. Of a former life of the
+ * router: nobody will come back for those. */
+static void displace(dec_stream *stream)
+{
+    dec_service *service = stream->service;
+    for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++) {
+        dec_stream *old = service->streams[i];
+        if (!old || old == stream || !dec_owner_equal(&old->owner, &stream->owner))
+            continue;
+        park_all(old);
+        rpc_server_call_cancel(old->call);
+    }
+    for (uint32_t i = 0; i < service->options.sequences_max; i++) {
+        dec_slot *slot = &service->slots[i];
+        if (slot->used && dec_sequence_is_parked(&slot->core) &&
+            slot->owner.incarnation != stream->owner.incarnation &&
+            strcmp(slot->owner.router, stream->owner.router) == 0)
+            dec_slot_cancel(service, slot);
+    }
+}
+
 static void on_hello(dec_stream *stream, const Sluice__V1__Hello *hello)
 {
     size_t size = strlen(hello->router);
@@ -306,7 +348,10 @@ static void on_hello(dec_stream *stream, const Sluice__V1__Hello *hello)
                                "hello comes first, once, with the router's name");
         return;
     }
-    memcpy(stream->router, hello->router, size + 1);
+    memcpy(stream->owner.router, hello->router, size + 1);
+    stream->owner.incarnation = hello->incarnation;
+    stream->owner.loop = hello->loop;
+    displace(stream);
     stream->greeted = true;
     send_hello(stream);
 }
@@ -319,14 +364,32 @@ static void on_cancel(dec_stream *stream, const Sluice__V1__Cancel *cancel)
         if (!slot->used || slot->stream != stream ||
             strcmp(slot->request_id, cancel->request_id) != 0)
             continue;
-        sl_debug("request %s: cancelled by %s: %s", slot->request_id, stream->router,
+        sl_debug("request %s: cancelled by %s: %s", slot->request_id, stream->owner.router,
                  cancel->reason);
-        dec_event event = {.kind = DEC_EVENT_CANCEL};
-        dec_slot_event(service, slot, &event);
+        dec_slot_cancel(service, slot);
         return;
     }
     if (service->compiler)
         dec_compiler_forget(service->compiler, stream, cancel->request_id);
+}
+
+static void on_attach(dec_stream *stream, const Sluice__V1__Attach *attach)
+{
+    dec_service *service = stream->service;
+    dec_slot *slot = dec_slot_find(service, attach->request_id);
+    bool ours = slot && dec_owner_equal(&slot->owner, &stream->owner);
+    if (ours && slot->stream == stream)
+        return;
+    bool parked = ours && dec_sequence_is_parked(&slot->core);
+    if (parked && slot->core.epoch <= attach->epoch &&
+        sl_is_ok(dec_slot_attach(service, slot, stream, attach->next_index, attach->next_row)))
+        return;
+    if (parked)
+        dec_slot_cancel(service, slot);
+    sl_err err;
+    err.code =
+        sl_fail(&err, SL_NOT_FOUND, "request %s is not here any more", attach->request_id).code;
+    dec_stream_send_refused(stream, attach->request_id, attach->epoch, &err);
 }
 
 static void on_message(void *context, rpc_server_call *call, const ProtobufCMessage *base)
@@ -348,6 +411,9 @@ static void on_message(void *context, rpc_server_call *call, const ProtobufCMess
     case SLUICE__V1__ROUTER_MESSAGE__BODY_CANCEL:
         on_cancel(stream, message->cancel);
         break;
+    case SLUICE__V1__ROUTER_MESSAGE__BODY_ATTACH:
+        on_attach(stream, message->attach);
+        break;
     case SLUICE__V1__ROUTER_MESSAGE__BODY_CREDIT:
         if (message->credit->messages_taken > stream->messages_sent) {
             rpc_server_call_finish(call, SL_INVALID, "credit for messages that were never sent");
@@ -366,21 +432,12 @@ static void on_half_closed(void *context, rpc_server_call *call)
     rpc_server_call_finish(call, SL_OK, NULL);
 }
 
-/* The router is gone: nobody will take the tokens of its sequences. */
+/* The router is gone, or will be back in a moment. */
 static void on_closed(void *context, rpc_server_call *call, bool cancelled)
 {
     dec_stream *stream = context;
     dec_service *service = stream->service;
-    for (uint32_t i = 0; i < service->options.sequences_max; i++) {
-        dec_slot *slot = &service->slots[i];
-        if (!slot->used || slot->stream != stream)
-            continue;
-        slot->stream = NULL;
-        dec_event event = {.kind = DEC_EVENT_CANCEL};
-        dec_slot_event(service, slot, &event);
-        if (slot->used)
-            dec_slot_settle(service, slot);
-    }
+    park_all(stream);
     if (service->compiler)
         dec_compiler_forget(service->compiler, stream, NULL);
     for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)

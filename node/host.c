@@ -390,6 +390,7 @@ static sl_status open_services(nod_host *host, sl_err *err)
             .name = options->name,
             .incarnation = host->incarnation,
             .sequences_max = (uint32_t)options->max_sequences,
+            .park_ns = options->park_timeout_ns,
             .context_max = host->context_max,
             .chunk_tokens = (uint32_t)options->chunk_tokens,
             .chunk_ns = options->chunk_time_ns,

@@ -38,6 +38,7 @@ typedef struct nod_options {
     int64_t chunk_tokens;
     uint64_t chunk_time_ns;
     bool prefix_cache;
+    uint64_t park_timeout_ns;
     int64_t mtp_depth;
     int64_t context_max;
     int64_t threads;

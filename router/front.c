@@ -21,15 +21,31 @@ static void on_changed(void *context)
     front->changed = true;
 }
 
-static void on_decode_lost(void *context, uint64_t decode)
+static void tell_those_on(rtr_front *front, const rtr_event *event)
 {
-    rtr_front *front = context;
-    rtr_event event = {.kind = RTR_EVENT_DECODE_LOST, .decode = decode};
     for (rtr_live *live = front->lives, *next; live; live = next) {
         next = live->next;
-        if (live->started && live->core.decode == decode)
-            rtr_live_step(live, &event);
+        if (live->started && live->core.decode == event->decode)
+            rtr_live_step(live, event);
     }
+}
+
+static void on_decode_broken(void *context, uint64_t decode)
+{
+    rtr_event event = {.kind = RTR_EVENT_DECODE_BROKEN, .decode = decode};
+    tell_those_on(context, &event);
+}
+
+static void on_decode_back(void *context, uint64_t decode, uint64_t again)
+{
+    rtr_event event = {.kind = RTR_EVENT_DECODE_BACK, .decode = decode, .again = again};
+    tell_those_on(context, &event);
+}
+
+static void on_decode_lost(void *context, uint64_t decode)
+{
+    rtr_event event = {.kind = RTR_EVENT_DECODE_LOST, .decode = decode};
+    tell_those_on(context, &event);
 }
 
 static void on_prefill_lost(void *context, uint64_t prefill)
@@ -251,6 +267,8 @@ sl_status rtr_front_create(const rtr_front_options *options, rtr_front **out_fro
 {
     static const rtr_nodes_events NODE_EVENTS = {
         .on_changed = on_changed,
+        .on_decode_broken = on_decode_broken,
+        .on_decode_back = on_decode_back,
         .on_decode_lost = on_decode_lost,
         .on_prefill_lost = on_prefill_lost,
         .on_admitted = on_admitted,

@@ -233,6 +233,20 @@ static void act_admit(rtr_live *live, const rtr_action *action)
     }
 }
 
+static void act_attach(rtr_live *live, const rtr_action *action)
+{
+    Sluice__V1__Attach attach = SLUICE__V1__ATTACH__INIT;
+    Sluice__V1__PromptWant want;
+    attach.request_id = live->id;
+    attach.epoch = action->epoch;
+    attach.next_index = live->core.token_count;
+    attach.next_row = fill_want(live, &want) ? want.first : UINT32_MAX;
+    sl_info("request %s: attached to %s again at token %u", live->id, live->decode_name,
+            attach.next_index);
+    sl_metric_add(live->front->shared->metrics.attaches, NULL, 1);
+    rtr_nodes_attach(live->front->nodes, action->node, &attach);
+}
+
 static void on_prefill_progress(void *context)
 {
     rtr_live *live = context;
@@ -324,6 +338,9 @@ static void live_act(rtr_live *live, const rtr_action *action)
         break;
     case RTR_ACTION_RUN_PREFILL:
         act_run_prefill(live, action);
+        break;
+    case RTR_ACTION_ATTACH:
+        act_attach(live, action);
         break;
     case RTR_ACTION_CANCEL_DECODE:
         rtr_nodes_cancel(front->nodes, action->node, live->id, rtr_state_name(live->core.state));

@@ -23,6 +23,8 @@ void rtr_metrics_init(rtr_metrics *m, sl_metrics *r)
         sl_counter(r, "sluice_prefix_hit_tokens_total", "Prompt tokens found in caches", NULL);
     m->migrations = sl_counter(r, "sluice_request_migrations_total",
                                "Requests that went on elsewhere after a loss", "reason");
+    m->attaches = sl_counter(r, "sluice_request_attaches_total",
+                             "Requests that went on after a decode node's stream broke", NULL);
     m->refusals = sl_counter(r, "sluice_decode_refusals_total", "Admissions refused", "node");
     m->tool_calls = sl_counter(r, "sluice_tool_calls_total", "Tool calls in answers", NULL);
     m->output_oddities =

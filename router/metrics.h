@@ -21,7 +21,8 @@ typedef struct rtr_metrics {
     sl_metric *generation_tokens;
     sl_metric *prefix_hit_tokens;
     sl_metric *migrations; /* {reason} */
-    sl_metric *refusals;   /* {node} */
+    sl_metric *attaches;
+    sl_metric *refusals; /* {node} */
     sl_metric *tool_calls;
     sl_metric *output_oddities; /* {kind} */
     sl_metric *calls_without_reasoning;

@@ -1,7 +1,8 @@
 /* The stream to one decode rank: hello, admissions, cancels and credits out; answers and tokens in.
  *
  * A stream gets its number with the rank's hello; when it breaks, the number dies and every request
- * on it learns so. Thread: the loop's. */
+ * on it learns so. Another attempt follows at once: a process that died refuses it, one that lives
+ * has the requests parked and goes on with them. Thread: the loop's. */
 #include "router/nodes_internal.h"
 
 #include "base/alloc.h"
@@ -90,6 +91,7 @@ static void on_hello(rtr_node *node, const Sluice__V1__HelloReply *hello)
         sl_warn("node %s said hello twice", node->info.name);
         return;
     }
+    clu_stamp before = node->stamp;
     if (hello->incarnation != node->info.incarnation || !copy_stamp(hello->stamp, &node->stamp)) {
         sl_warn("node %s at %s is another process than its record says", node->info.name,
                 node->info.control);
@@ -107,6 +109,12 @@ static void on_hello(rtr_node *node, const Sluice__V1__HelloReply *hello)
     node->stream_id = ++nodes->next_number;
     rtr_node_take_load(node, hello->load);
     sl_info("node %s is connected", node->info.name);
+    if (!rtr_stamp_equal(&before, &node->stamp)) /* other weights: it kept nothing */
+        rtr_node_give_up(node);
+    uint64_t broken = node->broken_id;
+    node->broken_id = 0;
+    if (broken)
+        nodes->events.on_decode_back(nodes->context, broken, node->stream_id);
     nodes->events.on_changed(nodes->context);
 }
 
@@ -176,21 +184,35 @@ static void on_message(void *context, const ProtobufCMessage *base)
 
 /* ---- the stream's life */
 
+void rtr_node_give_up(rtr_node *node)
+{
+    uint64_t broken = node->broken_id;
+    node->broken_id = 0;
+    if (broken)
+        node->nodes->events.on_decode_lost(node->nodes->context, broken);
+}
+
 /* The handle is invalid already (ended or dropped). */
-static void serve_lost(rtr_node *node, const char *why)
+static void serve_broke(rtr_node *node, const char *why)
 {
     rtr_nodes *nodes = node->nodes;
-    uint64_t stream = node->stream_id;
-    node->serve = NULL;
+    node->broken_id = node->stream_id;
     node->stream_id = 0;
-    asks_clear(node);
-    sl_timer_set(node->serve_retry, rtr_nodes_backoff(nodes, &node->serve_backoff));
-    if (!stream) {
-        sl_debug("node %s: no stream: %s", node->info.name, why);
+    node->broken_tries = 0;
+    sl_warn("node %s: stream broke: %s", node->info.name, why);
+    sl_timer_set(node->serve_retry, rtr_nodes_now(nodes));
+    nodes->events.on_decode_broken(nodes->context, node->broken_id);
+}
+
+static void serve_failed(rtr_node *node, const char *why)
+{
+    sl_debug("node %s: no stream: %s", node->info.name, why);
+    if (node->broken_id && ++node->broken_tries < RTR_BROKEN_TRIES) {
+        sl_timer_set(node->serve_retry, rtr_nodes_now(node->nodes) + RTR_BROKEN_PAUSE_NS);
         return;
     }
-    sl_warn("node %s: stream lost: %s", node->info.name, why);
-    nodes->events.on_decode_lost(nodes->context, stream);
+    sl_timer_set(node->serve_retry, rtr_nodes_backoff(node->nodes, &node->serve_backoff));
+    rtr_node_give_up(node);
 }
 
 static void on_end(void *context, const sl_err *err)
@@ -199,8 +221,17 @@ static void on_end(void *context, const sl_err *err)
     rtr_nodes *nodes = node->nodes;
     char name[CLU_NAME_MAX];
     uint64_t incarnation = node->info.incarnation;
+    const char *why = err->code == SL_OK ? "ended by the node" : err->text;
+    node->serve = NULL;
+    asks_clear(node);
+    if (node->stream_id) {
+        serve_broke(node, why);
+        return;
+    }
     snprintf(name, sizeof name, "%s", node->info.name);
-    serve_lost(node, err->code == SL_OK ? "ended by the node" : err->text);
+    serve_failed(node, why);
+    if (node->broken_id)
+        return;
     nodes->events.on_broken(nodes->context, name, incarnation); /* may remove the node */
 }
 
@@ -215,7 +246,7 @@ static void serve_open(rtr_node *node)
                                        &events, node, &node->serve, &err);
     if (!sl_is_ok(status)) {
         node->serve = NULL;
-        sl_timer_set(node->serve_retry, rtr_nodes_backoff(nodes, &node->serve_backoff));
+        serve_failed(node, err.text);
         return;
     }
     node->messages_taken = 0;
@@ -249,7 +280,7 @@ void rtr_node_serve_stop(rtr_node *node)
 {
     rpc_call_drop(node->serve);
     node->serve = NULL;
-    node->stream_id = 0;
+    node->stream_id = node->broken_id = 0;
     asks_clear(node);
     if (node->serve_retry)
         sl_timer_set(node->serve_retry, SL_NEVER);
@@ -283,6 +314,27 @@ sl_status rtr_nodes_admit(rtr_nodes *nodes, uint64_t decode, Sluice__V1__Admit *
     return status;
 }
 
+/* A router that does not keep its word with the rank is better off without the stream. */
+static void write_or_break(rtr_node *node, const Sluice__V1__RouterMessage *message)
+{
+    sl_status status = serve_write(node, message);
+    if (sl_is_ok(status) || status.code == SL_UNAVAILABLE)
+        return;
+    sl_warn("node %s does not take messages any more: its stream is broken off", node->info.name);
+    rpc_call_cancel(node->serve); /* on_end tells the others */
+}
+
+void rtr_nodes_attach(rtr_nodes *nodes, uint64_t decode, Sluice__V1__Attach *attach)
+{
+    rtr_node *node = node_of_stream(nodes, decode);
+    if (!node)
+        return; /* it broke again */
+    Sluice__V1__RouterMessage message = SLUICE__V1__ROUTER_MESSAGE__INIT;
+    message.body_case = SLUICE__V1__ROUTER_MESSAGE__BODY_ATTACH;
+    message.attach = attach;
+    write_or_break(node, &message);
+}
+
 void rtr_nodes_cancel(rtr_nodes *nodes, uint64_t decode, const char *request_id, const char *reason)
 {
     rtr_node *node = node_of_stream(nodes, decode);
@@ -295,9 +347,5 @@ void rtr_nodes_cancel(rtr_nodes *nodes, uint64_t decode, const char *request_id,
     message.body_case = SLUICE__V1__ROUTER_MESSAGE__BODY_CANCEL;
     message.cancel = &cancel;
     ask_answered(node, request_id, UINT32_MAX);
-    sl_status status = serve_write(node, &message);
-    if (sl_is_ok(status) || status.code == SL_UNAVAILABLE)
-        return;
-    sl_warn("node %s does not take messages any more: its stream is broken off", node->info.name);
-    rpc_call_cancel(node->serve); /* on_end tells the others */
+    write_or_break(node, &message);
 }

@@ -126,7 +126,7 @@ void rtr_nodes_remove(rtr_nodes *nodes, const char *name, uint64_t incarnation)
     if (!node || node->info.incarnation != incarnation)
         return;
     sl_info("node %s left", name);
-    uint64_t stream = node->stream_id;
+    uint64_t stream = node->stream_id ? node->stream_id : node->broken_id;
     uint64_t process = node->is_prefill ? node->id : 0;
     rtr_node_serve_stop(node);
     node->serving = false;

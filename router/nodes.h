@@ -26,6 +26,10 @@ typedef struct rtr_prefill_call rtr_prefill_call; /* one running Prefill.Run */
 typedef struct rtr_nodes_events {
     /* Something became usable, free or known: queued requests may look again. */
     void (*on_changed)(void *context);
+    /* The stream broke: then either it comes back under another number, with whatever the rank
+     * keeps for us, or it is lost. */
+    void (*on_decode_broken)(void *context, uint64_t decode);
+    void (*on_decode_back)(void *context, uint64_t decode, uint64_t again);
     void (*on_decode_lost)(void *context, uint64_t decode);
     void (*on_prefill_lost)(void *context, uint64_t prefill);
     /* Borrowed messages of a rank. */
@@ -72,7 +76,10 @@ const clu_stamp *rtr_nodes_decode_stamp(const rtr_nodes *nodes, uint64_t decode)
 /* SL_UNAVAILABLE: the stream is gone; SL_FULL: it does not drain. */
 SL_MUST_USE sl_status rtr_nodes_admit(rtr_nodes *nodes, uint64_t decode, Sluice__V1__Admit *admit,
                                       uint32_t pages);
-/* Always heard: a stream that cannot take it is broken off, and the rank drops what it had. */
+/* A stream that cannot take it is broken off. */
+void rtr_nodes_attach(rtr_nodes *nodes, uint64_t decode, Sluice__V1__Attach *attach);
+/* Always heard: a stream that cannot take it is broken off, and the rank drops what nobody attaches
+ * to again. */
 void rtr_nodes_cancel(rtr_nodes *nodes, uint64_t decode, const char *request_id,
                       const char *reason);
 

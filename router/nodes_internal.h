@@ -45,7 +45,9 @@ struct rtr_node {
     /* decode */
     rpc_call *serve;
     uint64_t stream_id; /* of the stream that said hello; 0 = none */
-    clu_stamp stamp;    /* as hello told */
+    uint64_t broken_id; /* of the one that broke, while it may come back; 0 = none */
+    uint32_t broken_tries;
+    clu_stamp stamp; /* as hello told */
     bool incompatible;
     uint32_t context_max;
     uint32_t window;
@@ -79,6 +81,10 @@ struct rtr_nodes {
 #define RTR_BACKOFF_FIRST_NS (100 * SL_MS_NS)
 #define RTR_BACKOFF_MAX_NS   SL_S_NS
 #define RTR_LOAD_STALE_NS    (2 * SL_S_NS)
+/* A process that died refuses the first attempt; but that one may also have met what is left of the
+ * old connection, so that two must fail. */
+#define RTR_BROKEN_TRIES    2u
+#define RTR_BROKEN_PAUSE_NS (10 * SL_MS_NS)
 
 sl_time_ns rtr_nodes_now(const rtr_nodes *nodes);
 /* Doubles the back-off and gives when to try again. */
@@ -88,6 +94,8 @@ void rtr_node_take_load(rtr_node *node, const Sluice__V1__Load *load);
 /* node_decode.c */
 void rtr_node_serve_start(rtr_node *node);
 void rtr_node_serve_stop(rtr_node *node); /* no lost event */
+/* The stream that requests may still wait for is lost. */
+void rtr_node_give_up(rtr_node *node);
 /* node_prefill.c */
 void rtr_node_health_start(rtr_node *node);
 void rtr_node_health_stop(rtr_node *node);

@@ -38,6 +38,7 @@ typedef struct rtr_options {
     uint64_t progress_timeout_ns;
     uint64_t token_timeout_ns;
     uint64_t prefill_timeout_ns;
+    uint64_t attach_timeout_ns;
     int64_t attempts;
     bool self_prefill;
 } rtr_options;

@@ -83,6 +83,7 @@ static void drop_decode(rtr_request *r, bool tell, rtr_actions *out)
     if (tell && r->decode)
         act(out, RTR_ACTION_CANCEL_DECODE)->node = r->decode;
     r->decode = 0;
+    r->attach_by = SL_NEVER;
     r->granted_epoch = 0;
     r->last_granted = 0;
 }
@@ -382,10 +383,14 @@ static void on_refused(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_a
     if (e->decode != r->decode || r->decode == 0 || e->epoch != r->epoch)
         return;
     bool granted = r->last_granted == r->epoch;
-    if (!granted && r->state == RTR_STATE_DECODING)
+    if (!granted && r->state == RTR_STATE_DECODING && e->code != SL_NOT_FOUND)
         return; /* it was asked again while its first tokens were under way */
     if (is_request_fault(e->code)) {
         fail_with(r, e->code, e->text, granted, out);
+        return;
+    }
+    if (e->code == SL_NOT_FOUND) { /* answer to ATTACH */
+        decode_lost(r, "decode_lost", "the decode node had let go of the request", false, now, out);
         return;
     }
     if (granted) {
@@ -456,6 +461,7 @@ static void on_decode_finish(rtr_request *r, const rtr_event *e, sl_time_ns now,
 {
     if (e->finish == RTR_FINISH_STOP || e->finish == RTR_FINISH_LENGTH) {
         r->decode = 0;
+        r->attach_by = SL_NEVER;
         finish_or_wait(r, e->finish, now, out);
         return;
     }
@@ -521,6 +527,11 @@ static void on_tokens(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_ac
 
 static void on_timer(rtr_request *r, sl_time_ns now, rtr_actions *out)
 {
+    if (now >= r->attach_by) {
+        decode_lost(r, "decode_lost", "the decode node's stream did not come back", false, now,
+                    out);
+        return;
+    }
     if (now < rtr_request_deadline(r))
         return;
     switch (r->state) {
@@ -570,6 +581,32 @@ static void on_prefill_done(rtr_request *r, const rtr_event *e, sl_time_ns now, 
         request_set_state(r, RTR_STATE_DECODING, after(now, r->limits->token_timeout_ns));
 }
 
+/* An admission that nothing was done for yet goes elsewhere at once. */
+static void on_decode_broken(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+{
+    if (r->decode == 0 || e->decode != r->decode)
+        return;
+    bool idle = r->state == RTR_STATE_ADMITTING && r->prefill;
+    if (idle || r->limits->attach_timeout_ns == 0)
+        decode_lost(r, "decode_lost", "the decode node was lost", false, now, out);
+    else
+        r->attach_by = after(now, r->limits->attach_timeout_ns);
+}
+
+static void on_decode_back(rtr_request *r, const rtr_event *e, rtr_actions *out)
+{
+    if (r->decode == 0 || e->decode != r->decode)
+        return;
+    r->decode = e->again;
+    r->attach_by = SL_NEVER;
+    bool asked = r->state == RTR_STATE_ADMITTING;
+    rtr_action *action = act(out, asked ? RTR_ACTION_ADMIT : RTR_ACTION_ATTACH);
+    action->node = r->decode;
+    action->epoch = r->epoch;
+    if (r->state == RTR_STATE_QUEUED)
+        act(out, RTR_ACTION_PLACE);
+}
+
 static void on_decode_gone(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
 {
     if (r->decode == 0 || e->decode != r->decode)
@@ -593,6 +630,7 @@ void rtr_request_init(rtr_request *request, const rtr_request_limits *limits)
     memset(request, 0, sizeof *request);
     request->limits = limits;
     request->deadline = SL_NEVER;
+    request->attach_by = SL_NEVER;
     request->retry_at = SL_NEVER;
 }
 
@@ -620,6 +658,12 @@ void rtr_request_step(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_ac
         break;
     case RTR_EVENT_REFUSED:
         on_refused(r, e, now, out);
+        break;
+    case RTR_EVENT_DECODE_BROKEN:
+        on_decode_broken(r, e, now, out);
+        break;
+    case RTR_EVENT_DECODE_BACK:
+        on_decode_back(r, e, out);
         break;
     case RTR_EVENT_DECODE_LOST:
         on_decode_gone(r, e, now, out);
@@ -663,9 +707,8 @@ void rtr_request_step(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_ac
 
 sl_time_ns rtr_request_deadline(const rtr_request *r)
 {
-    if (r->state == RTR_STATE_QUEUED && r->retry_at < r->deadline)
-        return r->retry_at;
-    return r->deadline;
+    sl_time_ns deadline = r->deadline < r->attach_by ? r->deadline : r->attach_by;
+    return r->state == RTR_STATE_QUEUED && r->retry_at < deadline ? r->retry_at : deadline;
 }
 
 bool rtr_request_over(const rtr_request *r)

@@ -2,8 +2,10 @@
  *
  * It decides; it owns no text, no sockets, no calls, and reads no clock. Nodes are numbers: a
  * decode number names one stream to a rank (a new stream is a new number), a prefill number one
- * node process. Tokens are counted here by their index, which is what makes a stream exact over
- * retries: what was seen is dropped, what is missing is an error.
+ * node process. A broken stream is waited for, for a moment: if the process answers under a new
+ * number the request goes on there as if nothing had been. Tokens are counted here by their index,
+ * which is what makes a stream exact over retries: what was seen is dropped, what is missing is an
+ * error.
  *
  *   QUEUED ----> ADMITTING ----> PREFILLING ----> DECODING ----> DONE
  *     ^  a place    | D granted     | P done or      |
@@ -58,6 +60,7 @@ typedef struct rtr_request_limits {
     sl_time_ns self_timeout_ns;     /* a prompt that the decode node computes itself */
     sl_time_ns token_timeout_ns;    /* between two token runs */
     sl_time_ns refusal_pause_ns;    /* before a node that refused is asked again */
+    sl_time_ns attach_timeout_ns;   /* for a decode node's broken stream to come back; 0: not */
     uint32_t attempts_max;          /* admissions that came to nothing, the last one included */
     uint32_t max_tokens;            /* of this request */
     bool prompt_rows;               /* its answer also tells rows of the prompt: ROWS_DONE */
@@ -70,7 +73,9 @@ typedef enum rtr_event_kind {
     RTR_EVENT_NODES_CHANGED,    /* something became free, usable or known */
     RTR_EVENT_ADMITTED,         /* decode, epoch */
     RTR_EVENT_REFUSED,          /* decode, epoch, code, text */
-    RTR_EVENT_DECODE_LOST,      /* decode: its stream broke */
+    RTR_EVENT_DECODE_BROKEN,    /* decode: its stream broke; BACK or LOST will follow */
+    RTR_EVENT_DECODE_BACK,      /* decode, again: the same process under a new number */
+    RTR_EVENT_DECODE_LOST,      /* decode: it is gone */
     RTR_EVENT_PREFILL_PROGRESS, /* epoch: any sign of life */
     RTR_EVENT_PREFILL_DONE,     /* epoch */
     RTR_EVENT_PREFILL_FAILED,   /* epoch, code, text: the call is over */
@@ -87,6 +92,7 @@ typedef enum rtr_event_kind {
 typedef struct rtr_event {
     rtr_event_kind kind;
     uint64_t decode;
+    uint64_t again;
     uint64_t prefill;
     uint32_t epoch;
     uint32_t first_index;
@@ -101,6 +107,7 @@ typedef enum rtr_action_kind {
     RTR_ACTION_PLACE,          /* answer at once with PLACED or UNPLACED */
     RTR_ACTION_ADMIT,          /* node, epoch; send prompt and tokens so far */
     RTR_ACTION_RUN_PREFILL,    /* node, epoch; with the ticket just granted */
+    RTR_ACTION_ATTACH,         /* node, epoch; it still has the request: from the next token on */
     RTR_ACTION_CANCEL_DECODE,  /* node */
     RTR_ACTION_CANCEL_PREFILL, /* node: end the call, no more events of it */
     RTR_ACTION_DELIVER,        /* tokens [skip, skip + count) of the event are new */
@@ -143,8 +150,9 @@ typedef struct rtr_request {
     const char *migration; /* reason of the loss not yet made good, for the metric */
     sl_time_ns queued_at;
     sl_time_ns lack_since;
-    sl_time_ns retry_at; /* refusals are forgotten then */
-    sl_time_ns deadline; /* of the state, SL_NEVER = none */
+    sl_time_ns retry_at;  /* refusals are forgotten then */
+    sl_time_ns deadline;  /* of the state, SL_NEVER = none */
+    sl_time_ns attach_by; /* the stream of `decode` is broken: until then it may come back */
     sl_code refusal_code;
     uint64_t refused_decode[RTR_REFUSED_MAX];
     uint32_t refused_decode_count;

@@ -58,6 +58,7 @@ static void fill_limits(const rtr_options *o, rtr_request_limits *limits)
         .progress_timeout_ns = o->progress_timeout_ns,
         .self_timeout_ns = o->prefill_timeout_ns,
         .token_timeout_ns = o->token_timeout_ns,
+        .attach_timeout_ns = o->attach_timeout_ns,
         .refusal_pause_ns = 100 * SL_MS_NS,
         .attempts_max = (uint32_t)o->attempts,
     };

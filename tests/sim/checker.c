@@ -235,8 +235,27 @@ static void plant_in_sequence(dec_sequence *sequence, const dec_event *event, de
         out->actions |= DEC_ACTION_CLOSE_ENGINE;
         sequence->engine_closing = true;
     }
+    if (sim_planted == SIM_PLANT_LATE_PARK && event->kind == DEC_EVENT_DETACH &&
+        dec_sequence_is_parked(sequence))
+        sequence->park_deadline += LATE_NS;
     if (sim_planted == SIM_PLANT_LATE_FETCH && (out->actions & DEC_ACTION_OPEN_TRANSFER))
         sequence->deadline += LATE_NS;
+}
+
+static void check_park(const dec_sequence *before, const dec_event *event,
+                       const dec_sequence *after, sl_time_ns now)
+{
+    bool was = dec_sequence_is_parked(before), is = dec_sequence_is_parked(after);
+    if (event->kind == DEC_EVENT_DETACH && is && after->park_deadline != now + event->park_ns)
+        sim_violation(DEADLINES, "%s: a router is waited for %.3f ms, not %.3f ms",
+                      sim.current->name, (double)(after->park_deadline - now) / 1e6,
+                      (double)event->park_ns / 1e6);
+    if (is && !was) {
+        sim_seen.parked++;
+        sim_last.parked = sim.now;
+    }
+    if (was && !is && event->kind == DEC_EVENT_TICK)
+        sim_last.park_given_up = sim.now;
 }
 
 dec_outcome __wrap_dec_sequence_handle(dec_sequence *sequence, const dec_event *event,
@@ -244,6 +263,7 @@ dec_outcome __wrap_dec_sequence_handle(dec_sequence *sequence, const dec_event *
 {
     dec_sequence before = *sequence;
     check_deadline("sequence", dec_state_name(before.state), before.deadline, now);
+    check_deadline("parked sequence", dec_state_name(before.state), before.park_deadline, now);
     dec_outcome out = __real_dec_sequence_handle(sequence, event, now);
     plant_in_sequence(sequence, event, &out);
     if ((out.actions & DEC_ACTION_OPEN_TRANSFER) &&
@@ -251,6 +271,7 @@ dec_outcome __wrap_dec_sequence_handle(dec_sequence *sequence, const dec_event *
         sim_violation(DEADLINES, "%s: a fetch is waited for %.3f ms, not %.3f ms",
                       sim.current->name, (double)(sequence->deadline - now) / 1e6,
                       (double)sequence->prefill_ns / 1e6);
+    check_park(&before, event, sequence, now);
     bool stale = event->kind == DEC_EVENT_ADMIT && event->epoch <= before.epoch;
     if (stale && (out.actions || memcmp(&before, sequence, sizeof(before)) != 0))
         sim_violation(FENCING, "%s: epoch %u changes a sequence of epoch %u", sim.current->name,
@@ -262,6 +283,42 @@ dec_outcome __wrap_dec_sequence_handle(dec_sequence *sequence, const dec_event *
     sim_seen.transfers_failed += event->kind == DEC_EVENT_TRANSFER_FAILED;
     sim_seen.retries += event->kind == DEC_EVENT_ADMIT;
     return out;
+}
+
+void __real_dec_admit(dec_service *service, dec_stream *stream, const Sluice__V1__Admit *admit);
+void __wrap_dec_admit(dec_service *service, dec_stream *stream, const Sluice__V1__Admit *admit);
+sl_status __real_dec_slot_attach(dec_service *service, dec_slot *slot, dec_stream *stream,
+                                 uint32_t next_index, uint32_t next_row);
+sl_status __wrap_dec_slot_attach(dec_service *service, dec_slot *slot, dec_stream *stream,
+                                 uint32_t next_index, uint32_t next_row);
+
+/* Now and then one that was taken comes twice: nothing may come of it but the same answer. */
+void __wrap_dec_admit(dec_service *service, dec_stream *stream, const Sluice__V1__Admit *admit)
+{
+    __real_dec_admit(service, stream, admit);
+    const dec_slot *slot = dec_slot_find(service, admit->request_id);
+    if (!slot || slot->stream != stream || slot->core.epoch != admit->epoch || sim_draw(16) > 0)
+        return;
+    dec_state before = slot->core.state;
+    uint32_t live = service->live_count;
+    __real_dec_admit(service, stream, admit);
+    if (slot->core.state != before || service->live_count != live)
+        sim_violation(FENCING, "%s: request %s was admitted twice", sim.current->name,
+                      admit->request_id);
+}
+
+sl_status __wrap_dec_slot_attach(dec_service *service, dec_slot *slot, dec_stream *stream,
+                                 uint32_t next_index, uint32_t next_row)
+{
+    bool ours = dec_owner_equal(&slot->owner, &stream->owner);
+    SL_TRY(__real_dec_slot_attach(service, slot, stream, next_index, next_row));
+    sim_seen.attached++;
+    if (!ours)
+        sim_violation(FENCING, "%s: request %s of %s goes to %s", sim.current->name,
+                      slot->request_id, slot->owner.router, stream->owner.router);
+    if (sim_planted == SIM_PLANT_WRONG_REPLAY && slot->log_sent > 0)
+        slot->log_sent--, slot->first_index++; /* the token before, said to be the next */
+    return sl_ok();
 }
 
 /* ---- the prefill node's */
@@ -304,6 +361,8 @@ static bool is_stale(const rtr_request *r, const rtr_event *event)
     case RTR_EVENT_REFUSED:
         return event->decode != r->decode || event->epoch < r->epoch;
     case RTR_EVENT_TOKENS:
+    case RTR_EVENT_DECODE_BROKEN:
+    case RTR_EVENT_DECODE_BACK:
     case RTR_EVENT_DECODE_LOST:
         return event->decode != r->decode;
     case RTR_EVENT_PREFILL_DONE:
@@ -355,12 +414,14 @@ void __wrap_rtr_request_step(rtr_request *request, const rtr_event *event, sl_ti
     bool stale = is_stale(&before, event);
     rtr_event told = *event;
     check_deadline("request", rtr_state_name(before.state), before.deadline, now);
+    check_deadline("stream of a request", rtr_state_name(before.state), before.attach_by, now);
     if (stale && sim_planted == SIM_PLANT_STALE_EPOCH && !rtr_request_over(request))
         told = stale_as_new(request, event);
     __real_rtr_request_step(request, &told, now, out);
     check_storm(request, now);
     bool same = before.state == request->state && before.token_count == request->token_count &&
-                before.epoch == request->epoch && before.deadline == request->deadline;
+                before.epoch == request->epoch && before.deadline == request->deadline &&
+                before.decode == request->decode && before.attach_by == request->attach_by;
     if (stale && (out->count > 0 || !same))
         sim_violation(FENCING,
                       "%s: event %d of decode %llu epoch %u moves a request of decode "
@@ -538,6 +599,8 @@ static const char *const PLANTS[SIM_PLANT_COUNT] = {
     [SIM_PLANT_OPEN_DOOR] = "open-door",
     [SIM_PLANT_NO_SUMS] = "no-sums",
     [SIM_PLANT_LEAK] = "leak",
+    [SIM_PLANT_LATE_PARK] = "late-park",
+    [SIM_PLANT_WRONG_REPLAY] = "wrong-replay",
 };
 
 const char *sim_plant_name(sim_plant plant)

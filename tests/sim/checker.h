@@ -30,7 +30,7 @@ void sim_checker_note_fault(void);
 uint32_t sim_checker_faults(void);
 
 typedef struct sim_counts {
-    uint64_t transfers, transfers_failed, retries, migrations;
+    uint64_t transfers, transfers_failed, retries, migrations, parked, attached;
 } sim_counts;
 extern sim_counts sim_seen;
 
@@ -39,6 +39,7 @@ typedef struct sim_times {
     sl_time_ns prefill_heard;    /* the router: a sign of life of a prefill */
     sl_time_ns prefill_given_up; /* the router: its deadline passed */
     sl_time_ns fetch_opened, fetch_given_up, fetch_closed; /* D */
+    sl_time_ns parked, park_given_up;                      /* D */
     sl_time_ns pages_given[SIM_PROCESSES_MAX];             /* the engine let go of one */
 } sim_times;
 extern sim_times sim_last;

@@ -149,6 +149,7 @@ static sl_status start_router(sim_process *process, sl_err *err)
     arg(a, "--progress-timeout=%llums", (unsigned long long)shape->progress_ms);
     arg(a, "--token-timeout=%llums", (unsigned long long)shape->token_ms);
     arg(a, "--prefill-timeout=%llums", (unsigned long long)shape->prefill_ms);
+    arg(a, "--attach-timeout=%llums", (unsigned long long)shape->attach_ms);
     arg(a, "--self-prefill=%s", shape->self_prefill ? "true" : "false");
     sl_config_result result =
         sl_config_parse(&RTR_CONFIG_SPEC, a->argc, a->argv, options, &process->config, &code);
@@ -179,6 +180,7 @@ static sl_status start_node(sim_process *process, sl_err *err)
     arg(a, "--context-max=2048");
     arg(a, "--max-sequences=%u", shape->sequences);
     arg(a, "--queue-max=%u", shape->queue_max);
+    arg(a, "--park-timeout=%llums", (unsigned long long)shape->park_ms);
     if (shape->disk)
         arg(a, "--kv-disk=%s:64MiB", process->name);
     sl_config_result result =

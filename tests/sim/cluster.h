@@ -14,6 +14,7 @@ typedef struct sim_shape { /* of a cluster, and its limits */
     bool disk; /* a second cache tier */
     uint32_t router_queue;
     uint64_t place_ms, queue_ms, admit_ms, progress_ms, token_ms, prefill_ms, lease_ms;
+    uint64_t park_ms, attach_ms;
 } sim_shape;
 
 typedef struct sim_cluster {

@@ -6,6 +6,7 @@
 #include "tests/sim/cluster.h"
 #include "tests/sim/disk.h"
 #include "tests/sim/engine.h"
+#include "tests/sim/rpc.h"
 
 static sim_faults now_on; /* the drawn kinds; none after heal */
 
@@ -14,9 +15,9 @@ void sim_faults_draw(sim_faults *out)
     *out = (sim_faults){.none = sim_draw(10) == 0};
     if (out->none)
         return;
-    bool *const KINDS[] = {&out->kills,     &out->pauses,     &out->cuts,   &out->network,
-                           &out->transfers, &out->slow,       &out->clocks, &out->drains,
-                           &out->etcd,      &out->steps_fail, &out->disks};
+    bool *const KINDS[] = {&out->kills,     &out->pauses, &out->cuts,       &out->network,
+                           &out->transfers, &out->slow,   &out->clocks,     &out->drains,
+                           &out->etcd,      &out->resets, &out->steps_fail, &out->disks};
     for (uint32_t i = 0; i < sizeof(KINDS) / sizeof(KINDS[0]); i++)
         *KINDS[i] = sim_draw(2);
     out->count = 2 + (uint32_t)sim_draw(14);
@@ -150,6 +151,27 @@ static void cut_some(void)
         cut_pair(a, &sim.processes[i], true, until);
 }
 
+/* Something between two that live ends their connections; what was on the way may be lost. */
+static void on_reset(void *context, uint64_t tag)
+{
+    sim_process *a = context;
+    uint64_t left = tag / SIM_PROCESSES_MAX;
+    if (now_on.none)
+        return;
+    sim_net_reset(a, &sim.processes[tag % SIM_PROCESSES_MAX], sim_draw(2));
+    if (left > 0)
+        sim_post(later(1, 60), on_reset, a, tag - SIM_PROCESSES_MAX);
+}
+
+static void reset_some(void)
+{
+    sim_process *router = any(), *node = any_node();
+    while (router->role != SIM_ROUTER)
+        router = any();
+    sim_checker_note_fault();
+    on_reset(router, sim_draw(40) * SIM_PROCESSES_MAX + node->index);
+}
+
 static void on_network_calm(void *context, uint64_t tag)
 {
     sim.delay_min_ns = 20000;
@@ -256,7 +278,7 @@ static void on_fault(void *context, uint64_t tag)
         {now_on.transfers, transfers_bad}, {now_on.slow, slow_one},
         {now_on.clocks, jump_one},         {now_on.drains, drain_one},
         {now_on.steps_fail, steps_fail},   {now_on.etcd, etcd_bad},
-        {now_on.disks, disks_bad},
+        {now_on.disks, disks_bad},         {now_on.resets, reset_some},
     };
     const uint32_t count = sizeof(KINDS) / sizeof(KINDS[0]);
     if (now_on.none)

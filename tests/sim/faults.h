@@ -6,7 +6,8 @@
 
 typedef struct sim_faults {
     bool none; /* a calm world */
-    bool kills, pauses, cuts, network, transfers, slow, clocks, etcd, drains, steps_fail, disks;
+    bool kills, pauses, cuts, resets, network, transfers, slow, clocks, etcd, drains, steps_fail,
+        disks;
     uint32_t count; /* of single events */
     sl_time_ns first_at, last_at;
 } sim_faults;

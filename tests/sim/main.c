@@ -56,6 +56,9 @@ static void draw_shape(sim_shape *out)
         .prefill_ms = 6000,
         .lease_ms = 3000,
     };
+    static const uint64_t PARK_MS[] = {0, 200, 3000, 3000};
+    out->park_ms = PARK_MS[sim_draw(4)];
+    out->attach_ms = PARK_MS[sim_draw(4)] * 2 / 3;
     if (out->disk) /* kept pages must go to be read again */
         out->pages = 11 + (uint32_t)sim_draw(8);
 }
@@ -128,6 +131,8 @@ static void add_up(totals *all)
     all->disk_reads += sim_disk.reads;
     all->seen.retries += sim_seen.retries;
     all->seen.migrations += sim_seen.migrations;
+    all->seen.parked += sim_seen.parked;
+    all->seen.attached += sim_seen.attached;
 }
 
 static void run_seed(uint64_t seed, totals *all)
@@ -178,6 +183,8 @@ static void show(const totals *all, double seconds)
         {"transfers failed", all->seen.transfers_failed},
         {"prefills tried again", all->seen.retries},
         {"migrations", all->seen.migrations},
+        {"parked", all->seen.parked},
+        {"attached again", all->seen.attached},
         {"blocks from disk", all->disk_reads},
     };
     printf("%llu seeds, %llu steps in %.1f s of CPU", (unsigned long long)all->seeds,

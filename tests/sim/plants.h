@@ -18,6 +18,8 @@ typedef enum sim_plant {
     SIM_PLANT_OPEN_DOOR,       /* the router's queue has no bound */
     SIM_PLANT_NO_SUMS,         /* what arrives is not verified */
     SIM_PLANT_LEAK,            /* P now and then forgets to close a sequence */
+    SIM_PLANT_LATE_PARK,       /* D waits 7 ms longer for a router than it was told to */
+    SIM_PLANT_WRONG_REPLAY,    /* D goes on one token too early when its router comes back */
     SIM_PLANT_COUNT,
 } sim_plant;
 

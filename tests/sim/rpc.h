@@ -135,6 +135,9 @@ void sim_net_start(void);
 void sim_net_fini(void);
 /* Both ends of the process, with a reset for the others; for a process that dies. */
 void sim_net_break(sim_process *process);
+/* The connections between two processes that live, for both ends; lossy: with all that is on the
+ * way. */
+void sim_net_reset(const sim_process *a, const sim_process *b, bool lossy);
 /* The channel is destroyed: its calls are dropped already. */
 void sim_net_forget(const rpc_channel *channel);
 sim_frame *sim_frame_new(sim_call *call, sim_side to, sim_frame_kind kind);

@@ -348,6 +348,25 @@ void sim_net_break(sim_process *process)
     }
 }
 
+void sim_net_reset(const sim_process *a, const sim_process *b, bool lossy)
+{
+    sim_trace("connections of %s and %s are reset%s", a->name, b->name, lossy ? ", lossy" : "");
+    for (sim_conn *conn = conns, *next; conn; conn = next) {
+        sim_end *ends = conn->ends;
+        sim_conn_ref(conn);
+        bool theirs = (ends[SIM_CLIENT].process == a && ends[SIM_SERVER].process == b) ||
+                      (ends[SIM_CLIENT].process == b && ends[SIM_SERVER].process == a);
+        for (int side = SIM_CLIENT; side <= SIM_SERVER && theirs && conn->accepted; side++) {
+            if (lossy)
+                sim_frames_clear(&ends[side].on_the_way);
+            if (ends[side].open)
+                send_reset(conn, (sim_side)side);
+        }
+        next = conn->next;
+        sim_conn_unref(conn);
+    }
+}
+
 void sim_net_forget(const rpc_channel *channel)
 {
     for (sim_conn *conn = conns; conn; conn = conn->next)

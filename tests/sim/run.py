@@ -29,6 +29,8 @@ PLANTS = {
     "stale-epoch": ("fencing",),
     "open-door": ("bounded queues",),
     "leak": ("nothing is left",),
+    "late-park": ("deadlines are kept",),
+    "wrong-replay": ("tokens are right",),
 }
 passed = failed = 0
 

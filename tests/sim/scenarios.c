@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 
+#include "decode/internal.h"
 #include "kvtransfer/limits.h"
 #include "node/internal.h"
 #include "tests/sim/checker.h"
@@ -35,6 +36,8 @@ static const sim_shape SHAPE = {
     .token_ms = 5000,
     .prefill_ms = 10000,
     .lease_ms = 10000,
+    .park_ms = 3000,
+    .attach_ms = 2000,
 };
 
 static sim_request *asked;
@@ -152,6 +155,46 @@ static bool cancel(void)
     return right;
 }
 
+/* Some of the answer has come, more is to come. */
+static sim_process *run_until_streaming(void)
+{
+    begin(&SHAPE);
+    sim_process *decode = sim_process_named("decode-0");
+    while (decode->node->decode->slots[0].log_count < 3 && sim_worlds_step(LIMIT_NS))
+        ;
+    return decode;
+}
+
+/* The connection breaks, both live: the tokens on the way come again, nothing is computed twice. */
+static bool reset_stream(void)
+{
+    sim_process *decode = run_until_streaming();
+    sim_net_reset(sim_process_named("router-0"), decode, true);
+    bool right = ends_well() && sim_seen.attached == 1 && sim_seen.migrations == 0;
+    printf("  attached %llu, migrated %llu times\n", (unsigned long long)sim_seen.attached,
+           (unsigned long long)sim_seen.migrations);
+    return right;
+}
+
+/* The router is cut off: D keeps the sequence for so long and no longer. */
+static bool router_cut_off(void)
+{
+    sim_process *decode = run_until_streaming();
+    sim_process *router = sim_process_named("router-0");
+    decode->engine_percent = 1000000; /* it has something to do meanwhile */
+    sim_cluster_cut(router, decode, true, true);
+    while (sim_last.park_given_up == 0 && sim_worlds_step(LIMIT_NS))
+        ;
+    bool right = is("from the broken stream until it is given up",
+                    sim_last.park_given_up - sim_last.parked, SHAPE.park_ms * SL_MS_NS);
+    sim_cluster_cut(router, decode, true, false);
+    decode->engine_percent = 100;
+    right = ends_well() && right;
+    sim_worlds_run(sim.now + 20 * SL_S_NS);
+    sim_checker_rest();
+    return right;
+}
+
 static bool run(const char *name, bool (*scenario)(void))
 {
     printf("%s\n", name);
@@ -166,6 +209,8 @@ int sim_scenarios(void)
     int passed = run("a dead prefill node is given up at its deadline", dead_prefill);
     passed += run("a stuck fetch ends at its deadline", stuck_fetch);
     passed += run("a cancel frees the pages on both sides", cancel);
-    printf("%d passed, %d failed, 0 skipped\n", passed, 3 - passed);
-    return passed == 3 ? 0 : 1;
+    passed += run("a stream that breaks comes back", reset_stream);
+    passed += run("a router that does not come back is given up at its deadline", router_cut_off);
+    printf("%d passed, %d failed, 0 skipped\n", passed, 5 - passed);
+    return passed == 5 ? 0 : 1;
 }

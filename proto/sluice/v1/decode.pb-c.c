@@ -142,6 +142,51 @@ void   sluice__v1__admit__free_unpacked
   assert(message->base.descriptor == &sluice__v1__admit__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   sluice__v1__attach__init
+                     (Sluice__V1__Attach         *message)
+{
+  static const Sluice__V1__Attach init_value = SLUICE__V1__ATTACH__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__attach__get_packed_size
+                     (const Sluice__V1__Attach *message)
+{
+  assert(message->base.descriptor == &sluice__v1__attach__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__attach__pack
+                     (const Sluice__V1__Attach *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__attach__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__attach__pack_to_buffer
+                     (const Sluice__V1__Attach *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__attach__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__Attach *
+       sluice__v1__attach__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__Attach *)
+     protobuf_c_message_unpack (&sluice__v1__attach__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__attach__free_unpacked
+                     (Sluice__V1__Attach *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__attach__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   sluice__v1__cancel__init
                      (Sluice__V1__Cancel         *message)
 {
@@ -592,7 +637,7 @@ void   sluice__v1__step__free_unpacked
   assert(message->base.descriptor == &sluice__v1__step__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor sluice__v1__router_message__field_descriptors[4] =
+static const ProtobufCFieldDescriptor sluice__v1__router_message__field_descriptors[5] =
 {
   {
     "hello",
@@ -642,9 +687,22 @@ static const ProtobufCFieldDescriptor sluice__v1__router_message__field_descript
     0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "attach",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Sluice__V1__RouterMessage, body_case),
+    offsetof(Sluice__V1__RouterMessage, attach),
+    &sluice__v1__attach__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__router_message__field_indices_by_name[] = {
   1,   /* field[1] = admit */
+  4,   /* field[4] = attach */
   2,   /* field[2] = cancel */
   3,   /* field[3] = credit */
   0,   /* field[0] = hello */
@@ -652,7 +710,7 @@ static const unsigned sluice__v1__router_message__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__router_message__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 4 }
+  { 0, 5 }
 };
 const ProtobufCMessageDescriptor sluice__v1__router_message__descriptor =
 {
@@ -662,7 +720,7 @@ const ProtobufCMessageDescriptor sluice__v1__router_message__descriptor =
   "Sluice__V1__RouterMessage",
   "sluice.v1",
   sizeof(Sluice__V1__RouterMessage),
-  4,
+  5,
   sluice__v1__router_message__field_descriptors,
   sluice__v1__router_message__field_indices_by_name,
   1,  sluice__v1__router_message__number_ranges,
@@ -925,6 +983,83 @@ const ProtobufCMessageDescriptor sluice__v1__admit__descriptor =
   sluice__v1__admit__field_indices_by_name,
   1,  sluice__v1__admit__number_ranges,
   (ProtobufCMessageInit) sluice__v1__admit__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__attach__field_descriptors[4] =
+{
+  {
+    "request_id",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Attach, request_id),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "epoch",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Attach, epoch),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "next_index",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Attach, next_index),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "next_row",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Attach, next_row),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__attach__field_indices_by_name[] = {
+  1,   /* field[1] = epoch */
+  2,   /* field[2] = next_index */
+  3,   /* field[3] = next_row */
+  0,   /* field[0] = request_id */
+};
+static const ProtobufCIntRange sluice__v1__attach__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor sluice__v1__attach__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.Attach",
+  "Attach",
+  "Sluice__V1__Attach",
+  "sluice.v1",
+  sizeof(Sluice__V1__Attach),
+  4,
+  sluice__v1__attach__field_descriptors,
+  sluice__v1__attach__field_indices_by_name,
+  1,  sluice__v1__attach__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__attach__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor sluice__v1__cancel__field_descriptors[2] =

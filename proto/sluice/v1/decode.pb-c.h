@@ -19,6 +19,7 @@ PROTOBUF_C__BEGIN_DECLS
 typedef struct Sluice__V1__RouterMessage Sluice__V1__RouterMessage;
 typedef struct Sluice__V1__Hello Sluice__V1__Hello;
 typedef struct Sluice__V1__Admit Sluice__V1__Admit;
+typedef struct Sluice__V1__Attach Sluice__V1__Attach;
 typedef struct Sluice__V1__Cancel Sluice__V1__Cancel;
 typedef struct Sluice__V1__Credit Sluice__V1__Credit;
 typedef struct Sluice__V1__DecodeMessage Sluice__V1__DecodeMessage;
@@ -49,7 +50,8 @@ typedef enum {
   SLUICE__V1__ROUTER_MESSAGE__BODY_HELLO = 1,
   SLUICE__V1__ROUTER_MESSAGE__BODY_ADMIT = 2,
   SLUICE__V1__ROUTER_MESSAGE__BODY_CANCEL = 3,
-  SLUICE__V1__ROUTER_MESSAGE__BODY_CREDIT = 4
+  SLUICE__V1__ROUTER_MESSAGE__BODY_CREDIT = 4,
+  SLUICE__V1__ROUTER_MESSAGE__BODY_ATTACH = 5
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(SLUICE__V1__ROUTER_MESSAGE__BODY__CASE)
 } Sluice__V1__RouterMessage__BodyCase;
 
@@ -65,6 +67,7 @@ struct  Sluice__V1__RouterMessage
     Sluice__V1__Admit *admit;
     Sluice__V1__Cancel *cancel;
     Sluice__V1__Credit *credit;
+    Sluice__V1__Attach *attach;
   };
 };
 #define SLUICE__V1__ROUTER_MESSAGE__INIT \
@@ -85,8 +88,8 @@ struct  Sluice__V1__Hello
 
 
 /*
- * Idempotent by (request_id, epoch). A higher epoch of a known request that has not started replaces its ticket (the prefill node died):
- * verified blocks stay. A lower one is refused.
+ * Idempotent by (request_id, epoch): the same again gets the same answer, also on the stream that replaces a broken one. A higher epoch of
+ * a known request that has not started replaces its ticket (the prefill node died): verified blocks stay. A lower one is refused.
  */
 struct  Sluice__V1__Admit
 {
@@ -137,6 +140,29 @@ struct  Sluice__V1__Admit
 #define SLUICE__V1__ADMIT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__admit__descriptor) \
     , (char *)protobuf_c_empty_string, 0, 0,NULL, 0, NULL, 0, 0, 0, (char *)protobuf_c_empty_string, NULL, NULL, NULL, 0 }
+
+
+/*
+ * After a stream broke and the same loop of the same router process came back: a request that the rank keeps for it (parked) goes on, from
+ * the first token that the router does not have. Refused with NOT_FOUND when the rank has let go of it.
+ */
+struct  Sluice__V1__Attach
+{
+  ProtobufCMessage base;
+  char *request_id;
+  uint32_t epoch;
+  /*
+   * as TokenRun.first_index
+   */
+  uint32_t next_index;
+  /*
+   * of the prompt's rows that are to be told
+   */
+  uint32_t next_row;
+};
+#define SLUICE__V1__ATTACH__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__attach__descriptor) \
+    , (char *)protobuf_c_empty_string, 0, 0, 0 }
 
 
 struct  Sluice__V1__Cancel
@@ -360,6 +386,25 @@ Sluice__V1__Admit *
 void   sluice__v1__admit__free_unpacked
                      (Sluice__V1__Admit *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__Attach methods */
+void   sluice__v1__attach__init
+                     (Sluice__V1__Attach         *message);
+size_t sluice__v1__attach__get_packed_size
+                     (const Sluice__V1__Attach   *message);
+size_t sluice__v1__attach__pack
+                     (const Sluice__V1__Attach   *message,
+                      uint8_t             *out);
+size_t sluice__v1__attach__pack_to_buffer
+                     (const Sluice__V1__Attach   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__Attach *
+       sluice__v1__attach__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__attach__free_unpacked
+                     (Sluice__V1__Attach *message,
+                      ProtobufCAllocator *allocator);
 /* Sluice__V1__Cancel methods */
 void   sluice__v1__cancel__init
                      (Sluice__V1__Cancel         *message);
@@ -561,6 +606,9 @@ typedef void (*Sluice__V1__Hello_Closure)
 typedef void (*Sluice__V1__Admit_Closure)
                  (const Sluice__V1__Admit *message,
                   void *closure_data);
+typedef void (*Sluice__V1__Attach_Closure)
+                 (const Sluice__V1__Attach *message,
+                  void *closure_data);
 typedef void (*Sluice__V1__Cancel_Closure)
                  (const Sluice__V1__Cancel *message,
                   void *closure_data);
@@ -622,6 +670,7 @@ extern const ProtobufCEnumDescriptor    sluice__v1__finish__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__router_message__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__hello__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__admit__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__attach__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__cancel__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__credit__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__decode_message__descriptor;

@@ -103,6 +103,95 @@ TEST(old_epochs_are_refused)
     assert_int_equal(admit(2, false, 31).code, SL_CONFLICT); /* generation began */
 }
 
+/* ---- the router's stream breaks */
+
+static dec_outcome detach(uint64_t park_ns, sl_time_ns now)
+{
+    dec_event event = {.kind = DEC_EVENT_DETACH, .park_ns = park_ns};
+    return dec_sequence_handle(&sequence, &event, now);
+}
+
+TEST(parked_it_goes_on_and_the_router_comes_back)
+{
+    fetch();
+    assert_int_equal(detach(300, 20).actions, 0);
+    assert_true(dec_sequence_is_parked(&sequence));
+    assert_int_equal(dec_sequence_due(&sequence), 320);
+    assert_int_equal(on(DEC_EVENT_COMMITTED, 30).actions, DEC_ACTION_ADOPT);
+    assert_int_equal(on(DEC_EVENT_TRANSFER_CLOSED, 31).actions, 0);
+    assert_int_equal(on(DEC_EVENT_TICK, 319).actions, 0);
+    assert_int_equal(on(DEC_EVENT_ATTACH, 319).actions, 0);
+    assert_false(dec_sequence_is_parked(&sequence));
+    assert_int_equal(on(DEC_EVENT_TICK, 320).actions, 0);
+    assert_int_equal(sequence.state, DEC_STATE_RUNNING);
+    assert_true(dec_sequence_due(&sequence) == SL_NEVER);
+}
+
+TEST(parked_too_long_it_ends_as_if_cancelled)
+{
+    fetch();
+    assert_int_equal(detach(300, 20).actions, 0);
+    assert_int_equal(on(DEC_EVENT_TICK, 320).actions, DEC_ACTION_REVOKE_TRANSFER);
+    assert_int_equal(sequence.state, DEC_STATE_CLOSING);
+    assert_true(sequence.cancelled);
+    assert_int_equal(on(DEC_EVENT_TRANSFER_CLOSED, 321).actions, DEC_ACTION_CLOSE_ENGINE);
+    assert_int_equal(on(DEC_EVENT_ENGINE_CLOSED, 322).actions, 0);
+    assert_int_equal(sequence.state, DEC_STATE_DONE);
+}
+
+TEST(without_parking_a_broken_stream_cancels)
+{
+    fetch();
+    assert_int_equal(detach(0, 20).actions, DEC_ACTION_REVOKE_TRANSFER);
+    assert_true(sequence.cancelled);
+    assert_false(dec_sequence_is_parked(&sequence));
+}
+
+TEST(a_cancelled_one_is_not_parked)
+{
+    fetch();
+    on(DEC_EVENT_CANCEL, 15);
+    detach(300, 20);
+    assert_false(dec_sequence_is_parked(&sequence));
+}
+
+TEST(what_ended_while_parked_keeps_its_end_until_the_deadline)
+{
+    dec_sequence_init(&sequence, 1, true, PREFILL_NS);
+    on(DEC_EVENT_OPENED, 10);
+    detach(300, 20);
+    assert_int_equal(on(DEC_EVENT_FINISHED, 30).actions, 0);
+    assert_int_equal(sequence.state, DEC_STATE_DONE);
+    assert_true(dec_sequence_is_parked(&sequence));
+    assert_int_equal(on(DEC_EVENT_TICK, 320).actions, 0);
+    assert_false(dec_sequence_is_parked(&sequence));
+}
+
+TEST(opening_and_parked)
+{
+    dec_sequence_init(&sequence, 1, false, PREFILL_NS);
+    detach(300, 5);
+    assert_int_equal(on(DEC_EVENT_TICK, 305).actions, 0);
+    assert_true(sequence.cancelled);
+    assert_int_equal(on(DEC_EVENT_OPENED, 310).actions, DEC_ACTION_CLOSE_ENGINE);
+    on(DEC_EVENT_ENGINE_CLOSED, 311);
+    assert_int_equal(sequence.state, DEC_STATE_DONE);
+}
+
+TEST(a_refusal_that_was_not_heard_is_told_again)
+{
+    fetch();
+    detach(300, 20);
+    dec_outcome out = on(DEC_EVENT_TRANSFER_FAILED, 30);
+    assert_int_equal(out.actions, DEC_ACTION_SEND_REFUSED);
+    out = on(DEC_EVENT_ATTACH, 40);
+    assert_int_equal(out.actions, DEC_ACTION_SEND_REFUSED);
+    assert_int_equal(out.code, SL_UNAVAILABLE);
+    assert_int_equal(on(DEC_EVENT_TRANSFER_CLOSED, 41).actions, 0);
+    assert_int_equal(admit(2, false, 42).actions,
+                     DEC_ACTION_OPEN_TRANSFER | DEC_ACTION_SEND_ADMITTED);
+}
+
 TEST(deadlines_are_exact)
 {
     fetch();
@@ -184,7 +273,7 @@ static void carry_out(world *w, dec_outcome out)
 
 static void random_event(world *w, sl_time_ns now)
 {
-    switch (draw(w, 8)) {
+    switch (draw(w, 9)) {
     case 0:
         if (w->open_pending) {
             w->open_pending = false;
@@ -220,6 +309,12 @@ static void random_event(world *w, sl_time_ns now)
     case 6:
         carry_out(w, admit(sequence.epoch + draw(w, 2), draw(w, 4) == 0, now));
         break;
+    case 7:
+        if (dec_sequence_is_parked(&sequence))
+            carry_out(w, on(DEC_EVENT_ATTACH, now));
+        else
+            carry_out(w, detach(draw(w, 3) * SL_S_NS, now));
+        break;
     default:
         carry_out(w, on(DEC_EVENT_TICK, now));
     }
@@ -249,6 +344,13 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(newer_epoch_while_fetching_revokes_first),
     cmocka_unit_test(newer_epoch_may_ask_this_rank_to_prefill),
     cmocka_unit_test(old_epochs_are_refused),
+    cmocka_unit_test(parked_it_goes_on_and_the_router_comes_back),
+    cmocka_unit_test(parked_too_long_it_ends_as_if_cancelled),
+    cmocka_unit_test(without_parking_a_broken_stream_cancels),
+    cmocka_unit_test(a_cancelled_one_is_not_parked),
+    cmocka_unit_test(what_ended_while_parked_keeps_its_end_until_the_deadline),
+    cmocka_unit_test(opening_and_parked),
+    cmocka_unit_test(a_refusal_that_was_not_heard_is_told_again),
     cmocka_unit_test(deadlines_are_exact),
     cmocka_unit_test(cancel_in_every_state),
     cmocka_unit_test(every_walk_ends_with_nothing_held),

@@ -11,6 +11,51 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+/* ---- prefill node */
+
+static inline void kit_prefill_event(kit_node *n, bool done)
+{
+    Sluice__V1__PrefillQueued queued = SLUICE__V1__PREFILL_QUEUED__INIT;
+    Sluice__V1__PrefillDone end = SLUICE__V1__PREFILL_DONE__INIT;
+    Sluice__V1__PrefillEvent event = SLUICE__V1__PREFILL_EVENT__INIT;
+    event.body_case =
+        done ? SLUICE__V1__PREFILL_EVENT__BODY_DONE : SLUICE__V1__PREFILL_EVENT__BODY_QUEUED;
+    if (done)
+        event.done = &end;
+    else
+        event.queued = &queued;
+    sl_status status = rpc_server_call_write(n->run, &event.base);
+    assert_true(sl_is_ok(status));
+    if (done)
+        rpc_server_call_finish(n->run, SL_OK, NULL);
+}
+
+static inline void kit_on_run_closed(void *context, rpc_server_call *call, bool cancelled)
+{
+    kit_node *n = context;
+    n->runs_cancelled += cancelled;
+    if (n->run == call)
+        n->run = NULL;
+}
+
+static inline void kit_on_run(void *context, rpc_server_call *call, const ProtobufCMessage *base)
+{
+    static const rpc_server_call_events EVENTS = {.on_closed = kit_on_run_closed};
+    kit_node *n = context;
+    const Sluice__V1__PrefillRequest *request = (const Sluice__V1__PrefillRequest *)base;
+    assert_non_null(request->ticket);
+    assert_string_equal(request->ticket->request_id, request->request_id);
+    assert_int_equal(request->ticket->epoch, request->epoch);
+    snprintf(n->run_id, sizeof n->run_id, "%s", request->request_id);
+    n->run_epoch = request->epoch;
+    n->runs++;
+    n->run = call;
+    rpc_server_call_set(call, &EVENTS, n);
+    kit_prefill_event(n, false);
+    if (n->finish_runs)
+        kit_prefill_event(n, true);
+}
+
 /* ---- the whole */
 
 static inline void kit_announce(kit *k, kit_node *n, bool suspect)
@@ -77,6 +122,7 @@ static inline void kit_open(kit *k, void (*change)(rtr_shared *shared))
         .progress_timeout_ns = 10 * SL_S_NS,
         .self_timeout_ns = 10 * SL_S_NS,
         .token_timeout_ns = 10 * SL_S_NS,
+        .attach_timeout_ns = 10 * SL_S_NS,
         .refusal_pause_ns = 20 * SL_MS_NS,
         .attempts_max = 3,
     };

@@ -110,6 +110,43 @@ TEST(decode_node_dies_mid_stream)
     kit_close(&k);
 }
 
+TEST(decode_stream_breaks_and_comes_back)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true);
+    kit_node *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, p->runs == 1);
+    kit_tokens(d, 0, 7, NONE);
+    kit_expect(&k, &c, "106]");
+    rpc_server_call_cancel(d->serve);
+    KIT_UNTIL(&k, d->attaches == 1);
+    assert_int_equal(d->attach_index, 7);
+    assert_int_equal(d->attach_epoch, 1);
+    kit_tokens(d, 5, 5, STOP); /* two of them twice */
+    kit_expect(&k, &c, "data: [DONE]");
+    check_tokens(&c, 10);
+    kit_client_close(&c);
+
+    c = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, p->runs == 2);
+    kit_tokens(d, 0, 7, NONE);
+    kit_expect(&k, &c, "106]");
+    rpc_server_call_cancel(d->serve);
+    KIT_UNTIL(&k, d->attaches == 2);
+    kit_refuse(d, d->admits[1].request_id, 1, SL_NOT_FOUND);
+    KIT_UNTIL(&k, d->admit_count == 3 && p->runs == 3);
+    assert_int_equal(d->admits[2].token_count, d->admits[1].prompt_count + 7);
+    kit_tokens(d, 7, 3, STOP);
+    kit_expect(&k, &c, "data: [DONE]");
+    check_tokens(&c, 10);
+    assert_true(migrations(&k, "decode_lost") == 1);
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
 TEST(prefill_node_dies)
 {
     kit k;
@@ -829,6 +866,7 @@ TEST(the_default_fits_into_the_cache)
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(whole_and_streamed_answer),
     cmocka_unit_test(decode_node_dies_mid_stream),
+    cmocka_unit_test(decode_stream_breaks_and_comes_back),
     cmocka_unit_test(prefill_node_dies),
     cmocka_unit_test(nobody_left_mid_stream),
     cmocka_unit_test(client_gone_stops_the_work),

@@ -39,7 +39,9 @@ typedef struct kit_node {
     kit_admit admits[KIT_ADMITS];
     size_t admit_count;
     size_t cancels;
-    bool grant; /* answer admissions at once */
+    size_t attaches;
+    uint32_t attach_index, attach_epoch; /* of the last one */
+    bool grant;                          /* answer admissions at once */
     uint64_t sent, taken;
     uint32_t slots_free, pages_free;
     /* prefill */
@@ -226,6 +228,11 @@ static inline void kit_on_serve_message(void *context, rpc_server_call *call,
             if (strcmp(n->admits[i].request_id, m->cancel->request_id) == 0)
                 n->admits[i].cancelled = true;
         break;
+    case SLUICE__V1__ROUTER_MESSAGE__BODY_ATTACH:
+        n->attaches++;
+        n->attach_index = m->attach->next_index;
+        n->attach_epoch = m->attach->epoch;
+        break;
     case SLUICE__V1__ROUTER_MESSAGE__BODY_CREDIT:
         assert_true(m->credit->messages_taken <= n->sent);
         n->taken = m->credit->messages_taken;
@@ -238,7 +245,8 @@ static inline void kit_on_serve_message(void *context, rpc_server_call *call,
 static inline void kit_on_serve_closed(void *context, rpc_server_call *call, bool cancelled)
 {
     kit_node *n = context;
-    n->serve = NULL;
+    if (n->serve == call)
+        n->serve = NULL;
 }
 
 static inline void kit_on_serve(void *context, rpc_server_call *call,
@@ -250,51 +258,6 @@ static inline void kit_on_serve(void *context, rpc_server_call *call,
     n->serve = call;
     n->sent = n->taken = 0;
     rpc_server_call_set(call, &EVENTS, n);
-}
-
-/* ---- prefill node */
-
-static inline void kit_prefill_event(kit_node *n, bool done)
-{
-    Sluice__V1__PrefillQueued queued = SLUICE__V1__PREFILL_QUEUED__INIT;
-    Sluice__V1__PrefillDone end = SLUICE__V1__PREFILL_DONE__INIT;
-    Sluice__V1__PrefillEvent event = SLUICE__V1__PREFILL_EVENT__INIT;
-    event.body_case =
-        done ? SLUICE__V1__PREFILL_EVENT__BODY_DONE : SLUICE__V1__PREFILL_EVENT__BODY_QUEUED;
-    if (done)
-        event.done = &end;
-    else
-        event.queued = &queued;
-    sl_status status = rpc_server_call_write(n->run, &event.base);
-    assert_true(sl_is_ok(status));
-    if (done)
-        rpc_server_call_finish(n->run, SL_OK, NULL);
-}
-
-static inline void kit_on_run_closed(void *context, rpc_server_call *call, bool cancelled)
-{
-    kit_node *n = context;
-    n->runs_cancelled += cancelled;
-    if (n->run == call)
-        n->run = NULL;
-}
-
-static inline void kit_on_run(void *context, rpc_server_call *call, const ProtobufCMessage *base)
-{
-    static const rpc_server_call_events EVENTS = {.on_closed = kit_on_run_closed};
-    kit_node *n = context;
-    const Sluice__V1__PrefillRequest *request = (const Sluice__V1__PrefillRequest *)base;
-    assert_non_null(request->ticket);
-    assert_string_equal(request->ticket->request_id, request->request_id);
-    assert_int_equal(request->ticket->epoch, request->epoch);
-    snprintf(n->run_id, sizeof n->run_id, "%s", request->request_id);
-    n->run_epoch = request->epoch;
-    n->runs++;
-    n->run = call;
-    rpc_server_call_set(call, &EVENTS, n);
-    kit_prefill_event(n, false);
-    if (n->finish_runs)
-        kit_prefill_event(n, true);
 }
 
 #endif

@@ -15,6 +15,7 @@ static rtr_request_limits limits_of_test(void)
         .progress_timeout_ns = MS(3000),
         .self_timeout_ns = MS(20000),
         .token_timeout_ns = MS(4000),
+        .attach_timeout_ns = MS(2000),
         .refusal_pause_ns = MS(100),
         .attempts_max = 3,
         .max_tokens = 10,
@@ -47,6 +48,10 @@ static void render(const script *s, const rtr_actions *actions, char *out, size_
             break;
         case RTR_ACTION_RUN_PREFILL:
             at += (size_t)snprintf(out + at, size - at, "%sprefill p%d e%u", sep, (int)a->node,
+                                   a->epoch);
+            break;
+        case RTR_ACTION_ATTACH:
+            at += (size_t)snprintf(out + at, size - at, "%sattach d%d e%u", sep, (int)a->node,
                                    a->epoch);
             break;
         case RTR_ACTION_CANCEL_DECODE:
@@ -97,7 +102,7 @@ static rtr_finish finish_of(const char *name)
 
 static bool parse_event(const char *line, rtr_event *e, char words[2][32])
 {
-    int d = 0, p = 0;
+    int d = 0, p = 0, again = 0;
     memset(e, 0, sizeof *e);
     words[0][0] = words[1][0] = 0;
     if (strncmp(line, "submit", 6) == 0) {
@@ -122,6 +127,10 @@ static bool parse_event(const char *line, rtr_event *e, char words[2][32])
         e->kind = RTR_EVENT_ADMITTED;
     } else if (sscanf(line, "refused d%d e%u %31s", &d, &e->epoch, words[0]) == 3) {
         e->kind = RTR_EVENT_REFUSED;
+    } else if (sscanf(line, "broken d%d", &d) == 1) {
+        e->kind = RTR_EVENT_DECODE_BROKEN;
+    } else if (sscanf(line, "back d%d d%d", &d, &again) == 2) {
+        e->kind = RTR_EVENT_DECODE_BACK;
     } else if (sscanf(line, "lost d%d", &d) == 1) {
         e->kind = RTR_EVENT_DECODE_LOST;
     } else if (sscanf(line, "lost p%d", &p) == 1) {
@@ -151,6 +160,7 @@ static bool parse_event(const char *line, rtr_event *e, char words[2][32])
         return false;
     }
     e->decode = (uint64_t)d;
+    e->again = (uint64_t)again;
     e->prefill = (uint64_t)p;
     return true;
 }
@@ -220,6 +230,66 @@ TEST(straight_run)
     assert_int_equal(s.request.token_count, 5);
     assert_true(rtr_request_over(&s.request));
     assert_true(rtr_request_deadline(&s.request) == SL_NEVER);
+}
+
+TEST(a_broken_stream_comes_back)
+{
+    script s;
+    begin(&s);
+    RUN("broken d1 => | prefilling", "progress e1 => | prefilling", "wait 1999",
+        "timer => | prefilling", "back d1 d2 => attach d2 e1 | prefilling",
+        "tokens d1 e1 0+1 => | prefilling", "tokens d2 e1 0+2 => deliver 0+2 | decoding",
+        "prefilled e1 => | decoding", "broken d2 => | decoding", "back d1 d9 => | decoding",
+        "back d2 d3 => attach d3 e1 | decoding", "wait 2001", "timer => | decoding",
+        "tokens d3 e1 1+3 => deliver 1+2 | decoding",
+        "tokens d3 e1 4+1 stop => deliver 0+1, finish stop | done");
+    assert_int_equal(s.request.attempts, 0);
+}
+
+TEST(a_broken_stream_does_not_come_back)
+{
+    script s;
+    begin(&s);
+    RUN("prefilled e1 => | decoding", "tokens d1 e1 0+1 => deliver 0+1 | decoding",
+        "broken d1 => | decoding", "wait 1999", "timer => | decoding", "wait 1",
+        "timer => place | queued", "back d1 d2 => | queued",
+        "placed d3 p7 => admit d3 e2 | admitting",
+        "admitted d3 e2 => migrated decode_lost, prefill p7 e2 | prefilling");
+    begin(&s);
+    RUN("broken d1 => | prefilling", "lost d1 => cancel p7, place | queued");
+    begin(&s);
+    RUN("prefilled e1 => | decoding", "broken d1 => | decoding",
+        "back d1 d2 => attach d2 e1 | decoding", "refused d2 e1 not_found => place | queued");
+}
+
+TEST(a_stream_breaks_around_an_admission)
+{
+    script s;
+    script_init(&s); /* nothing was done yet: elsewhere */
+    RUN("submit => place | queued", "placed d1 p7 => admit d1 e1 | admitting",
+        "broken d1 => place | queued");
+    script_init(&s); /* it may be computing: the same admission again */
+    RUN("submit => place | queued", "placed d1 => admit d1 e1 | admitting",
+        "broken d1 => | admitting", "back d1 d2 => admit d2 e1 | admitting",
+        "tokens d2 e1 0+1 => deliver 0+1 | decoding");
+    begin(&s); /* the prefill is lost meanwhile: the verified blocks are still wanted */
+    RUN("broken d1 => | prefilling", "lost p7 => cancel p7, place | queued",
+        "no decode => | queued", "back d1 d2 => attach d2 e1, place | queued",
+        "placed d2 p8 => admit d2 e2 | admitting",
+        "admitted d2 e2 => migrated prefill_lost, prefill p8 e2 | prefilling");
+    begin(&s);
+    s.limits.attach_timeout_ns = 0;
+    RUN("broken d1 => cancel p7, place | queued");
+}
+
+TEST(a_client_goes_while_the_stream_is_broken)
+{
+    script s;
+    begin(&s);
+    RUN("broken d1 => | prefilling",
+        "gone => cancel p7, cancel d1, fail cancelled "
+        "(the client is gone) | failed",
+        "back d1 d2 => | failed");
 }
 
 TEST(first_token_before_the_prefill_nodes_end)
@@ -646,6 +716,7 @@ TEST(random_events)
                 DRAW(8, 2))
                 e.kind = RTR_EVENT_ADMITTED;
             e.decode = DRAW(4, 3) ? s.request.decode : 1 + DRAW(3, 4);
+            e.again = 1 + DRAW(3, 12);
             if (e.kind == RTR_EVENT_PLACED && s.request.decode)
                 e.decode = s.request.decode;
             else if (e.kind == RTR_EVENT_PLACED)
@@ -688,6 +759,10 @@ TEST(random_events)
 
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(straight_run),
+    cmocka_unit_test(a_broken_stream_comes_back),
+    cmocka_unit_test(a_broken_stream_does_not_come_back),
+    cmocka_unit_test(a_stream_breaks_around_an_admission),
+    cmocka_unit_test(a_client_goes_while_the_stream_is_broken),
     cmocka_unit_test(first_token_before_the_prefill_nodes_end),
     cmocka_unit_test(duplicates_are_dropped_and_gaps_are_errors),
     cmocka_unit_test(prefill_node_dies),
