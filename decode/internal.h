@@ -35,6 +35,7 @@ typedef struct dec_stream {
     rpc_server_call *call;
     dec_owner owner;
     bool greeted;
+    bool left;     /* the router ended it in an orderly way: it does not come back */
     bool dirty;    /* a slot of it has something to say */
     bool load_due; /* a slot became free since its last message: the router may wait for that */
     uint64_t messages_sent;

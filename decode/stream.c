@@ -314,7 +314,8 @@ static void park_all(dec_stream *stream)
         if (!slot->used || slot->stream != stream)
             continue;
         slot->stream = NULL;
-        dec_event event = {.kind = DEC_EVENT_DETACH, .park_ns = service->options.park_ns};
+        dec_event event = {.kind = DEC_EVENT_DETACH,
+                           .park_ns = stream->left ? 0 : service->options.park_ns};
         dec_slot_event(service, slot, &event);
     }
 }
@@ -428,7 +429,8 @@ static void on_message(void *context, rpc_server_call *call, const ProtobufCMess
 
 static void on_half_closed(void *context, rpc_server_call *call)
 {
-    (void)context;
+    dec_stream *stream = context;
+    stream->left = true;
     rpc_server_call_finish(call, SL_OK, NULL);
 }
 

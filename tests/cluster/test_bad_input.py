@@ -167,6 +167,11 @@ def admit(cluster, *admits):
     return grpc_raw(cluster.node("decode-0")["control"], "sluice.v1.Decode/Serve", messages, 2).stdout
 
 
+def attach(cluster, *attaches, admitted):
+    messages = [protobuf(f1=protobuf(f1="router-x")), protobuf(f2=admitted)] + [protobuf(f5=one) for one in attaches]
+    return grpc_raw(cluster.node("decode-0")["control"], "sluice.v1.Decode/Serve", messages, 2).stdout
+
+
 def test_what_nodes_are_asked():
     """A router that asks nonsense of a node is told so, and the node serves on."""
     sampling = protobuf(f10=4) + b"\x15\x00\x00\x80\x3f" + b"\x3d\x00\x00\x80\x3f"  # max_tokens 4, top_p 1, repetition_penalty 1
@@ -185,5 +190,10 @@ def test_what_nodes_are_asked():
         assert b"rows 0 to 5 of a prompt of 4 tokens" in said, said
         said = admit(cluster, protobuf(**{**good, "f5": sampling.replace(protobuf(f10=4), protobuf(f10=1000000))}, f10=protobuf(f2=1)))
         assert b"routing and masks of 1000000 tokens may take" in said, said
+        said = attach(cluster, protobuf(f1="r-nobody", f2=1, f3=7), protobuf(f1="r-c", f2=1, f3=99), admitted=protobuf(**{**good, "f1": "r-c"}))
+        assert said.count(b"is not here any more") == 1, said  # the other one is attached already
+        twice = protobuf(**{**good, "f1": "r-d"})
+        said = admit(cluster, twice, twice)
+        assert said.count(b"r-d") == 1 or b" is " not in said, said  # one ticket or two, and no refusal
         assert cluster.chat("Who are you?", max_tokens=4).status == 200
         cluster.wait_at_rest()
