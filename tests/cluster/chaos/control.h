@@ -1,0 +1,26 @@
+/* What the driver tells a stub node while it runs: a file of one page that both have mapped (its
+ * path in SLUICE_CHAOS).
+ *
+ * One site can be armed at a time: the thread that reaches it the nth time waits there until the
+ * driver lets it go, so that a fault falls exactly on that step. Layout known to control.py. */
+#ifndef TESTS_CLUSTER_CHAOS_CONTROL_H
+#define TESTS_CLUSTER_CHAOS_CONTROL_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+typedef struct chaos_control {
+    _Atomic uint32_t armed; /* written last; the thread that holds takes it back */
+    _Atomic uint32_t nth;   /* hits still to come, this one included */
+    _Atomic uint32_t held;  /* a thread waits */
+    _Atomic uint32_t go;    /* .. no longer */
+    _Atomic uint32_t step_us, row_ns; /* what a step and a row of it take */
+    char site[40];
+} chaos_control;
+
+/* NULL without SLUICE_CHAOS. Maps the file at the first call. Any thread. */
+chaos_control *chaos_control_get(void);
+/* Waits here if the site is armed and its turn has come. Any thread. */
+void chaos_site(const char *site);
+
+#endif
