@@ -10,10 +10,10 @@
 #include <stdint.h>
 
 typedef struct chaos_control {
-    _Atomic uint32_t armed; /* written last; the thread that holds takes it back */
-    _Atomic uint32_t nth;   /* hits still to come, this one included */
-    _Atomic uint32_t held;  /* a thread waits */
-    _Atomic uint32_t go;    /* .. no longer */
+    _Atomic uint32_t armed;           /* written last; the thread that holds takes it back */
+    _Atomic uint32_t nth;             /* hits still to come, this one included */
+    _Atomic uint32_t held;            /* a thread waits */
+    _Atomic uint32_t go;              /* .. no longer */
     _Atomic uint32_t step_us, row_ns; /* what a step and a row of it take */
     char site[40];
 } chaos_control;

@@ -57,8 +57,8 @@ static bool row_is_right(const eng_sequence *sequence, uint32_t position)
     uint64_t chain = CHAOS_CHAIN_START;
     uint32_t slot = position % KRN_PAGE_TOKENS;
     if (position > 0)
-        chain = chaos_row_chain(slice_at(sequence, 0, position - 1),
-                                (position - 1) % KRN_PAGE_TOKENS);
+        chain =
+            chaos_row_chain(slice_at(sequence, 0, position - 1), (position - 1) % KRN_PAGE_TOKENS);
     uint32_t token = chaos_row_token(slice_at(sequence, 0, position), slot);
     chain = chaos_chain_next(chain, token);
     for (uint32_t layer = 0; layer < sequence->engine->layout.layer_count; layer++)
@@ -91,8 +91,8 @@ static void look_at_all(const eng_sequence *sequence)
 {
     for (uint32_t at = 0; at < sequence->page_count * KRN_PAGE_TOKENS; at++) {
         bool right = at >= sequence->length || row_is_right(sequence, at);
-        for (uint32_t layer = 0; at >= sequence->length && right &&
-                                 layer < sequence->engine->layout.layer_count;
+        for (uint32_t layer = 0;
+             at >= sequence->length && right && layer < sequence->engine->layout.layer_count;
              layer++)
             right = chaos_row_is_zero(slice_at(sequence, layer, at), at % KRN_PAGE_TOKENS);
         if (!right)
@@ -134,7 +134,8 @@ static uint64_t step_ns(uint32_t rows)
     chaos_control *control = chaos_control_get();
     if (!control)
         return 0;
-    return atomic_load(&control->step_us) * 1000ull + rows * (uint64_t)atomic_load(&control->row_ns);
+    return atomic_load(&control->step_us) * 1000ull +
+           rows * (uint64_t)atomic_load(&control->row_ns);
 }
 
 static void check_spans(const eng_engine *engine, const eng_span *spans, uint32_t span_count)
@@ -164,7 +165,8 @@ static void run_span(eng_engine *engine, const eng_span *span, uint32_t *row)
         uint32_t length = sequence->length + t + 1;
         chain = chaos_chain_next(chain, span->tokens[t]);
         put_row(sequence, length - 1, chain, span->tokens[t]);
-        put_h(engine, eng_row_at(engine, engine->s.h, *row, (size_t)engine->model->shape.hidden_size),
+        put_h(engine,
+              eng_row_at(engine, engine->s.h, *row, (size_t)engine->model->shape.hidden_size),
               chain);
         bool last = t + 1 == span->token_count;
         if (span->logits == ENG_LOGITS_ALL || (span->logits == ENG_LOGITS_LAST && last))
