@@ -21,7 +21,7 @@ class Fault:
         parts = [self.kind, self.name, f"{self.seconds:.1f} s"]
         if self.kind == "one-way":
             parts.append("in" if self.inward else "out")
-        return " ".join(parts + [text for text in (self.peer, self.site) if text])
+        return " ".join(parts + [str(text) for text in (self.peer, self.site) if text])
 
     async def begin(self):
         self.began = time.monotonic()
@@ -64,9 +64,9 @@ class Fault:
         self.world.controls[self.name].pace(*self.world.pace)
 
     async def begin_drain(self):
+        """By a signal: etcd, which sluicectl would ask, may be away."""
         self.world.expected_ends.add(self.name)
-        result = await asyncio.to_thread(self.world.ctl, "drain", self.name, "--timeout", f"{max(1, round(self.seconds))}s")
-        assert result.returncode == 0 or not self.world.alive(self.name), result.stderr
+        self.world.send(self.name, signal.SIGTERM)
 
     async def heal_drain(self):
         await self.world.until(lambda: not self.world.alive(self.name), f"{self.name} to leave")
@@ -85,7 +85,9 @@ class Fault:
         self.world.drop(self.name, {"input": "numgen random mod 100 < 30", "output": "numgen random mod 100 < 30"})
 
     async def begin_one_way(self):
-        whom = f"ip {'saddr' if self.inward else 'daddr'} {self.world.address(self.peer)}" if self.peer else ""
+        peers = [self.peer] if isinstance(self.peer, str) else self.peer or []
+        addresses = ", ".join(self.world.address(peer) for peer in peers)
+        whom = f"ip {'saddr' if self.inward else 'daddr'} {{ {addresses} }}" if peers else ""
         self.world.drop(self.name, {"input" if self.inward else "output": whom})
 
     async def begin_partition(self):

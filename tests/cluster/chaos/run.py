@@ -3,6 +3,7 @@
 
     run.py quick [--seconds 70]            what CI runs
     run.py volume [--requests N --faults M --seed S]
+    run.py matrix [--faults kill,stop --steps "mid fetch" --seconds 10 --shm]
 """
 
 import argparse
@@ -16,12 +17,14 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.dont_write_bytecode = True
 
+import matrix as matrix_cells  # noqa: E402
 from client import Items, Reference  # noqa: E402
 from faults import Schedule, mount_tiny, unmount  # noqa: E402
 from traffic import Traffic  # noqa: E402
-from world import MODEL, ROOT, World, can_loss, can_netns, can_redirect  # noqa: E402
+from world import MODEL, ROOT, World, can_loss, can_netns, can_redirect, together  # noqa: E402
 
 PACE = (1500, 4000)  # of the stub engine: microseconds a step, nanoseconds a row
+MATRIX_PACE = (20000, 20000)  # an answer takes a second
 PROCESS_KINDS = ["kill", "stop", "hold", "slow", "drain"]
 LINK_KINDS = ["link", "one-way", "partition"]
 
@@ -70,7 +73,7 @@ async def volume_in(options, netns, disk):
         began = time.monotonic()
         schedule = Schedule(world, options.seed, kinds, options.scale, os.path.join(world.directory, "faults.log"))
         traffic = Traffic(world, Items(options.seed, source), options.clients, schedule, seed=options.seed)
-        await asyncio.gather(traffic.run(), schedule.run_until_over(), watch(options, traffic, schedule, began))
+        await together(traffic.run(), schedule.run_until_over(), watch(options, traffic, schedule, began))
         seconds = time.monotonic() - began
         report(options, traffic, schedule, seconds)
         await world.at_rest()
@@ -104,6 +107,27 @@ def report(options, traffic, schedule, seconds):
           f"a request took {spans[len(spans) // 2]:.2f} s (p50), {spans[len(spans) * 99 // 100]:.2f} s (p99), {spans[-1]:.2f} s (longest)", flush=True)
 
 
+async def matrix(options):
+    """All cells on one cluster; 200 ms of delay need one with proxies, so they are a run of their own."""
+    faults = options.faults.split(",") if options.faults else [kind for kind in matrix_cells.FAULTS if kind != "delay"]
+    steps = options.steps.split(",") if options.steps else list(matrix_cells.STEPS)
+    needed = {"loss": can_loss, "delay": can_redirect, "link": can_netns, "one-way": can_netns}
+    for kind in list(faults):
+        if kind in needed and (options.shm or not needed[kind]()):
+            print(f"SKIPPED {kind}: " + ("links are not there on shared memory" if options.shm else "this machine cannot"), flush=True)
+            faults.remove(kind)
+    source = reference()
+    world = World("matrix", prefill=2, decode=2, routers=1, netns=can_netns() and not options.shm, proxies="delay" in faults)
+    world.pace = MATRIX_PACE
+    async with world:
+        set_pace(world, *MATRIX_PACE)
+        green, red = await matrix_cells.run_cells(world, Items(options.seed, source), steps, faults, options.seconds,
+                                                  lambda line: print(line, flush=True))
+    source.close()
+    print(f"{green} passed, {len(red)} failed", flush=True)
+    assert not red, "; ".join(str(cell) for cell, _ in red)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -112,7 +136,12 @@ def main():
     sub.add_argument("--faults", type=int, default=1000)
     sub.add_argument("--seconds", type=float, default=0)
     sub.add_argument("--scale", type=float, default=1.0, help="of how long faults last, and of the pauses between them")
-    for command in (sub,):
+    cells = commands.add_parser("matrix")
+    cells.add_argument("--faults", default="")
+    cells.add_argument("--steps", default="")
+    cells.add_argument("--seconds", type=float, default=matrix_cells.SECONDS)
+    cells.add_argument("--shm", action="store_true", help="all on one host: pages go by shared memory")
+    for command in (sub, cells):
         command.add_argument("--seed", type=int, default=1)
         command.add_argument("--clients", type=int, default=24)
     options = parser.parse_args()
