@@ -2,7 +2,7 @@
 # there), and what its answers must be.
 CHAOS_DIR := $(BUILD)/tests/chaos
 CHAOS_WRAPPED := dec_sequence_handle pre_job_init pre_job_handle kvt_send_announce kvt_send_commit kvt_recv_judge nod_host_drain \
-  rpc_stream_write
+  eng_sequence_close rpc_stream_write
 CHAOS_STUB := $(patsubst %,$(OBJ)/tests/cluster/chaos/%.o,control engine rows sites)
 CHAOS_REFERENCE := $(patsubst %,$(OBJ)/tests/cluster/chaos/%.o,reference rows)
 CHAOS := $(patsubst %,$(CHAOS_DIR)/%,sluice-prefill sluice-decode sluice-router sluicectl reference)

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import random
 import subprocess
+import sys
 import time
 
 HANG_SECONDS = 120.0  # no request may take so long: the slowest fault and all deadlines together are less
@@ -61,6 +63,26 @@ class Items:
             item.hang_up_at = source.randrange(item.max_tokens)
         item.expected = self.reference.tokens(item)
         return item
+
+
+class DemoItems:
+    """Requests to the demo model, and what sluice-run answers (tests/cluster/lib.py); asked again and again."""
+
+    def __init__(self, seed, count):
+        sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        from lib import REFERENCE, book_text, tokenize
+        source = random.Random(seed)
+        self.source, self.made = source, []
+        for _ in range(count):
+            prompt = [0] + tokenize(book_text(source.choice((4, 30, 80, 200, 500)), source.randrange(6)))
+            item = Item(prompt, source.choice((1, 8, 24, 40)), source.choice((0.0, 1.0)), source.randrange(1 << 32),
+                        stream=source.random() < 0.7)
+            item.expected = REFERENCE.run(["--ids", ",".join(map(str, prompt)), "--max-tokens", str(item.max_tokens), "--temperature",
+                                           str(item.temperature), "--top-p", "1", "--seed", str(item.seed), "--ignore-eos"])["ids"]
+            self.made.append(item)
+
+    def next(self):
+        return self.source.choice(self.made)
 
 
 class Outcome:

@@ -16,6 +16,7 @@ typedef struct chaos_control {
     _Atomic uint32_t go;              /* .. no longer */
     _Atomic uint32_t step_us, row_ns; /* what a step and a row of it take */
     char site[40];
+    _Atomic uint64_t closed_ns; /* when a sequence gave its pages back last, CLOCK_MONOTONIC */
 } chaos_control;
 
 /* NULL without SLUICE_CHAOS. Maps the file at the first call. Any thread. */

@@ -3,7 +3,7 @@
 import mmap
 import struct
 
-ARMED, NTH, HELD, GO, STEP_US, ROW_NS, SITE = 0, 4, 8, 12, 16, 20, 24
+ARMED, NTH, HELD, GO, STEP_US, ROW_NS, SITE, CLOSED_NS = 0, 4, 8, 12, 16, 20, 24, 64
 
 
 class Control:
@@ -45,6 +45,11 @@ class Control:
     @property
     def held(self):
         return self._get(HELD) == 1
+
+    @property
+    def closed_at(self):
+        """When pages were given back last, as time.monotonic() tells it."""
+        return struct.unpack_from("<Q", self.memory, CLOSED_NS)[0] / 1e9
 
     def go(self):
         self._set(GO, 1)

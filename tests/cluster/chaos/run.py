@@ -4,6 +4,10 @@
     run.py quick [--seconds 70]            what CI runs
     run.py volume [--requests N --faults M --seed S]
     run.py matrix [--faults kill,stop --steps "mid fetch" --seconds 10 --shm]
+    run.py times [--whose prefill --lost]  from a fault to the next token
+    run.py cancel                          from a client's end to free pages
+    run.py etcd [--seconds 600]            etcd away under load
+    run.py demo                            the shipped programs and the demo model
 """
 
 import argparse
@@ -18,19 +22,21 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.dont_write_bytecode = True
 
 import matrix as matrix_cells  # noqa: E402
-from client import Items, Reference  # noqa: E402
+import times as times_trials  # noqa: E402
+from client import DemoItems, Items, Reference  # noqa: E402
 from faults import Schedule, mount_tiny, unmount  # noqa: E402
 from traffic import Traffic  # noqa: E402
-from world import MODEL, ROOT, World, can_loss, can_netns, can_redirect, together  # noqa: E402
+from world import MODEL, ROOT, STUBS, World, can_loss, can_netns, can_redirect, together  # noqa: E402
 
 PACE = (1500, 4000)  # of the stub engine: microseconds a step, nanoseconds a row
+TIMES_PACE = (5000, 20000)  # 200 steps a second, 50,000 prompt tokens
 MATRIX_PACE = (20000, 20000)  # an answer takes a second
 PROCESS_KINDS = ["kill", "stop", "hold", "slow", "drain"]
 LINK_KINDS = ["link", "one-way", "partition"]
 
 
 def reference():
-    return Reference(os.path.join(ROOT, "build", "tests", "chaos", "reference"), MODEL)
+    return Reference(os.path.join(STUBS, "reference"), MODEL)
 
 
 def set_pace(world, step_us, row_ns):
@@ -128,22 +134,137 @@ async def matrix(options):
     assert not red, "; ".join(str(cell) for cell, _ in red)
 
 
+def percentiles(seconds):
+    """p50, p99 (of few: the longest)."""
+    ordered = sorted(seconds)
+    return ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+
+
+async def times(options):
+    """A table of what a fault costs, beside the deadlines that decide it."""
+    source = reference()
+    whose, survive = options.whose, options.survive
+    site = None if whose == "decode" else ("commit", 2) if survive else ("ticket", 1)
+    world = World(f"times-{whose}", prefill=2, decode=2, routers=1, netns=can_netns(), kv_memory="448MiB",
+                  prefill_args=f"--prefix-cache={'true' if survive else 'false'}")
+    world.pace = TIMES_PACE
+    kinds = options.faults.split(",") if options.faults else list(times_trials.FAULTS)
+    async with world:
+        set_pace(world, *TIMES_PACE)
+        items = Items(options.seed, source)
+        rows = await times_trials.measure(world, items, options.trials, site, kinds, times_trials.LENGTHS,
+                                          lambda line: print(f"# {line}", flush=True))
+    source.close()
+    print(f"fault on a {whose} node, pages {'survive' if survive else 'are lost'}; seconds to the next token, p50 / p99 of {options.trials}")
+    print(f"deadlines: {world.deadlines}, keepalive 2 s + 1 s, kv stall 5 s")
+    for kind in kinds:
+        cells = [f"{p50:.2f} / {p99:.2f}" for row_kind, _, seconds in rows if row_kind == kind for p50, p99 in [percentiles(seconds)]]
+        print(f"| {whose} {kind} | {'yes' if survive else 'no'} | " + " | ".join(cells) + " |", flush=True)
+
+
+async def cancel(options):
+    """Milliseconds from a client's hanging up to free pages on both sides."""
+    source = reference()
+    world = World("cancel", prefill=1, decode=1, routers=1, netns=can_netns(), kv_memory="448MiB")
+    world.pace = TIMES_PACE
+    async with world:
+        set_pace(world, *TIMES_PACE)
+        items = Items(options.seed, source)
+        for while_decoding in (False, True):
+            for length in times_trials.LENGTHS:
+                both = [await times_trials.measure_cancel(world, items, length, while_decoding) for _ in range(options.trials)]
+                cells = [f"{1e3 * p50:.1f} / {1e3 * p99:.1f}" for side in zip(*both) for p50, p99 in [percentiles(side)]]
+                print(f"| {'mid stream' if while_decoding else 'mid fetch'} | {length} | {cells[0]} | {cells[1]} |", flush=True)
+    source.close()
+
+
+async def etcd(options):
+    """etcd is away under load: no request fails."""
+    source = reference()
+    world = World("etcd", netns=can_netns())
+    world.pace = PACE
+    async with world:
+        set_pace(world, *PACE)
+        traffic = Traffic(world, Items(options.seed, source), options.clients, seed=options.seed, pause=0.2)
+        run = asyncio.ensure_future(traffic.run())
+        await asyncio.sleep(2)
+        await world.kill("etcd-0")
+        began, before = time.monotonic(), sum(traffic.seen.values())
+        while time.monotonic() - began < options.seconds and not traffic.wrong:
+            await asyncio.sleep(0.5)
+        during = sum(traffic.seen.values()) - before
+        away = time.monotonic() - began
+        world.start("etcd-0")
+        await world.until(world.all_usable, "the members' return")
+        await asyncio.sleep(2)
+        traffic.over.set()
+        await run
+        print(f"etcd was away for {away:.0f} s: {during} requests ended meanwhile; in all {dict(traffic.seen)}", flush=True)
+        assert not traffic.wrong, "\n".join(traffic.wrong[:5])
+        await world.at_rest()
+    source.close()
+
+
+async def demo(options):
+    """The shipped programs with the demo model; answers by sluice-run."""
+    world = World("demo", netns=can_netns(), stub=False, kv_memory="64MiB",
+                  deadlines={"progress-timeout": "10s", "token-timeout": "10s", "place-timeout": "60s"})
+    world.disk, world.pace = None, None
+    items = DemoItems(options.seed, options.texts)
+    kinds = [kind for kind in kinds_possible(can_netns(), False) if kind not in ("hold", "slow")]
+    async with world:
+        schedule = Schedule(world, options.seed, kinds, options.scale, os.path.join(world.directory, "faults.log"))
+        traffic = Traffic(world, items, options.clients, schedule, seed=options.seed)
+        began = time.monotonic()
+        await together(traffic.run(), schedule.run_until_over(), watch(options, traffic, schedule, began))
+        report(options, traffic, schedule, time.monotonic() - began)
+        await world.at_rest()
+        assert not traffic.wrong, "\n".join(traffic.wrong[:5])
+
+
+async def quick(options):
+    """What CI runs: traffic under faults for a while and, beside it, one fault at each step."""
+    cells = await asyncio.create_subprocess_exec(sys.executable, os.path.abspath(__file__), "matrix", "--faults", "kill", "--seconds", "2",
+                                                 "--seed", str(options.seed), stdout=asyncio.subprocess.PIPE)
+    telling = asyncio.ensure_future(cells.stdout.read())
+    try:
+        await volume(options)
+    finally:
+        if sys.exc_info()[0]:
+            cells.terminate()
+        print((await telling).decode(), end="", flush=True)
+        code = await cells.wait()
+    assert code == 0, "a cell of the matrix"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser("volume")
-    sub.add_argument("--requests", type=int, default=20000)
-    sub.add_argument("--faults", type=int, default=1000)
-    sub.add_argument("--seconds", type=float, default=0)
-    sub.add_argument("--scale", type=float, default=1.0, help="of how long faults last, and of the pauses between them")
-    cells = commands.add_parser("matrix")
-    cells.add_argument("--faults", default="")
-    cells.add_argument("--steps", default="")
-    cells.add_argument("--seconds", type=float, default=matrix_cells.SECONDS)
-    cells.add_argument("--shm", action="store_true", help="all on one host: pages go by shared memory")
-    for command in (sub, cells):
-        command.add_argument("--seed", type=int, default=1)
-        command.add_argument("--clients", type=int, default=24)
+    for name, requests, faults, seconds, clients in (("quick", 0, 0, 50, 16), ("volume", 20000, 1000, 0, 12), ("demo", 500, 50, 0, 8)):
+        sub = commands.add_parser(name)
+        sub.add_argument("--requests", type=int, default=requests, help="at least so many")
+        sub.add_argument("--faults", type=int, default=faults, help="at least so many")
+        sub.add_argument("--seconds", type=float, default=seconds, help="instead of the two: so long")
+        sub.add_argument("--clients", type=int, default=clients)
+        sub.add_argument("--scale", type=float, default=0.5, help="of how long faults last, and of the pauses between them")
+        sub.add_argument("--texts", type=int, default=48, help="demo: different requests")
+    sub = commands.add_parser("matrix")
+    sub.add_argument("--faults", default="")
+    sub.add_argument("--steps", default="")
+    sub.add_argument("--seconds", type=float, default=matrix_cells.SECONDS)
+    sub.add_argument("--shm", action="store_true", help="all on one host: pages go by shared memory")
+    sub = commands.add_parser("times")
+    sub.add_argument("--whose", choices=("prefill", "decode"), default="decode")
+    sub.add_argument("--lost", dest="survive", action="store_false", help="no page of the prompt survives the fault")
+    sub.add_argument("--faults", default="")
+    sub.add_argument("--trials", type=int, default=10)
+    sub = commands.add_parser("cancel")
+    sub.add_argument("--trials", type=int, default=20)
+    sub = commands.add_parser("etcd")
+    sub.add_argument("--seconds", type=float, default=600)
+    sub.add_argument("--clients", type=int, default=4)
+    for sub in commands.choices.values():
+        sub.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     try:
         asyncio.run(globals()[options.command](options))

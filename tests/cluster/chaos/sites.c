@@ -26,6 +26,8 @@ kvt_request *__real_kvt_recv_judge(kvt_peer *peer, const kvt_message *message, u
                                    void **out_data);
 kvt_request *__wrap_kvt_recv_judge(kvt_peer *peer, const kvt_message *message, uint64_t bytes,
                                    void **out_data);
+void __real_eng_sequence_close(eng_sequence *sequence);
+void __wrap_eng_sequence_close(eng_sequence *sequence);
 void __real_nod_host_drain(nod_host *host, uint64_t timeout_ns);
 void __wrap_nod_host_drain(nod_host *host, uint64_t timeout_ns);
 sl_status __real_rpc_stream_write(rpc_call *call, const ProtobufCMessage *message);
@@ -79,6 +81,15 @@ kvt_request *__wrap_kvt_recv_judge(kvt_peer *peer, const kvt_message *message, u
 {
     chaos_site("fetch");
     return __real_kvt_recv_judge(peer, message, bytes, out_data);
+}
+
+/* Engine thread. */
+void __wrap_eng_sequence_close(eng_sequence *sequence)
+{
+    chaos_control *control = chaos_control_get();
+    __real_eng_sequence_close(sequence);
+    if (control)
+        atomic_store(&control->closed_ns, sl_now_ns());
 }
 
 void __wrap_nod_host_drain(nod_host *host, uint64_t timeout_ns)

@@ -11,9 +11,9 @@ class Traffic:
     """Judges each answer by what was possible: the tokens are known; an error needs that no node could serve; a broken connection that its
     router was struck."""
 
-    def __init__(self, world, items, clients, schedule=None, count=None, seed=0):
+    def __init__(self, world, items, clients, schedule=None, count=None, seed=0, pause=0.0):
         self.world, self.items, self.schedule, self.count = world, items, schedule, count
-        self.seed, self.clients = seed, clients
+        self.seed, self.clients, self.pause = seed, clients, pause
         self.seen, self.wrong, self.durations = collections.Counter(), [], []
         self.begun = 0
         self.over = asyncio.Event()
@@ -30,6 +30,7 @@ class Traffic:
         source = random.Random(f"{self.seed} client {index}")
         while not self.over.is_set() and (self.count is None or self.begun < self.count) and not self.wrong:
             self.begun += 1
+            await asyncio.sleep(self.pause)
             item = self.items.next()
             router = source.choice([name for name in self.world.names("router") if self.world.alive(name)])
             outcome = await ask(self.world.nodes[router]["http"], item)
@@ -45,6 +46,9 @@ class Traffic:
                                   f"{len(outcome.tokens)} of {len(item.expected)} tokens, {outcome.ended - outcome.began:.1f} s]")
 
     async def run(self):
-        await asyncio.gather(*(self.client(index) for index in range(self.clients)))
-        if self.schedule:
-            self.schedule.over.set()
+        try:
+            await asyncio.gather(*(self.client(index) for index in range(self.clients)))
+        finally:
+            self.over.set()
+            if self.schedule:
+                self.schedule.over.set()

@@ -19,6 +19,7 @@ from control import Control
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))
 MODEL = os.path.join(ROOT, "models", "demo")
+STUBS = os.environ.get("SLUICE_CHAOS_STUBS", os.path.join(ROOT, "build", "tests", "chaos"))
 SLOWNESS = float(os.environ.get("SLUICE_TEST_SLOWNESS", "1"))
 PATIENCE = 60.0 * SLOWNESS
 SUBNET = "10.77.0.0/24"
@@ -90,14 +91,14 @@ class World:
         self.options = argparse.Namespace(
             cluster="chaos", netns=netns, etcd_nodes=etcd_nodes, prefill=prefill, decode=decode, routers=routers, port=0, model=MODEL,
             model_name="", threads=1, kv_memory=kv_memory, lease=LEASE, env=["*:UCX_TLS=tcp,self"] if netns else [],
-            node_args=f"--layer-group 2 --chunk-tokens 256 --drain-timeout 20s {node_args}", prefill_args=prefill_args,
-            decode_args=decode_args, router_args=f"{limits} {router_args}")
+            node_args=f"--layer-group 2 --chunk-tokens 256 --drain-timeout 20s --etcd-timeout 60s {node_args}", prefill_args=prefill_args,
+            decode_args=decode_args, router_args=f"{limits} --etcd-timeout 60s {router_args}")
 
     # ---- up and down
 
     async def __aenter__(self):
         os.makedirs(self.directory, exist_ok=True)
-        os.environ["SLUICE_BIN"] = os.path.join(ROOT, "build", "tests", "chaos") if self.stub else \
+        os.environ["SLUICE_BIN"] = STUBS if self.stub else \
             os.environ.get("SLUICE_CHAOS_BIN", os.path.join(ROOT, "build", "bin"))
         self.state = SCRIPT.plan(self.directory, self.options)
         try:
