@@ -9,6 +9,12 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+typedef enum chaos_plant {
+    CHAOS_PLANT_NONE,
+    CHAOS_PLANT_ROW,   /* a byte of a row is wrong, its sum right */
+    CHAOS_PLANT_TOKEN, /* other tokens come out */
+} chaos_plant;
+
 typedef struct chaos_control {
     _Atomic uint32_t armed;           /* written last; the thread that holds takes it back */
     _Atomic uint32_t nth;             /* hits still to come, this one included */
@@ -16,6 +22,8 @@ typedef struct chaos_control {
     _Atomic uint32_t go;              /* .. no longer */
     _Atomic uint32_t step_us, row_ns; /* what a step and a row of it take */
     char site[40];
+    _Atomic uint32_t plant; /* chaos_plant: what the driver must find */
+    uint32_t unused;
     _Atomic uint64_t closed_ns; /* when a sequence gave its pages back last, CLOCK_MONOTONIC */
 } chaos_control;
 

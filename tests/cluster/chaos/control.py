@@ -3,7 +3,7 @@
 import mmap
 import struct
 
-ARMED, NTH, HELD, GO, STEP_US, ROW_NS, SITE, CLOSED_NS = 0, 4, 8, 12, 16, 20, 24, 64
+ARMED, NTH, HELD, GO, STEP_US, ROW_NS, SITE, PLANT, CLOSED_NS = 0, 4, 8, 12, 16, 20, 24, 64, 72
 
 
 class Control:
@@ -41,6 +41,10 @@ class Control:
         """After the process died where it was held."""
         for offset in (ARMED, HELD, GO):
             self._set(offset, 0)
+
+    def plant(self, what):
+        """1: a wrong byte in a row; 2: wrong tokens."""
+        self._set(PLANT, what)
 
     @property
     def held(self):

@@ -45,11 +45,19 @@ static uint8_t *slice_at(const eng_sequence *sequence, uint32_t layer, uint32_t 
            layer * engine->layout.layer_bytes;
 }
 
+static bool planted(chaos_plant plant)
+{
+    chaos_control *control = chaos_control_get();
+    return control && atomic_load(&control->plant) == (uint32_t)plant;
+}
+
 static void put_row(const eng_sequence *sequence, uint32_t position, uint64_t chain, uint32_t token)
 {
+    uint32_t slot = position % KRN_PAGE_TOKENS;
     for (uint32_t layer = 0; layer < sequence->engine->layout.layer_count; layer++)
-        chaos_row_put(slice_at(sequence, layer, position), position % KRN_PAGE_TOKENS, layer, chain,
-                      token);
+        chaos_row_put(slice_at(sequence, layer, position), slot, layer, chain, token);
+    if (slot == 17 && planted(CHAOS_PLANT_ROW))
+        slice_at(sequence, 3, position)[slot * KRN_LATENT_ROW_BYTES + 99] ^= 1;
 }
 
 static bool row_is_right(const eng_sequence *sequence, uint32_t position)
@@ -117,6 +125,7 @@ static uint64_t get_h(const void *from)
 static void fill_logits(const eng_engine *engine, uint64_t chain, float *out)
 {
     const mdl_shape *shape = &engine->model->shape;
+    chain ^= planted(CHAOS_PLANT_TOKEN);
     chaos_logits(chain, (uint32_t)shape->vocab_size, (uint32_t)shape->eos_id, out);
 }
 
