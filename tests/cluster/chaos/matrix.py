@@ -75,7 +75,7 @@ class Cell:
             self.arm([self.node])
         if self.step == "drain":
             self.world.expected_ends.add(self.node)
-            self.drain = asyncio.ensure_future(asyncio.to_thread(self.world.ctl, "drain", self.node, "--call-timeout", "1s"))
+            self.drain = asyncio.ensure_future(self.world.in_thread(self.world.ctl, "drain", self.node, "--call-timeout", "1s"))
         self.victim = await self.world.until(self.held, f"{self} to be held", 30)
         for name in self.world.names(self.role):
             if name != self.victim:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Chaos: real processes, real faults, answers that are known beforehand (README.md).
 
-    run.py quick [--seconds 50]            what CI runs
+    run.py quick [--seconds 45]            what CI runs
     run.py planted                         planted bugs must be found
     run.py volume [--requests N --faults M --seed S]
     run.py matrix [--faults kill,stop --steps "mid fetch" --seconds 10 --shm]
@@ -260,7 +260,7 @@ async def quick(options):
         await planted(options)
         await volume(options)
     finally:
-        if sys.exc_info()[0]:
+        if sys.exc_info()[0] and cells.returncode is None:
             cells.terminate()
         print((await telling).decode(), end="", flush=True)
         code = await cells.wait()
@@ -270,7 +270,7 @@ async def quick(options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, requests, faults, seconds, clients in (("quick", 0, 0, 50, 16), ("volume", 20000, 1000, 0, 12), ("demo", 500, 50, 0, 8)):
+    for name, requests, faults, seconds, clients in (("quick", 0, 0, 45, 16), ("volume", 20000, 1000, 0, 12), ("demo", 500, 50, 0, 8)):
         sub = commands.add_parser(name)
         sub.add_argument("--requests", type=int, default=requests, help="at least so many")
         sub.add_argument("--faults", type=int, default=faults, help="at least so many")

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import concurrent.futures
 import ctypes
 import importlib.machinery
 import importlib.util
@@ -22,6 +23,7 @@ MODEL = os.path.join(ROOT, "models", "demo")
 STUBS = os.environ.get("SLUICE_CHAOS_STUBS", os.path.join(ROOT, "build", "tests", "chaos"))
 SLOWNESS = float(os.environ.get("SLUICE_TEST_SLOWNESS", "1"))
 PATIENCE = 60.0 * SLOWNESS
+THREADS = 4  # that look at nodes
 SUBNET = "10.77.0.0/24"
 # What the tests measure against. Short, so that a fault costs seconds; --help of the programs has the defaults.
 DEADLINES = {"progress-timeout": "3s", "token-timeout": "4s", "admit-timeout": "3s", "place-timeout": "30s", "queue-timeout": "60s",
@@ -85,7 +87,7 @@ class World:
         self.directory = os.path.join(ROOT, "build", "test-clusters", f"chaos-{name}-{os.getpid()}")
         self.stub, self.netns, self.proxies = stub, netns, {} if proxies else None
         self.processes, self.controls, self.expected_ends, self.fds = {}, {}, set(), {}
-        self.own_namespace = None
+        self.own_namespace, self.threads = None, None
         self.deadlines = {**DEADLINES, **(deadlines or {})}
         limits = " ".join(f"--{key} {value}" for key, value in self.deadlines.items())
         self.options = argparse.Namespace(
@@ -103,6 +105,7 @@ class World:
         self.state = SCRIPT.plan(self.directory, self.options)
         try:
             self.nodes = {node["name"]: node for node in self.state["nodes"]}
+            self.threads = concurrent.futures.ThreadPoolExecutor(THREADS)
             if self.netns:
                 self.enter(f"/run/netns/{self.state['netns']}-hub")
             for node in self.nodes.values():
@@ -126,6 +129,10 @@ class World:
             self.tell_logs()
         self.tear_down()
 
+    async def in_thread(self, function, *arguments):
+        """In one of this world's own: a thread stays in the network namespace in which it began."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
+
     def enter(self, path):
         """This thread's sockets, and the programs it starts, from now on live there."""
         if self.own_namespace is None:
@@ -148,6 +155,7 @@ class World:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self.threads.shutdown()
         for proxy in (self.proxies or {}).values():
             proxy.kill()
             proxy.wait()
@@ -258,7 +266,7 @@ class World:
 
     async def http(self, address, path):
         """The body of an answer, "" when nobody answers."""
-        return await asyncio.to_thread(self._http, address, path)
+        return await self.in_thread(self._http, address, path)
 
     @staticmethod
     def _http(address, path):
@@ -330,7 +338,7 @@ class World:
         answer = {}
 
         async def asked():
-            result = await asyncio.to_thread(self.ctl, "check", "--ledger", "--json", "--at-rest")
+            result = await self.in_thread(self.ctl, "check", "--ledger", "--json", "--at-rest")
             answer.update(text=result.stderr, found=json.loads(result.stdout) if result.stdout else None)
             return answer["found"] and {node["node"] for node in answer["found"]["nodes"]} >= set(self.names("prefill", "decode"))
         await self.until(asked, "all nodes' ledgers")
