@@ -1,5 +1,7 @@
 """Who is a member, who is used, and how nodes come and go."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -76,7 +78,8 @@ def test_sigterm_finishes_requests():
 
 
 def test_draining_node_gets_nothing_new():
-    with Cluster("drain", "--decode", 2, "--env", "*:SLUICE_FAULTS=decode.step=slow=10") as cluster:
+    """The node that drains is held at a step until all has been seen."""
+    with Cluster("drain", "--decode", 2, "--env", "*:SLUICE_FAULTS=decode.step=hold@20") as cluster:
         begun = threading.Event()
         outcome = {}
 
@@ -95,7 +98,10 @@ def test_draining_node_gets_nothing_new():
         cluster.kill(name, "TERM")
         wait_for(lambda: cluster.members().get(name, {}).get("state") == "draining", "the draining record")
         for _ in range(3):
-            assert cluster.chat("Who are you?", temperature=0).headers["x-sluice-decode-node"] != name
+            answer = cluster.chat("Who are you?", temperature=0, max_tokens=4)
+            assert answer.headers["x-sluice-decode-node"] != name
+        wait_for(lambda: "fault decode.step: hold" in cluster.log(name), "the hold")
+        os.kill(cluster.node(name)["pid"], signal.SIGUSR2)
         thread.join()
         assert outcome["answer"].done and len(outcome["answer"].token_ids) == 80
         wait_for(lambda: not cluster.alive(name), "the drained node's end", 20)
