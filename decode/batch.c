@@ -558,6 +558,20 @@ static bool generates(const active *entry)
     return entry->phase == PHASE_DECODE && !entry->stalled;
 }
 
+/* What a constraint leaves of a draft, as far as it can be told at no great cost. */
+static const uint32_t *draft_allowed(void *context, const eng_drafts *drafts, uint32_t at)
+{
+    dec_batch *batch = context;
+    dec_job *job = batch->active[batch->draft_active[drafts - batch->drafts]].job;
+    const mdl_cursor_ahead ahead = {
+        .generated = job->tokens + job->prompt_count,
+        .count = job->token_count - job->prompt_count,
+        .drafts = drafts->tokens,
+        .draft_count = at,
+    };
+    return mdl_cursor_mask_ahead(&job->cursor, batch->options.masks, &ahead);
+}
+
 /* Who drafts in this step, and how much: at most what the job may still generate after the token
  * that the step draws anyway. */
 static uint32_t plan_drafts(dec_batch *batch)
@@ -586,7 +600,9 @@ static uint32_t plan_drafts(dec_batch *batch)
         batch->draft_active[count] = i;
         batch->drafts[count++] = (eng_drafts){.sequence = job->sequence,
                                               .next_token = job->tokens[job->token_count - 1],
-                                              .count = depth};
+                                              .count = depth,
+                                              .allowed = job->cursor.matcher ? draft_allowed : NULL,
+                                              .context = batch};
     }
     return count;
 }

@@ -254,15 +254,25 @@ SL_MUST_USE sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequenc
                                 sl_err *err);
 #define ENG_DRAFTS_MAX 3u
 
-typedef struct eng_drafts {
+typedef struct eng_drafts eng_drafts;
+/* What draft number `at` may be, those before it being in drafts->tokens: bit id set = allowed, as
+ * for eng_sample (at least one); NULL: anything. Looked at before the next call. Called on the
+ * engine thread, and calls nothing of the engine. */
+typedef const uint32_t *(*eng_draft_allowed_fn)(void *context, const eng_drafts *drafts,
+                                                uint32_t at);
+
+struct eng_drafts {
     eng_sequence *sequence;
     uint32_t next_token;             /* sampled, not stepped yet */
     uint32_t count;                  /* wanted: 1 .. ENG_DRAFTS_MAX, length + count <= room */
     uint32_t tokens[ENG_DRAFTS_MAX]; /* out: drafts of the tokens after next_token, in order */
-} eng_drafts;
+    eng_draft_allowed_fn allowed;    /* NULL: anything */
+    void *context;                   /* of allowed */
+};
 
-/* As eng_draft, but several drafts in a row: from the second on the layer gets its own output and
- * its own draft (spec 5), which makes them worse the further they go. The rows written at slots
+/* As eng_draft, but several drafts in a row, each the arg-max of what is allowed there: from the
+ * second on the layer gets its own output and its own draft (spec 5), which makes them worse the
+ * further they go. The rows written at slots
  * length .. length + count - 1 are draft rows: the next step must write them again, so it takes
  * next_token and all drafts. On error no draft row is left. */
 SL_MUST_USE sl_status eng_draft_many(eng_engine *engine, eng_drafts *drafts, uint32_t count,

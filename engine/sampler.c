@@ -212,6 +212,12 @@ void eng_sampler_score(const eng_sampler *sampler, float *logits, uint32_t id,
 
 /* ---- draw ---- */
 
+uint32_t eng_sampler_best(const eng_sampler *sampler, float *logits, const uint32_t *allowed)
+{
+    sampler_allow(sampler, logits, allowed);
+    return krn_arg_max(logits, sampler->vocab_size);
+}
+
 /* Takes out of `kept` what min_p drops. */
 static void drop_below(eng_sampler *sampler, float low)
 {

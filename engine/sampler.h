@@ -32,6 +32,8 @@ void eng_sampler_fini(eng_sampler *sampler);
 void eng_sampler_draw(eng_sampler *sampler, float *logits, const mdl_sampling *params,
                       const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
                       uint32_t position, const uint32_t *allowed, eng_sampled *out_sampled);
+/* The likeliest allowed id, nothing else applied. Overwrites logits. */
+uint32_t eng_sampler_best(const eng_sampler *sampler, float *logits, const uint32_t *allowed);
 /* As eng_score in engine.h. */
 void eng_sampler_score(const eng_sampler *sampler, float *logits, uint32_t id,
                        uint32_t alternatives, uint8_t *out);

@@ -200,6 +200,13 @@ static bool step_main(eng_engine *engine, const eng_batch *batch, eng_group_fn o
     return true;
 }
 
+static void bring_logits(eng_engine *engine, uint32_t rows)
+{
+    uint32_t most = engine->host_logit_rows;
+    if (most > 0)
+        engine->ops->logits_out(engine, rows < most ? rows : most);
+}
+
 static bool step_logits(eng_engine *engine)
 {
     eng_scratch *s = &engine->s;
@@ -207,10 +214,7 @@ static bool step_logits(eng_engine *engine)
         return true;
     engine->ops->linear_f32(engine, &engine->model->head, s->h, s->wanted, engine->step_logits,
                             s->logits);
-    if (engine->host_logit_rows > 0)
-        engine->ops->logits_out(engine, engine->step_logits < engine->host_logit_rows
-                                            ? engine->step_logits
-                                            : engine->host_logit_rows);
+    bring_logits(engine, engine->step_logits);
     return engine->ops->finite(
         engine, s->logits, (size_t)engine->step_logits * (size_t)engine->model->shape.vocab_size);
 }
@@ -273,13 +277,19 @@ sl_status eng_step(eng_engine *engine, const eng_span *spans, uint32_t span_coun
     return sl_ok();
 }
 
-float *eng_step_logits(eng_engine *engine, uint32_t row)
+/* Row `row` of s.logits, of which `logits_out` brought the first ones to the host. */
+static float *logits_row(eng_engine *engine, uint32_t row)
 {
-    sl_assert(row < engine->step_logits);
     size_t vocab = (size_t)engine->model->shape.vocab_size;
     if (row < engine->host_logit_rows)
         return engine->host_logits + row * vocab;
     return engine->ops->read(engine, engine->s.logits + row * vocab, vocab * sizeof(float));
+}
+
+float *eng_step_logits(eng_engine *engine, uint32_t row)
+{
+    sl_assert(row < engine->step_logits);
+    return logits_row(engine, row);
 }
 
 const uint8_t *eng_step_routing(const eng_engine *engine, uint32_t row)
@@ -335,14 +345,15 @@ static void draft_row(eng_engine *engine, uint32_t row, const eng_sequence *sequ
     s->mtp_rows[row] = (krn_row){.blocks = sequence->pages, .slot = slot, .first = 1};
 }
 
-/* out_drafts[i]: what the layer gives for row i. */
-static bool draft_run(eng_engine *engine, uint32_t rows, uint32_t *out_drafts)
+/* out_drafts[i]: what the layer likes best for row i; masked: the rows' logits for logits_row. */
+static bool draft_run(eng_engine *engine, uint32_t rows, bool masked, uint32_t *out_drafts)
 {
     const eng_batch batch = {.row_count = rows, .rows = engine->s.mtp_rows};
     const eng_run_shape shape = {
         .plain = engine->tap != NULL,
         .drafts = true,
         .rows = rows,
+        .logits = masked ? rows : 0,
         .scored = eng_batch_scored(engine, &batch),
         .slots = slots_bound(batch.rows, rows),
     };
@@ -350,6 +361,8 @@ static bool draft_run(eng_engine *engine, uint32_t rows, uint32_t *out_drafts)
     engine->ops->move(engine, rows, eng_hidden_bytes(engine), false);
     if (!eng_mtp_run(engine, rows, true))
         return false;
+    if (masked)
+        bring_logits(engine, rows);
     engine->ops->arg_max(engine, rows, out_drafts);
     return engine->ops->finish(engine);
 }
@@ -365,7 +378,16 @@ sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequences, const ui
                   next_tokens[i], sequence->length);
     }
     engine->step_logits = 0; /* the buffer is used for the drafts' */
-    return draft_run(engine, count, out_drafts) ? sl_ok() : step_fault(engine, err);
+    return draft_run(engine, count, false, out_drafts) ? sl_ok() : step_fault(engine, err);
+}
+
+/* Draft number `at` from row `row` of the last run. */
+static void draft_take(eng_engine *engine, eng_drafts *drafts, uint32_t at, uint32_t row)
+{
+    const uint32_t *allowed = drafts->allowed ? drafts->allowed(drafts->context, drafts, at) : NULL;
+    drafts->tokens[at] = allowed
+                             ? eng_sampler_best(&engine->sampler, logits_row(engine, row), allowed)
+                             : engine->s.draft_ids[row];
 }
 
 /* Draft number `at` of all that want so many; before the first, h_final of the sequences, then what
@@ -376,8 +398,10 @@ static bool draft_round(eng_engine *engine, eng_drafts *drafts, uint32_t count, 
     eng_scratch *s = &engine->s;
     size_t bytes = eng_hidden_bytes(engine);
     uint32_t rows = 0, before = 0;
+    bool masked = false;
     for (uint32_t i = 0; i < count; i++) {
         const eng_sequence *sequence = drafts[i].sequence;
+        masked = masked || (drafts[i].allowed && drafts[i].count > at);
         uint32_t length = sequence->length;
         if (at > 0 && drafts[i].count >= at) { /* it had a row in the last run */
             const void *h = (uint8_t *)s->head_in + before++ * bytes;
@@ -390,12 +414,12 @@ static bool draft_round(eng_engine *engine, eng_drafts *drafts, uint32_t count, 
     }
     if (rows == 0)
         return true;
-    if (!draft_run(engine, rows, s->draft_ids))
+    if (!draft_run(engine, rows, masked, s->draft_ids))
         return false;
     rows = 0;
     for (uint32_t i = 0; i < count; i++)
         if (drafts[i].count > at)
-            drafts[i].tokens[at] = s->draft_ids[rows++];
+            draft_take(engine, &drafts[i], at, rows++);
     return true;
 }
 

@@ -478,3 +478,16 @@ sl_status mdl_cursor_mask(mdl_cursor *cursor, mdl_masks *masks, const uint32_t *
     *out_mask = mask;
     return sl_ok();
 }
+
+const uint32_t *mdl_cursor_mask_ahead(mdl_cursor *cursor, mdl_masks *masks,
+                                      const mdl_cursor_ahead *ahead)
+{
+    sl_err err; /* the draw will say it */
+    if (!sl_is_ok(cursor_sync(cursor, masks, ahead->generated, ahead->count, &err)))
+        return NULL;
+    uint32_t state = cursor->state;
+    for (uint32_t i = 0; i < ahead->draft_count && state > MDL_STATE_DEAD; i++)
+        state = behind_token(masks, cursor->matcher, state, ahead->drafts[i]);
+    const uint32_t *mask = state > MDL_STATE_DEAD ? mask_of(masks, cursor->matcher, state) : NULL;
+    return mask && !is_empty(mask, masks->words) ? mask : NULL;
+}

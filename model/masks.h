@@ -37,6 +37,13 @@ typedef struct mdl_cursor {
     uint32_t taken; /* generated tokens that are in it */
 } mdl_cursor;
 
+typedef struct mdl_cursor_ahead {
+    const uint32_t *generated; /* [count] */
+    uint32_t count;
+    const uint32_t *drafts; /* [draft_count] */
+    uint32_t draft_count;
+} mdl_cursor_ahead;
+
 /* Bit id of the mask, (vocab_size + 31) / 32 words, says whether id may follow the generated
  * tokens; the end of sentence stands for the end. Never empty. Valid until the next call.
  * SL_CONFLICT: the tokens are none that the grammar allows; SL_TOO_LARGE: the grammar needs more
@@ -44,6 +51,11 @@ typedef struct mdl_cursor {
 SL_MUST_USE sl_status mdl_cursor_mask(mdl_cursor *cursor, mdl_masks *masks,
                                       const uint32_t *generated, uint32_t count,
                                       const uint32_t **out_mask, sl_err *err);
+/* As mdl_cursor_mask, of what may follow `drafts` behind the generated tokens, if they come true:
+ * the cursor stays behind the generated ones. NULL: these drafts cannot come true, or knowing takes
+ * more room than the matcher has left; for a guess nothing is forgotten. */
+const uint32_t *mdl_cursor_mask_ahead(mdl_cursor *cursor, mdl_masks *masks,
+                                      const mdl_cursor_ahead *ahead);
 
 #ifdef __cplusplus
 }

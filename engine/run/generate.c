@@ -266,6 +266,19 @@ static sl_status session_draw(session *run, float *logits, uint32_t row, bool *o
     return sl_ok();
 }
 
+static const uint32_t *session_allowed(void *context, const eng_drafts *drafts, uint32_t at)
+{
+    session *run = context;
+    const eng_run_result *result = run->result;
+    const mdl_cursor_ahead ahead = {
+        .generated = result->ids + result->prompt_count,
+        .count = result->count - result->prompt_count,
+        .drafts = drafts->tokens,
+        .draft_count = at,
+    };
+    return mdl_cursor_mask_ahead(&run->cursor, run->masks, &ahead);
+}
+
 /* Puts drafts of the tokens to come behind the ids. */
 static sl_status session_draft(session *run, uint32_t *out_count, sl_err *err)
 {
@@ -275,6 +288,8 @@ static sl_status session_draft(session *run, uint32_t *out_count, sl_err *err)
         .sequence = run->sequence,
         .next_token = result->ids[result->count - 1],
         .count = run->draft_depth < left - 1 ? run->draft_depth : left - 1,
+        .allowed = run->cursor.matcher ? session_allowed : NULL,
+        .context = run,
     };
     if (drafts.count > 0)
         SL_TRY(eng_draft_many(run->engine, &drafts, 1, err));

@@ -165,43 +165,113 @@ typedef struct bench {
     uint32_t eos;
 } bench;
 
-/* One greedy answer; the time of its steps and draws without the masks. */
-static double answer(bench *b, mdl_matcher *matcher, times *t)
-{
-    uint32_t ids[TOKENS_MAX + 64], prompt = (uint32_t)b->prompt.count, count = prompt;
-    sl_err err;
-    eng_sequence *sequence = NULL;
+/* One greedy answer. */
+typedef struct answering {
+    bench *b;
+    eng_sequence *sequence;
     mdl_sampling sampling;
-    mdl_sampling_init(&sampling);
-    sampling.temperature = 0;
-    mdl_cursor cursor = {.matcher = matcher};
-    double steps = 0;
-    for (uint32_t i = 0; i < prompt; i++)
-        ids[i] = (uint32_t)b->prompt.data[i];
-    must(eng_sequence_open(b->engine, prompt + TOKENS_MAX, &sequence, &err), &err);
-    for (uint32_t from = 0; count < prompt + TOKENS_MAX;) {
-        eng_sampled sampled;
-        const uint32_t *mask = NULL;
-        eng_span span = {.sequence = sequence,
-                         .tokens = ids + from,
-                         .token_count = count - from,
-                         .logits = ENG_LOGITS_LAST};
-        double begin = now_us();
-        must(eng_step(b->engine, &span, 1, NULL, NULL, &err), &err);
-        double took = microseconds(begin);
-        if (matcher)
-            mask = timed_mask(&cursor, b->masks, ids + prompt, count - prompt, t);
-        begin = now_us();
-        eng_sample(b->engine, eng_step_logits(b->engine, 0), &sampling, ids, count, prompt, count,
-                   mask, &sampled);
-        steps += count > prompt ? took + microseconds(begin) : 0;
-        from = count;
-        ids[count++] = sampled.id;
-        if (sampled.id == b->eos)
-            break;
+    mdl_cursor cursor;
+    uint32_t ids[TOKENS_MAX + 64], prompt, count;
+    times *t;
+    double steps; /* time of all, without the masks */
+    uint32_t step_count;
+} answering;
+
+static const uint32_t *draft_allowed(void *context, const eng_drafts *drafts, uint32_t at)
+{
+    answering *a = context;
+    const mdl_cursor_ahead ahead = {a->ids + a->prompt, a->count - a->prompt, drafts->tokens, at};
+    double from = now_us();
+    const uint32_t *mask = mdl_cursor_mask_ahead(&a->cursor, a->b->masks, &ahead);
+    a->t->sum += microseconds(from);
+    return mask;
+}
+
+/* Puts drafts behind the ids; they are for the step that follows. */
+static uint32_t draft(answering *a, uint32_t depth)
+{
+    sl_err err;
+    eng_drafts drafts = {.sequence = a->sequence,
+                         .next_token = a->ids[a->count - 1],
+                         .count = depth,
+                         .allowed = draft_allowed,
+                         .context = a};
+    if (depth == 0 || a->count == a->prompt)
+        return 0;
+    must(eng_draft_many(a->b->engine, &drafts, 1, &err), &err);
+    memcpy(a->ids + a->count, drafts.tokens, depth * sizeof(uint32_t));
+    return depth;
+}
+
+/* False: the answer has ended. */
+static bool draw(answering *a, uint32_t row)
+{
+    eng_sampled sampled;
+    const uint32_t *mask =
+        timed_mask(&a->cursor, a->b->masks, a->ids + a->prompt, a->count - a->prompt, a->t);
+    eng_sample(a->b->engine, eng_step_logits(a->b->engine, row), &a->sampling, a->ids, a->count,
+               a->prompt, a->count, mask, &sampled);
+    a->ids[a->count++] = sampled.id;
+    return sampled.id != a->b->eos && a->count < a->prompt + TOKENS_MAX;
+}
+
+static bool advance(answering *a, uint32_t from, uint32_t depth)
+{
+    sl_err err;
+    double begin = now_us(), masks = a->t->sum;
+    bool first = a->count == a->prompt, goes_on, right;
+    uint32_t drafted = draft(a, depth), row = 0;
+    eng_span span = {.sequence = a->sequence,
+                     .tokens = a->ids + from,
+                     .token_count = a->count - from + drafted,
+                     .logits = first ? ENG_LOGITS_LAST : ENG_LOGITS_ALL};
+    must(eng_step(a->b->engine, &span, 1, NULL, NULL, &err), &err);
+    do {
+        uint32_t guess = a->ids[a->count];
+        goes_on = draw(a, row);
+        right = row < drafted && a->ids[a->count - 1] == guess;
+        row++;
+    } while (goes_on && right);
+    eng_sequence_truncate(a->sequence, a->count - 1);
+    if (!first) { /* the prompt's is no step as others are */
+        a->steps += microseconds(begin) - (a->t->sum - masks);
+        a->step_count++;
     }
-    eng_sequence_close(sequence);
-    return steps / (count - prompt - 1 ? count - prompt - 1 : 1);
+    return goes_on;
+}
+
+/* Returns the time of a step without its masks; *out_share: of the masks beside that. */
+static double answer(bench *b, mdl_matcher *matcher, uint32_t depth, times *t, double *out_share)
+{
+    answering a = {.b = b, .prompt = (uint32_t)b->prompt.count, .t = t};
+    sl_err err;
+    mdl_sampling_init(&a.sampling);
+    a.sampling.temperature = 0;
+    a.cursor.matcher = matcher;
+    a.count = a.prompt;
+    for (uint32_t i = 0; i < a.prompt; i++)
+        a.ids[i] = (uint32_t)b->prompt.data[i];
+    must(eng_sequence_open(b->engine, a.prompt + TOKENS_MAX + ENG_DRAFTS_MAX, &a.sequence, &err),
+         &err);
+    for (uint32_t from = 0; advance(&a, from, depth); from = a.count - 1)
+        ;
+    eng_sequence_close(a.sequence);
+    *out_share = a.steps > 0 ? 100 * t->sum / a.steps : 0;
+    return a.steps / (a.step_count ? a.step_count : 1);
+}
+
+/* What constraint number `index` costs at a depth of drafts; its answer twice. */
+static void print_answer(bench *b, size_t index, uint32_t depth)
+{
+    mdl_grammar *grammar = compile(CASES[index].request);
+    mdl_matcher *matcher = mdl_matcher_create(grammar, 0);
+    times first = {0}, second = {0};
+    double first_share, second_share, step = answer(b, matcher, depth, &first, &first_share);
+    step = (step + answer(b, matcher, depth, &second, &second_share)) / 2;
+    printf("%-24s %6u %12.0f %8.2f (%.1f %%) %8.2f (%.1f %%)\n", CASES[index].name, depth, step,
+           first.sum / first.count, first_share, second.sum / second.count, second_share);
+    mdl_matcher_destroy(matcher);
+    mdl_grammar_destroy(grammar);
 }
 
 static void print_answers(const char *dir)
@@ -219,19 +289,11 @@ static void print_answers(const char *dir)
     must(mdl_tokenizer_encode(tokenizer, PROMPT, strlen(PROMPT), NULL, &b.prompt, &err), &err);
     printf("\n%s: greedy answers of at most %u tokens, batch of one, one thread\n", dir,
            TOKENS_MAX);
-    printf("%-24s %12s %16s %16s\n", "constraint", "step us", "first answer", "second answer");
-    for (size_t i = 0; i < sizeof(CASES) / sizeof(CASES[0]); i++) {
-        mdl_grammar *grammar = compile(CASES[i].request);
-        mdl_matcher *matcher = mdl_matcher_create(grammar, 0);
-        times first = {0}, second = {0};
-        double step = answer(&b, matcher, &first);
-        step = (step + answer(&b, matcher, &second)) / 2;
-        printf("%-24s %12.0f %8.2f (%.1f %%) %8.2f (%.1f %%)\n", CASES[i].name, step,
-               first.sum / first.count, 100 * first.sum / first.count / step,
-               second.sum / second.count, 100 * second.sum / second.count / step);
-        mdl_matcher_destroy(matcher);
-        mdl_grammar_destroy(grammar);
-    }
+    printf("%-24s %6s %12s %16s %16s\n", "constraint", "drafts", "step us", "first answer",
+           "second answer");
+    for (size_t i = 0; i < sizeof(CASES) / sizeof(CASES[0]); i++)
+        for (uint32_t depth = 0; depth <= ENG_DRAFTS_MAX; depth++)
+            print_answer(&b, i, depth);
     mdl_ids_fini(&b.prompt);
     mdl_masks_destroy(b.masks);
     eng_engine_destroy(b.engine);

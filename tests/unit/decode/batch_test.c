@@ -887,6 +887,32 @@ TEST(forms_at_any_depth)
     rig_close(&r);
 }
 
+/* Where the form leaves one text only, a model that knows nothing drafts it: nothing is wrong but
+ * what would come behind the end. */
+TEST(drafts_keep_to_the_form)
+{
+    rig r;
+    ask asks[2] = {ask_of(20, 130, 0), ask_of(21, 130, 1)};
+    rig_of(&r, NULL);
+    for (uint32_t i = 0; i < 2; i++) {
+        asks[i].form = "{\"guided_regex\":\"(abc-){20}\"}";
+        asks[i].sampling.ignore_eos = false;
+    }
+    run plain = run_at(&r, 0, 0, asks, 2);
+    for (uint32_t depth = 1; depth <= ENG_DRAFTS_MAX; depth++) {
+        run u = run_at(&r, depth, 0, asks, 2);
+        for (uint32_t i = 0; i < 2; i++) {
+            assert_int_equal(u.outcomes[i].finish, DEC_FINISH_STOP);
+            assert_same(&u.outcomes[i], &plain.outcomes[i]);
+        }
+        printf("depth %u: %.0f of %.0f accepted\n", depth, u.accepted, u.drafted);
+        assert_true(u.drafted > 0 && u.accepted >= u.drafted - 2 * (depth - 1));
+        run_free(&u);
+    }
+    run_free(&plain);
+    rig_close(&r);
+}
+
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(depth_changes_nothing),
     cmocka_unit_test(giving_way_changes_nothing),
@@ -902,5 +928,6 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(drafts_that_fail_are_done_without),
     cmocka_unit_test(failed_step_leaves_what_was_right),
     cmocka_unit_test(forms_at_any_depth),
+    cmocka_unit_test(drafts_keep_to_the_form),
 };
 TEST_MAIN(TESTS)

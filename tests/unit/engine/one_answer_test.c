@@ -134,7 +134,8 @@ static void draft(trial *t, runner *const *chosen, uint32_t count)
             continue;
         r->draft_count = depth;
         owners[wanted] = r;
-        drafts[wanted++] = (eng_drafts){r->sequence, r->tokens[r->known - 1], depth, {0}};
+        drafts[wanted++] = (eng_drafts){
+            .sequence = r->sequence, .next_token = r->tokens[r->known - 1], .count = depth};
     }
     if (wanted)
         assert_ok(eng_draft_many(t->engine, drafts, wanted, &err), &err);

@@ -380,7 +380,9 @@ TEST(many_drafts_leave_no_trace)
     stream_fill(12, PROMPT, tokens);
     for (uint32_t i = 0; i < COUNT; i++) {
         uint32_t n = 61 + i, first; /* the drafts of each lie across a page's edge, or end at it */
-        drafts[i] = (eng_drafts){sequence_open(r.engine, PROMPT), tokens[n], 1 + (i + 1) % 3, {0}};
+        drafts[i] = (eng_drafts){.sequence = sequence_open(r.engine, PROMPT),
+                                 .next_token = tokens[n],
+                                 .count = 1 + (i + 1) % 3};
         sequence_feed(r.engine, drafts[i].sequence, tokens, n, n, NULL);
         eng_drafts alone = drafts[i];
         alone.count = ENG_DRAFTS_MAX;
@@ -420,6 +422,79 @@ TEST(many_drafts_leave_no_trace)
     rig_close(&r);
 }
 
+typedef struct barred {
+    uint32_t mask[(NANO_VOCAB + 31) / 32];
+    uint32_t only[ENG_DRAFTS_MAX]; /* UINT32_MAX: no mask; NANO_VOCAB: all but what came first */
+    uint32_t seen[ENG_DRAFTS_MAX]; /* the draft before */
+    uint32_t first;
+} barred;
+
+static const uint32_t *barred_mask(void *context, const eng_drafts *drafts, uint32_t at)
+{
+    barred *b = context;
+    b->seen[at] = at > 0 ? drafts->tokens[at - 1] : drafts->next_token;
+    if (b->only[at] == UINT32_MAX)
+        return NULL;
+    bool but = b->only[at] == NANO_VOCAB;
+    uint32_t id = but ? b->first : b->only[at];
+    memset(b->mask, but ? 0xff : 0, sizeof(b->mask));
+    b->mask[id / 32] ^= 1u << (id % 32);
+    return b->mask;
+}
+
+/* A mask is looked at for its own draft only: what it leaves is the arg-max of the rest, and what
+ * the layer is fed next. Those beside it draft as they do alone. */
+TEST(drafts_keep_to_what_is_allowed)
+{
+    uint32_t tokens[PROMPT];
+    sl_err err;
+    rig r;
+    rig_open(&r);
+    stream_fill(14, PROMPT, tokens);
+    eng_drafts free[3], masked[3];
+    barred b[3] = {{.only = {UINT32_MAX, UINT32_MAX, UINT32_MAX}},
+                   {.only = {77, UINT32_MAX, 5}},
+                   {.only = {NANO_VOCAB, UINT32_MAX, UINT32_MAX}}};
+    for (uint32_t i = 0; i < 3; i++) {
+        free[i] = (eng_drafts){.sequence = sequence_open(r.engine, PROMPT),
+                               .next_token = tokens[20 + i],
+                               .count = ENG_DRAFTS_MAX};
+        sequence_feed(r.engine, free[i].sequence, tokens, 20 + i, 20 + i, NULL);
+        masked[i] = free[i];
+        masked[i].allowed = i == 0 ? NULL : barred_mask;
+        masked[i].context = &b[i];
+    }
+    assert_ok(eng_draft_many(r.engine, free, 3, &err), &err);
+    b[2].first = free[2].tokens[0];
+    assert_ok(eng_draft_many(r.engine, masked, 3, &err), &err);
+    for (int turn = 0; turn < 3; turn++) { /* a device records the second run and repeats it */
+        eng_drafts once_more[3];
+        memcpy(once_more, masked, sizeof(masked));
+        assert_ok(eng_draft_many(r.engine, once_more, 3, &err), &err);
+        for (uint32_t i = 0; i < 3; i++)
+            assert_memory_equal(once_more[i].tokens, masked[i].tokens, sizeof(masked[i].tokens));
+    }
+    assert_memory_equal(masked[0].tokens, free[0].tokens, sizeof(free[0].tokens));
+    assert_int_equal(masked[1].tokens[0], 77);
+    assert_int_equal(masked[1].tokens[2], 5);
+    assert_int_not_equal(masked[2].tokens[0], free[2].tokens[0]);
+    assert_true(masked[2].tokens[0] < NANO_VOCAB);
+    for (uint32_t i = 1; i < 3; i++) {
+        assert_int_equal(b[i].seen[0], masked[i].next_token);
+        for (uint32_t at = 1; at < ENG_DRAFTS_MAX; at++)
+            assert_int_equal(b[i].seen[at], masked[i].tokens[at - 1]);
+    }
+    eng_drafts again = free[1]; /* alone, and no mask behind the first one */
+    barred first = {.only = {77, UINT32_MAX, UINT32_MAX}};
+    again.allowed = barred_mask;
+    again.context = &first;
+    assert_ok(eng_draft_many(r.engine, &again, 1, &err), &err);
+    assert_int_equal(again.tokens[1], masked[1].tokens[1]);
+    for (uint32_t i = 0; i < 3; i++)
+        eng_sequence_close(free[i].sequence);
+    rig_close(&r);
+}
+
 TEST(drafts_refused)
 {
     uint32_t tokens[64];
@@ -427,7 +502,8 @@ TEST(drafts_refused)
     rig r;
     rig_open(&r);
     stream_fill(13, 64, tokens);
-    eng_drafts drafts = {sequence_open(r.engine, 64), tokens[62], 2, {0}};
+    eng_drafts drafts = {
+        .sequence = sequence_open(r.engine, 64), .next_token = tokens[62], .count = 2};
     sequence_feed(r.engine, drafts.sequence, tokens, 62, 62, NULL);
     assert_ok(eng_draft_many(r.engine, &drafts, 1, &err), &err); /* the last two slots */
     drafts.count = 3;
@@ -485,6 +561,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(truncated_rows_leave_no_trace),
     cmocka_unit_test(drafts_are_one_answer_too),
     cmocka_unit_test(many_drafts_leave_no_trace),
+    cmocka_unit_test(drafts_keep_to_what_is_allowed),
     cmocka_unit_test(drafts_refused),
     cmocka_unit_test(kinds_of_checkpoints),
 };

@@ -409,6 +409,80 @@ TEST(answers_share_a_small_matcher)
     mdl_constraint_fini(&constraint);
 }
 
+/* A look ahead tells what a cursor that took the drafts is told, and moves nothing: not the cursor,
+ * and in a table that is full not the matcher either. */
+TEST(looking_ahead_moves_nothing)
+{
+    enum { AHEAD = 3, TOKENS = 80 };
+    static const char REQUEST[] = "{\"guided_json\":{\"type\":\"array\",\"items\":{\"properties\":{"
+                                  "\"a\":{\"type\":\"string\",\"maxLength\":40},\"b\":{}},"
+                                  "\"required\":[\"a\",\"b\"]}}}";
+    mdl_constraint constraint;
+    mdl_grammar *grammar = NULL;
+    sl_err err;
+    uint32_t words = 8192 / 32, unknown = 0;
+    assert_ok(try_compile(REQUEST, &constraint, &grammar, &err), &err);
+    uint32_t *copy = sl_alloc(words, sizeof(*copy), "test");
+    for (uint32_t turn = 0; turn < 2; turn++) {
+        uint32_t ids[TOKENS + AHEAD];
+        mdl_matcher *matcher = mdl_matcher_create(grammar, turn ? 60 : 0);
+        mdl_matcher *other = mdl_matcher_create(grammar, 0);
+        mdl_cursor cursor = {.matcher = matcher}, guide = {.matcher = other};
+        const uint32_t *mask;
+        for (uint32_t count = 0; count < TOKENS + AHEAD; count++) { /* what will be said */
+            assert_ok(mdl_cursor_mask(&guide, masks, ids, count, &mask, &err), &err);
+            do
+                ids[count] = choose(mask, false);
+            while (ids[count] == (uint32_t)mdl_tokenizer_special(tokenizer)->eos);
+        }
+        for (uint32_t count = 0; count < TOKENS; count++) {
+            assert_ok(mdl_cursor_mask(&cursor, masks, ids, count, &mask, &err), &err);
+            uint32_t epoch = mdl_matcher_epoch(matcher);
+            for (uint32_t n = 0; n <= AHEAD; n++) {
+                const mdl_cursor_ahead ahead = {ids, count, ids + count, n};
+                const uint32_t *seen = mdl_cursor_mask_ahead(&cursor, masks, &ahead);
+                unknown += seen == NULL;
+                assert_int_equal(cursor.taken, count);
+                if (!seen)
+                    continue;
+                memcpy(copy, seen, words * sizeof(*copy));
+                guide = (mdl_cursor){.matcher = other};
+                assert_ok(mdl_cursor_mask(&guide, masks, ids, count + n, &mask, &err), &err);
+                assert_memory_equal(mask, copy, words * sizeof(*copy));
+            }
+            assert_int_equal(mdl_matcher_epoch(matcher), epoch);
+        }
+        assert_true(turn ? unknown > 0 : unknown == 0);
+        mdl_matcher_destroy(matcher);
+        mdl_matcher_destroy(other);
+    }
+    sl_free(copy);
+    mdl_grammar_destroy(grammar);
+    mdl_constraint_fini(&constraint);
+}
+
+TEST(drafts_that_break_the_form_have_no_mask)
+{
+    mdl_constraint constraint;
+    mdl_grammar *grammar = NULL;
+    sl_err err;
+    assert_ok(try_compile("{\"guided_regex\":\"ab?\"}", &constraint, &grammar, &err), &err);
+    mdl_cursor cursor = {.matcher = mdl_matcher_create(grammar, 0)};
+    uint32_t a = token_of("a", 1), b = token_of("b", 1), c = token_of("c", 1);
+    uint32_t eos = (uint32_t)mdl_tokenizer_special(tokenizer)->eos;
+    const mdl_cursor_ahead good = {&a, 1, &b, 1}, wrong = {&a, 1, &c, 1}, ended = {&a, 1, &eos, 1},
+                           broken = {&c, 1, &b, 1};
+    const uint32_t *mask = mdl_cursor_mask_ahead(&cursor, masks, &good);
+    assert_true(mask && allowed(mask, eos) && !allowed(mask, b));
+    assert_null(mdl_cursor_mask_ahead(&cursor, masks, &wrong));
+    assert_null(mdl_cursor_mask_ahead(&cursor, masks, &ended));
+    cursor.state = MDL_STATE_FULL; /* anew */
+    assert_null(mdl_cursor_mask_ahead(&cursor, masks, &broken));
+    mdl_matcher_destroy(cursor.matcher);
+    mdl_grammar_destroy(grammar);
+    mdl_constraint_fini(&constraint);
+}
+
 static void check_object(const char *text, size_t size, const void *context)
 {
     sl_json_doc *doc = NULL;
@@ -896,6 +970,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(walks_satisfy_their_schemas),
         cmocka_unit_test(small_tables_change_nothing),
         cmocka_unit_test(answers_share_a_small_matcher),
+        cmocka_unit_test(looking_ahead_moves_nothing),
+        cmocka_unit_test(drafts_that_break_the_form_have_no_mask),
         cmocka_unit_test(json_object_is_an_object),
         cmocka_unit_test(walks_match_their_expressions),
         cmocka_unit_test(a_choice_is_one_of_them),
