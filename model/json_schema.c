@@ -12,12 +12,6 @@
 #include "model/matcher.h"
 
 #define VALUES_MAX 8192u
-#define UNIQUE_MAX 8u /* values of elements that must differ: each set of them is a state */
-
-static mdl_schema_all all_of_one(const sl_json *schema)
-{
-    return (mdl_schema_all){.items = {{.schema = schema}}, .count = 1};
-}
 
 /* The compiler with a grammar of its own, for what is asked about and not kept. */
 static mdl_schema_compiler side_compiler(const mdl_schema_compiler *c)
@@ -61,24 +55,6 @@ static sl_status compile_names(mdl_schema_compiler *c, mdl_schema_facts *f)
     mdl_schema_leave(&side, before);
     side_fini(&side, c);
     return status;
-}
-
-static mdl_node comma(mdl_schema_compiler *c)
-{
-    return mdl_grammar_then(c->grammar, mdl_grammar_text(c->grammar, ","), mdl_json_space(c));
-}
-
-static mdl_node bracketed(mdl_schema_compiler *c, const char *brackets, mdl_node members,
-                          bool may_be_empty)
-{
-    mdl_grammar *g = c->grammar;
-    char open[2] = {brackets[0], 0}, close[2] = {brackets[1], 0};
-    members = mdl_grammar_then(g, mdl_json_space(c), members);
-    members = mdl_grammar_then(g, members, mdl_json_space(c));
-    if (may_be_empty)
-        members = mdl_grammar_or(g, members, MDL_NODE_EMPTY);
-    members = mdl_grammar_then(g, members, mdl_grammar_text(g, close));
-    return mdl_grammar_then(g, mdl_grammar_text(g, open), members);
 }
 
 /* The property's schemas, those of patterns that match its name among them; *out_closed: a closed
@@ -143,7 +119,7 @@ static sl_status other_member(mdl_schema_compiler *c, mdl_schema_facts *f, mdl_n
     bool others = f->closed_count == 0 &&
                   (f->additional || (f->property_count == 0 && !f->key_patterns && !c->strict));
     for (size_t i = 0; i < sl_json_count(f->key_patterns); i++) {
-        mdl_schema_all one = all_of_one(sl_json_at(f->key_patterns, i));
+        mdl_schema_all one = mdl_schema_one(sl_json_at(f->key_patterns, i));
         size_t before = mdl_schema_enter_index(c, "patternProperties", i);
         SL_TRY(mdl_schema_value(c, &one, MDL_JSON_ANY, &value));
         mdl_schema_leave(c, before);
@@ -152,7 +128,7 @@ static sl_status other_member(mdl_schema_compiler *c, mdl_schema_facts *f, mdl_n
     }
     if (others) {
         if (f->additional)
-            all = all_of_one(f->additional);
+            all = mdl_schema_one(f->additional);
         SL_TRY(mdl_json_other_key(c, f, MDL_KEY_OTHER, &key));
         size_t before = mdl_schema_enter(c, "additionalProperties");
         SL_TRY(mdl_schema_value(c, &all, MDL_JSON_ANY, &value));
@@ -184,7 +160,7 @@ static mdl_node members_tail(mdl_schema_compiler *c, const mdl_schema_facts *f, 
         return k > 0 && least == 0 ? MDL_NODE_EMPTY : MDL_NODE_NONE;
     if (least > 1)
         return MDL_NODE_NONE;
-    mdl_node behind = mdl_grammar_then(g, comma(c), other);
+    mdl_node behind = mdl_grammar_then(g, mdl_json_comma(c), other);
     if (k > 0)
         return mdl_grammar_repeat(g, behind, least, most);
     most = most == MDL_REPEAT_ANY ? most : most - 1;
@@ -199,7 +175,7 @@ static void members_prepend(mdl_schema_compiler *c, members *m, mdl_node member,
         if (k < m->levels || !m->counted)
             with = mdl_grammar_then(g, member, m->at[k < m->levels ? k + 1 : k]);
         if (k > 0)
-            with = mdl_grammar_then(g, comma(c), with);
+            with = mdl_grammar_then(g, mdl_json_comma(c), with);
         m->at[k] = mdl_grammar_or(g, with, required ? MDL_NODE_NONE : m->at[k]);
     }
 }
@@ -231,156 +207,25 @@ static sl_status compile_object(mdl_schema_compiler *c, mdl_schema_facts *f, mdl
     m.at = sl_alloc(m.levels + 1, sizeof(*m.at), "schema members");
     sl_status status = members_build(c, f, &m);
     if (sl_is_ok(status))
-        *out_node = bracketed(c, "{}", m.at[0], may_be_empty);
+        *out_node = mdl_json_brackets(c, "{}", m.at[0], may_be_empty);
     sl_free(m.at);
     return status;
-}
-
-/* ---- arrays ---- */
-
-/* Elements from the last to the first: behind nothing, and behind another element. */
-typedef struct chain {
-    mdl_node first, more; /* NONE: nothing can stand here */
-} chain;
-
-/* What stands behind the prefix: elements of one kind. */
-static sl_status rest_of_array(mdl_schema_compiler *c, const mdl_schema_facts *f, uint32_t prefix,
-                               chain *at)
-{
-    mdl_grammar *g = c->grammar;
-    uint32_t least = f->items_min > prefix ? f->items_min - prefix : 0;
-    uint32_t most = f->items_max == MDL_SCHEMA_COUNT_ANY ? MDL_REPEAT_ANY : f->items_max - prefix;
-    mdl_node item;
-    if (f->items_none || most == 0) {
-        *at = (chain){MDL_NODE_NONE, least > 0 ? MDL_NODE_NONE : MDL_NODE_EMPTY};
-        return sl_ok();
-    }
-    size_t before = mdl_schema_enter(c, "items");
-    SL_TRY(mdl_schema_value(c, &f->items, MDL_JSON_ANY, &item));
-    mdl_schema_leave(c, before);
-    mdl_node behind = mdl_grammar_then(g, comma(c), item);
-    at->more = mdl_grammar_repeat(g, behind, least, most);
-    mdl_node others = mdl_grammar_repeat(g, behind, least > 0 ? least - 1 : 0,
-                                         most == MDL_REPEAT_ANY ? most : most - 1);
-    at->first = mdl_grammar_then(g, item, others);
-    return sl_ok();
-}
-
-static bool is_constrained(const mdl_schema_facts *f)
-{
-    return f->property_count || f->closed_count || f->additional || f->key_patterns ||
-           f->size_min || f->size_max != MDL_SCHEMA_COUNT_ANY || f->items.count || f->items_none ||
-           f->prefix_items || f->items_min || f->pattern_count || f->format ||
-           f->items_max != MDL_SCHEMA_COUNT_ANY || f->length_min || f->bounds.lower ||
-           f->length_max != MDL_SCHEMA_COUNT_ANY || f->bounds.upper || f->multiple ||
-           f->names.count || f->unique || f->not_pattern_count;
-}
-
-/* What may follow a set of used values: bit i of the set is value i. */
-static mdl_node unique_from(mdl_schema_compiler *c, const mdl_schema_facts *f,
-                            const mdl_node *values, uint32_t count, mdl_node *known, uint32_t used)
-{
-    mdl_grammar *g = c->grammar;
-    uint32_t size = (uint32_t)__builtin_popcount(used);
-    if (known[used] != MDL_NODE_EMPTY)
-        return known[used];
-    mdl_node out = size > 0 && size >= f->items_min ? MDL_NODE_EMPTY : MDL_NODE_NONE;
-    for (uint32_t i = count; i-- > 0 && size < f->items_max;) {
-        if (used >> i & 1)
-            continue;
-        mdl_node rest = unique_from(c, f, values, count, known, used | 1u << i);
-        mdl_node one = mdl_grammar_then(g, values[i], rest);
-        if (size > 0)
-            one = mdl_grammar_then(g, comma(c), one);
-        out = mdl_grammar_or(g, one, out);
-    }
-    return known[used] = out;
-}
-
-/* The values that elements may have, when they are few and listed; 0: they are not. */
-static size_t unique_values(const mdl_schema_facts *items, const sl_json **out_values)
-{
-    unsigned kinds = mdl_schema_kinds(items);
-    size_t count = 0;
-    const sl_json *values[UNIQUE_MAX + 1];
-    if (items->value_count == 0 || is_constrained(items))
-        return 0;
-    size_t all = mdl_schema_values(items, kinds, values, UNIQUE_MAX + 1);
-    for (size_t i = 0; i < all && all <= UNIQUE_MAX; i++) {
-        bool new = true;
-        for (size_t k = 0; k < count; k++)
-            new &= !mdl_schema_may_be_equal(out_values[k], values[i]);
-        if (new)
-            out_values[count++] = values[i];
-    }
-    return count;
-}
-
-/* uniqueItems: exact where the values are few; white space and order as elsewhere. */
-static sl_status compile_unique(mdl_schema_compiler *c, const mdl_schema_facts *f,
-                                mdl_node *out_node)
-{
-    const sl_json *values[UNIQUE_MAX];
-    mdl_node nodes[UNIQUE_MAX], known[1u << UNIQUE_MAX] = {MDL_NODE_EMPTY};
-    mdl_schema_facts items = {0};
-    mdl_schema_all all = f->items;
-    size_t count = 0;
-    sl_status status = mdl_schema_flatten(c, &all);
-    bool listed = sl_is_ok(status) && !f->prefix_items && !f->items_none && all.count > 0 &&
-                  !mdl_schema_has_group(&all);
-    if (listed)
-        status = mdl_schema_collect(c, &all, &items);
-    if (sl_is_ok(status) && listed)
-        count = unique_values(&items, values);
-    mdl_schema_facts_fini(&items);
-    if (sl_is_ok(status) && count == 0)
-        status = mdl_schema_fail(c, SL_UNSUPPORTED, "uniqueItems",
-                                 "is offered for items that are an enum of at most 8 values; "
-                                 "leave it out and look at the answer, or set maxItems to 1");
-    SL_TRY(status);
-    for (size_t i = 0; i < count; i++)
-        nodes[i] = mdl_json_value(c, values[i]);
-    mdl_node elements = unique_from(c, f, nodes, (uint32_t)count, known, 0);
-    *out_node = bracketed(c, "[]", elements, f->items_min == 0);
-    return *out_node == MDL_NODE_NONE
-               ? mdl_schema_fail(c, SL_INVALID, "minItems", "is more than the array may hold")
-               : sl_ok();
-}
-
-static sl_status compile_array(mdl_schema_compiler *c, const mdl_schema_facts *f,
-                               mdl_node *out_node)
-{
-    mdl_grammar *g = c->grammar;
-    chain at;
-    if (f->unique && f->items_max > 1)
-        return compile_unique(c, f, out_node);
-    uint32_t prefix = (uint32_t)sl_json_count(f->prefix_items);
-    if (f->items_min > f->items_max)
-        return mdl_schema_fail(c, SL_INVALID, "maxItems", "is less than minItems");
-    prefix = prefix < f->items_max ? prefix : f->items_max;
-    SL_TRY(rest_of_array(c, f, prefix, &at));
-    for (uint32_t i = prefix; i-- > 0;) {
-        mdl_schema_all all = all_of_one(sl_json_at(f->prefix_items, i));
-        mdl_node item;
-        size_t before = mdl_schema_enter_index(c, "prefixItems", i);
-        SL_TRY(mdl_schema_value(c, &all, MDL_JSON_ANY, &item));
-        mdl_schema_leave(c, before);
-        /* Elements cannot be left out, but the array may end before them. */
-        at.first = mdl_grammar_then(g, item, at.more);
-        at.more = mdl_grammar_then(g, comma(c), at.first);
-        if (i >= f->items_min)
-            at.more = mdl_grammar_or(g, at.more, MDL_NODE_EMPTY);
-    }
-    *out_node = bracketed(c, "[]", at.first, f->items_min == 0);
-    if (*out_node == MDL_NODE_NONE)
-        return mdl_schema_fail(c, SL_INVALID, "minItems", "is more than the array may hold");
-    return sl_ok();
 }
 
 /* ---- constants ---- */
 
 static sl_status compile_facts(mdl_schema_compiler *c, mdl_schema_facts *f, unsigned wanted,
                                mdl_node *out_node);
+
+bool mdl_schema_is_constrained(const mdl_schema_facts *f)
+{
+    return f->property_count || f->closed_count || f->additional || f->key_patterns ||
+           f->size_min || f->size_max != MDL_SCHEMA_COUNT_ANY || f->items.count || f->items_none ||
+           f->prefix_items || f->items_min || f->pattern_count || f->format ||
+           f->items_max != MDL_SCHEMA_COUNT_ANY || f->length_min || f->bounds.lower ||
+           f->length_max != MDL_SCHEMA_COUNT_ANY || f->bounds.upper || f->multiple ||
+           f->names.count || f->unique || f->contains || f->not_pattern_count;
+}
 
 /* Drops the values that the other keywords do not allow: their grammar is asked. */
 static sl_status filter_values(mdl_schema_compiler *c, mdl_schema_facts *f, unsigned kinds,
@@ -420,7 +265,8 @@ static sl_status compile_values(mdl_schema_compiler *c, mdl_schema_facts *f, uns
     sl_buf *texts = sl_alloc(max, sizeof(*texts), "schema values");
     size_t count = mdl_schema_values(f, kinds, values, max), word_count = 0;
     mdl_node out = MDL_NODE_NONE;
-    sl_status status = is_constrained(f) ? filter_values(c, f, kinds, values, &count) : sl_ok();
+    sl_status status =
+        mdl_schema_is_constrained(f) ? filter_values(c, f, kinds, values, &count) : sl_ok();
     count = sl_is_ok(status) ? count : 0;
     for (size_t i = 0; i < count; i++) {
         sl_buf_init(&texts[i], 0);
@@ -491,7 +337,7 @@ static sl_status compile_kind(mdl_schema_compiler *c, mdl_schema_facts *f, unsig
     case MDL_JSON_OBJECT:
         return compile_object(c, f, out_node);
     case MDL_JSON_ARRAY:
-        return compile_array(c, f, out_node);
+        return mdl_schema_array(c, f, out_node);
     case MDL_JSON_STRING:
         return mdl_json_string(c, f, out_node);
     case MDL_JSON_INTEGER: /* numbers are all of them */
@@ -550,7 +396,7 @@ static sl_status compile_reference(mdl_schema_compiler *c, const sl_json *refere
     }
     mdl_node rule = mdl_grammar_rule(c->grammar), body;
     c->rules[c->rule_count++] = (mdl_schema_rule){target, rule};
-    mdl_schema_all all = all_of_one(target);
+    mdl_schema_all all = mdl_schema_one(target);
     size_t before = c->path_size;
     char text[100];
     snprintf(text, sizeof(text), "%.96s", sl_json_string(reference, NULL));
@@ -602,7 +448,7 @@ static sl_status compile_flat(mdl_schema_compiler *c, mdl_schema_all *all, unsig
             return compile_reference(c, reference, out_node);
         const sl_json *target;
         SL_TRY(mdl_schema_resolve(c, reference, &target));
-        mdl_schema_all inner = all_of_one(target);
+        mdl_schema_all inner = mdl_schema_one(target);
         return mdl_schema_value(c, &inner, kinds, out_node);
     }
     bool found;
@@ -653,7 +499,7 @@ sl_status mdl_schema_compile(mdl_grammar *grammar, const sl_json *schema,
                              const mdl_schema_options *options, mdl_node *out_node, sl_err *err)
 {
     mdl_schema_compiler c = compiler(grammar, schema, options, err);
-    mdl_schema_all all = all_of_one(schema);
+    mdl_schema_all all = mdl_schema_one(schema);
     mdl_node node;
     sl_status status = mdl_schema_value(&c, &all, MDL_JSON_ANY, &node);
     sl_free(c.rules);
@@ -725,7 +571,7 @@ sl_status mdl_schema_parameters(mdl_grammar *grammar, const sl_json *schema,
                                 const mdl_schema_options *options, mdl_node *out_node, sl_err *err)
 {
     mdl_schema_compiler c = compiler(grammar, schema, options, err);
-    mdl_schema_all all = all_of_one(schema);
+    mdl_schema_all all = mdl_schema_one(schema);
     mdl_schema_facts facts = {0};
     if (!schema) {
         *out_node = MDL_NODE_EMPTY;

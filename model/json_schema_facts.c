@@ -254,6 +254,33 @@ static sl_status read_unique(mdl_schema_compiler *c, mdl_schema_facts *f, const 
     return sl_ok();
 }
 
+/* contains, and how many of them: minContains and maxContains say nothing alone. */
+static sl_status read_contains(mdl_schema_compiler *c, mdl_schema_facts *f, const sl_json *schema,
+                               const char *keyword, const sl_json *value)
+{
+    const sl_json *least = sl_json_get(schema, "minContains");
+    const sl_json *most = sl_json_get(schema, "maxContains");
+    sl_json_type type = sl_json_typeof(value);
+    uint32_t count[2] = {1, MDL_SCHEMA_COUNT_ANY};
+    if (keyword[0] == 'm')
+        return read_count(c, keyword, value, &count[0]);
+    if (type != SL_JSON_OBJECT && type != SL_JSON_TRUE && type != SL_JSON_FALSE)
+        return must_be(c, keyword, "must be a schema");
+    f->hints |= MDL_JSON_ARRAY;
+    if (least)
+        SL_TRY(read_count(c, "minContains", least, &count[0]));
+    if (most)
+        SL_TRY(read_count(c, "maxContains", most, &count[1]));
+    if (count[0] == 0 && !most)
+        return sl_ok(); /* any number will do */
+    if (f->contains)
+        return mdl_schema_fail(c, SL_UNSUPPORTED, keyword, "two of them for one value");
+    f->contains = value;
+    f->contains_min = count[0];
+    f->contains_max = count[1];
+    return sl_ok();
+}
+
 static sl_status read_values(mdl_schema_compiler *c, mdl_schema_facts *f, const sl_json *schema,
                              const char *keyword, const sl_json *value)
 {
@@ -426,10 +453,10 @@ static const struct {
     {"patternProperties", read_patterns},
     {"propertyNames", read_names},
     {"uniqueItems", read_unique},
+    {"contains", read_contains},
+    {"minContains", read_contains},
+    {"maxContains", read_contains},
     /* of some draft, and not offered */
-    {"contains", refuse},
-    {"minContains", refuse},
-    {"maxContains", refuse},
     {"unevaluatedItems", refuse},
     {"unevaluatedProperties", refuse},
     {"$dynamicRef", refuse},

@@ -102,10 +102,12 @@ typedef struct mdl_schema_facts {
     uint32_t pattern_count;
     const char *format;
     mdl_json_bounds bounds;
-    const char *multiple; /* multipleOf, NULL = none */
-    mdl_schema_all names; /* propertyNames */
-    mdl_dfa *names_dfa;   /* made when there are any; NULL then: no name will do */
-    bool unique;          /* uniqueItems */
+    const char *multiple;    /* multipleOf, NULL = none */
+    mdl_schema_all names;    /* propertyNames */
+    mdl_dfa *names_dfa;      /* made when there are any; NULL then: no name will do */
+    bool unique;             /* uniqueItems */
+    const sl_json *contains; /* NULL = none, or no number of them would be wrong */
+    uint32_t contains_min, contains_max;
     const sl_json *without[MDL_SCHEMA_FEW_MAX]; /* enum arrays and constants it is none of */
     bool without_is_list[MDL_SCHEMA_FEW_MAX];
     uint32_t without_count;
@@ -206,9 +208,29 @@ bool mdl_schema_has_group(const mdl_schema_all *all);
 SL_MUST_USE sl_status mdl_schema_value(mdl_schema_compiler *c, const mdl_schema_all *all,
                                        unsigned kinds, mdl_node *out_node);
 
+/* Does any keyword say more than kinds and values? */
+bool mdl_schema_is_constrained(const mdl_schema_facts *facts);
+
+static inline mdl_schema_all mdl_schema_one(const sl_json *schema)
+{
+    mdl_schema_all all = {.count = 1};
+    all.items[0].schema = schema;
+    return all;
+}
+
+/* ---- json_schema_arrays.c ---- */
+
+SL_MUST_USE sl_status mdl_schema_array(mdl_schema_compiler *c, const mdl_schema_facts *facts,
+                                       mdl_node *out_node);
+
 /* ---- json_text.c: the texts of JSON ---- */
 
 mdl_node mdl_json_space(mdl_schema_compiler *c);
+/* The comma, and the white space behind it. */
+mdl_node mdl_json_comma(mdl_schema_compiler *c);
+/* Members between brackets ("[]", "{}") and white space; may_be_empty: or nothing. */
+mdl_node mdl_json_brackets(mdl_schema_compiler *c, const char *brackets, mdl_node members,
+                           bool may_be_empty);
 mdl_node mdl_json_any(mdl_schema_compiler *c);
 /* An object or an array of anything. */
 mdl_node mdl_json_any_object(mdl_schema_compiler *c);

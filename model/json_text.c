@@ -68,6 +68,24 @@ mdl_node mdl_json_space(mdl_schema_compiler *c)
     return c->space;
 }
 
+mdl_node mdl_json_comma(mdl_schema_compiler *c)
+{
+    return mdl_grammar_then(c->grammar, mdl_grammar_text(c->grammar, ","), mdl_json_space(c));
+}
+
+mdl_node mdl_json_brackets(mdl_schema_compiler *c, const char *brackets, mdl_node members,
+                           bool may_be_empty)
+{
+    mdl_grammar *g = c->grammar;
+    char open[2] = {brackets[0], 0}, close[2] = {brackets[1], 0};
+    members = mdl_grammar_then(g, mdl_json_space(c), members);
+    members = mdl_grammar_then(g, members, mdl_json_space(c));
+    if (may_be_empty)
+        members = mdl_grammar_or(g, members, MDL_NODE_EMPTY);
+    members = mdl_grammar_then(g, members, mdl_grammar_text(g, close));
+    return mdl_grammar_then(g, mdl_grammar_text(g, open), members);
+}
+
 /* ---- strings ---- */
 
 static mdl_node one_of(mdl_grammar *g, const char *bytes)

@@ -191,8 +191,8 @@ def test_compiling_holds_nobody():
 
 def test_refusals_name_the_field():
     bad = [
-        (json_schema({"type": "object", "properties": {"a": {"type": "array", "contains": {}}}}),
-         "response_format.json_schema.schema.properties.a.contains"),
+        (json_schema({"type": "object", "properties": {"a": {"type": "array", "unevaluatedItems": {}}}}),
+         "response_format.json_schema.schema.properties.a.unevaluatedItems"),
         (json_schema({"type": "object", "properties": {"a": {}}}, strict=True),
          "response_format.json_schema.schema.additionalProperties"),
         ({"structured_outputs": {"regex": "a(?=b)"}}, "structured_outputs.regex"),

@@ -8,6 +8,7 @@
 #include "model/regex.h"
 #include "model/tokenizer.h"
 #include "tests/unit/model/json_check.h"
+#include "tests/unit/model/json_schemas.h"
 #include "tests/unit/model/support.h"
 
 #define WALK_MAX 6000u
@@ -194,163 +195,6 @@ static void walk_schema(const char *schema, uint32_t turns, uint32_t states_max)
     sl_json_doc_destroy(doc);
     sl_free(request);
 }
-
-static const char *const SCHEMAS[] = {
-    "{}",
-    "{\"type\":\"integer\",\"multipleOf\":7}",
-    "{\"type\":\"integer\",\"multipleOf\":5,\"minimum\":-30,\"maximum\":40}",
-    "{\"type\":\"number\",\"multipleOf\":0.01,\"minimum\":0}",
-    "{\"type\":\"number\",\"multipleOf\":2.5,\"maximum\":100}",
-    "{\"not\":{\"type\":[\"string\",\"object\"]}}",
-    "{\"type\":\"string\",\"not\":{\"enum\":[\"a\",\"bc\",\"\\u00e9\\n\"]},\"maxLength\":2}",
-    "{\"type\":\"string\",\"not\":{\"pattern\":\"^[a-m]\"},\"pattern\":\"^[a-z]{1,3}$\"}",
-    "{\"type\":\"integer\",\"minimum\":0,\"maximum\":12,\"not\":{\"enum\":[0,3,1e1]}}",
-    "{\"type\":[\"boolean\",\"null\"],\"not\":{\"const\":true}}",
-    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"type\":\"null\"}},"
-    "\"not\":{\"required\":[\"a\",\"b\"]}}",
-    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"type\":\"null\"}},"
-    "\"not\":{\"anyOf\":[{\"required\":[\"a\"]},{\"required\":[\"b\"]}]}}",
-    "{\"properties\":{\"a\":{\"enum\":[\"x\",\"y\"]},\"b\":{\"type\":\"integer\"}},\"if\":{"
-    "\"properties\":{\"a\":{\"const\":\"x\"}},\"required\":[\"a\"]},\"then\":{\"required\":[\"b\"]}"
-    ",\"else\":{\"properties\":{\"b\":false}}}",
-    "{\"type\":\"object\",\"properties\":{\"n\":{\"type\":\"integer\"},\"big\":{\"type\":"
-    "\"boolean\"}},\"required\":[\"n\"],\"if\":{\"properties\":{\"n\":{\"minimum\":100}}},\"then\":"
-    "{\"required\":[\"big\"]},\"else\":{\"not\":{\"required\":[\"big\"]}}}",
-    "{\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"type\":\"null\"},\"c\":{\"type\":\"null\"}"
-    "},\"dependentRequired\":{\"a\":[\"b\",\"c\"],\"b\":[\"c\"]}}",
-    "{\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{}},\"dependencies\":{\"a\":{\"properties\":{"
-    "\"b\":{\"type\":\"integer\"}},\"required\":[\"b\"]}}}",
-    "{\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{}},\"dependentSchemas\":{\"b\":{"
-    "\"minProperties\":2}}}",
-    "{\"type\":\"object\",\"propertyNames\":{\"pattern\":\"^[a-c]{1,2}$\"},"
-    "\"additionalProperties\":{\"type\":\"null\"}}",
-    "{\"properties\":{\"ab\":{\"type\":\"null\"},\"zz\":{\"type\":\"null\"}},\"propertyNames\":{"
-    "\"not\":{\"enum\":[\"zz\",\"q\"]},\"maxLength\":2},\"additionalProperties\":{\"type\":"
-    "\"integer\"}}",
-    "{\"type\":\"array\",\"uniqueItems\":true,\"items\":{\"enum\":[\"a\",\"b\",1,1.0,true]}}",
-    "{\"type\":\"array\",\"uniqueItems\":true,\"items\":{\"enum\":[\"a\",\"b\",\"c\",\"d\"]},"
-    "\"minItems\":2,\"maxItems\":3}",
-    "{\"not\":{\"not\":{\"type\":\"string\",\"maxLength\":3}}}",
-    "{\"properties\":{\"t\":{\"$ref\":\"#/$defs/"
-    "t\"}},\"required\":[\"t\"],\"$defs\":{\"t\":{\"type\":\"string\",\"maxLength\":4,\"not\":{\"$"
-    "ref\":\"#/$defs/u\"}},\"u\":{\"enum\":[\"abc\"],\"minLength\":2}}}",
-    "{\"anyOf\":[{\"$ref\":\"#/$defs/none\"},{\"type\":\"null\"}],\"$defs\":{\"none\":{"
-    "\"enum\":[\"a\"],\"type\":\"integer\"}}}",
-    "{\"type\":\"object\"}",
-    "{\"type\":\"object\",\"additionalProperties\":false}",
-    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"string\"},\"b\":{\"type\":\"integer\"}}"
-    ","
-    "\"required\":[\"a\",\"b\"],\"additionalProperties\":false}",
-    "{\"properties\":{\"a\":{},\"b\":{\"type\":\"null\"},\"c\":{\"type\":\"boolean\"}},"
-    "\"required\":[\"b\"]}",
-    "{\"type\":\"object\",\"properties\":{\"na\\\"me\":{\"type\":\"number\"},\"\\u00fc\\n\":{"
-    "\"type\":"
-    "\"integer\"}},\"additionalProperties\":{\"type\":\"boolean\"}}",
-    "{\"type\":\"object\",\"required\":[\"x\"],\"additionalProperties\":{\"type\":\"integer\"}}",
-    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"null\"},\"ab\":{\"type\":\"null\"}},"
-    "\"additionalProperties\":true}",
-    "{\"type\":\"array\",\"items\":{\"type\":\"integer\",\"minimum\":3,\"maximum\":120},"
-    "\"minItems\":2,"
-    "\"maxItems\":5}",
-    "{\"type\":\"array\",\"prefixItems\":[{\"type\":\"string\"},{\"type\":\"integer\"}],\"items\":"
-    "false,"
-    "\"minItems\":1}",
-    "{\"type\":\"array\",\"prefixItems\":[{\"const\":1},{\"const\":2}],\"items\":{\"enum\":[3,"
-    "\"x\"]},"
-    "\"minItems\":3,\"maxItems\":6}",
-    "{\"type\":\"array\",\"maxItems\":0}",
-    "{\"type\":[\"string\",\"null\"]}",
-    "{\"enum\":[\"red\",\"green\",\"re\\\"d\",1,1.5,null,true,{\"a\":[1,{}]},[],[\"\\u20ac\"]]}",
-    "{\"type\":\"string\",\"enum\":[\"a\",\"b\",3]}",
-    "{\"const\":{\"k\":\"v\",\"l\":[1,2]}}",
-    "{\"type\":\"string\",\"minLength\":3,\"maxLength\":7}",
-    "{\"type\":\"string\",\"minLength\":40}",
-    "{\"type\":\"string\",\"pattern\":\"^[A-Z]{2}-[0-9]+$\"}",
-    "{\"type\":\"string\",\"pattern\":\"ab|cd$\"}",
-    "{\"type\":\"string\",\"pattern\":\"^[^a-z\\\\\\\\]{1,4}\\\\\\\\.\\\"\\\\n?$\"}",
-    "{\"type\":\"string\",\"pattern\":\"^(abc)+$\",\"maxLength\":10,\"minLength\":4}",
-    "{\"type\":\"string\",\"pattern\":\"^[a-z]+$\",\"maxLength\":20}",
-    "{\"allOf\":[{\"type\":\"string\",\"pattern\":\"^a\"},{\"pattern\":\"b$\"},{\"maxLength\":8}]}",
-    "{\"type\":\"integer\"}",
-    "{\"type\":\"integer\",\"minimum\":-5,\"maximum\":17}",
-    "{\"type\":\"integer\",\"minimum\":100}",
-    "{\"type\":\"integer\",\"exclusiveMaximum\":0}",
-    "{\"type\":\"integer\",\"minimum\":7.5,\"maximum\":1e3}",
-    "{\"type\":\"number\",\"minimum\":0,\"maximum\":1}",
-    "{\"type\":\"number\",\"exclusiveMinimum\":-0.25,\"maximum\":0.125}",
-    "{\"type\":\"number\",\"minimum\":-273.15}",
-    "{\"type\":\"number\",\"exclusiveMaximum\":-1.05,\"minimum\":-20}",
-    "{\"type\":\"number\",\"exclusiveMinimum\":0}",
-    "{\"anyOf\":[{\"type\":\"integer\"},{\"type\":\"object\",\"properties\":{\"t\":{\"const\":1}},"
-    "\"required\":[\"t\"]},{\"type\":\"object\",\"properties\":{\"t\":{\"const\":2},\"u\":{"
-    "\"type\":"
-    "\"string\"}},\"required\":[\"t\",\"u\"]}]}",
-    "{\"oneOf\":[{\"type\":\"object\",\"properties\":{\"kind\":{\"const\":\"a\"},\"x\":{\"type\":"
-    "\"number\"}},\"required\":[\"kind\"]},{\"type\":\"object\",\"properties\":{\"kind\":{\"enum\":"
-    "[\"b\",\"c\"]}},\"required\":[\"kind\"]},{\"type\":\"null\"}]}",
-    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"}},\"required\":[\"a\"],"
-    "\"anyOf\":["
-    "{\"properties\":{\"b\":{\"type\":\"null\"}},\"required\":[\"b\"]},{\"properties\":{\"c\":{"
-    "\"type\":"
-    "\"boolean\"}},\"required\":[\"c\"]}]}",
-    "{\"$defs\":{\"node\":{\"type\":\"object\",\"properties\":{\"v\":{\"type\":\"integer\"},"
-    "\"next\":{"
-    "\"anyOf\":[{\"$ref\":\"#/$defs/node\"},{\"type\":\"null\"}]}},\"required\":[\"v\",\"next\"],"
-    "\"additionalProperties\":false}},\"$ref\":\"#/$defs/node\"}",
-    "{\"type\":\"object\",\"properties\":{\"children\":{\"type\":\"array\",\"items\":{\"$ref\":\"#"
-    "\"}},"
-    "\"name\":{\"type\":\"string\",\"maxLength\":4}},\"required\":[\"name\"]}",
-    "{\"allOf\":[{\"$ref\":\"#/definitions/base\"},{\"properties\":{\"b\":{\"type\":\"string\"}},"
-    "\"required\":[\"b\"]}],\"definitions\":{\"base\":{\"type\":\"object\",\"properties\":{\"a\":{"
-    "\"type\":\"integer\"}},\"required\":[\"a\"]}}}",
-    "{\"type\":\"object\",\"minProperties\":1}",
-    "{\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"type\":\"null\"},\"c\":{\"type\":\"null\"}"
-    "},"
-    "\"minProperties\":1,\"maxProperties\":1}",
-    "{\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"type\":\"null\"},\"c\":{\"type\":\"null\"}"
-    ","
-    "\"d\":{\"type\":\"null\"}},\"minProperties\":2,\"maxProperties\":3,\"required\":[\"c\"]}",
-    "{\"properties\":{\"a\":{\"type\":\"null\"}},\"additionalProperties\":{\"type\":\"integer\"},"
-    "\"minProperties\":1,\"maxProperties\":3}",
-    "{\"properties\":{\"ab\":{\"type\":\"integer\"}},\"patternProperties\":{\"^a\":{\"minimum\":5,"
-    "\"type\":\"integer\"},\"b$\":{\"maximum\":9,\"type\":\"integer\"}},\"additionalProperties\":"
-    "false}",
-    "{\"patternProperties\":{\"^[a-z]{1,3}$\":{\"type\":\"boolean\"}},\"additionalProperties\":{"
-    "\"type\":"
-    "\"string\",\"maxLength\":3}}",
-    "{\"type\":\"integer\",\"minimum\":3,\"exclusiveMinimum\":true,\"maximum\":5,"
-    "\"exclusiveMaximum\":false}",
-    "{\"type\":\"array\",\"items\":[{\"type\":\"integer\"}],\"additionalItems\":false}",
-    "{\"type\":\"array\",\"items\":[{\"type\":\"integer\"}],\"additionalItems\":{\"type\":\"null\"}"
-    ","
-    "\"minItems\":2}",
-    "{\"type\":\"string\",\"format\":\"somebodys\",\"javaType\":\"x\",\"id\":\"y\",\"maxLength\":"
-    "4}",
-    "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"type\":\"null\"},"
-    "\"c\":{"
-    "\"type\":\"null\"}},\"oneOf\":[{\"required\":[\"a\"]},{\"required\":[\"b\",\"c\"]},{"
-    "\"required\":["
-    "\"a\",\"c\"]}]}",
-    "{\"oneOf\":[{\"$ref\":\"#/$defs/x\"},{\"$ref\":\"#/$defs/y\"}],\"$defs\":{\"x\":{\"type\":"
-    "\"object\",\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{}},\"required\":[\"a\"]},\"y\":{"
-    "\"type\":"
-    "\"object\",\"properties\":{\"b\":{\"type\":\"null\"},\"a\":{}},\"required\":[\"b\"]}}}",
-    "{\"enum\":[\"a\",\"bb\",\"c d\",3,null,[\"x\"]],\"minLength\":2,\"pattern\":\"^[a-z ]+$\"}",
-    "{\"enum\":[5,20,\"30\",7.5,true],\"type\":\"number\",\"minimum\":6}",
-    /* more than 64 bits hold */
-    "{\"enum\":[5,20,7777777777777777777777777777.5],\"type\":\"number\",\"minimum\":6}",
-    "{\"const\":{\"a\":1},\"properties\":{\"a\":{\"type\":\"integer\"}}}",
-    "{\"properties\":{\"a\":false,\"b\":{\"type\":\"null\"}}}",
-    "{\"type\":\"string\",\"format\":\"date-time\"}",
-    "{\"type\":\"string\",\"format\":\"uuid\"}",
-    "{\"type\":\"string\",\"format\":\"ipv4\"}",
-    "{\"type\":\"string\",\"format\":\"email\"}",
-    "{\"type\":\"string\",\"format\":\"uri\"}",
-    "{\"type\":\"string\",\"format\":\"duration\"}",
-    "{\"type\":\"object\",\"title\":\"T\",\"description\":\"d\",\"x-note\":1,\"properties\":{\"a\":"
-    "{"
-    "\"type\":\"string\",\"default\":\"q\",\"format\":\"date\"}}}",
-};
 
 TEST(walks_satisfy_their_schemas)
 {
@@ -775,9 +619,24 @@ static const struct {
      "recursion never ends"},
     {JSON("{\"required\":[\"a\"],\"additionalProperties\":false}"), SL_INVALID, "forbids"},
     {JSON("{\"properties\":{\"a\":{\"type\":\"array\",\"items\":{\"properties\":{\"b\":{"
-          "\"contains\":"
+          "\"unevaluatedItems\":"
           "{}}}}}}}"),
-     SL_UNSUPPORTED, "guided_json.properties.a.items.properties.b.contains"},
+     SL_UNSUPPORTED, "guided_json.properties.a.items.properties.b.unevaluatedItems"},
+    {JSON("{\"contains\":5}"), SL_INVALID, "guided_json.contains: must be a schema"},
+    {JSON("{\"contains\":{},\"minContains\":-1}"), SL_INVALID, "guided_json.minContains"},
+    {JSON("{\"contains\":{},\"maxContains\":1.5}"), SL_INVALID, "guided_json.maxContains"},
+    {JSON("{\"maxContains\":\"x\"}"), SL_INVALID, "guided_json.maxContains"},
+    {JSON("{\"contains\":{},\"minContains\":3,\"maxContains\":2}"), SL_INVALID, "no value"},
+    {JSON("{\"contains\":{},\"minContains\":3,\"maxItems\":2}"), SL_INVALID, "no value"},
+    {JSON("{\"contains\":false}"), SL_INVALID, "no value satisfies"},
+    {JSON("{\"contains\":{\"const\":1},\"maxContains\":2}"), SL_UNSUPPORTED, "1 is also 1.0"},
+    {JSON("{\"contains\":{\"items\":{}},\"maxContains\":2}"), SL_UNSUPPORTED,
+     "guided_json.contains.not: cannot be told of items"},
+    {JSON("{\"contains\":{},\"minContains\":300}"), SL_TOO_LARGE, "guided_json.contains: too much"},
+    {JSON("{\"contains\":{},\"minContains\":30,\"maxItems\":90}"), SL_TOO_LARGE, "too much"},
+    {JSON("{\"allOf\":[{\"contains\":{}},{\"contains\":{\"type\":\"null\"}}]}"), SL_UNSUPPORTED,
+     "contains: two of them"},
+    {JSON("{\"contains\":{},\"uniqueItems\":true}"), SL_UNSUPPORTED, "beside uniqueItems"},
     {JSON("{\"pattern\":\"^(a|b)*a(a|b){14}$\",\"maxLength\":100}"), SL_TOO_LARGE, "states"},
     {FORMAT("\"schema\":5"), SL_INVALID, "response_format.json_schema.schema: must be an object"},
     {FORMAT("\"schema\":{},\"strict\":1"), SL_INVALID, "strict"},

@@ -133,6 +133,13 @@ static inline bool judge_array(const sl_json *root, const sl_json *schema, const
     if ((double)sl_json_count(value) < judge_limit(schema, "minItems", 0) ||
         (double)sl_json_count(value) > judge_limit(schema, "maxItems", INFINITY))
         return false;
+    const sl_json *contains = sl_json_get(schema, "contains");
+    double hits = 0;
+    for (size_t i = 0; contains && i < sl_json_count(value); i++)
+        hits += judge(root, contains, sl_json_at(value, i));
+    if (contains && (hits < judge_limit(schema, "minContains", 1) ||
+                     hits > judge_limit(schema, "maxContains", INFINITY)))
+        return false;
     bool unique = false;
     (void)sl_json_bool(sl_json_get(schema, "uniqueItems"), &unique);
     for (size_t i = 0; unique && i < sl_json_count(value); i++)
