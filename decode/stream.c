@@ -329,6 +329,7 @@ static void displace(dec_stream *stream)
         dec_stream *old = service->streams[i];
         if (!old || old == stream || !dec_owner_equal(&old->owner, &stream->owner))
             continue;
+        old->left = false; /* it is back */
         park_all(old);
         rpc_server_call_cancel(old->call);
     }
@@ -439,6 +440,8 @@ static void on_closed(void *context, rpc_server_call *call, bool cancelled)
 {
     dec_stream *stream = context;
     dec_service *service = stream->service;
+    /* A connection that breaks looks like an orderly end first, then as cancelled. */
+    stream->left = stream->left && !cancelled;
     park_all(stream);
     if (service->compiler)
         dec_compiler_forget(service->compiler, stream, NULL);
