@@ -73,6 +73,13 @@ class Fault:
         assert self.world.processes[self.name].returncode == 0, f"{self.name} left with {self.world.processes[self.name].returncode}"
         self.world.start(self.name)
 
+    async def begin_reset(self):
+        """The connections of routers to it break, now and again."""
+        self.world.reset(self.name)
+
+    async def heal_reset(self):
+        self.world.reset(self.name)
+
     # ---- its link
 
     async def begin_link(self):

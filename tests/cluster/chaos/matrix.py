@@ -25,6 +25,7 @@ STEPS = {
     "cancel": ("decode", "cancel", 1),
     "drain": ("decode", "drain", 1),
     "lease renewal": ("decode", "lease", 1),
+    "re-attach": ("decode", "attach", 1),
 }
 # Between prefill and decode nodes alone: what only they exchange.
 BETWEEN_NODES = ("first announce", "mid fetch", "last fetch", "chunk commit", "final commit")
@@ -64,7 +65,7 @@ class Cell:
     async def bring_about(self):
         """What leads to the step: one request, and what must happen to it."""
         main = self.item(PROMPT, TOKENS)
-        late = self.step in ("drain", "lease renewal", "mid stream")
+        late = self.step in ("drain", "lease renewal", "mid stream", "re-attach")
         if self.step == "cancel":
             main.hang_up_at = 10
         if not late:
@@ -76,6 +77,8 @@ class Cell:
         if self.step == "drain":
             self.world.expected_ends.add(self.node)
             self.drain = asyncio.ensure_future(self.world.in_thread(self.world.ctl, "drain", self.node, "--call-timeout", "1s"))
+        if self.step == "re-attach":
+            self.world.reset(self.node)
         self.victim = await self.world.until(self.held, f"{self} to be held", 30)
         for name in self.world.names(self.role):
             if name != self.victim:

@@ -27,7 +27,7 @@ import times as times_trials  # noqa: E402
 from client import DemoItems, Items, Reference, ask  # noqa: E402
 from faults import Schedule, mount_tiny, unmount  # noqa: E402
 from traffic import Traffic  # noqa: E402
-from world import MODEL, ROOT, STUBS, World, can_loss, can_netns, can_redirect, together  # noqa: E402
+from world import MODEL, ROOT, STUBS, World, can_loss, can_netns, can_redirect, can_reset, together  # noqa: E402
 
 PACE = (1500, 4000)  # of the stub engine: microseconds a step, nanoseconds a row
 TIMES_PACE = (5000, 20000)  # 200 steps a second, 50,000 prompt tokens
@@ -47,7 +47,7 @@ def set_pace(world, step_us, row_ns):
 
 
 def kinds_possible(netns, disk):
-    return PROCESS_KINDS + (LINK_KINDS if netns else []) + (["loss"] if netns and can_loss() else []) + (["disk"] if disk else [])
+    return PROCESS_KINDS + (LINK_KINDS if netns else []) + (["loss"] if netns and can_loss() else []) + (["disk"] if disk else []) + (["reset"] if can_reset() else [])
 
 
 async def volume(options):
@@ -84,7 +84,8 @@ async def volume_in(options, netns, disk):
         seconds = time.monotonic() - began
         report(options, traffic, schedule, seconds)
         await world.at_rest()
-        world.check_fds(fds, 12)
+        now = world.check_fds(fds, 12)
+        print(f"at rest; file descriptors before and now: {', '.join(f'{name} {fds[name]} {now[name]}' for name in now)}", flush=True)
         assert not traffic.wrong, "\n".join(traffic.wrong[:5])
     source.close()
 
@@ -118,6 +119,9 @@ async def matrix(options):
     """All cells on one cluster; 200 ms of delay need one with proxies, so they are a run of their own."""
     faults = options.faults.split(",") if options.faults else [kind for kind in matrix_cells.FAULTS if kind != "delay"]
     steps = options.steps.split(",") if options.steps else list(matrix_cells.STEPS)
+    if "re-attach" in steps and not can_reset():
+        print("SKIPPED re-attach: this kernel does not end connections (ss -K)", flush=True)
+        steps.remove("re-attach")
     needed = {"loss": can_loss, "delay": can_redirect, "link": can_netns, "one-way": can_netns}
     for kind in list(faults):
         if kind in needed and (options.shm or not needed[kind]()):
@@ -146,10 +150,10 @@ async def times(options):
     source = reference()
     whose, survive = options.whose, options.survive
     site = None if whose == "decode" else ("commit", 2) if survive else ("ticket", 1)
-    world = World(f"times-{whose}", prefill=2, decode=2, routers=1, netns=can_netns(), kv_memory="448MiB",
+    kinds = options.faults.split(",") if options.faults else list(times_trials.FAULTS)
+    world = World(f"times-{whose}", prefill=2, decode=2, routers=1, netns=can_netns(), proxies="delay" in kinds, kv_memory="448MiB",
                   prefill_args=f"--prefix-cache={'true' if survive else 'false'}")
     world.pace = TIMES_PACE
-    kinds = options.faults.split(",") if options.faults else list(times_trials.FAULTS)
     async with world:
         set_pace(world, *TIMES_PACE)
         items = Items(options.seed, source)

@@ -44,6 +44,8 @@ dec_outcome __wrap_dec_sequence_handle(dec_sequence *sequence, const dec_event *
         chaos_site("last"); /* the last tokens were not sent yet: a pass ends with that */
     if (event->kind == DEC_EVENT_CANCEL)
         chaos_site("cancel");
+    if (event->kind == DEC_EVENT_ATTACH)
+        chaos_site("attach"); /* its stream broke, its router is back: what it lacks is not sent */
     return out;
 }
 

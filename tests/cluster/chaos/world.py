@@ -4,11 +4,13 @@ import argparse
 import asyncio
 import concurrent.futures
 import ctypes
+import errno
 import importlib.machinery
 import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -77,6 +79,14 @@ async def together(*parts):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def can_reset():
+    """Whether the kernel ends connections of others on request."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        server.accept()[0].close()
+        subprocess.run(["ss", "-K", "-t", "sport", "=", f":{client.getsockname()[1]}"], capture_output=True)
+        return client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNABORTED
 
 
 class World:
@@ -234,6 +244,11 @@ class World:
 
     def undrop(self, name):
         self.nft(name, "delete table inet chaos")
+
+    def reset(self, name):
+        """Ends all TCP connections of routers to a node's control port, as a box between them would."""
+        port = self.nodes[name]["control"].rpartition(":")[2]
+        subprocess.run(["ss", "-K", "-t", "dport", "=", f":{port}"], capture_output=True)
 
     def start_proxy(self, node):
         command = ["ip", "netns", "exec", node["namespace"], sys.executable, os.path.join(HERE, "proxy.py")]
