@@ -21,6 +21,11 @@ static void on_changed(void *context)
     front->changed = true;
 }
 
+static void on_recovery_timer(void *context, sl_time_ns now)
+{
+    on_changed(context);
+}
+
 static void tell_those_on(rtr_front *front, const rtr_event *event)
 {
     for (rtr_live *live = front->lives, *next; live; live = next) {
@@ -281,6 +286,8 @@ sl_status rtr_front_create(const rtr_front_options *options, rtr_front **out_fro
     front->shared = options->shared;
     front->loop = options->loop;
     front->next_id = sl_random_u64();
+    front->recovery.tokens_per_s = front->shared->recovery_tokens_per_s;
+    front->recovery_timer = sl_timer_create(front->loop, on_recovery_timer, front);
     rtr_http_server_options http = options->http;
     http.on_request = rtr_route;
     http.on_http_error = on_http_error;
@@ -319,6 +326,7 @@ void rtr_front_destroy(rtr_front *front)
         rtr_live_destroy(front->lives);
     rtr_nodes_destroy(front->nodes);
     sl_timer_destroy(front->stop_timer);
+    sl_timer_destroy(front->recovery_timer);
     sl_free(front);
 }
 

@@ -4,6 +4,7 @@
 #define ROUTER_FRONT_INTERNAL_H
 
 #include "router/answer.h"
+#include "router/budget.h"
 #include "router/front.h"
 #include "router/queue.h"
 
@@ -55,6 +56,7 @@ struct rtr_live {
     rtr_request core;
     bool started;       /* core is in use */
     bool admitted;      /* for the first time: the queue time is told */
+    bool paid;          /* recovery: what it computes again was taken off the budget */
     rtr_answer *answer; /* lead */
     bool answer_begun;  /* lead */
     bool finished;      /* all tokens are here, with the cause in finish */
@@ -88,6 +90,8 @@ struct rtr_front {
     rtr_live *buckets[RTR_LIVE_BUCKETS];
     uint64_t next_id;
     bool changed; /* nodes or loads: the queue may move */
+    rtr_budget recovery;
+    sl_timer *recovery_timer; /* the budget allows more: the queue may move */
     bool stopping, aborted, stopped;
     sl_timer *stop_timer;
     void (*on_stopped)(void *context);

@@ -90,14 +90,32 @@ uint32_t rtr_live_pages(const rtr_live *live)
     return (uint32_t)((tokens + RTR_PAGE_TOKENS - 1) / RTR_PAGE_TOKENS);
 }
 
+/* A request that lost a node waits while too much is computed again already. */
+static bool may_recover(rtr_live *live)
+{
+    rtr_front *front = live->front;
+    if (!live->core.migration)
+        live->paid = false;
+    else if (!live->paid)
+        live->paid = rtr_budget_take(
+            &front->recovery, live->request->prompt.count + live->token_count, live_now(live));
+    if (!live->core.migration || live->paid)
+        return true;
+    sl_timer_set(front->recovery_timer, rtr_budget_next(&front->recovery));
+    return false;
+}
+
 static void act_place(rtr_live *live)
 {
     rtr_front *front = live->front;
     rtr_place_result place = {.lack = RTR_LACK_ROOM};
-    if (live->forks && live->lead->core.decode)
+    if (!may_recover(live))
+        place.lack = RTR_LACK_BUDGET;
+    else if (live->forks && live->lead->core.decode)
         place = (rtr_place_result){.decode = live->lead->core.decode};
     else if (live->core.decode || !rtr_queue_must_wait(&front->queue, &live->waiter))
         rtr_nodes_place(front->nodes, &live->core, rtr_live_pages(live),
+                        (uint32_t)live->request->prompt.count + live->token_count,
                         front->shared->self_prefill, &place);
     rtr_event event = {.kind = RTR_EVENT_UNPLACED, .lack = place.lack};
     if (place.lack == RTR_LACK_NONE) {
@@ -424,6 +442,8 @@ void rtr_live_step(rtr_live *live, const rtr_event *event)
             sl_metric_observe(live->front->shared->metrics.queue_seconds,
                               (double)(live_now(live) - live->arrived_at) / 1e9);
     }
+    if (actions.blame.decode || actions.blame.prefill)
+        rtr_nodes_note_blame(live->front->nodes, &actions.blame);
     for (uint32_t i = 0; i < actions.count; i++)
         live_act(live, &actions.at[i]);
     if (live->depth == 1)

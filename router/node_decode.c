@@ -128,6 +128,8 @@ static void on_step(rtr_node *node, const Sluice__V1__Step *step)
     for (size_t i = 0; i < step->n_runs; i++) {
         more = more || step->runs[i]->finish != SLUICE__V1__FINISH__FINISH_NONE;
         ask_answered(node, step->runs[i]->request_id, step->runs[i]->epoch);
+        if (step->runs[i]->n_ids > 0)
+            rtr_node_note_progress(node, &node->decode_breaker);
         nodes->events.on_run(nodes->context, stream, step->runs[i]);
     }
     if (more)

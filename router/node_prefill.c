@@ -118,6 +118,7 @@ static void on_prefill_message(void *context, const ProtobufCMessage *base)
         return;
     switch (event->body_case) {
     case SLUICE__V1__PREFILL_EVENT__BODY_DONE:
+        rtr_node_note_progress(call->node, &call->node->prefill_breaker);
         call->ended = true;
         call->events.on_done(call->context, event->done);
         break;

@@ -148,25 +148,32 @@ void rtr_nodes_remove(rtr_nodes *nodes, const char *name, uint64_t incarnation)
 
 /* ---- placement */
 
-static bool decode_usable(const rtr_node *node, bool suspects_too)
+/* In doubt: only if no other will do. */
+static bool is_trusted(const rtr_node *node, const rtr_breaker *breaker)
+{
+    return !node->suspect && rtr_breaker_allows(breaker, rtr_nodes_now(node->nodes));
+}
+
+static bool decode_usable(const rtr_node *node, bool doubtful_too)
 {
     return node->is_decode && node->stream_id && !node->incompatible &&
-           node->info.state == CLU_MEMBER_STATE_READY && (suspects_too || !node->suspect);
+           node->info.state == CLU_MEMBER_STATE_READY &&
+           (doubtful_too || is_trusted(node, &node->decode_breaker));
 }
 
-static bool prefill_usable(const rtr_node *node, bool suspects_too)
+static bool prefill_usable(const rtr_node *node, bool doubtful_too)
 {
     return node->is_prefill && node->serving && node->info.state == CLU_MEMBER_STATE_READY &&
-           (suspects_too || !node->suspect);
+           (doubtful_too || is_trusted(node, &node->prefill_breaker));
 }
 
-static rtr_candidate decode_candidate(const rtr_node *node, bool suspects_too)
+static rtr_candidate decode_candidate(const rtr_node *node, bool doubtful_too)
 {
     rtr_candidate c = {
         .id = node->stream_id,
         .name = node->info.name,
         .stamp = &node->stamp,
-        .usable = decode_usable(node, suspects_too),
+        .usable = decode_usable(node, doubtful_too),
         .slots_free = node->load.slots_free,
         .pages_free = node->load.pages_free,
         .running = node->load.running + node->load.waiting,
@@ -176,13 +183,13 @@ static rtr_candidate decode_candidate(const rtr_node *node, bool suspects_too)
     return c;
 }
 
-static rtr_candidate prefill_candidate(const rtr_node *node, bool suspects_too)
+static rtr_candidate prefill_candidate(const rtr_node *node, bool doubtful_too)
 {
     rtr_candidate c = {
         .id = node->id,
         .name = node->info.name,
         .stamp = &node->info.stamp,
-        .usable = prefill_usable(node, suspects_too),
+        .usable = prefill_usable(node, doubtful_too),
         .running = node->load.running + node->load.waiting,
         .queued_tokens = node->load.queued_tokens,
     };
@@ -202,9 +209,11 @@ static rtr_candidate prefill_candidate(const rtr_node *node, bool suspects_too)
 }
 
 static void place_among(rtr_nodes *nodes, const rtr_request *request, uint32_t pages,
-                        bool self_prefill, bool suspects_too, rtr_place_result *out_result)
+                        uint32_t tokens, bool self_prefill, bool doubtful_too,
+                        rtr_place_result *out_result)
 {
     rtr_place_query query = {
+        .tokens = tokens,
         .decodes = nodes->decodes,
         .prefills = nodes->prefills,
         .model_identity = nodes->options.model_identity,
@@ -215,9 +224,9 @@ static void place_among(rtr_nodes *nodes, const rtr_request *request, uint32_t p
     };
     for (const rtr_node *node = nodes->first; node; node = node->next) {
         if (node->is_decode && node->stream_id)
-            nodes->decodes[query.decode_count++] = decode_candidate(node, suspects_too);
+            nodes->decodes[query.decode_count++] = decode_candidate(node, doubtful_too);
         if (node->is_prefill)
-            nodes->prefills[query.prefill_count++] = prefill_candidate(node, suspects_too);
+            nodes->prefills[query.prefill_count++] = prefill_candidate(node, doubtful_too);
     }
     rtr_place(&query, out_result);
 }
@@ -232,12 +241,47 @@ static bool any_could_hold(const rtr_nodes *nodes, uint32_t pages)
     return false;
 }
 
-void rtr_nodes_place(rtr_nodes *nodes, const rtr_request *request, uint32_t pages,
+static void note_given(rtr_nodes *nodes, const rtr_place_result *place)
+{
+    sl_time_ns now = rtr_nodes_now(nodes);
+    for (rtr_node *node = nodes->first; node; node = node->next) {
+        if (place->decode && node->stream_id == place->decode)
+            rtr_breaker_note_given(&node->decode_breaker, now);
+        if (place->prefill && node->id == place->prefill)
+            rtr_breaker_note_given(&node->prefill_breaker, now);
+    }
+}
+
+static void note_failure(rtr_node *node, rtr_breaker *breaker, bool grave)
+{
+    if (rtr_breaker_note_failure(breaker, grave, rtr_nodes_now(node->nodes)))
+        sl_warn("node %s fails at its work: left alone for a while", node->info.name);
+}
+
+void rtr_nodes_note_blame(rtr_nodes *nodes, const rtr_blame *blame)
+{
+    for (rtr_node *node = nodes->first; node; node = node->next) {
+        if (blame->decode && node->stream_id == blame->decode)
+            note_failure(node, &node->decode_breaker, blame->grave);
+        if (blame->prefill && node->id == blame->prefill)
+            note_failure(node, &node->prefill_breaker, blame->grave);
+    }
+}
+
+void rtr_node_note_progress(rtr_node *node, rtr_breaker *breaker)
+{
+    if (rtr_breaker_note_progress(breaker))
+        sl_info("node %s works again", node->info.name);
+}
+
+void rtr_nodes_place(rtr_nodes *nodes, const rtr_request *request, uint32_t pages, uint32_t tokens,
                      bool self_prefill, rtr_place_result *out_result)
 {
-    place_among(nodes, request, pages, self_prefill, false, out_result);
+    place_among(nodes, request, pages, tokens, self_prefill, false, out_result);
     if (out_result->lack == RTR_LACK_DECODE || out_result->lack == RTR_LACK_PREFILL)
-        place_among(nodes, request, pages, self_prefill, true, out_result);
+        place_among(nodes, request, pages, tokens, self_prefill, true, out_result);
+    if (out_result->lack == RTR_LACK_NONE)
+        note_given(nodes, out_result);
     if (out_result->lack == RTR_LACK_ROOM && !any_could_hold(nodes, pages))
         out_result->lack = RTR_LACK_SIZE;
 }
@@ -245,7 +289,7 @@ void rtr_nodes_place(rtr_nodes *nodes, const rtr_request *request, uint32_t page
 bool rtr_nodes_ready(rtr_nodes *nodes, bool self_prefill)
 {
     rtr_place_result result;
-    place_among(nodes, NULL, 0, self_prefill, true, &result);
+    place_among(nodes, NULL, 0, 0, self_prefill, true, &result);
     return result.lack == RTR_LACK_NONE || result.lack == RTR_LACK_ROOM;
 }
 

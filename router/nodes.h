@@ -58,10 +58,13 @@ void rtr_nodes_destroy(rtr_nodes *nodes);
 void rtr_nodes_set(rtr_nodes *nodes, const clu_member_info *info, bool suspect);
 void rtr_nodes_remove(rtr_nodes *nodes, const char *name, uint64_t incarnation);
 
-/* Fills query's tables and places. Members whose lease is gone are taken only if no other will do:
- * when etcd lost all leases, they are still what serves. */
-void rtr_nodes_place(rtr_nodes *nodes, const rtr_request *request, uint32_t pages,
+/* Fills query's tables and places. pages: of prompt and answer; tokens: of the prompt. Members
+ * whose lease is gone, and those that failed of late (router/breaker.h), are taken only if no other
+ * will do: when etcd lost all leases, they are still what serves. */
+void rtr_nodes_place(rtr_nodes *nodes, const rtr_request *request, uint32_t pages, uint32_t tokens,
                      bool self_prefill, rtr_place_result *out_result);
+/* What a request's machine says of nodes. */
+void rtr_nodes_note_blame(rtr_nodes *nodes, const rtr_blame *blame);
 /* At least one decode rank that can be used, and one prefill rank for it (or self_prefill). */
 bool rtr_nodes_ready(rtr_nodes *nodes, bool self_prefill);
 /* The largest window of the known decode ranks; 0 = none known. */

@@ -3,6 +3,7 @@
 #ifndef ROUTER_NODES_INTERNAL_H
 #define ROUTER_NODES_INTERNAL_H
 
+#include "router/breaker.h"
 #include "router/nodes.h"
 #include "rpc/rpc.h"
 
@@ -58,6 +59,7 @@ struct rtr_node {
     uint32_t ask_pages;
     sl_timer *serve_retry;
     sl_time_ns serve_backoff;
+    rtr_breaker decode_breaker;
 
     /* prefill */
     rpc_call *health;
@@ -65,6 +67,7 @@ struct rtr_node {
     rtr_prefill_call *calls;
     sl_timer *health_retry;
     sl_time_ns health_backoff;
+    rtr_breaker prefill_breaker;
 };
 
 struct rtr_nodes {
@@ -89,6 +92,8 @@ struct rtr_nodes {
 sl_time_ns rtr_nodes_now(const rtr_nodes *nodes);
 /* Doubles the back-off and gives when to try again. */
 sl_time_ns rtr_nodes_backoff(rtr_nodes *nodes, sl_time_ns *backoff);
+/* Its work comes to something. */
+void rtr_node_note_progress(rtr_node *node, rtr_breaker *breaker);
 void rtr_node_take_load(rtr_node *node, const Sluice__V1__Load *load);
 
 /* node_decode.c */

@@ -40,6 +40,7 @@ typedef struct rtr_options {
     uint64_t prefill_timeout_ns;
     uint64_t attach_timeout_ns;
     int64_t attempts;
+    int64_t recovery_rate;
     bool self_prefill;
 } rtr_options;
 

@@ -61,6 +61,14 @@ static int compare_prefill(const rtr_candidate *a, const rtr_candidate *b)
     return strcmp(a->name, b->name);
 }
 
+/* One that has the prompt's pages saves computing them, unless it is busier by more than that. */
+static bool is_worth_waiting(const rtr_place_query *q, const rtr_candidate *warm,
+                             const rtr_candidate *best)
+{
+    return warm->queued_tokens + warm->tokens_pending <=
+           best->queued_tokens + best->tokens_pending + q->tokens;
+}
+
 typedef struct prefill_choice {
     const rtr_candidate *best;
     bool any_usable; /* matching, but it refused this request a moment ago */
@@ -69,6 +77,7 @@ typedef struct prefill_choice {
 static prefill_choice choose_prefill(const rtr_place_query *q, const clu_stamp *stamp)
 {
     prefill_choice choice = {NULL, false};
+    const rtr_candidate *warm = NULL;
     for (size_t i = 0; i < q->prefill_count; i++) {
         const rtr_candidate *c = &q->prefills[i];
         if (!c->usable || !rtr_stamp_equal(c->stamp, stamp))
@@ -79,7 +88,11 @@ static prefill_choice choose_prefill(const rtr_place_query *q, const clu_stamp *
             continue;
         if (!choice.best || compare_prefill(c, choice.best) < 0)
             choice.best = c;
+        if (q->request && c->id == q->request->warm_prefill)
+            warm = c;
     }
+    if (warm && is_worth_waiting(q, warm, choice.best))
+        choice.best = warm;
     return choice;
 }
 

@@ -35,6 +35,7 @@ typedef struct rtr_place_query {
     const char *model_identity; /* of the router's own model; NULL: not checked */
     uint64_t keep_decode;       /* not 0: this one, whatever its load */
     uint32_t pages;             /* that the request will need */
+    uint32_t tokens;            /* of its prompt, to be computed */
     bool self_prefill;          /* without a prefill rank the decode rank may compute the prompt */
     const rtr_request *request; /* whom it has refused; may be NULL */
 } rtr_place_query;

@@ -56,6 +56,12 @@ static rtr_action *act(rtr_actions *out, rtr_action_kind kind)
     return action;
 }
 
+static void actions_clear(rtr_actions *out)
+{
+    out->count = 0;
+    out->blame = (rtr_blame){0};
+}
+
 static sl_time_ns after(sl_time_ns now, sl_time_ns span)
 {
     return span > SL_NEVER - now ? SL_NEVER : now + span;
@@ -161,7 +167,8 @@ static sl_time_ns search_deadline(const rtr_request *r)
 static sl_time_ns queue_deadline(const rtr_request *r)
 {
     bool room =
-        r->lack == RTR_LACK_ROOM && (r->refusal_code == SL_OK || r->refusal_code == SL_FULL);
+        r->lack == RTR_LACK_BUDGET ||
+        (r->lack == RTR_LACK_ROOM && (r->refusal_code == SL_OK || r->refusal_code == SL_FULL));
     sl_time_ns deadline =
         after(r->lack_since, room ? r->limits->queue_timeout_ns : r->limits->place_timeout_ns);
     sl_time_ns latest = search_deadline(r);
@@ -174,6 +181,9 @@ static void queue_expired(rtr_request *r, sl_time_ns now, rtr_actions *out)
     if (r->lack == RTR_LACK_DECODE || r->lack == RTR_LACK_PREFILL)
         snprintf(r->fail_text, sizeof r->fail_text, "no %s node is usable (waited %llu ms for one)",
                  r->lack == RTR_LACK_DECODE ? "decode" : "prefill", waited);
+    else if (r->lack == RTR_LACK_BUDGET)
+        snprintf(r->fail_text, sizeof r->fail_text,
+                 "too much is to be computed again after losses (waited %llu ms)", waited);
     else if (r->refusal_code != SL_OK)
         snprintf(r->fail_text, sizeof r->fail_text,
                  "no node took the request (waited %llu ms; the last one said: %s)", waited,
@@ -181,7 +191,8 @@ static void queue_expired(rtr_request *r, sl_time_ns now, rtr_actions *out)
     else
         snprintf(r->fail_text, sizeof r->fail_text,
                  "all decode nodes are full (waited %llu ms for room)", waited);
-    fail_with(r, r->lack == RTR_LACK_ROOM ? SL_FULL : SL_UNAVAILABLE, r->fail_text, true, out);
+    bool full = r->lack == RTR_LACK_ROOM || r->lack == RTR_LACK_BUDGET;
+    fail_with(r, full ? SL_FULL : SL_UNAVAILABLE, r->fail_text, true, out);
 }
 
 /* A node said no: look further, unless the search is over. */
@@ -301,6 +312,7 @@ static void prefill_lost(rtr_request *r, const char *reason, const char *text, s
 {
     if (r->prefill)
         remember(r->refused_prefill, &r->refused_prefill_count, r->prefill);
+    r->warm_prefill = 0;
     r->retry_at = after(now, r->limits->refusal_pause_ns);
     count_loss(r, reason);
     drop_prefill(r, out);
@@ -329,6 +341,11 @@ static void on_placed(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_ac
     admit->epoch = r->epoch;
 }
 
+static bool is_patient(rtr_lack lack)
+{
+    return lack == RTR_LACK_ROOM || lack == RTR_LACK_BUDGET;
+}
+
 static void on_unplaced(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
 {
     sl_assert(r->state == RTR_STATE_QUEUED && e->lack != RTR_LACK_NONE);
@@ -338,7 +355,7 @@ static void on_unplaced(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_
                   out);
         return;
     }
-    if ((r->lack == RTR_LACK_ROOM) != (e->lack == RTR_LACK_ROOM))
+    if (is_patient(r->lack) != is_patient(e->lack))
         r->lack_since = now; /* waiting for room and for a node are different waits */
     r->lack = e->lack;
     r->deadline = queue_deadline(r);
@@ -371,6 +388,7 @@ static void on_admitted(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_
     if (!r->prefill)
         return;
     r->prefill_running = true;
+    r->warm_prefill = r->prefill;
     rtr_action *run = act(out, RTR_ACTION_RUN_PREFILL);
     run->node = r->prefill;
     run->epoch = r->epoch;
@@ -394,8 +412,10 @@ static void on_refused(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_a
         return;
     }
     if (granted) {
-        if (r->state != RTR_STATE_QUEUED)
-            prefill_lost(r, "transfer_failed", e->text ? e->text : "the transfer failed", now, out);
+        if (r->state == RTR_STATE_QUEUED)
+            return;
+        out->blame.prefill = r->prefill;
+        prefill_lost(r, "transfer_failed", e->text ? e->text : "the transfer failed", now, out);
         return;
     }
     if (e->code == SL_CONFLICT && r->granted_epoch && r->state == RTR_STATE_ADMITTING) {
@@ -442,6 +462,8 @@ static void on_prefill_failed(rtr_request *r, const rtr_event *e, sl_time_ns now
         search_on(r, now, out);
         return;
     }
+    if (e->code != SL_UNAVAILABLE)
+        out->blame.prefill = r->prefill;
     prefill_lost(r, e->code == SL_UNAVAILABLE ? "prefill_lost" : "prefill_failed",
                  e->text ? e->text : "the prefill node failed", now, out);
 }
@@ -473,12 +495,15 @@ static void on_decode_finish(rtr_request *r, const rtr_event *e, sl_time_ns now,
     bool transfer = e->code == SL_DEADLINE || e->code == SL_CORRUPT || e->code == SL_UNAVAILABLE;
     if (e->finish == RTR_FINISH_FAILED && transfer && r->state != RTR_STATE_DECODING) {
         /* The cache did not arrive: this rank is as good as any, the source is in doubt. */
+        out->blame.prefill = r->prefill;
         if (r->prefill)
             remember(r->refused_prefill, &r->refused_prefill_count, r->prefill);
         r->retry_at = after(now, r->limits->refusal_pause_ns);
         decode_lost(r, "transfer_failed", text, false, now, out);
         return;
     }
+    if (e->finish == RTR_FINISH_FAILED)
+        out->blame.decode = r->decode;
     remember(r->refused_decode, &r->refused_decode_count, r->decode);
     r->retry_at = after(now, r->limits->refusal_pause_ns);
     decode_lost(r, e->finish == RTR_FINISH_FAILED ? "decode_failed" : "decode_cancelled", text,
@@ -534,6 +559,13 @@ static void on_timer(rtr_request *r, sl_time_ns now, rtr_actions *out)
     }
     if (now < rtr_request_deadline(r))
         return;
+    if (r->state != RTR_STATE_QUEUED && !r->ended) {
+        out->blame.grave = true;
+        if (r->prefill_running && r->state == RTR_STATE_PREFILLING)
+            out->blame.prefill = r->prefill;
+        else
+            out->blame.decode = r->decode;
+    }
     switch (r->state) {
     case RTR_STATE_QUEUED:
         if (now >= r->deadline) {
@@ -636,7 +668,7 @@ void rtr_request_init(rtr_request *request, const rtr_request_limits *limits)
 
 void rtr_request_step(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
 {
-    out->count = 0;
+    actions_clear(out);
     if (rtr_request_over(r))
         return;
     switch (e->kind) {

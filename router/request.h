@@ -49,6 +49,7 @@ typedef enum rtr_lack { /* why there is no place */
                         RTR_LACK_DECODE,  /* no usable decode node */
                         RTR_LACK_PREFILL, /* no usable prefill node that matches */
                         RTR_LACK_ROOM,    /* usable ones are full */
+                        RTR_LACK_BUDGET,  /* it is to be computed again: the others first */
                         RTR_LACK_SIZE,    /* larger than the cache of any decode node */
 } rtr_lack;
 
@@ -127,17 +128,26 @@ typedef struct rtr_action {
     const char *text; /* a literal, or fail_text of the request */
 } rtr_action;
 
+typedef struct rtr_blame { /* nodes that did not do what they had taken on; 0 = none */
+    uint64_t decode;
+    uint64_t prefill;
+    bool grave; /* nothing moved for the whole of a deadline */
+} rtr_blame;
+
 typedef struct rtr_actions {
     rtr_action at[RTR_ACTIONS_MAX];
     uint32_t count;
+    rtr_blame blame;
 } rtr_actions;
 
 typedef struct rtr_request {
     const rtr_request_limits *limits; /* borrowed */
     rtr_state state;
-    uint64_t decode;        /* 0 = none */
-    uint64_t prefill;       /* 0 = none or by D itself */
-    uint32_t epoch;         /* of the last admission asked for */
+    uint64_t decode;  /* 0 = none */
+    uint64_t prefill; /* 0 = none or by D itself */
+    uint64_t
+        warm_prefill; /* has computed this prompt, or some of it, and may still have its pages */
+    uint32_t epoch;   /* of the last admission asked for */
     uint32_t granted_epoch; /* first epoch granted by `decode`; 0 = none yet */
     uint32_t last_granted;  /* last epoch granted by `decode`; 0 = none yet */
     uint32_t attempts;      /* granted admissions lost */

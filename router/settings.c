@@ -90,6 +90,7 @@ sl_status rtr_settings_load(const rtr_options *options, rtr_settings *out, sl_er
     shared->inline_bytes = INLINE_BYTES;
     shared->prefill_deadline_ms = (uint32_t)(options->prefill_timeout_ns / SL_MS_NS);
     shared->self_prefill = options->self_prefill;
+    shared->recovery_tokens_per_s = (uint64_t)options->recovery_rate;
     fill_limits(options, &shared->limits);
     return sl_ok();
 }

@@ -27,6 +27,7 @@ typedef struct rtr_shared {
     uint32_t inline_bytes; /* larger bodies are prepared by the pool, and those with a constraint */
     uint32_t prefill_deadline_ms;
     bool self_prefill;
+    uint64_t recovery_tokens_per_s; /* of one loop; 0: no bound */
 } rtr_shared;
 
 #ifdef __cplusplus

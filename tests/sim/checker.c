@@ -37,6 +37,10 @@ static struct {
     uint32_t holds[SIM_PROCESSES_MAX][PAGES_MAX]; /* open transfers that name the page */
     transfer *transfers[TRANSFERS_MAX];
     uint32_t transfer_count;
+    struct granted { /* for recovery, by a router */
+        uint64_t tokens;
+        sl_time_ns since;
+    } granted[SIM_PROCESSES_MAX];
     uint32_t faults;
     uint64_t audited;
 } state;
@@ -445,11 +449,38 @@ sl_time_ns __wrap_rtr_request_deadline(const rtr_request *request)
                                                                         : deadline;
 }
 
+/* ---- the budget of recovery */
+
+bool __real_rtr_budget_take(rtr_budget *budget, uint64_t tokens, sl_time_ns now);
+bool __wrap_rtr_budget_take(rtr_budget *budget, uint64_t tokens, sl_time_ns now);
+
+/* Of each router's life: what was granted, but for the last one, is no more than the rate allows.
+ */
+bool __wrap_rtr_budget_take(rtr_budget *budget, uint64_t tokens, sl_time_ns now)
+{
+    struct granted *granted = &state.granted[sim.current->index];
+    bool may = __real_rtr_budget_take(budget, tokens, now) || sim_planted == SIM_PLANT_NO_BUDGET;
+    if (!may || budget->tokens_per_s == 0)
+        return may;
+    if (granted->tokens == 0)
+        granted->since = now;
+    uint64_t allowed =
+        (now - granted->since + RTR_BUDGET_BURST_NS) / SL_MS_NS * budget->tokens_per_s / 1000 + 1;
+    if (granted->tokens > allowed)
+        sim_violation(STORMS, "%s: %llu tokens are computed again in %.3f s at %llu a second",
+                      sim.current->name, (unsigned long long)granted->tokens,
+                      (double)(now - granted->since) / 1e9,
+                      (unsigned long long)budget->tokens_per_s);
+    granted->tokens += tokens;
+    return true;
+}
+
 /* ---- processes */
 
 void sim_checker_process_started(sim_process *process)
 {
     memset(state.holds[process->index], 0, sizeof(state.holds[0]));
+    state.granted[process->index].tokens = 0;
     process->held_until = sim.now;
     if (process->router && sim_planted == SIM_PLANT_OPEN_DOOR) {
         rtr_shared *shared = (rtr_shared *)rtr_router_front(process->router)->shared;
@@ -601,6 +632,7 @@ static const char *const PLANTS[SIM_PLANT_COUNT] = {
     [SIM_PLANT_LEAK] = "leak",
     [SIM_PLANT_LATE_PARK] = "late-park",
     [SIM_PLANT_WRONG_REPLAY] = "wrong-replay",
+    [SIM_PLANT_NO_BUDGET] = "no-budget",
 };
 
 const char *sim_plant_name(sim_plant plant)

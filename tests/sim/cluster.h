@@ -15,6 +15,7 @@ typedef struct sim_shape { /* of a cluster, and its limits */
     uint32_t router_queue;
     uint64_t place_ms, queue_ms, admit_ms, progress_ms, token_ms, prefill_ms, lease_ms;
     uint64_t park_ms, attach_ms;
+    uint32_t recovery_rate;
 } sim_shape;
 
 typedef struct sim_cluster {

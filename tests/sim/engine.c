@@ -205,6 +205,11 @@ static uint8_t *row_at(const eng_sequence *sequence, uint32_t layer, uint32_t po
 
 static void put_row(const eng_sequence *sequence, uint32_t position, uint64_t chain, uint32_t token)
 {
+    /* A row is written whole; here its page, at once: flipped bytes of a transfer that failed may
+     * be left in it. */
+    if (position % KRN_PAGE_TOKENS == 0)
+        memset(row_at(sequence, 0, position), 0,
+               (LAYERS + 1) * sequence->engine->layout.layer_bytes);
     for (uint32_t layer = 0; layer <= LAYERS; layer++) {
         const row_link row = {chain, token, layer};
         memcpy(row_at(sequence, layer, position), &row, sizeof(row));

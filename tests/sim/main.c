@@ -58,6 +58,8 @@ static void draw_shape(sim_shape *out)
     };
     static const uint64_t PARK_MS[] = {0, 200, 3000, 3000};
     out->park_ms = PARK_MS[sim_draw(4)];
+    static const uint32_t RECOVERY_RATES[] = {0, 100, 1000, 20000};
+    out->recovery_rate = RECOVERY_RATES[sim_draw(4)];
     out->attach_ms = PARK_MS[sim_draw(4)] * 2 / 3;
     if (out->disk) /* kept pages must go to be read again */
         out->pages = 11 + (uint32_t)sim_draw(8);

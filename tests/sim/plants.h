@@ -20,6 +20,7 @@ typedef enum sim_plant {
     SIM_PLANT_LEAK,            /* P now and then forgets to close a sequence */
     SIM_PLANT_LATE_PARK,       /* D waits 7 ms longer for a router than it was told to */
     SIM_PLANT_WRONG_REPLAY,    /* D goes on one token too early when its router comes back */
+    SIM_PLANT_NO_BUDGET,       /* all that was lost is computed again at once */
     SIM_PLANT_COUNT,
 } sim_plant;
 

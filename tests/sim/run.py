@@ -31,6 +31,7 @@ PLANTS = {
     "leak": ("nothing is left",),
     "late-park": ("deadlines are kept",),
     "wrong-replay": ("tokens are right",),
+    "no-budget": ("no storms",),
 }
 passed = failed = 0
 

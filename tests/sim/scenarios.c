@@ -38,6 +38,7 @@ static const sim_shape SHAPE = {
     .lease_ms = 10000,
     .park_ms = 3000,
     .attach_ms = 2000,
+    .recovery_rate = 20000,
 };
 
 static sim_request *asked;

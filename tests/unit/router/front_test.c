@@ -147,6 +147,68 @@ TEST(decode_stream_breaks_and_comes_back)
     kit_close(&k);
 }
 
+TEST(a_node_that_fails_is_left_alone)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true);
+    kit_node *p = kit_add(&k, "p-a", false), *q = kit_add(&k, "p-b", false);
+    p->finish_runs = false;
+    KIT_UNTIL(&k, kit_ready(&k));
+    for (int i = 0; i < 50; i++)
+        kit_turn(&k);
+    for (size_t i = 1; i <= 4; i++) { /* p-a comes first by its name */
+        kit_client c = kit_post(&k, CHAT, STREAM);
+        if (i <= 3) {
+            KIT_UNTIL(&k, p->runs == i && p->run);
+            rpc_server_call_finish(p->run, SL_INTERNAL, "a planted failure");
+        }
+        KIT_UNTIL(&k, q->runs == i);
+        kit_tokens(d, 0, 2, STOP);
+        kit_expect(&k, &c, "data: [DONE]");
+        check_tokens(&c, 2);
+        kit_client_close(&c);
+    }
+    assert_int_equal(p->runs, 3);
+    kit_close(&k);
+}
+
+static void little_recovery(rtr_shared *shared)
+{
+    shared->recovery_tokens_per_s = 1;
+}
+
+/* Two requests lose their node: the second waits, a new one does not. */
+TEST(recovery_does_not_hold_up_others)
+{
+    kit k;
+    kit_open(&k, little_recovery);
+    kit_node *d = kit_add(&k, "d-a", true);
+    kit_node *p = kit_add(&k, "p-a", false);
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client a = kit_post(&k, CHAT, STREAM), b = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, p->runs == 2);
+    kit_tokens_of(d, 0, 0, 3, NONE);
+    kit_tokens_of(d, 1, 0, 3, NONE);
+    kit_expect(&k, &a, "102]");
+    kit_expect(&k, &b, "102]");
+    kit_node *e = kit_add(&k, "d-b", true);
+    KIT_UNTIL(&k, e->serve && e->sent);
+    kit_kill(d);
+    KIT_UNTIL(&k, e->admit_count == 1);
+    assert_int_equal(e->admits[0].epoch, 2);
+    kit_client c = kit_post(&k, CHAT, STREAM);
+    KIT_UNTIL(&k, e->admit_count == 2);
+    assert_int_equal(e->admits[1].epoch, 1);
+    for (int i = 0; i < 50; i++)
+        kit_turn(&k);
+    assert_int_equal(e->admit_count, 2);
+    kit_client_close(&a);
+    kit_client_close(&b);
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
 TEST(prefill_node_dies)
 {
     kit k;
@@ -495,22 +557,22 @@ TEST(nodes_that_must_not_be_used)
     for (int i = 0; i < 20; i++)
         kit_turn(&k);
     kit_announce(&k, e, true);
-    rtr_nodes_place(nodes, NULL, 1, false, &place);
+    rtr_nodes_place(nodes, NULL, 1, 1, false, &place);
     assert_string_equal(rtr_nodes_decode_name(nodes, place.decode), "d-a");
     kit_announce(&k, d, true);
     kit_announce(&k, p, true);
-    rtr_nodes_place(nodes, NULL, 1, false, &place);
+    rtr_nodes_place(nodes, NULL, 1, 1, false, &place);
     assert_int_equal(place.lack, RTR_LACK_NONE);
     assert_string_equal(rtr_nodes_decode_name(nodes, place.decode), "d-0");
     /* full for now is not too small for ever, and who does not tell its size may be large enough */
-    rtr_nodes_place(nodes, NULL, 1000000, false, &place);
+    rtr_nodes_place(nodes, NULL, 1000000, 1, false, &place);
     assert_int_equal(place.lack, RTR_LACK_ROOM);
     d->info.pages = e->info.pages = 1000000;
     kit_announce(&k, d, true);
     kit_announce(&k, e, true);
-    rtr_nodes_place(nodes, NULL, 1000000, false, &place);
+    rtr_nodes_place(nodes, NULL, 1000000, 1, false, &place);
     assert_int_equal(place.lack, RTR_LACK_ROOM);
-    rtr_nodes_place(nodes, NULL, 1000001, false, &place);
+    rtr_nodes_place(nodes, NULL, 1000001, 1, false, &place);
     assert_int_equal(place.lack, RTR_LACK_SIZE);
     rtr_nodes_remove(nodes, "d-0", e->info.incarnation);
     rtr_nodes_remove(nodes, "d-a", d->info.incarnation + 1); /* another process: not this one */
@@ -867,6 +929,8 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(whole_and_streamed_answer),
     cmocka_unit_test(decode_node_dies_mid_stream),
     cmocka_unit_test(decode_stream_breaks_and_comes_back),
+    cmocka_unit_test(a_node_that_fails_is_left_alone),
+    cmocka_unit_test(recovery_does_not_hold_up_others),
     cmocka_unit_test(prefill_node_dies),
     cmocka_unit_test(nobody_left_mid_stream),
     cmocka_unit_test(client_gone_stops_the_work),

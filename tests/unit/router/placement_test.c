@@ -70,6 +70,26 @@ TEST(least_loaded_and_ties_by_name)
     check(&f, RTR_LACK_NONE, 1, 12);
 }
 
+TEST(who_has_the_prompts_pages_computes_it_again)
+{
+    fixture f;
+    setup(&f);
+    f.query.tokens = 100;
+    f.request.warm_prefill = 13;
+    check(&f, RTR_LACK_NONE, 1, 13);
+    f.prefills[2].queued_tokens = 100; /* as long as the others would take for all of it */
+    check(&f, RTR_LACK_NONE, 1, 13);
+    f.prefills[2].tokens_pending = 1;
+    check(&f, RTR_LACK_NONE, 1, 11);
+    f.prefills[2].tokens_pending = 0;
+    f.prefills[2].usable = false;
+    check(&f, RTR_LACK_NONE, 1, 11);
+    f.prefills[2].usable = true;
+    f.request.refused_prefill[0] = 13;
+    f.request.refused_prefill_count = 1;
+    check(&f, RTR_LACK_NONE, 1, 11);
+}
+
 TEST(full_nodes_are_skipped)
 {
     fixture f;
@@ -160,8 +180,12 @@ TEST(kept_decode_node)
 }
 
 static const struct CMUnitTest TESTS[] = {
-    cmocka_unit_test(least_loaded_and_ties_by_name), cmocka_unit_test(full_nodes_are_skipped),
-    cmocka_unit_test(unusable_nodes_are_skipped),    cmocka_unit_test(stamps_must_match),
-    cmocka_unit_test(refusals_are_remembered),       cmocka_unit_test(kept_decode_node),
+    cmocka_unit_test(least_loaded_and_ties_by_name),
+    cmocka_unit_test(who_has_the_prompts_pages_computes_it_again),
+    cmocka_unit_test(full_nodes_are_skipped),
+    cmocka_unit_test(unusable_nodes_are_skipped),
+    cmocka_unit_test(stamps_must_match),
+    cmocka_unit_test(refusals_are_remembered),
+    cmocka_unit_test(kept_decode_node),
 };
 TEST_MAIN(TESTS)

@@ -115,6 +115,9 @@ static bool parse_event(const char *line, rtr_event *e, char words[2][32])
     } else if (strncmp(line, "no prefill", 10) == 0) {
         e->kind = RTR_EVENT_UNPLACED;
         e->lack = RTR_LACK_PREFILL;
+    } else if (strncmp(line, "no budget", 9) == 0) {
+        e->kind = RTR_EVENT_UNPLACED;
+        e->lack = RTR_LACK_BUDGET;
     } else if (strncmp(line, "no room", 7) == 0) {
         e->kind = RTR_EVENT_UNPLACED;
         e->lack = RTR_LACK_ROOM;
@@ -280,6 +283,58 @@ TEST(a_stream_breaks_around_an_admission)
     begin(&s);
     s.limits.attach_timeout_ns = 0;
     RUN("broken d1 => cancel p7, place | queued");
+}
+
+TEST(recovery_waits_for_its_budget)
+{
+    script s;
+    begin(&s);
+    RUN("tokens d1 e1 0+1 => deliver 0+1 | decoding", "lost d1 => cancel p7, place | queued",
+        "no budget => | queued", "wait 59999", "timer => | queued", "changed => place | queued",
+        "no budget => | queued", "wait 1",
+        "timer => fail full (too much is to be computed again after losses (waited 60000 ms)) | "
+        "failed");
+}
+
+static rtr_blame blame_of(script *s, const char *line)
+{
+    rtr_event event;
+    rtr_actions actions;
+    char words[2][32];
+    assert_true(parse_event(line, &event, words));
+    if (words[0][0])
+        event.code = code_of(words[0]);
+    if (words[1][0])
+        event.finish = finish_of(words[1]);
+    rtr_request_step(&s->request, &event, s->now, &actions);
+    return actions.blame;
+}
+
+TEST(who_is_to_blame)
+{
+    script s;
+    begin(&s);
+    rtr_blame blame = blame_of(&s, "unfilled e1 internal");
+    assert_true(blame.prefill == 7 && blame.decode == 0 && !blame.grave);
+    begin(&s); /* its streams tell of that */
+    blame = blame_of(&s, "unfilled e1 unavailable");
+    assert_true(blame.prefill == 0 && blame.decode == 0);
+    begin(&s);
+    s.now += MS(3000);
+    blame = blame_of(&s, "timer");
+    assert_true(blame.prefill == 7 && blame.decode == 0 && blame.grave);
+    begin(&s);
+    blame = blame_of(&s, "refused d1 e1 corrupt");
+    assert_true(blame.prefill == 7 && blame.decode == 0 && !blame.grave);
+    begin(&s);
+    RUN("prefilled e1 => | decoding");
+    s.now += MS(4000);
+    blame = blame_of(&s, "timer");
+    assert_true(blame.prefill == 0 && blame.decode == 1 && blame.grave);
+    begin(&s);
+    RUN("prefilled e1 => | decoding");
+    blame = blame_of(&s, "tokens d1 e1 0+1 failed internal");
+    assert_true(blame.prefill == 0 && blame.decode == 1 && !blame.grave);
 }
 
 TEST(a_client_goes_while_the_stream_is_broken)
@@ -762,6 +817,8 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(a_broken_stream_comes_back),
     cmocka_unit_test(a_broken_stream_does_not_come_back),
     cmocka_unit_test(a_stream_breaks_around_an_admission),
+    cmocka_unit_test(recovery_waits_for_its_budget),
+    cmocka_unit_test(who_is_to_blame),
     cmocka_unit_test(a_client_goes_while_the_stream_is_broken),
     cmocka_unit_test(first_token_before_the_prefill_nodes_end),
     cmocka_unit_test(duplicates_are_dropped_and_gaps_are_errors),
