@@ -63,12 +63,12 @@ def test_decode_killed_mid_stream():
 
 
 def test_recovery_is_paced_and_takes_what_survives():
-    """Eight streams lose their decode node at once: they go on one after the other. The prefill node still has their prompt's pages."""
+    """Streams lose their decode node at once: they go on one after the other. The prefill node still has their prompt's pages."""
     with Cluster("paced", "--decode", 2, "--prefill", 2, "--env", "*:SLUICE_FAULTS=decode.step=slow=10", "--router-args",
-                 "--recovery-rate 150") as cluster:
+                 "--recovery-rate 40") as cluster:
         prompt = needle_prompt(150)
         results = [in_background(lambda seed=seed: cluster.chat(prompt, temperature=1, top_p=1, seed=seed, stream=True, max_tokens=100,
-                                                                ignore_eos=True)) for seed in range(8)]
+                                                                ignore_eos=True)) for seed in range(4)]
         wait_for(lambda: min(cluster.metric(f"decode-{i}", "sluice_generation_tokens_total") for i in (0, 1)) > 20, "streams")
         before = sum(cluster.metric(f"prefill-{i}", "sluice_prompt_tokens_total") for i in (0, 1))
         cluster.kill("decode-0")
@@ -78,9 +78,8 @@ def test_recovery_is_paced_and_takes_what_survives():
             assert answer.done and answer.token_ids == expected["ids"], (seed, answer.error)
         moved = cluster.metric("router-0", MIGRATIONS)
         again = sum(cluster.metric(f"prefill-{i}", "sluice_prompt_tokens_total") for i in (0, 1)) - before
-        prompt_tokens = answer.usage["prompt_tokens"] if answer.usage else 0
-        print(f"{moved:.0f} requests went on elsewhere, {again:.0f} tokens were computed again; a prompt has {prompt_tokens}")
-        assert 0 < moved < 8 and again < moved * 200, (moved, again)
+        print(f"{moved:.0f} requests went on elsewhere, {again:.0f} tokens were computed again")
+        assert 0 < moved < 4 and again < moved * 200, (moved, again)  # of over 200 of each prompt
         cluster.wait_at_rest()
 
 
