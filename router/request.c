@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define PREFILLS_LOST_MAX 2u /* for one decode node, in a row */
+
 static const char *const STATE_NAMES[RTR_STATE_COUNT] = {
     [RTR_STATE_QUEUED] = "queued",
     [RTR_STATE_ADMITTING] = "admitting",
@@ -92,6 +94,7 @@ static void drop_decode(rtr_request *r, bool tell, rtr_actions *out)
     r->attach_by = SL_NEVER;
     r->granted_epoch = 0;
     r->last_granted = 0;
+    r->prefills_lost = 0;
 }
 
 static void fail_with(rtr_request *r, sl_code code, const char *text, bool tell, rtr_actions *out)
@@ -306,7 +309,8 @@ static void rows_lost(rtr_request *r, const char *text, sl_time_ns now, rtr_acti
 }
 
 /* The prefill node is gone: the decode node keeps its slot and verified pages; a new epoch makes
- * the old ticket void. */
+ * the old ticket void. When several in a row could not deliver, it is the decode node that does not
+ * take: then another one. */
 static void prefill_lost(rtr_request *r, const char *reason, const char *text, sl_time_ns now,
                          rtr_actions *out)
 {
@@ -321,6 +325,10 @@ static void prefill_lost(rtr_request *r, const char *reason, const char *text, s
                  r->limits->attempts_max, text);
         fail_with(r, SL_UNAVAILABLE, r->fail_text, true, out);
         return;
+    }
+    if (r->decode && ++r->prefills_lost >= PREFILLS_LOST_MAX) {
+        remember(r->refused_decode, &r->refused_decode_count, r->decode);
+        drop_decode(r, true, out);
     }
     enter_queue(r, r->state == RTR_STATE_PREFILLING, now, out);
 }

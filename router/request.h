@@ -150,6 +150,7 @@ typedef struct rtr_request {
     uint32_t epoch;   /* of the last admission asked for */
     uint32_t granted_epoch; /* first epoch granted by `decode`; 0 = none yet */
     uint32_t last_granted;  /* last epoch granted by `decode`; 0 = none yet */
+    uint32_t prefills_lost; /* for `decode` */
     uint32_t attempts;      /* granted admissions lost */
     uint32_t admit_losses;  /* admissions lost before an answer */
     uint32_t token_count;   /* tokens taken so far: the next index */

@@ -9,7 +9,7 @@ from faults import Fault
 LENGTHS = (1000, 4000, 16000)
 DECODE_TOKENS = 40
 STRIKE_AT = 10  # tokens
-FAULTS = ("kill", "stop", "link", "one-way", "loss")
+FAULTS = ("kill", "stop", "link", "one-way-in", "one-way-out", "loss")
 HEAL_AFTER = 8.0  # longer than every deadline that ends a wait here
 
 
@@ -47,7 +47,8 @@ class Trial:
         router = world.nodes[world.names("router")[0]]["http"]
         request = asyncio.ensure_future(ask(router, item, self.on_token))
         name = await self.victim()
-        fault = Fault(world, self.kind, name, HEAL_AFTER, None, True)
+        kind, _, direction = self.kind.partition("-way-")
+        fault = Fault(world, kind + ("-way" if direction else ""), name, HEAL_AFTER, None, direction != "out")
         await fault.begin()
         if self.site and self.kind != "kill":
             world.controls[name].go()
