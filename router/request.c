@@ -327,6 +327,7 @@ static void prefill_lost(rtr_request *r, const char *reason, const char *text, s
         return;
     }
     if (r->decode && ++r->prefills_lost >= PREFILLS_LOST_MAX) {
+        out->blame.decode = r->decode;
         remember(r->refused_decode, &r->refused_decode_count, r->decode);
         drop_decode(r, true, out);
     }

@@ -9,6 +9,7 @@ from faults import Fault
 PROMPT = 1000  # tokens: 4 chunks, 16 pages
 PIECES = 16 * 4
 TOKENS = 60
+LATE_TOKENS = 200  # where the step comes after the first token: it must not be over before
 
 # step: (role of the process that is struck, site, which hit)
 STEPS = {
@@ -64,8 +65,8 @@ class Cell:
 
     async def bring_about(self):
         """What leads to the step: one request, and what must happen to it."""
-        main = self.item(PROMPT, TOKENS)
         late = self.step in ("drain", "lease renewal", "mid stream", "re-attach")
+        main = self.item(PROMPT, LATE_TOKENS if late else TOKENS)
         if self.step == "cancel":
             main.hang_up_at = 10
         if not late:
