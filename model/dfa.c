@@ -193,6 +193,38 @@ bool mdl_dfa_accepts(const mdl_dfa *dfa, const char *text, size_t size)
     return state != 0 && dfa->accepts[state];
 }
 
+/* States in an order in which every step leads on, as far as there is one; where steps lead back,
+ * some states never have all that lead to them. */
+uint32_t mdl_dfa_longest(const mdl_dfa *dfa)
+{
+    uint32_t states = dfa->state_count, classes = dfa->class_count, done = 0, ready = 0,
+             longest = 0;
+    uint32_t *before = sl_alloc(states, sizeof(*before), "automaton steps");
+    uint32_t *order = sl_alloc(states, sizeof(*order), "automaton order");
+    uint32_t *depth = sl_alloc(states, sizeof(*depth), "automaton depth");
+    for (uint32_t i = classes; i < states * classes; i++)
+        before[dfa->next[i]]++;
+    for (uint32_t s = 1; s < states; s++)
+        if (before[s] == 0)
+            order[ready++] = s;
+    while (done < ready) {
+        uint32_t s = order[done++];
+        longest = depth[s] > longest ? depth[s] : longest;
+        for (uint32_t c = 0; c < classes; c++) {
+            uint32_t to = dfa->next[s * classes + c];
+            if (to == 0)
+                continue;
+            depth[to] = depth[s] + 1 > depth[to] ? depth[s] + 1 : depth[to];
+            if (--before[to] == 0)
+                order[ready++] = to;
+        }
+    }
+    sl_free(before);
+    sl_free(order);
+    sl_free(depth);
+    return done == states - 1 ? longest : UINT32_MAX;
+}
+
 /* ---- repetition ---- */
 
 /* Turn k in state s is state k * (states - 1) + s; an accepting state begins the next turn. */

@@ -25,6 +25,8 @@ SL_MUST_USE sl_status mdl_dfa_create(const mdl_grammar *grammar, mdl_dfa **out_d
 SL_MUST_USE sl_status mdl_dfa_create_small(const mdl_grammar *grammar, uint32_t states_max,
                                            mdl_dfa **out_dfa, sl_err *err);
 bool mdl_dfa_accepts(const mdl_dfa *dfa, const char *text, size_t size);
+/* Bytes of the longest text; UINT32_MAX: there is always a longer one. */
+uint32_t mdl_dfa_longest(const mdl_dfa *dfa);
 /* min to max (MDL_REPEAT_ANY) texts of an automaton none of whose texts begins another. */
 SL_MUST_USE sl_status mdl_dfa_repeat(const mdl_dfa *dfa, uint32_t min, uint32_t max,
                                      mdl_dfa **out_dfa, sl_err *err);

@@ -233,6 +233,13 @@ static sl_status part_dfa(const mdl_schema_compiler *c, const string_part *part,
     return status;
 }
 
+/* Has every text a length that is asked for? A character is a byte or more. */
+static bool length_holds(const mdl_dfa *dfa, const mdl_schema_facts *f)
+{
+    uint32_t least = mdl_dfa_accepts(dfa, "", 0) ? 0 : 1;
+    return f->length_min <= least && mdl_dfa_longest(dfa) <= f->length_max;
+}
+
 static sl_status cross_parts(const mdl_schema_compiler *c, const string_part *parts, uint32_t count,
                              const mdl_schema_facts *f, mdl_node *out_node)
 {
@@ -240,6 +247,8 @@ static sl_status cross_parts(const mdl_schema_compiler *c, const string_part *pa
     sl_status status = part_dfa(c, &parts[0], f, &all);
     for (uint32_t i = 1; i < count && sl_is_ok(status); i++) {
         mdl_dfa *next = NULL, *both = NULL;
+        if (!parts[i].pattern && !parts[i].without && length_holds(all, f))
+            continue;
         sl_err inner = {0};
         status = part_dfa(c, &parts[i], f, &next);
         if (!sl_is_ok(status))
