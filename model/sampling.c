@@ -1,6 +1,7 @@
 /* Sampling parameters from requests and generation_config.json. Owns nothing. Thread: any. */
 #include "model/sampling.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -163,8 +164,11 @@ static sl_status read_floats(const sl_json *object, mdl_sampling *s, sl_err *err
 
         if (!json)
             continue;
-        if (!sl_json_double(json, &number))
+        if (!sl_json_number_text(json))
             return wrong_type(err, FLOATS[i].field, "a number", json);
+        if (!sl_json_double(json, &number) || fabs(number) > FLT_MAX)
+            return sl_fail(err, SL_INVALID, "%s: %.40s is far out of range", FLOATS[i].field,
+                           sl_json_number_text(json));
         value = (float)number;
         memcpy((char *)s + FLOATS[i].offset, &value, sizeof(value));
     }

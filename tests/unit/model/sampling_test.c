@@ -92,6 +92,8 @@ TEST(refusals)
         {"{\"stop_token_ids\":5}", "stop_token_ids"},
         {"{\"stop_token_ids\":[-1]}", "stop_token_ids[0]"},
         {"{\"stop_token_ids\":[1000]}", "stop_token_ids: token id 1000"},
+        {"{\"temperature\":1e308}", "temperature: 1e308 is far out of range"},
+        {"{\"top_p\":-1e999}", "top_p: -1e999 is far out of range"},
         {"{\"logit_bias\":[]}", "logit_bias"},
         {"{\"logit_bias\":{\"x\":1}}", "logit_bias"},
         {"{\"logit_bias\":{\"1x\":1}}", "logit_bias"},
