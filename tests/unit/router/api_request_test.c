@@ -91,8 +91,8 @@ static const bad_case BAD[] = {
     {C, CHAT("\"response_format\":{\"type\":\"xml\"}"), 400, "response_format.type", "must be"},
     {C,
      CHAT("\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"schema\":"
-          "{\"properties\":{\"a\":{\"contains\":{}}}}}}"),
-     400, "response_format.json_schema.schema.properties.a.contains", "not supported"},
+          "{\"properties\":{\"a\":{\"unevaluatedItems\":{}}}}}}"),
+     400, "response_format.json_schema.schema.properties.a.unevaluatedItems", "not supported"},
     {C, CHAT("\"response_format\":{\"type\":\"json_object\"},\"ignore_eos\":true"), 400,
      "ignore_eos", "ends where its form does"},
     {C, CHAT("\"response_format\":{\"type\":\"json_object\"},\"guided_regex\":\"a\""), 400,
@@ -255,7 +255,7 @@ TEST(prompt_over_the_limit_is_told_with_counts)
     assert_string_equal(error.code, "context_length_exceeded");
     assert_string_equal(error.param, "prompt");
     assert_text_contains(error.message, "10 tokens");
-    assert_text_contains(error.message, "have 10");
+    assert_text_contains(error.message, "are 10 in the prompt");
     /* one token of room: the answer is cut to it */
     assert_true(rtr_api_prepare(&kit_settings, P, body, strlen(body), 11, &request, &error));
     assert_int_equal(request->sampling.max_tokens, 1);
