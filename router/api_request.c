@@ -445,8 +445,8 @@ static bool resolve_lengths(const rtr_api_settings *settings, rtr_api_request *r
         return fail(error, 400, NULL, field, "%s: is empty", field);
     if (r->prompt.count >= context_max)
         return fail(error, 400, "context_length_exceeded", field,
-                    "this model's maximum context length is %u tokens; there are %zu in the %s, and "
-                    "at least one more is needed for the answer",
+                    "this model's maximum context length is %u tokens; there are %zu in the %s, "
+                    "and at least one more is needed for the answer",
                     context_max, r->prompt.count, field);
     int32_t room = (int32_t)(context_max - r->prompt.count);
     mdl_sampling *s = &r->sampling;
