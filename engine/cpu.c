@@ -196,16 +196,14 @@ static bool cpu_norm(eng_engine *engine, const void *x, const void *res, const v
     return fault(engine, ok, "a norm's input");
 }
 
-bool eng_cpu_linear(eng_engine *engine, const void *input, uint32_t input_rows,
-                    const eng_cpu_product *products, uint32_t count)
+void eng_cpu_products(eng_engine *engine, const void *input, const float *scales,
+                      const eng_cpu_product *products, uint32_t count)
 {
     sl_assert(count > 0 && count <= KRN_GEMMS_MAX);
     eng_scratch *s = &engine->s;
     const krn_matrix_kind kind = products[0].matrix->kind;
     const uint32_t k = products[0].matrix->k;
-    if (kind == KRN_MATRIX_FP8 && !krn_q128(engine->pool, input, input_rows, k, engine->model->pow2,
-                                            s->codes, s->code_scales))
-        return fault(engine, false, "a linear layer's input");
+    const size_t element = kind == KRN_MATRIX_FP8 ? 1 : engine->element_bytes;
     for (uint32_t i = 0; i < count; i++) {
         const eng_cpu_product *product = &products[i];
         sl_assert(product->matrix->kind == kind && product->matrix->k == k);
@@ -214,14 +212,11 @@ bool eng_cpu_linear(eng_engine *engine, const void *input, uint32_t input_rows,
             .matrix = product->matrix,
             .row_index = product->row_index,
             .rows = product->rows,
+            .input = (const uint8_t *)input + at * k * element,
             .output = product->output,
         };
-        if (kind == KRN_MATRIX_FP8) {
-            s->gemms[i].input = s->codes + at * k;
-            s->gemms[i].input_scales = s->code_scales + at * (k / KRN_BLOCK);
-        } else {
-            s->gemms[i].input = (const uint8_t *)input + at * k * engine->element_bytes;
-        }
+        if (kind == KRN_MATRIX_FP8)
+            s->gemms[i].input_scales = scales + at * (k / KRN_BLOCK);
     }
     if (kind == KRN_MATRIX_FP8)
         krn_linear_fp8(engine->pool, s->gemms, count);
@@ -229,6 +224,20 @@ bool eng_cpu_linear(eng_engine *engine, const void *input, uint32_t input_rows,
         krn_linear_bf16(engine->pool, s->gemms, count);
     else
         krn_plain_linear(engine->pool, s->gemms, count);
+}
+
+bool eng_cpu_linear(eng_engine *engine, const void *input, uint32_t input_rows,
+                    const eng_cpu_product *products, uint32_t count)
+{
+    eng_scratch *s = &engine->s;
+    if (products[0].matrix->kind != KRN_MATRIX_FP8) {
+        eng_cpu_products(engine, input, NULL, products, count);
+        return true;
+    }
+    if (!krn_q128(engine->pool, input, input_rows, products[0].matrix->k, engine->model->pow2,
+                  s->codes, s->code_scales))
+        return fault(engine, false, "a linear layer's input");
+    eng_cpu_products(engine, s->codes, s->code_scales, products, count);
     return true;
 }
 

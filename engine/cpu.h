@@ -21,6 +21,10 @@ typedef struct eng_cpu_product {
 /* input [input_rows][k], k of every matrix; quantised once for all products. */
 SL_MUST_USE bool eng_cpu_linear(eng_engine *engine, const void *input, uint32_t input_rows,
                                 const eng_cpu_product *products, uint32_t count);
+/* The same over an input that is quantised already (fp8), or as it is (scales are not looked at).
+ */
+void eng_cpu_products(eng_engine *engine, const void *input, const float *scales,
+                      const eng_cpu_product *products, uint32_t count);
 void eng_cpu_silu_mul(eng_engine *engine, void *gate, const void *up, size_t count);
 SL_MUST_USE bool eng_cpu_route(eng_engine *engine, const eng_layer *layer, uint32_t rows);
 SL_MUST_USE bool eng_cpu_experts(eng_engine *engine, const eng_layer *layer, uint32_t rows);

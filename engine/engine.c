@@ -11,11 +11,11 @@
 #include "base/rng.h"
 #include "base/sum.h"
 #include "engine/ops.h"
+#include "engine/ranks.h"
 #include "engine/reload.h"
 
 #define LAYER_GROUP_DEFAULT  8u
 #define SEQUENCES_DEFAULT    64u
-#define ROWS_DEFAULT         1024u
 #define SEQUENCES_LIMIT      4096u
 #define CACHE_FORMAT_VERSION 1u
 #define SUM_KEY_0            0x736c75696365206bull /* arbitrary, fixed: part of the cache format */
@@ -119,7 +119,7 @@ static sl_status engine_set_options(eng_engine *engine, const eng_options *optio
     if (options->layer_group < 0 || options->sequences_max < 0 || options->rows_max < 0)
         return sl_fail(err, SL_INVALID, "engine options: a negative size");
     uint32_t context_limit = (uint32_t)engine->model->shape.position_max;
-    engine->rows_max = options->rows_max ? (uint32_t)options->rows_max : ROWS_DEFAULT;
+    engine->rows_max = options->rows_max ? (uint32_t)options->rows_max : ENG_ROWS_DEFAULT;
     engine->sequences_max =
         options->sequences_max ? (uint32_t)options->sequences_max : SEQUENCES_DEFAULT;
     engine->context_max = options->context_max ? options->context_max : context_limit;
@@ -218,6 +218,7 @@ static void engine_make_pages(eng_engine *engine)
 static sl_status engine_build(eng_engine *engine, const eng_options *options, sl_err *err)
 {
     SL_TRY(engine_set_options(engine, options, err));
+    SL_TRY(eng_ranks_create(engine, options->group, err));
     void *cache;
     SL_TRY(engine->ops->memory_create(engine->model, engine->cache_kind, engine_cache_bytes(engine),
                                       &cache, err));
@@ -235,6 +236,7 @@ static sl_status engine_build(eng_engine *engine, const eng_options *options, sl
     mdl_routing_layout_init(shape, &engine->routing);
     engine->routing_rows = sl_alloc(engine->rows_max, engine->routing.row_bytes, "routing rows");
     SL_TRY(eng_scratch_carve(engine, err));
+    SL_TRY(eng_ranks_prepare(engine, err));
     SL_TRY(engine->ops->create(engine, err));
     eng_sampler_init(&engine->sampler, (uint32_t)shape->vocab_size, (uint32_t)shape->eos_id,
                      engine->model->undefined);
@@ -265,6 +267,7 @@ void eng_engine_destroy(eng_engine *engine)
     if (!engine)
         return;
     engine->ops->destroy(engine);
+    eng_ranks_destroy(engine);
     eng_transit_destroy(engine);
     eng_sampler_fini(&engine->sampler);
     sl_free(engine->routing_rows);
@@ -402,6 +405,9 @@ sl_status eng_engine_reload(eng_engine *engine, eng_model *model, eng_model *fre
     for (uint32_t i = 0; i < engine->sequences_max; i++)
         if (engine->sequences[i].open)
             return sl_fail(err, SL_CONFLICT, "a sequence is open");
+    if (engine->ranks)
+        return sl_fail(err, SL_UNSUPPORTED,
+                       "one rank of several: all would have to change at once");
     if (weights_version <= engine->weights_version)
         return sl_fail(err, SL_INVALID, "weights version %u: must be higher than %u",
                        weights_version, engine->weights_version);

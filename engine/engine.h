@@ -23,6 +23,7 @@ extern "C" {
 
 #define ENG_PAGE_TOKENS    64u
 #define ENG_BATCH_ROWS_MAX 4096u /* rows of one step, all spans together */
+#define ENG_ROWS_DEFAULT   1024u
 #define ENG_SPANS_MAX      256u
 #define ENG_NO_PAGE        UINT32_MAX
 
@@ -61,6 +62,9 @@ typedef struct eng_model_options {
      * all, the MTP layer and the ends. Files that hold nothing of these need not be there. */
     int layer_first, layer_end;
     int threads; /* for loading; 0 = all cores */
+    /* One of ep_size processes with a share of the experts each (engine/parallel.h); 0 = 1: all of
+     * them. CPU, fp8 numerics, whole models. */
+    uint32_t ep_rank, ep_size;
     /* Called on the opening thread every second, later less often, and when all is loaded. NULL:
      * never. */
     void (*progress)(void *context, const eng_load_progress *progress);
@@ -91,18 +95,20 @@ typedef struct eng_stamp {
 #define ENG_OVERCOMMIT_MAX 10000u
 
 typedef struct eng_options {
-    uint64_t kv_bytes; /* cache memory; at least one page */
-    int layer_group;   /* layers in one piece on the wire; 0 = 8 */
-    int sequences_max; /* 0 = 64 */
-    int rows_max; /* rows of one step (chunk tokens or batch), <= ENG_BATCH_ROWS_MAX; 0 = 1024 */
-    uint32_t context_max;        /* tokens of one sequence; 0 = the shape's position_max */
-    int threads;                 /* CPU pool, the calling thread included; 0 = all cores */
+    uint64_t kv_bytes;    /* cache memory; at least one page */
+    int layer_group;      /* layers in one piece on the wire; 0 = 8 */
+    int sequences_max;    /* 0 = 64 */
+    int rows_max;         /* rows of one step (chunk tokens or batch), <= ENG_BATCH_ROWS_MAX; 0 =
+                             ENG_ROWS_DEFAULT */
+    uint32_t context_max; /* tokens of one sequence; 0 = the shape's position_max */
+    int threads;          /* CPU pool, the calling thread included; 0 = all cores */
     uint32_t overcommit_percent; /* pages promised to sequences, of those there are; 0 = 100 */
     uint32_t weights_version;    /* 0 = 1; for a process that starts with reloaded weights */
     const char *tier_path;       /* second cache tier: a file, for the engine's life; NULL = none */
     uint64_t tier_bytes;
-    uint64_t transit_bytes; /* memory for blocks on their way (engine/transit.h); 0 = the cache
-                               itself, which only the host's own can be */
+    uint64_t transit_bytes;  /* memory for blocks on their way (engine/transit.h); 0 = the cache
+                                itself, which only the host's own can be */
+    struct com_group *group; /* of a model with ep_size > 1, joined; borrowed */
     bool cache_on_host; /* CUDA: the cache in pinned host memory, which the host may read and write
                            between steps; slow. The CPU's always is there */
 } eng_options;

@@ -5,6 +5,7 @@
 #include "engine/layer.h"
 
 #include "base/assert.h"
+#include "engine/ranks.h"
 
 bool eng_batch_scored(const eng_engine *engine, const eng_batch *batch)
 {
@@ -115,8 +116,12 @@ static bool moe(eng_engine *engine, const eng_layer *layer, uint32_t rows)
 {
     const eng_ops *ops = engine->ops;
     eng_scratch *s = &engine->s;
+    if (!eng_ranks_join(engine))
+        return false;
     ops->linear_f32(engine, &layer->router, s->n, NULL, rows, s->router_logits);
-    if (!ops->route(engine, layer, rows) || !ops->experts(engine, layer, rows))
+    if (!ops->route(engine, layer, rows))
+        return false;
+    if (engine->ranks ? !eng_ranks_moe(engine, layer, rows) : !ops->experts(engine, layer, rows))
         return false;
     ops->combine(engine, rows, s->x);
     keep_routing(engine, rows);

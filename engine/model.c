@@ -2,6 +2,7 @@
  *
  * Thread: any at open; immutable afterwards. */
 #include "engine/ops.h"
+#include "engine/parallel.h"
 
 #include <string.h>
 #include <unistd.h>
@@ -67,12 +68,36 @@ static sl_status model_check_shape(const mdl_shape *shape, sl_err *err)
     return sl_ok();
 }
 
+static sl_status model_set_ranks(eng_model *model, const eng_model_options *options, sl_err *err)
+{
+    const mdl_shape *shape = &model->shape;
+    uint32_t experts = (uint32_t)shape->expert_count;
+    model->ep_size = options->ep_size ? options->ep_size : 1;
+    model->ep_rank = options->ep_rank;
+    if (model->ep_rank >= model->ep_size)
+        return sl_fail(err, SL_INVALID, "rank %u of %u", model->ep_rank, model->ep_size);
+    for (uint32_t e = 0; e < experts; e++)
+        model->rank_of[e] = (uint16_t)eng_expert_rank(e, experts, model->ep_size);
+    if (model->ep_size == 1)
+        return sl_ok();
+    if (model->ep_size > experts || model->ep_size > COM_RANKS_MAX ||
+        shape->experts_per_token > (int32_t)COM_CHOSEN_MAX)
+        return sl_fail(err, SL_TOO_LARGE, "%u experts over %u ranks, at most %u are possible",
+                       experts, model->ep_size, COM_RANKS_MAX);
+    if (model->numerics != ENG_NUMERICS_FP8 || model->ops != &eng_ops_cpu || !model->whole ||
+        shape->dense_layer_count >= shape->layer_count)
+        return sl_fail(err, SL_UNSUPPORTED,
+                       "several ranks: with the CPU backend, fp8 numerics and whole models only");
+    return sl_ok();
+}
+
 static sl_status model_open(eng_model *model, const eng_model_options *options, sl_err *err)
 {
     SL_TRY(mdl_shape_load(options->dir, &model->shape, err));
     const mdl_shape *shape = &model->shape;
     SL_TRY(model_check_shape(shape, err));
     SL_TRY(model_set_layers(model, options, err));
+    SL_TRY(model_set_ranks(model, options, err));
     SL_TRY(model->ops->model_open(model, options->cuda_object, err));
     SL_TRY(mdl_checkpoint_open(options->dir, &model->checkpoint, err));
     const mdl_part part = {

@@ -77,7 +77,15 @@ struct eng_model {
     bool pow2; /* scales of activations are powers of two */
     void *arena;
     size_t arena_bytes;
+    uint32_t ep_rank, ep_size;         /* of how many processes with a share of the experts each */
+    uint16_t rank_of[KRN_EXPERTS_MAX]; /* which of them holds an expert */
+    uint64_t expert_bytes;             /* of the arena */
+    mdl_tensor_sum *sums;              /* until all ranks have told theirs: in the plan's order */
+    uint16_t *sum_ranks;               /* who has loaded it */
+    size_t sum_count;
 };
+
+#define ENG_EVERY_RANK UINT16_MAX
 
 /* Exchanges their weights; shape, tokenizer and ids, which are equal, stay where others have
  * pointers to them. */
@@ -87,6 +95,7 @@ void eng_model_exchange(eng_model *model, eng_model *fresh);
 SL_MUST_USE sl_status eng_weights_load(eng_model *model, const eng_model_options *options,
                                        sl_err *err);
 void eng_weights_free(eng_model *model);
+void eng_weights_free_sums(eng_model *model);
 
 #ifdef __cplusplus
 }

@@ -161,8 +161,9 @@ static inline size_t eng_places_max(const eng_engine *engine)
 {
     const mdl_shape *shape = &engine->model->shape;
     size_t align = engine->ops->expert_align;
-    size_t places = engine->rows_max * (size_t)shape->experts_per_token +
-                    (size_t)shape->expert_count * (align - 1);
+    size_t places =
+        engine->rows_max * (size_t)engine->model->ep_size * (size_t)shape->experts_per_token +
+        (size_t)shape->expert_count * (align - 1);
     return (places + align - 1) / align * align;
 }
 

@@ -110,7 +110,8 @@ static void carve_mlp(eng_engine *engine, carver *at)
                          places * expert_width + rows * shared_width);
     s->gate = carve(at, wide, element);
     s->up = carve(at, wide, element);
-    s->down = carve(at, places * hidden, element);
+    size_t returned = engine->ranks ? rows * chosen * engine->model->ep_size : 0;
+    s->down = carve(at, (places + returned) * hidden, element); /* behind: from other ranks */
     s->shared_out = carve(at, rows * hidden, element);
     s->router_logits = carve(at, rows * (size_t)shape->expert_count, sizeof(float));
     s->experts = carve(at, rows * chosen, sizeof(uint32_t));

@@ -130,6 +130,8 @@ typedef struct eng_scratch {
     float *head_logits;
 } eng_scratch;
 
+typedef struct eng_ranks eng_ranks;
+
 typedef enum eng_memory {
     ENG_MEMORY_DEVICE,
     ENG_MEMORY_HOST,
@@ -138,7 +140,8 @@ typedef enum eng_memory {
 struct eng_engine {
     const eng_model *model;
     const eng_ops *ops;
-    void *backend; /* the table's own */
+    void *backend;    /* the table's own */
+    eng_ranks *ranks; /* NULL: one process alone */
     bool plain;
     uint32_t element_bytes;
     uint32_t rows_max;

@@ -5,6 +5,7 @@
 #include "base/assert.h"
 #include "base/fault.h"
 #include "engine/mtp.h"
+#include "engine/ranks.h"
 
 /* ---- checks ---- */
 
@@ -243,6 +244,14 @@ static bool step_run(eng_engine *engine, const eng_span *spans, uint32_t span_co
     return engine->ops->finish(engine);
 }
 
+static uint32_t span_rows(const eng_span *spans, uint32_t span_count)
+{
+    uint32_t rows = 0;
+    for (uint32_t i = 0; i < span_count; i++)
+        rows += spans[i].token_count;
+    return rows;
+}
+
 static sl_status step_fault(const eng_engine *engine, sl_err *err)
 {
     SL_TRY(eng_engine_check(engine, err));
@@ -258,7 +267,9 @@ sl_status eng_step(eng_engine *engine, const eng_span *spans, uint32_t span_coun
         engine->broken = "fault site engine.device";
     SL_TRY(eng_engine_check(engine, err));
     engine->step_id++;
-    bool ok = step_run(engine, spans, span_count, on_group, context);
+    bool ok = eng_ranks_begin(engine, ENG_WISH_STEP, span_rows(spans, span_count)) &&
+              step_run(engine, spans, span_count, on_group, context);
+    eng_ranks_end(engine);
     for (uint32_t i = 0; i < span_count; i++) {
         eng_sequence *sequence = spans[i].sequence;
         uint32_t end = sequence->length + spans[i].token_count;
@@ -345,8 +356,7 @@ static void draft_row(eng_engine *engine, uint32_t row, const eng_sequence *sequ
     s->mtp_rows[row] = (krn_row){.blocks = sequence->pages, .slot = slot, .first = 1};
 }
 
-/* out_drafts[i]: what the layer likes best for row i; masked: the rows' logits for logits_row. */
-static bool draft_run(eng_engine *engine, uint32_t rows, bool masked, uint32_t *out_drafts)
+static bool draft_layer(eng_engine *engine, uint32_t rows, bool masked, uint32_t *out_drafts)
 {
     const eng_batch batch = {.row_count = rows, .rows = engine->s.mtp_rows};
     const eng_run_shape shape = {
@@ -365,6 +375,15 @@ static bool draft_run(eng_engine *engine, uint32_t rows, bool masked, uint32_t *
         bring_logits(engine, rows);
     engine->ops->arg_max(engine, rows, out_drafts);
     return engine->ops->finish(engine);
+}
+
+/* out_drafts[i]: what the layer likes best for row i; masked: the rows' logits for logits_row. */
+static bool draft_run(eng_engine *engine, uint32_t rows, bool masked, uint32_t *out_drafts)
+{
+    bool ok = eng_ranks_begin(engine, ENG_WISH_DRAFT, rows) &&
+              draft_layer(engine, rows, masked, out_drafts);
+    eng_ranks_end(engine);
+    return ok;
 }
 
 sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequences, const uint32_t *next_tokens,

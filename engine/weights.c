@@ -29,6 +29,7 @@ typedef enum job_kind {
     JOB_VECTOR_F32, /* f32 or bf16 tensor -> f32 copy */
     JOB_COPY,       /* tensor -> copy */
     JOB_MAPPED,     /* stays mapped; only looked at */
+    JOB_ELSEWHERE,  /* of another rank: not looked at */
     JOB_SAME,       /* only compared with `original`, which is used for both */
 } job_kind;
 
@@ -37,6 +38,7 @@ typedef struct job {
     const mdl_tensor *tensor;
     const mdl_tensor *scale;    /* fp8 only */
     const mdl_tensor *original; /* JOB_SAME only */
+    uint16_t rank;              /* that loads it */
     uint32_t n, k;
     krn_matrix_kind matrix_kind;
     size_t offset;
@@ -67,7 +69,7 @@ static job *loader_add(loader *load, job_kind kind, const mdl_tensor *tensor)
         load->jobs = sl_realloc(load->jobs, load->job_capacity, sizeof(job), "weight jobs");
     }
     job *added = &load->jobs[load->job_count++];
-    *added = (job){.kind = kind, .tensor = tensor};
+    *added = (job){.kind = kind, .tensor = tensor, .rank = ENG_EVERY_RANK};
     load->bytes_total += tensor->bytes;
     return added;
 }
@@ -215,6 +217,46 @@ static sl_status plan_mlp(loader *load, const char *prefix, uint32_t width, eng_
     return plan_matrix(load, prefix, "down_proj", hidden, width, &mlp->down, err);
 }
 
+/* An expert of another rank: its tensors are part of the model's hash, their sums come from there.
+ */
+static sl_status plan_elsewhere(loader *load, const char *prefix, sl_err *err)
+{
+    static const char *const NAMES[] = {"gate_proj", "up_proj", "down_proj"};
+    const mdl_shape *shape = &load->model->shape;
+    uint32_t hidden = (uint32_t)shape->hidden_size;
+    uint32_t width = (uint32_t)shape->moe_intermediate_size;
+    for (int i = 0; i < 3; i++) {
+        char full[MDL_TENSOR_NAME_MAX + 32];
+        const mdl_tensor *tensor = NULL, *scale = NULL;
+        snprintf(full, sizeof(full), "%s%s.weight", prefix, NAMES[i]);
+        SL_TRY(loader_find(load, full, (uint64_t)width * hidden, &tensor, err));
+        SL_TRY(loader_find_scale(load, tensor, i < 2 ? width : hidden, i < 2 ? hidden : width,
+                                 &scale, err));
+        loader_add(load, JOB_ELSEWHERE, tensor)->scale = scale;
+        load->bytes_total -= tensor->bytes;
+    }
+    return sl_ok();
+}
+
+static sl_status plan_expert(loader *load, const char *prefix, uint32_t expert, eng_layer *layer,
+                             sl_err *err)
+{
+    eng_model *model = load->model;
+    char name[MDL_TENSOR_NAME_MAX + 1];
+    snprintf(name, sizeof(name), "%smlp.experts.%u.", prefix, expert);
+    uint32_t first = load->job_count, rank = model->rank_of[expert];
+    size_t before = load->arena_bytes;
+    if (rank == model->ep_rank)
+        SL_TRY(plan_mlp(load, name, (uint32_t)model->shape.moe_intermediate_size,
+                        &layer->experts[expert], err));
+    else
+        SL_TRY(plan_elsewhere(load, name, err));
+    for (uint32_t i = first; i < load->job_count; i++)
+        load->jobs[i].rank = (uint16_t)rank;
+    model->expert_bytes += load->arena_bytes - before;
+    return sl_ok();
+}
+
 static sl_status plan_attention(loader *load, const char *prefix, eng_layer *layer, sl_err *err)
 {
     const mdl_shape *shape = &load->model->shape;
@@ -252,10 +294,8 @@ static sl_status plan_moe(loader *load, const char *prefix, eng_layer *layer, sl
     SL_TRY(plan_f32(load, prefix, "mlp.gate.e_score_correction_bias", experts,
                     (const void **)&layer->router_bias, err));
     layer->experts = sl_alloc(experts, sizeof(eng_mlp), "experts");
-    for (uint32_t e = 0; e < experts; e++) {
-        snprintf(name, sizeof(name), "%smlp.experts.%u.", prefix, e);
-        SL_TRY(plan_mlp(load, name, width, &layer->experts[e], err));
-    }
+    for (uint32_t e = 0; e < experts; e++)
+        SL_TRY(plan_expert(load, prefix, e, layer, err));
     snprintf(name, sizeof(name), "%smlp.shared_experts.", prefix);
     return plan_mlp(load, name, width * (uint32_t)shape->shared_expert_count, &layer->mlp, err);
 }
@@ -460,7 +500,7 @@ static void run_job(void *context, uint32_t task, uint32_t thread)
 {
     loader *load = context;
     job *work = &load->jobs[task];
-    if (atomic_load_explicit(&load->failed, memory_order_relaxed))
+    if (work->kind == JOB_ELSEWHERE || atomic_load_explicit(&load->failed, memory_order_relaxed))
         return;
     if (task + load->jobs_ahead < load->job_count)
         eng_tensor_expect(load->jobs[task + load->jobs_ahead].tensor);
@@ -492,22 +532,37 @@ static sl_status loader_faults(const loader *load, sl_err *err)
     return sl_ok();
 }
 
-/* The copies that were only compared are not part of what was loaded. */
+void eng_weights_free_sums(eng_model *model)
+{
+    sl_free(model->sums);
+    sl_free(model->sum_ranks);
+    model->sums = NULL;
+    model->sum_ranks = NULL;
+}
+
+/* The copies that were only compared are not part of what was loaded. One rank of several has only
+ * its part: eng_model_join completes it. */
 static sl_status loader_hash(const loader *load, sl_err *err)
 {
     eng_model *model = load->model;
-    mdl_tensor_sum *sums = sl_alloc(2 * (size_t)load->job_count, sizeof(*sums), "tensor sums");
-    size_t count = 0;
+    size_t most = 2 * (size_t)load->job_count, count = 0;
+    model->sums = sl_alloc(most, sizeof(*model->sums), "tensor sums");
+    model->sum_ranks = sl_alloc(most, sizeof(*model->sum_ranks), "tensor sums' ranks");
     for (uint32_t i = 0; i < load->job_count; i++) {
         const job *work = &load->jobs[i];
         if (work->kind == JOB_SAME)
             continue;
-        sums[count++] = (mdl_tensor_sum){work->tensor->name, work->read.sum};
+        model->sum_ranks[count] = work->rank;
+        model->sums[count++] = (mdl_tensor_sum){work->tensor->name, work->read.sum};
+        model->sum_ranks[count] = work->rank;
         if (work->scale)
-            sums[count++] = (mdl_tensor_sum){work->scale->name, work->scale_read.sum};
+            model->sums[count++] = (mdl_tensor_sum){work->scale->name, work->scale_read.sum};
     }
-    sl_status status = mdl_model_hash(model->identity, sums, count, model->hash, err);
-    sl_free(sums);
+    model->sum_count = count;
+    if (model->ep_size > 1)
+        return sl_ok();
+    sl_status status = mdl_model_hash(model->identity, model->sums, count, model->hash, err);
+    eng_weights_free_sums(model);
     return status;
 }
 
@@ -578,7 +633,8 @@ sl_status eng_weights_load(eng_model *model, const eng_model_options *options, s
     loader load = {.model = model, .options = options};
     sl_status status = plan_model(&load, err);
     for (uint32_t i = 0; i < load.job_count; i++)
-        load.bytes_total += load.jobs[i].scale ? load.jobs[i].scale->bytes : 0;
+        if (load.jobs[i].kind != JOB_ELSEWHERE && load.jobs[i].scale)
+            load.bytes_total += load.jobs[i].scale->bytes;
     if (sl_is_ok(status))
         status = loader_run(&load, err);
     sl_free(load.jobs);
@@ -593,6 +649,7 @@ void eng_weights_free(eng_model *model)
         sl_free(model->layers[i].experts);
     }
     sl_free(model->layers);
+    eng_weights_free_sums(model);
     if (model->arena)
         sl_free_pages(model->arena, model->arena_bytes);
     if (model->resident)

@@ -4,6 +4,7 @@
  * (create, post, poll), engine thread (main). */
 #include "engine/worker.h"
 
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <time.h>
@@ -12,6 +13,7 @@
 #include "base/assert.h"
 #include "base/clock.h"
 #include "base/ring.h"
+#include "engine/parallel.h"
 
 enum { ASK_NONE, ASK_DUE, ASK_RAN };
 
@@ -172,6 +174,26 @@ static void wake(void *context)
     sl_mailbox_wake(worker->doorbell);
 }
 
+static void worker_sleep(eng_worker *worker, sl_time_ns deadline)
+{
+    int fd = eng_engine_ranks_fd(worker->engine);
+    if (fd < 0) {
+        sl_mailbox_wait(worker->doorbell, deadline);
+        return;
+    }
+    if (!eng_engine_ranks_arm(worker->engine))
+        return;
+    struct pollfd either[] = {
+        {.fd = sl_mailbox_fd(worker->doorbell), .events = POLLIN},
+        {.fd = fd, .events = POLLIN},
+    };
+    sl_time_ns now = sl_now_ns();
+    int wait_ms = deadline == SL_NEVER ? -1
+                  : deadline > now     ? (int)((deadline - now) / SL_MS_NS) + 1
+                                       : 0;
+    (void)poll(either, 2, wait_ms);
+}
+
 static void *worker_main(void *argument)
 {
     eng_worker *worker = argument;
@@ -182,16 +204,19 @@ static void *worker_main(void *argument)
         bool busy = worker_take_commands(worker);
         sl_time_ns now = sl_now_ns();
         (void)eng_engine_poll(worker->engine, now);
+        uint64_t runs = eng_engine_runs(worker->engine);
         for (int i = 0; i < worker->client_count; i++) {
             eng_worker_client *client = &worker->clients[i];
             client->busy = client->ops->run(client->context);
             busy |= client->busy;
         }
+        if (eng_engine_runs(worker->engine) == runs)
+            busy |= eng_engine_take_part(worker->engine); /* another rank may wait for this one */
         eng_engine_spill(worker->engine); /* its end wakes the thread, and so on until all is out */
         publish_pages(worker);
         uint64_t poll_ns = eng_engine_poll_ns(worker->engine); /* a run may have opened one */
         if (!busy)
-            sl_mailbox_wait(worker->doorbell, poll_ns > 0 ? sl_now_ns() + poll_ns : SL_NEVER);
+            worker_sleep(worker, poll_ns > 0 ? sl_now_ns() + poll_ns : SL_NEVER);
     }
     for (int i = 0; i < worker->client_count; i++)
         worker->clients[i].ops->stop(worker->clients[i].context);

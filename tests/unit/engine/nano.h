@@ -36,7 +36,7 @@ typedef struct nano_options {
     const char *drop;      /* leaves this tensor out */
     const char *extra;     /* adds a tensor of this name */
     const char *poison;    /* first element of this tensor becomes NaN */
-    const char *huge;      /* all elements of this bf16 tensor become the largest one */
+    const char *huge;      /* all elements of this bf16 or E8M0 tensor become the largest one */
     const char *reshape;   /* one row less */
     const char *bad_scale; /* first scale becomes 3 */
     const char *change;    /* lowest bit of the first byte of this tensor flips */
@@ -238,6 +238,8 @@ static inline void nano_spoil(nano *n)
             memset(data, 0xff, mdl_dtype_bytes(t->dtype)); /* NaN in every type */
         for (size_t k = 0; o->huge && strcmp(t->name, o->huge) == 0 && k < t->bytes / 2; k++)
             ((uint16_t *)data)[k] = 0x7f7f;
+        if (o->huge && strcmp(t->name, o->huge) == 0 && t->dtype == MDL_DTYPE_F8_E8M0)
+            memset(data, 0xfe, t->bytes);
         if (o->bad_scale && strcmp(t->name, o->bad_scale) == 0)
             *(float *)data = 3.0f;
         if (o->change && strcmp(t->name, o->change) == 0)

@@ -1,0 +1,190 @@
+/* A layer's experts over the ranks: own rows and those of others as one batch.
+ *
+ * Rows are quantised once, at home; each expert's products run over all rows that chose it, whoever
+ * they belong to; bf16 outputs go back one by one. The sum, in the order of experts and in f32, is
+ * made at home, by the operation that one process uses. CPU. Thread: the engine thread. */
+#include <string.h>
+
+#include "base/assert.h"
+#include "engine/ranks.h"
+
+/* The own rows in the form that travels. */
+static bool rows_prepare(eng_engine *engine, uint32_t rows)
+{
+    const eng_ranks *ranks = engine->ranks;
+    if (rows == 0)
+        return true;
+    if (ranks->scale_bytes == 0) {
+        memcpy(ranks->rows, engine->s.n, (size_t)rows * ranks->row_bytes);
+        return true;
+    }
+    if (krn_q128(engine->pool, engine->s.n, rows, ranks->row_bytes, engine->model->pow2,
+                 ranks->rows, (float *)ranks->scales))
+        return true;
+    engine->fault = "a linear layer's input";
+    return false;
+}
+
+/* The others' rows behind the own ones. */
+static void rows_take(eng_engine *engine, uint32_t rows, const com_part *parts)
+{
+    const eng_ranks *ranks = engine->ranks;
+    size_t at = rows;
+    for (uint32_t r = 0; r < ranks->size; r++) {
+        size_t count = parts[r].row_count;
+        if (count == 0)
+            continue;
+        memcpy(ranks->rows + at * ranks->row_bytes, parts[r].rows, count * ranks->row_bytes);
+        if (ranks->scale_bytes > 0)
+            memcpy(ranks->scales + at * ranks->scale_bytes, parts[r].scales,
+                   count * ranks->scale_bytes);
+        at += count;
+    }
+}
+
+static void places_count(const eng_engine *engine, uint32_t rows, const com_part *parts,
+                         uint32_t *next)
+{
+    const eng_scratch *s = &engine->s;
+    size_t chosen = (size_t)engine->model->shape.experts_per_token;
+    for (size_t i = 0; i < rows * chosen; i++)
+        if (s->expert_places[i] == COM_LOCAL)
+            next[s->experts[i]]++;
+    for (uint32_t r = 0; r < engine->ranks->size; r++)
+        for (uint32_t i = 0; i < parts[r].entry_count; i++)
+            next[parts[r].experts[i]]++;
+}
+
+/* Own entries, and where the outputs of others' experts are: behind all places. */
+static void places_own(eng_engine *engine, uint32_t rows, uint32_t *next)
+{
+    eng_scratch *s = &engine->s;
+    uint32_t chosen = (uint32_t)engine->model->shape.experts_per_token;
+    uint32_t behind = (uint32_t)eng_places_max(engine);
+    for (size_t i = 0; i < (size_t)rows * chosen; i++) {
+        if (s->expert_places[i] != COM_LOCAL) {
+            s->expert_places[i] += behind;
+            continue;
+        }
+        uint32_t place = next[s->experts[i]]++;
+        s->expert_rows[place] = (uint32_t)(i / chosen);
+        s->expert_places[i] = place;
+    }
+}
+
+static void places_others(eng_engine *engine, uint32_t rows, const com_part *parts, uint32_t *next)
+{
+    uint32_t row = rows, at = 0;
+    for (uint32_t r = 0; r < engine->ranks->size; r++) {
+        const uint16_t *expert = parts[r].experts;
+        for (uint32_t i = 0; i < parts[r].row_count; i++, row++) {
+            for (uint32_t j = 0; j < parts[r].counts[i]; j++, expert++, at++) {
+                uint32_t place = next[*expert]++;
+                engine->s.expert_rows[place] = row;
+                engine->ranks->places[at] = place;
+            }
+        }
+    }
+}
+
+/* All entries, stacked by expert; returns how many there are. */
+static uint32_t places_group(eng_engine *engine, uint32_t rows, const com_part *parts)
+{
+    uint32_t next[KRN_EXPERTS_MAX] = {0}, at = 0;
+    uint32_t experts = (uint32_t)engine->model->shape.expert_count;
+    places_count(engine, rows, parts, next);
+    for (uint32_t e = 0; e < experts; e++) {
+        uint32_t count = next[e];
+        engine->s.expert_offsets[e] = at;
+        next[e] = at;
+        at += count;
+    }
+    engine->s.expert_offsets[experts] = at;
+    sl_assert(at <= eng_places_max(engine));
+    places_own(engine, rows, next);
+    places_others(engine, rows, parts, next);
+    return at;
+}
+
+/* Own rows through the shared expert. */
+static bool shared_run(eng_engine *engine, const eng_layer *layer, uint32_t rows)
+{
+    eng_scratch *s = &engine->s;
+    const eng_cpu_product inputs[] = {
+        {.matrix = &layer->mlp.gate, .rows = rows, .output = s->gate},
+        {.matrix = &layer->mlp.up, .rows = rows, .output = s->up},
+    };
+    const eng_cpu_product down = {
+        .matrix = &layer->mlp.down, .rows = rows, .output = s->shared_out};
+    if (rows == 0)
+        return true;
+    if (!eng_cpu_linear(engine, s->n, rows, inputs, 2))
+        return false;
+    eng_cpu_silu_mul(engine, s->gate, s->up, (size_t)rows * layer->mlp.gate.n);
+    return eng_cpu_linear(engine, s->gate, rows, &down, 1);
+}
+
+static bool experts_run(eng_engine *engine, const eng_layer *layer, uint32_t stacked)
+{
+    eng_scratch *s = &engine->s;
+    const eng_ranks *ranks = engine->ranks;
+    eng_cpu_product inputs[2 * KRN_EXPERTS_MAX], downs[KRN_EXPERTS_MAX];
+    uint32_t experts = (uint32_t)engine->model->shape.expert_count, count = 0;
+    size_t width = (size_t)engine->model->shape.moe_intermediate_size;
+    size_t hidden = (size_t)engine->model->shape.hidden_size;
+    for (uint32_t e = 0; e < experts; e++) {
+        uint32_t at = s->expert_offsets[e], rows = s->expert_offsets[e + 1] - at;
+        if (rows == 0)
+            continue;
+        const eng_mlp *expert = &layer->experts[e];
+        eng_cpu_product product = {.matrix = &expert->gate,
+                                   .row_index = s->expert_rows + at,
+                                   .rows = rows,
+                                   .output = eng_row_at(engine, s->gate, at, width)};
+        inputs[2 * count] = product;
+        product.matrix = &expert->up;
+        product.output = eng_row_at(engine, s->up, at, width);
+        inputs[2 * count + 1] = product;
+        downs[count++] = (eng_cpu_product){.matrix = &expert->down,
+                                           .input_row = at,
+                                           .rows = rows,
+                                           .output = eng_row_at(engine, s->down, at, hidden)};
+    }
+    if (count == 0)
+        return true;
+    eng_cpu_products(engine, ranks->rows, (const float *)ranks->scales, inputs, 2 * count);
+    eng_cpu_silu_mul(engine, s->gate, s->up, stacked * width);
+    return eng_cpu_linear(engine, s->gate, stacked, downs, count);
+}
+
+static bool broken(eng_engine *engine)
+{
+    engine->broken = com_group_failed(engine->ranks->group);
+    return false;
+}
+
+bool eng_ranks_exchange(eng_engine *engine, const eng_layer *layer, uint32_t rows)
+{
+    const eng_ranks *ranks = engine->ranks;
+    eng_scratch *s = &engine->s;
+    com_part parts[COM_RANKS_MAX];
+    uint32_t faulty;
+    bool own = rows_prepare(engine, rows);
+    if (!own)
+        rows = 0; /* those of others do not suffer for it */
+    const com_rows sent = {rows, ranks->rows, ranks->scales, s->experts};
+    if (!sl_is_ok(com_dispatch_post(ranks->group, &sent, s->expert_places, NULL)))
+        return broken(engine);
+    own = shared_run(engine, layer, rows) && own; /* while the rows are on their way */
+    if (!sl_is_ok(com_dispatch_wait(ranks->group, parts, NULL)))
+        return broken(engine);
+    rows_take(engine, rows, parts);
+    uint32_t stacked = places_group(engine, rows, parts);
+    bool computed = experts_run(engine, layer, stacked);
+    if (!sl_is_ok(com_combine_post(ranks->group, s->down, ranks->places, !computed, NULL)) ||
+        !sl_is_ok(com_combine_wait(ranks->group, &faulty, NULL)))
+        return broken(engine);
+    if (faulty < ranks->size)
+        engine->fault = "an expert of another rank";
+    return own && computed && faulty == ranks->size;
+}

@@ -1,0 +1,57 @@
+/* The step's side of parallel.h. Internal to engine/. Thread: the engine thread. */
+#ifndef ENGINE_RANKS_H
+#define ENGINE_RANKS_H
+
+#include "engine/cpu.h"
+#include "engine/parallel.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum eng_wish {
+    ENG_WISH_NONE,
+    ENG_WISH_STEP,  /* the main layers */
+    ENG_WISH_DRAFT, /* the MTP layer; goes first, so that steps meet */
+    ENG_WISH_COUNT,
+} eng_wish;
+
+/* One rank's part in the runs. */
+struct eng_ranks {
+    com_group *group;
+    uint32_t rank, size;
+    uint64_t runs;
+    eng_wish wish; /* of the run that has begun; NONE: none */
+    bool joined;   /* all ranks are at its layers `at` .. `end` - 1, indexes of model->layers */
+    uint32_t at, end;
+    void *memory;
+    size_t bytes;
+    uint8_t *rows;    /* [size * rows_max][row_bytes]: own ones, then the others' */
+    uint8_t *scales;  /* [size * rows_max][scale_bytes] */
+    uint32_t *places; /* [size * rows_max * chosen] of the entries of others */
+    uint32_t row_bytes, scale_bytes;
+};
+
+/* `group` is connected with this model's layout; options as eng_options. Before the scratch is
+ * carved; prepare after it. */
+SL_MUST_USE sl_status eng_ranks_create(eng_engine *engine, com_group *group, sl_err *err);
+SL_MUST_USE sl_status eng_ranks_prepare(eng_engine *engine, sl_err *err);
+void eng_ranks_destroy(eng_engine *engine);
+
+/* A run of this rank's own begins: the others hear of it. false: the group has failed. Nothing to
+ * do, and true, without ranks; so all below. */
+SL_MUST_USE bool eng_ranks_begin(eng_engine *engine, eng_wish wish, uint32_t rows);
+/* s.n -> s.down and s.shared_out through the experts of all ranks, once the rows are routed; in the
+ * place of eng_ops.experts. */
+SL_MUST_USE bool eng_ranks_moe(eng_engine *engine, const eng_layer *layer, uint32_t rows);
+/* Before the first layer with experts of a run: until all ranks are there. */
+SL_MUST_USE bool eng_ranks_join(eng_engine *engine);
+/* The run has ended here. What is left of it, if a fault ended it early, still needs this rank. */
+void eng_ranks_end(eng_engine *engine);
+/* exchange.c: one layer of a run, with `rows` own rows. false: a fault, or engine->broken. */
+SL_MUST_USE bool eng_ranks_exchange(eng_engine *engine, const eng_layer *layer, uint32_t rows);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
