@@ -1,10 +1,51 @@
 /* Numbers that are read off the services rather than counted: refreshed by a timer. Thread: control
  * loop. */
 #include "base/log.h"
+#include "engine/parallel.h"
 #include "node/internal.h"
+
+static void ranks_create(nod_host *host)
+{
+    sl_metrics *metrics = host->metrics;
+    if (!nod_ranks_used(host))
+        return;
+    sl_metric *ranks = sl_gauge(metrics, "sluice_ep_ranks", "ranks of the instance", NULL);
+    sl_metric_set(ranks, NULL, com_group_size(host->group));
+    sl_metric *bytes = sl_gauge(metrics, "sluice_ep_expert_bytes",
+                                "memory of the experts' weights that this rank holds", NULL);
+    sl_metric_set(bytes, NULL, (double)eng_model_expert_bytes(host->model));
+    host->ep_bytes =
+        sl_counter(metrics, "sluice_ep_bytes_total",
+                   "bytes sent to other ranks: rows (dispatch), outputs (combine)", "phase");
+    host->ep_rows = sl_counter(metrics, "sluice_ep_rows_total",
+                               "rows sent to and received from other ranks' experts, a row once a "
+                               "rank and layer",
+                               "direction");
+    host->ep_runs =
+        sl_counter(metrics, "sluice_ep_runs_total",
+                   "runs of the instance: steps and rounds of drafts, of any rank", NULL);
+    host->ep_wait = sl_counter(metrics, "sluice_ep_wait_seconds_total",
+                               "time that this rank has waited for others inside runs", NULL);
+}
+
+static void update_ranks(nod_host *host)
+{
+    com_stats now, *seen = &host->ep_seen;
+    if (!nod_ranks_used(host))
+        return;
+    com_stats_get(host->group, &now);
+    sl_metric_add(host->ep_bytes, "dispatch", (double)(now.dispatch_bytes - seen->dispatch_bytes));
+    sl_metric_add(host->ep_bytes, "combine", (double)(now.combine_bytes - seen->combine_bytes));
+    sl_metric_add(host->ep_rows, "sent", (double)(now.rows_sent - seen->rows_sent));
+    sl_metric_add(host->ep_rows, "received", (double)(now.rows_received - seen->rows_received));
+    sl_metric_add(host->ep_runs, NULL, (double)(now.runs - seen->runs));
+    sl_metric_add(host->ep_wait, NULL, (double)(now.wait_ns - seen->wait_ns) / 1e9);
+    *seen = now;
+}
 
 void nod_gauges_create(nod_host *host)
 {
+    ranks_create(host);
     sl_metrics *metrics = host->metrics;
     host->pages_gauge = sl_gauge(metrics, "sluice_kv_pages", "cache pages by state", "state");
     host->running_gauge =
@@ -71,6 +112,7 @@ void nod_gauges_update(nod_host *host)
     sl_metric_set(host->pages_gauge, "promised", pages.promised);
     sl_metric_set(host->pages_gauge, "transit", pages.transit);
     update_tier(host);
+    update_ranks(host);
     Sluice__V1__Load load = SLUICE__V1__LOAD__INIT;
     nod_host_load(host, &load);
     sl_metric_set(host->running_gauge, NULL, load.running);

@@ -140,12 +140,32 @@ static void leave(nod_host *host)
 {
     if (host->state == NOD_STATE_LEAVING)
         return;
+    host->left_alone = true;
     host->state = NOD_STATE_LEAVING;
     if (nod_host_live(host) > 0)
         sl_warn("leaving with %u requests unfinished", nod_host_live(host));
     else
         sl_info("leaving: nothing is left");
     clu_registration_stop(host->registration, on_left, host);
+}
+
+static void on_all_leave(void *context)
+{
+    nod_host *host = context;
+    if (host->state == NOD_STATE_DRAINING)
+        leave(host);
+}
+
+/* The other ranks' requests still need this one's experts: an instance leaves as a whole, or at the
+ * drain's deadline. */
+static void leave_together(nod_host *host)
+{
+    if (!host->ranks || eng_worker_broken(host->worker)) {
+        leave(host);
+        return;
+    }
+    host->left_alone = true;
+    clu_ranks_leave(host->ranks, on_all_leave, host);
 }
 
 static void on_drain_timeout(void *context, sl_time_ns now)
@@ -160,7 +180,7 @@ static void after_pass(void *context)
         dec_service_flush(host->decode);
     nod_reload_continue(host->reload);
     if (host->state == NOD_STATE_DRAINING && nod_host_live(host) == 0)
-        leave(host);
+        leave_together(host);
 }
 
 static void tell_cluster(nod_host *host)
@@ -213,6 +233,9 @@ sl_status nod_host_resume(nod_host *host, sl_err *err)
                        host->options->name, nod_state_name(host->state),
                        host->stopping ? " for good" : "");
     sl_info("serving on: the drain was taken back");
+    host->left_alone = false;
+    if (host->ranks)
+        clu_ranks_stay(host->ranks);
     bool registered = clu_registration_registered(host->registration);
     host->state = registered ? NOD_STATE_READY : NOD_STATE_STARTING;
     sl_timer_set(host->drain_timer, SL_NEVER);
@@ -253,10 +276,11 @@ static void on_kvt(void *context, uint32_t events)
 static void leave_broken(nod_host *host)
 {
     const char *broken = eng_worker_broken(host->worker);
-    if (!broken || host->exit_code != 0)
+    if (!broken || host->exit_code != 0 || host->left_alone)
         return;
     host->stopping = true;
-    sl_error("the device failed, and this process with it: %s", broken);
+    sl_error("the %s failed, and this process with it: %s", host->group ? "instance" : "device",
+             broken);
     host->exit_code = 1;
     nod_host_drain(host, 0);
 }
@@ -300,6 +324,8 @@ void nod_model_options(const nod_host *host, const char *dir, eng_model_options 
         .backend = host->options->backend == NOD_BACKEND_CUDA ? ENG_BACKEND_CUDA : ENG_BACKEND_CPU,
         .cuda_object = host->options->cuda_library,
         .threads = (int)host->options->threads,
+        .ep_rank = (uint32_t)host->options->ep_rank,
+        .ep_size = (uint32_t)host->options->ep_size,
         .progress = on_load_progress,
     };
 }
@@ -333,6 +359,7 @@ static sl_status open_engine(nod_host *host, sl_err *err)
     host->context_max = options->context_max ? (uint32_t)options->context_max
                                              : (uint32_t)eng_model_shape(host->model)->position_max;
     host->rows_max = rows < ENG_BATCH_ROWS_MAX ? (uint32_t)rows : ENG_BATCH_ROWS_MAX;
+    SL_TRY(nod_ranks_meet(host, err));
     eng_options engine = {
         .kv_bytes = options->kv_memory,
         .transit_bytes = transit_bytes(host),
@@ -344,6 +371,7 @@ static sl_status open_engine(nod_host *host, sl_err *err)
         .weights_version = (uint32_t)options->weights_version,
         .tier_path = options->kv_disk ? tier_path : NULL,
         .tier_bytes = tier_bytes,
+        .group = host->group,
         .overcommit_percent = (uint32_t)(options->kv_overcommit * 100.0 + 0.5),
     };
     SL_TRY(eng_engine_create(host->model, &engine, &host->engine, err));
@@ -472,6 +500,7 @@ static sl_status start(nod_host *host, sl_err *err)
     host->reload = nod_reload_create(host);
     host->ledger = nod_ledger_create(host);
     host->drain_timer = sl_timer_create(host->loop, on_drain_timeout, host);
+    SL_TRY(nod_ranks_open(host, err));
     SL_TRY(open_engine(host, err));
     SL_TRY(open_transfer(host, err));
     SL_TRY(open_services(host, err));
@@ -489,6 +518,7 @@ void nod_host_destroy(nod_host *host)
     if (!host)
         return;
     clu_registration_destroy(host->registration);
+    nod_ranks_destroy(host);
     clu_etcd_destroy(host->etcd);
     rpc_server_destroy(host->server);
     if (host->runtime)
@@ -503,6 +533,7 @@ void nod_host_destroy(nod_host *host)
     dec_service_destroy(host->decode);
     eng_worker_destroy(host->worker);
     eng_engine_destroy(host->engine);
+    com_group_close(host->group);
     eng_model_close(host->model);
     sl_timer_destroy(host->gauge_timer);
     sl_timer_destroy(host->drain_timer);

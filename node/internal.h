@@ -3,7 +3,9 @@
 #define NODE_INTERNAL_H
 
 #include "base/daemon.h"
+#include "cluster/ranks.h"
 #include "cluster/registration.h"
+#include "comm/comm.h"
 #include "decode/service.h"
 #include "node/host.h"
 #include "prefill/service.h"
@@ -37,6 +39,10 @@ struct nod_host {
     pre_service *prefill; /* NULL: not this role */
     rpc_runtime *runtime;
     rpc_server *server;
+    com_group *group; /* NULL: all of the model is here */
+    clu_ranks *ranks; /* the same */
+    void *meeting;    /* ranks.c's */
+    bool left_alone;  /* all ranks leave: a group that ends is no fault */
     clu_etcd *etcd;
     clu_registration *registration;
     nod_reload *reload;
@@ -48,6 +54,8 @@ struct nod_host {
     uint64_t kv_received_seen, kv_pieces_seen, kv_mismatches_seen;
     sl_metric *tier_pages, *tier_lookups, *tier_bytes, *tier_dropped;
     eng_tier_stats tier_seen;
+    sl_metric *ep_bytes, *ep_rows, *ep_runs, *ep_wait;
+    com_stats ep_seen;
     uint32_t context_max;
     uint32_t rows_max; /* of one step of the engine */
 };
@@ -84,6 +92,15 @@ nod_ledger *nod_ledger_create(nod_host *host);
 /* When the loop runs no more and the worker is stopped. */
 void nod_ledger_destroy(nod_ledger *ledger);
 void nod_ledger_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *request);
+
+/* ranks.c: nothing to do where the node is no rank of several. */
+bool nod_ranks_used(const nod_host *host);
+/* Listens for the other ranks; before the model is loaded. */
+SL_MUST_USE sl_status nod_ranks_open(nod_host *host, sl_err *err);
+/* Waits for the others, connects and joins the model; runs the loop meanwhile. */
+SL_MUST_USE sl_status nod_ranks_meet(nod_host *host, sl_err *err);
+/* The records; the group goes after the engine. */
+void nod_ranks_destroy(nod_host *host);
 
 /* service.c: the Node service's handlers. */
 #define NOD_HANDLERS 5

@@ -6,6 +6,7 @@
 
 #include "base/net.h"
 #include "cluster/registration.h"
+#include "comm/comm.h"
 #include "engine/engine.h"
 
 static const char *const ROLES[] = {"prefill", "decode", "hybrid", NULL};
@@ -89,6 +90,45 @@ static const sl_option OPTIONS[] = {
      .offset = AT(kv_allow_wildcard),
      .default_text = "false",
      .help = "permit --kv-listen on all interfaces"},
+    {.name = "ep-size",
+     .section = "Instance",
+     .type = SL_OPTION_INT,
+     .offset = AT(ep_size),
+     .default_text = "1",
+     .min = 1,
+     .max = COM_RANKS_MAX,
+     .help = "ranks of the instance, which share the experts (1: this node alone)"},
+    {.name = "ep-rank",
+     .section = "Instance",
+     .type = SL_OPTION_INT,
+     .offset = AT(ep_rank),
+     .default_text = "0",
+     .min = 0,
+     .max = COM_RANKS_MAX - 1,
+     .help = "which of them this node is"},
+    {.name = "instance",
+     .section = "Instance",
+     .type = SL_OPTION_STRING,
+     .offset = AT(instance),
+     .help = "name of the instance, equal on all its ranks"},
+    {.name = "ep-listen",
+     .section = "Instance",
+     .type = SL_OPTION_STRING,
+     .offset = AT(ep_listen),
+     .default_text = "127.0.0.1:0",
+     .help = "address for the other ranks; a trusted network, as for --kv-listen"},
+    {.name = "ep-timeout",
+     .section = "Instance",
+     .type = SL_OPTION_DURATION,
+     .offset = AT(ep_timeout_ns),
+     .default_text = "30s",
+     .help = "how long a rank waits for the others inside a step before the instance fails"},
+    {.name = "ep-start-timeout",
+     .section = "Instance",
+     .type = SL_OPTION_DURATION,
+     .offset = AT(ep_start_timeout_ns),
+     .default_text = "10m",
+     .help = "how long the ranks may take to meet at the start"},
     {.name = "model",
      .section = "Engine",
      .type = SL_OPTION_STRING,
@@ -246,6 +286,32 @@ static sl_status check_addresses(const nod_options *options, sl_err *err)
     return sl_ok();
 }
 
+static sl_status check_instance(const nod_options *options, sl_err *err)
+{
+    bool wildcard;
+    SL_TRY(sl_wrap(err, sl_net_check(options->ep_listen, true, &wildcard, err), "--ep-listen"));
+    if (wildcard && !options->kv_allow_wildcard)
+        return sl_fail(err, SL_INVALID,
+                       "--ep-listen %s: name one interface, or permit this with "
+                       "--kv-allow-wildcard",
+                       options->ep_listen);
+    if (options->ep_rank >= options->ep_size)
+        return sl_fail(err, SL_INVALID, "--ep-rank %lld: --ep-size is %lld",
+                       (long long)options->ep_rank, (long long)options->ep_size);
+    if (options->ep_size == 1)
+        return sl_ok();
+    if (!options->instance || !clu_name_valid(options->instance))
+        return sl_fail(err, SL_INVALID,
+                       "--instance: a name is needed with --ep-size: lower-case letters, digits, "
+                       ". _ -");
+    if (options->backend != NOD_BACKEND_CPU)
+        return sl_fail(err, SL_INVALID, "--ep-size %lld: with --backend cpu only",
+                       (long long)options->ep_size);
+    if (options->ep_timeout_ns == 0)
+        return sl_fail(err, SL_INVALID, "--ep-timeout: more than 0 is needed");
+    return sl_ok();
+}
+
 static sl_status check(const void *target, sl_err *err)
 {
     const nod_options *options = target;
@@ -255,6 +321,7 @@ static sl_status check(const void *target, sl_err *err)
                              .lease_ns = options->lease_ns};
     SL_TRY(clu_settings_check(&settings, err));
     SL_TRY(check_addresses(options, err));
+    SL_TRY(check_instance(options, err));
     if (!(options->kv_overcommit >= 1.0 && options->kv_overcommit <= ENG_OVERCOMMIT_MAX / 100.0))
         return sl_fail(err, SL_INVALID, "--kv-overcommit %g: 1 to %g are possible",
                        options->kv_overcommit, ENG_OVERCOMMIT_MAX / 100.0);

@@ -25,7 +25,13 @@ typedef struct nod_options {
     const char *metrics;
     const char *kv_listen;
     bool kv_allow_wildcard;
-    int role;    /* nod_role */
+    int role; /* nod_role */
+    int64_t ep_size;
+    int64_t ep_rank;
+    const char *instance;
+    const char *ep_listen;
+    uint64_t ep_timeout_ns;
+    uint64_t ep_start_timeout_ns;
     int backend; /* nod_backend */
     const char *cuda_library;
     uint64_t kv_memory;

@@ -179,6 +179,9 @@ static sl_status check(const nod_reload *reload, const Sluice__V1__ReloadWeights
     size_t size = strlen(request->model);
     if (reload->phase != RELOAD_IDLE)
         return sl_fail(err, SL_EXISTS, "a reload of %s is under way", reload->dir);
+    if (nod_ranks_used(host))
+        return sl_fail(err, SL_UNSUPPORTED,
+                       "one rank of several: all would have to change at once");
     if (host->state != NOD_STATE_READY)
         return sl_fail(err, SL_UNAVAILABLE, "the node is %s", nod_state_name(host->state));
     if (size == 0 || size > RELOAD_PATH_MAX)
