@@ -109,6 +109,19 @@ TEST(engine)
     assert_fine("--backend cuda --kv-transit 1GiB");
 }
 
+TEST(instance)
+{
+    assert_fine("--ep-size 3 --ep-rank 2 --instance decode-0 --ep-timeout 5s");
+    assert_refused("--ep-rank 1", "--ep-rank 1", "--ep-size is 1");
+    assert_refused("--ep-size 2", "--instance", "a name is needed");
+    assert_refused("--ep-size 2 --instance Wrong", "--instance", "lower-case");
+    assert_refused("--ep-size 65 --instance a", "--ep-size", "64");
+    assert_refused("--ep-size 2 --instance a --backend cuda", "--ep-size 2", "--backend cpu");
+    assert_refused("--ep-listen :0", "--ep-listen", "--kv-allow-wildcard");
+    assert_refused("--ep-listen nonsense", "--ep-listen", "");
+    assert_refused("--ep-size 2 --instance a --ep-timeout 0s", "--ep-timeout", "more than 0");
+}
+
 TEST(kv_disk)
 {
     char path[NOD_PATH_MAX], text[NOD_PATH_MAX + 8];
@@ -127,6 +140,6 @@ TEST(kv_disk)
 
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(names),  cmocka_unit_test(addresses), cmocka_unit_test(etcd),
-    cmocka_unit_test(engine), cmocka_unit_test(kv_disk),
+    cmocka_unit_test(engine), cmocka_unit_test(instance),  cmocka_unit_test(kv_disk),
 };
 TEST_MAIN(TESTS)
