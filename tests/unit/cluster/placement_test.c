@@ -1,0 +1,202 @@
+/* Planning of placements: what must hold for any load, and balance beside DeepSeek's published
+ * EPLB, re-implemented here from its description. */
+#include <math.h>
+
+#include "base/rng.h"
+#include "cluster/placement.h"
+#include "tests/unit/test.h"
+
+enum { SLOTS_ALL = 1024 };
+
+/* ---- EPLB as published ---- */
+
+/* Items by weight, heaviest first. */
+static void sorted(const double *weights, uint32_t count, uint32_t *out_order)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t at = i;
+        for (; at > 0 && weights[out_order[at - 1]] < weights[i]; at--)
+            out_order[at] = out_order[at - 1];
+        out_order[at] = i;
+    }
+}
+
+/* As many items to each pack, each to the lightest that has room. */
+static void balanced_packing(const double *weights, uint32_t count, uint32_t packs,
+                             uint32_t *out_pack)
+{
+    double loads[SLOTS_ALL] = {0};
+    uint32_t used[SLOTS_ALL] = {0}, order[SLOTS_ALL];
+    sorted(weights, count, order);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t best = packs;
+        for (uint32_t p = 0; p < packs; p++)
+            if (used[p] < count / packs && (best == packs || loads[p] < loads[best]))
+                best = p;
+        out_pack[order[i]] = best;
+        loads[best] += weights[order[i]];
+        used[best]++;
+    }
+}
+
+/* max / mean of the ranks' loads. */
+static double eplb(const clu_place_shape *shape, const double *loads)
+{
+    uint32_t hosts = shape->groups % shape->hosts == 0 ? shape->hosts : 1;
+    uint32_t groups = hosts > 1 ? shape->groups : 1, size = shape->experts / groups;
+    uint32_t host_of[SLOTS_ALL], ranks = shape->ranks / hosts, slots = ranks * shape->slots;
+    double group_loads[SLOTS_ALL] = {0}, most = 0, total = 0;
+    for (uint32_t e = 0; e < shape->experts; e++) {
+        group_loads[e / size] += loads[e];
+        total += loads[e];
+    }
+    balanced_packing(group_loads, groups, hosts, host_of);
+    for (uint32_t host = 0; host < hosts; host++) {
+        uint32_t expert[SLOTS_ALL], replicas[SLOTS_ALL], count = 0, rank_of[SLOTS_ALL];
+        double shares[SLOTS_ALL], rank_loads[SLOTS_ALL] = {0};
+        for (uint32_t e = 0; e < shape->experts; e++) {
+            replicas[e] = 1;
+            if (host_of[e / size] == host)
+                expert[count++] = e;
+        }
+        for (uint32_t own = count; count < slots; count++) {
+            uint32_t best = expert[0];
+            for (uint32_t i = 0; i < own; i++)
+                if (loads[expert[i]] / replicas[expert[i]] > loads[best] / replicas[best])
+                    best = expert[i];
+            replicas[best]++;
+            expert[count] = best;
+        }
+        for (uint32_t i = 0; i < slots; i++)
+            shares[i] = loads[expert[i]] / replicas[expert[i]];
+        balanced_packing(shares, slots, ranks, rank_of);
+        for (uint32_t i = 0; i < slots; i++)
+            rank_loads[rank_of[i]] += shares[i];
+        for (uint32_t r = 0; r < ranks; r++)
+            most = rank_loads[r] > most ? rank_loads[r] : most;
+    }
+    return most * shape->ranks / total;
+}
+
+/* ---- loads ---- */
+
+typedef enum kind { EVEN, RANDOM, ZIPF, ONE_HOT, GROUPED, KINDS } kind;
+
+static void fill(kind of, uint64_t seed, const clu_place_shape *shape, double *out_loads)
+{
+    for (uint32_t e = 0; e < shape->experts; e++) {
+        double u = sl_keyed_uniform(seed, e, 1);
+        double random = 50 + 100 * u;
+        uint32_t rank = (uint32_t)(sl_keyed_uniform(seed, e, 2) * shape->experts);
+        out_loads[e] = of == EVEN      ? 10
+                       : of == RANDOM  ? random
+                       : of == ZIPF    ? 10000.0 / (1 + rank)
+                       : of == ONE_HOT ? (e == seed % shape->experts ? 1000 : 1)
+                                       : random * (1 + e * shape->groups / shape->experts % 4 * 3);
+    }
+}
+
+static const clu_place_shape SHAPES[] = {
+    {.layers = 1, .experts = 16, .groups = 4, .ranks = 3, .hosts = 1, .slots = 8},
+    {.layers = 1, .experts = 16, .groups = 4, .ranks = 4, .hosts = 1, .slots = 6},
+    {.layers = 1, .experts = 12, .groups = 4, .ranks = 8, .hosts = 2, .slots = 2},
+    {.layers = 1, .experts = 256, .groups = 8, .ranks = 32, .hosts = 4, .slots = 9},
+    {.layers = 1, .experts = 256, .groups = 8, .ranks = 32, .hosts = 1, .slots = 10},
+    {.layers = 1, .experts = 256, .groups = 8, .ranks = 16, .hosts = 3 - 1, .slots = 18},
+};
+
+TEST(balance_is_that_of_eplb_or_better)
+{
+    double loads[CLU_PLACE_EXPERTS_MAX], sum_ours = 0, sum_theirs = 0;
+    uint16_t slots[SLOTS_ALL];
+    sl_err err;
+    uint32_t better = 0, count = 0;
+    for (size_t s = 0; s < sizeof(SHAPES) / sizeof(SHAPES[0]); s++) {
+        const clu_place_shape *shape = &SHAPES[s];
+        for (uint64_t seed = 0; seed < 12; seed++) {
+            for (int of = 0; of < KINDS; of++) {
+                fill((kind)of, seed, shape, loads);
+                assert_ok(clu_place_plan(shape, loads, slots, &err), &err);
+                assert_ok(clu_place_check(shape, slots, &err), &err);
+                double ours = clu_place_imbalance(shape, loads, slots);
+                double theirs = eplb(shape, loads);
+                if (ours > theirs * (1 + 1e-9))
+                    fail_msg("shape %zu, loads %d, seed %d: %.6f, EPLB %.6f", s, of, (int)seed,
+                             ours, theirs);
+                better += ours < theirs * (1 - 1e-9);
+                count++;
+                sum_ours += ours;
+                sum_theirs += theirs;
+            }
+        }
+    }
+    print_message("max/mean: %.4f on average, EPLB %.4f; better in %u of %u, never worse\n",
+                  sum_ours / count, sum_theirs / count, better, count);
+}
+
+TEST(layers_are_planned_apart_and_alike)
+{
+    const clu_place_shape shape = {.layers = 3, .experts = 16, .groups = 4, .ranks = 4, .slots = 6};
+    double loads[3 * 16];
+    uint16_t one[3 * 24], two[3 * 24];
+    sl_err err;
+    fill(ZIPF, 1, &shape, loads);
+    fill(EVEN, 1, &shape, loads + 16);
+    fill(ZIPF, 1, &shape, loads + 32);
+    assert_ok(clu_place_plan(&shape, loads, one, &err), &err);
+    assert_ok(clu_place_plan(&shape, loads, two, &err), &err);
+    assert_ok(clu_place_check(&shape, one, &err), &err);
+    assert_memory_equal(one, two, sizeof(one));
+    assert_memory_equal(one, one + 48, 24 * sizeof(one[0]));
+}
+
+/* More slots than experts times ranks: shares get finer, loads stay even. */
+TEST(slots_to_spare)
+{
+    const clu_place_shape shape = {.layers = 1, .experts = 3, .ranks = 2, .slots = 6};
+    const double loads[3] = {5, 0, 1};
+    uint16_t slots[12];
+    sl_err err;
+    assert_ok(clu_place_plan(&shape, loads, slots, &err), &err);
+    assert_ok(clu_place_check(&shape, slots, &err), &err);
+    assert_true(clu_place_imbalance(&shape, loads, slots) < 1.2);
+    const double none[3] = {0, 0, 0};
+    assert_true(clu_place_imbalance(&shape, none, slots) == 1);
+}
+
+static void refused(clu_place_shape shape, const char *words)
+{
+    sl_err err;
+    assert_code(clu_place_check_shape(&shape, &err), SL_INVALID);
+    assert_text_contains(err.text, words);
+}
+
+TEST(what_cannot_be_healed_or_is_wrong_is_refused)
+{
+    sl_err err;
+    refused((clu_place_shape){.layers = 1, .experts = 16, .ranks = 4, .slots = 5}, "one rank less");
+    refused((clu_place_shape){.layers = 1, .experts = 16, .ranks = 1, .slots = 15}, "");
+    refused((clu_place_shape){.layers = 0, .experts = 16, .ranks = 2, .slots = 16}, "0 layers");
+    refused((clu_place_shape){.layers = 1, .experts = 513, .ranks = 2, .slots = 512}, "513");
+    refused((clu_place_shape){.layers = 1, .experts = 16, .ranks = 65, .slots = 16}, "65");
+    refused((clu_place_shape){.layers = 1, .experts = 16, .ranks = 4, .hosts = 3, .slots = 16},
+            "3 hosts");
+    refused((clu_place_shape){.layers = 1, .experts = 16, .groups = 3, .ranks = 4, .slots = 16},
+            "3 groups");
+    const clu_place_shape shape = {.layers = 1, .experts = 2, .ranks = 2, .slots = 2};
+    uint16_t slots[4];
+    assert_code(clu_place_plan(&shape, (double[]){1, -1}, slots, &err), SL_INVALID);
+    assert_code(clu_place_plan(&shape, (double[]){NAN, 1}, slots, &err), SL_INVALID);
+    assert_code(clu_place_check(&shape, (uint16_t[]){0, 2, 1, 0}, &err), SL_INVALID);
+    assert_text_contains(err.text, "expert 2 of 2");
+    assert_code(clu_place_check(&shape, (uint16_t[]){0, 0, 0, 0}, &err), SL_INVALID);
+    assert_text_contains(err.text, "1 experts are nowhere");
+}
+
+static const struct CMUnitTest TESTS[] = {
+    cmocka_unit_test(balance_is_that_of_eplb_or_better),
+    cmocka_unit_test(layers_are_planned_apart_and_alike),
+    cmocka_unit_test(slots_to_spare),
+    cmocka_unit_test(what_cannot_be_healed_or_is_wrong_is_refused),
+};
+TEST_MAIN(TESTS)
