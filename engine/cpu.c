@@ -469,6 +469,7 @@ const eng_ops eng_ops_cpu = {
     .attend = cpu_attend,
     .route = eng_cpu_route,
     .experts = eng_cpu_experts,
+    .exchange = eng_cpu_exchange,
     .combine = cpu_combine,
     .finite = cpu_finite,
     .arg_max = cpu_arg_max,

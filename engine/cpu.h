@@ -1,5 +1,5 @@
-/* The CPU backend's parts: cpu.c, and the experts in cpu_experts.c. Internal to engine/. Thread:
- * the engine thread. */
+/* The CPU backend's parts: cpu.c, and the experts in cpu_experts.c and cpu_exchange.c. Internal to
+ * engine/. Thread: the engine thread. */
 #ifndef ENGINE_CPU_H
 #define ENGINE_CPU_H
 
@@ -28,6 +28,7 @@ void eng_cpu_products(eng_engine *engine, const void *input, const float *scales
 void eng_cpu_silu_mul(eng_engine *engine, void *gate, const void *up, size_t count);
 SL_MUST_USE bool eng_cpu_route(eng_engine *engine, const eng_layer *layer, uint32_t rows);
 SL_MUST_USE bool eng_cpu_experts(eng_engine *engine, const eng_layer *layer, uint32_t rows);
+SL_MUST_USE bool eng_cpu_exchange(eng_engine *engine, const eng_layer *layer, uint32_t rows);
 
 #ifdef __cplusplus
 }

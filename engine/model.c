@@ -84,7 +84,7 @@ static sl_status model_set_ranks(eng_model *model, const eng_model_options *opti
         shape->experts_per_token > (int32_t)COM_CHOSEN_MAX)
         return sl_fail(err, SL_TOO_LARGE, "%u experts over %u ranks, at most %u are possible",
                        experts, model->ep_size, COM_RANKS_MAX);
-    if (model->numerics != ENG_NUMERICS_FP8 || model->ops != &eng_ops_cpu || !model->whole ||
+    if (model->numerics != ENG_NUMERICS_FP8 || !model->ops->exchange || !model->whole ||
         shape->dense_layer_count >= shape->layer_count)
         return sl_fail(err, SL_UNSUPPORTED,
                        "several ranks: with the CPU backend, fp8 numerics and whole models only");

@@ -95,7 +95,8 @@ void eng_model_exchange(eng_model *model, eng_model *fresh);
 SL_MUST_USE sl_status eng_weights_load(eng_model *model, const eng_model_options *options,
                                        sl_err *err);
 void eng_weights_free(eng_model *model);
-void eng_weights_free_sums(eng_model *model);
+/* parallel.c */
+void eng_model_free_sums(eng_model *model);
 
 #ifdef __cplusplus
 }

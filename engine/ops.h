@@ -138,6 +138,9 @@ struct eng_ops {
     bool (*route)(eng_engine *engine, const eng_layer *layer, uint32_t rows);
     /* s.n -> s.down (rows stacked by expert) and s.shared_out. */
     bool (*experts)(eng_engine *engine, const eng_layer *layer, uint32_t rows);
+    /* The same over the ranks of an instance, with the others' rows; 0 rows of its own are
+     * possible. false: a fault, or engine->broken. NULL: the backend works alone only. */
+    bool (*exchange)(eng_engine *engine, const eng_layer *layer, uint32_t rows);
     void (*combine)(eng_engine *engine, uint32_t rows, void *out_y);
     bool (*finite)(eng_engine *engine, const float *values, size_t count);
     /* Brings the first `rows` of s.logits to engine->host_logits; there after finish. NULL:
@@ -161,9 +164,9 @@ static inline size_t eng_places_max(const eng_engine *engine)
 {
     const mdl_shape *shape = &engine->model->shape;
     size_t align = engine->ops->expert_align;
+    size_t rows = (size_t)engine->rows_max * (engine->ranks ? engine->model->ep_size : 1);
     size_t places =
-        engine->rows_max * (size_t)engine->model->ep_size * (size_t)shape->experts_per_token +
-        (size_t)shape->expert_count * (align - 1);
+        rows * (size_t)shape->experts_per_token + (size_t)shape->expert_count * (align - 1);
     return (places + align - 1) / align * align;
 }
 

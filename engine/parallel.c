@@ -35,6 +35,14 @@ uint64_t eng_model_expert_bytes(const eng_model *model)
     return model->expert_bytes;
 }
 
+void eng_model_free_sums(eng_model *model)
+{
+    sl_free(model->sums);
+    sl_free(model->sum_ranks);
+    model->sums = NULL;
+    model->sum_ranks = NULL;
+}
+
 #define IDENTITY_WORDS ((MDL_IDENTITY_CHARS + 7) / 8)
 
 /* Sums of all tensors from the ranks that loaded them; all [size][words], sums behind the identity.
@@ -81,7 +89,7 @@ sl_status eng_model_join(eng_model *model, com_group *group, sl_err *err)
     sl_free(mine);
     sl_free(all);
     if (sl_is_ok(status))
-        eng_weights_free_sums(model);
+        eng_model_free_sums(model);
     return status;
 }
 
@@ -187,7 +195,7 @@ static bool run_idle(eng_engine *engine, uint32_t first, uint32_t end)
 {
     for (uint32_t layer = first; layer < end; layer++) {
         engine->step_layer = layer;
-        if (!eng_ranks_exchange(engine, &engine->model->layers[layer], 0) && engine->broken)
+        if (!engine->ops->exchange(engine, &engine->model->layers[layer], 0) && engine->broken)
             return false; /* a fault of another kind fails those whose rows these are */
     }
     return true;
@@ -257,7 +265,7 @@ bool eng_ranks_moe(eng_engine *engine, const eng_layer *layer, uint32_t rows)
     sl_assert(ranks->joined && layer == &engine->model->layers[ranks->at] &&
               ranks->at < ranks->end);
     ranks->at++;
-    return eng_ranks_exchange(engine, layer, rows) || (engine->broken && ranks_broken(engine));
+    return engine->ops->exchange(engine, layer, rows) || (engine->broken && ranks_broken(engine));
 }
 
 void eng_ranks_end(eng_engine *engine)

@@ -2,7 +2,7 @@
 #ifndef ENGINE_RANKS_H
 #define ENGINE_RANKS_H
 
-#include "engine/cpu.h"
+#include "engine/ops.h"
 #include "engine/parallel.h"
 
 #ifdef __cplusplus
@@ -48,8 +48,6 @@ SL_MUST_USE bool eng_ranks_moe(eng_engine *engine, const eng_layer *layer, uint3
 SL_MUST_USE bool eng_ranks_join(eng_engine *engine);
 /* The run has ended here. What is left of it, if a fault ended it early, still needs this rank. */
 void eng_ranks_end(eng_engine *engine);
-/* exchange.c: one layer of a run, with `rows` own rows. false: a fault, or engine->broken. */
-SL_MUST_USE bool eng_ranks_exchange(eng_engine *engine, const eng_layer *layer, uint32_t rows);
 
 #ifdef __cplusplus
 }

@@ -532,14 +532,6 @@ static sl_status loader_faults(const loader *load, sl_err *err)
     return sl_ok();
 }
 
-void eng_weights_free_sums(eng_model *model)
-{
-    sl_free(model->sums);
-    sl_free(model->sum_ranks);
-    model->sums = NULL;
-    model->sum_ranks = NULL;
-}
-
 /* The copies that were only compared are not part of what was loaded. One rank of several has only
  * its part: eng_model_join completes it. */
 static sl_status loader_hash(const loader *load, sl_err *err)
@@ -562,7 +554,7 @@ static sl_status loader_hash(const loader *load, sl_err *err)
     if (model->ep_size > 1)
         return sl_ok();
     sl_status status = mdl_model_hash(model->identity, model->sums, count, model->hash, err);
-    eng_weights_free_sums(model);
+    eng_model_free_sums(model);
     return status;
 }
 
@@ -649,7 +641,7 @@ void eng_weights_free(eng_model *model)
         sl_free(model->layers[i].experts);
     }
     sl_free(model->layers);
-    eng_weights_free_sums(model);
+    eng_model_free_sums(model);
     if (model->arena)
         sl_free_pages(model->arena, model->arena_bytes);
     if (model->resident)

@@ -2,7 +2,7 @@
 TEST_LIBS_base := base
 TEST_LIBS_model := model base
 TEST_LIBS_kernels := kernels model base
-TEST_LIBS_engine := engine comm_ucx comm kernels model base
+TEST_LIBS_engine := engine comm kernels model base
 TEST_LIBS_kvtransfer := kvtransfer base
 TEST_LIBS_comm := comm_ucx
 TEST_LIBS_rpc := rpc proto base

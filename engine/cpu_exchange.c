@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "engine/cpu.h"
 #include "engine/ranks.h"
 
 /* The own rows in the form that travels. */
@@ -163,7 +164,7 @@ static bool broken(eng_engine *engine)
     return false;
 }
 
-bool eng_ranks_exchange(eng_engine *engine, const eng_layer *layer, uint32_t rows)
+bool eng_cpu_exchange(eng_engine *engine, const eng_layer *layer, uint32_t rows)
 {
     const eng_ranks *ranks = engine->ranks;
     eng_scratch *s = &engine->s;
