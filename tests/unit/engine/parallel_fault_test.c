@@ -158,7 +158,7 @@ static void play_death(player *p)
         assert_text_contains(p->err.text, "rank 1 is gone");
         assert_text_contains(eng_engine_broken(p->r.engine), "rank 1 is gone");
         assert_int_equal(eng_sequence_length(sequence), 40); /* as it was before */
-        assert_code(one_step(p, sequence), SL_INTERNAL);    /* and so it stays */
+        assert_code(one_step(p, sequence), SL_INTERNAL);     /* and so it stays */
         assert_false(eng_engine_take_part(p->r.engine));
     }
     eng_sequence_close(sequence);
