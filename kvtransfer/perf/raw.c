@@ -1,6 +1,7 @@
 /* Raw UCX. Owns a UCX context, worker and one endpoint; the calling thread drives it all. */
 #include "kvtransfer/perf/raw.h"
 
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,7 @@
 enum { AM_PIECE = 1, AM_ASK = 2, AM_ANSWER = 3 };
 #define RKEY_MAX 1024u
 #define WAIT_NS  (60 * SL_S_NS)
+#define SPIN_NS  20000u
 
 typedef struct answer { /* server -> client */
     uint64_t address;
@@ -31,13 +33,33 @@ struct raw_ucx {
     ucp_rkey_h rkey;
     answer answer;
     uint64_t *heads; /* client: offset of each piece, valid until its send ended */
+    int wait_fd;
+    sl_time_ns idle_since; /* 0: something moved */
     uint32_t open;
     uint32_t received; /* server: pieces of this round */
     bool asked;        /* server: the client waits for an answer */
-    bool asked_put;    /* the round did not come by message: nothing to count */
     bool answered;     /* client */
     bool failed;
 };
+
+/* As kvtransfer's thread: looks again for a while, then sleeps until something comes. */
+static void raw_progress(raw_ucx *one)
+{
+    if (ucp_worker_progress(one->worker) != 0) {
+        one->idle_since = 0;
+        return;
+    }
+    if (one->options.spin)
+        return;
+    sl_time_ns now = sl_now_ns();
+    if (one->idle_since == 0)
+        one->idle_since = now;
+    if (now - one->idle_since < SPIN_NS || ucp_worker_arm(one->worker) != UCS_OK)
+        return;
+    struct pollfd fd = {.fd = one->wait_fd, .events = POLLIN};
+    poll(&fd, 1, 1000);
+    one->idle_since = 0;
+}
 
 static sl_status raw_fail(sl_err *err, ucs_status_t status, const char *what)
 {
@@ -88,7 +110,6 @@ static ucs_status_t on_ask(void *argument, const void *head, size_t head_size, v
 {
     raw_ucx *one = argument;
     one->asked = true;
-    one->asked_put = size == 1 && *(const uint8_t *)data == 1;
     return UCS_OK;
 }
 
@@ -163,11 +184,15 @@ static sl_status raw_create(const raw_options *options, raw_ucx **out_raw, sl_er
     if (status != UCS_OK)
         return raw_fail(err, status, "configuration");
     const char *tls = getenv("UCX_TLS");
-    if (tls && strstr(tls, "shm"))
+    if (tls && strstr(tls, "shm")) {
         ucp_config_modify(config, "MM_ERROR_HANDLING", "y");
+        ucp_config_modify(config, "MM_FIFO_SIZE", "512");
+        ucp_config_modify(config, "MM_FIFO_RELEASE_FACTOR", "0.125");
+    }
     ucp_config_modify(config, "RNDV_SCHEME", "get_zcopy");
     ucp_params_t params = {.field_mask = UCP_PARAM_FIELD_FEATURES,
-                           .features = UCP_FEATURE_AM | UCP_FEATURE_RMA};
+                           .features = UCP_FEATURE_AM | UCP_FEATURE_RMA |
+                                       UCP_FEATURE_WAKEUP};
     status = ucp_init(&params, config, &one->context);
     ucp_config_release(config);
     if (status != UCS_OK)
@@ -177,6 +202,9 @@ static sl_status raw_create(const raw_options *options, raw_ucx **out_raw, sl_er
     status = ucp_worker_create(one->context, &worker, &one->worker);
     if (status != UCS_OK)
         return raw_fail(err, status, "worker");
+    status = ucp_worker_get_efd(one->worker, &one->wait_fd);
+    if (status != UCS_OK)
+        return raw_fail(err, status, "event descriptor");
     handler(one, AM_PIECE, on_piece);
     handler(one, AM_ASK, on_ask);
     handler(one, AM_ANSWER, on_answer);
@@ -219,12 +247,12 @@ sl_status raw_server_create(const raw_options *options, const char *listen, raw_
     return sl_ok();
 }
 
-void raw_serve(raw_ucx *server)
+void raw_serve(raw_ucx *server, uint32_t count)
 {
     ucp_request_param_t param = sent_param(server);
     server->received = 0;
-    while (!server->asked || (!server->asked_put && server->received < server->options.pieces)) {
-        ucp_worker_progress(server->worker);
+    while (!server->asked || server->received < count) {
+        raw_progress(server);
         if (server->failed)
             return;
     }
@@ -232,19 +260,20 @@ void raw_serve(raw_ucx *server)
     started(server, ucp_am_send_nbx(server->endpoint, AM_ANSWER, NULL, 0, &server->answer,
                                     sizeof server->answer, &param));
     while (server->open > 0)
-        ucp_worker_progress(server->worker);
+        raw_progress(server);
 }
 
 /* Asks and waits for the answer: all before it has arrived. */
-static sl_status raw_ask(raw_ucx *one, bool put, sl_err *err)
+static sl_status raw_ask(raw_ucx *one, sl_err *err)
 {
     ucp_request_param_t param = sent_param(one);
-    uint8_t what = put;
+    uint8_t what = 1;
     sl_time_ns give_up = sl_now_ns() + WAIT_NS;
     one->answered = false;
     started(one, ucp_am_send_nbx(one->endpoint, AM_ASK, NULL, 0, &what, 1, &param));
     while (!one->answered && !one->failed) {
-        if (ucp_worker_progress(one->worker) == 0 && sl_now_ns() > give_up)
+        raw_progress(one);
+        if (sl_now_ns() > give_up)
             return sl_fail(err, SL_DEADLINE, "raw UCX: no answer");
     }
     return one->failed ? sl_fail(err, SL_IO, "raw UCX: the connection failed") : sl_ok();
@@ -271,7 +300,7 @@ sl_status raw_client_create(const raw_options *options, const char *address, raw
     ucs_status_t status = ucp_ep_create(one->worker, &params, &one->endpoint);
     if (status != UCS_OK)
         return raw_fail(err, status, "connect");
-    SL_TRY(raw_ask(one, true, err));
+    SL_TRY(raw_ask(one, err));
     status = ucp_ep_rkey_unpack(one->endpoint, one->answer.rkey, &one->rkey);
     return status == UCS_OK ? sl_ok() : raw_fail(err, status, "unpack a key");
 }
@@ -281,18 +310,19 @@ static void raw_flush(raw_ucx *one)
     ucp_request_param_t param = sent_param(one);
     started(one, ucp_ep_flush_nbx(one->endpoint, &param));
     while (one->open > 0 && !one->failed)
-        ucp_worker_progress(one->worker);
+        raw_progress(one);
 }
 
-sl_status raw_round(raw_ucx *client, bool put, double *out_seconds, sl_err *err)
+sl_status raw_round(raw_ucx *client, bool put, uint32_t first, uint32_t count, double *out_seconds,
+                    sl_err *err)
 {
     ucp_request_param_t param = sent_param(client);
     const raw_options *options = &client->options;
     sl_time_ns began = sl_now_ns();
-    for (uint32_t i = 0; i < options->pieces; i++) {
+    for (uint32_t i = first; i < first + count; i++) {
         const uint8_t *data = options->memory + client->heads[i];
         while (client->open >= options->depth && !client->failed)
-            ucp_worker_progress(client->worker);
+            raw_progress(client);
         started(client,
                 put ? ucp_put_nbx(client->endpoint, data, options->piece_bytes,
                                   client->answer.address + client->heads[i], client->rkey, &param)
@@ -300,7 +330,7 @@ sl_status raw_round(raw_ucx *client, bool put, double *out_seconds, sl_err *err)
                                       sizeof client->heads[i], data, options->piece_bytes, &param));
     }
     raw_flush(client);
-    SL_TRY(raw_ask(client, put, err));
+    SL_TRY(raw_ask(client, err));
     *out_seconds = (double)(sl_now_ns() - began) / 1e9;
     return sl_ok();
 }
