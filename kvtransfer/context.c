@@ -687,6 +687,7 @@ void kvt_stats_get(const kvt_context *context, kvt_stats *out_stats)
     READ(closes_forced);
     READ(window_bytes_peak);
     READ(events_full);
+    READ(pieces_local);
 #undef READ
 }
 

@@ -101,6 +101,11 @@ void kvt_core_finished(kvt_request *request, sl_code code)
     core->finished_tail = request;
 }
 
+void kvt_core_read_locally(kvt_core *core)
+{
+    kvt_count(&core->counters.pieces_local, 1);
+}
+
 bool kvt_core_collected(const kvt_core *core)
 {
     return core->finished_head || core->dirty_sends || core->dirty_recvs || core->dirty_peers;

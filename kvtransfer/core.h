@@ -200,7 +200,7 @@ typedef struct kvt_counters { /* relaxed; the progress thread writes, anyone rea
     _Atomic uint64_t requests_abandoned, restarts;
     _Atomic uint64_t pieces_sent, bytes_sent, pieces_received, bytes_received;
     _Atomic uint64_t pieces_refused, sum_mismatches, messages_invalid, closes_forced;
-    _Atomic uint64_t window_bytes_peak, events_full;
+    _Atomic uint64_t window_bytes_peak, events_full, pieces_local;
 } kvt_counters;
 
 typedef struct kvt_event_item { /* in the ring to the owner */

@@ -54,6 +54,9 @@ typedef struct kvt_options {
     /* 0 = the default of limits.h */
     uint64_t window_bytes;
     uint64_t connect_ns, stall_ns, idle_ns, close_grace_ns;
+    /* Peers on this machine: take pieces through UCX too, never by reading the sender's memory.
+     * Without shared memory in UCX_TLS it is so anyhow. */
+    bool no_local_reads;
     kvt_fake *fake; /* NULL: UCX and a thread. Else no thread: kvt_fake_step runs everything */
 } kvt_options;
 
@@ -200,6 +203,7 @@ typedef struct kvt_stats {
     uint64_t closes_forced;     /* connections closed by force for a deadline or a stall */
     uint64_t window_bytes_peak; /* most bytes in flight on one connection */
     uint64_t events_full;       /* times the ring to the owner was full */
+    uint64_t pieces_local;      /* read by us out of the memory of a peer on this machine */
 } kvt_stats;
 
 /* Any thread. */

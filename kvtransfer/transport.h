@@ -60,6 +60,8 @@ void kvt_core_message(kvt_peer *peer, const void *data, size_t size);
 kvt_request *kvt_core_offer(kvt_peer *peer, const void *head, size_t head_size, uint64_t bytes,
                             void **out_data);
 void kvt_core_finished(kvt_request *request, sl_code code);
+/* A piece was read out of the memory of a peer on this machine (counted). */
+void kvt_core_read_locally(kvt_core *core);
 /* Something was said since the last kvt_core_run. */
 bool kvt_core_collected(const kvt_core *core);
 

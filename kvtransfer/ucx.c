@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <ucp/api/ucp.h>
 #include <ucs/config/global_opts.h>
@@ -20,14 +21,39 @@
 #include "base/assert.h"
 #include "base/bytes.h"
 #include "base/net.h"
+#include "base/rng.h"
+#include "kvtransfer/local.h"
 
 #define AM_MESSAGE 1u
 #define AM_PIECE   2u
+#define AM_LOCAL   3u /* may you read my memory? (local_step) */
+#define AM_READ    4u /* an offered piece, to be read at an address */
+#define AM_TAKEN   5u /* it was read or refused */
 /* Up to here one eager message is cheaper than asking the peer to fetch. */
 #define EAGER_BYTES_MAX 8192u
+/* Smaller pieces ride in their announcement also between processes of one machine. */
+#define LOCAL_BYTES_MIN 2048u
 #define LISTEN_AGAIN_MS 100u
 #define PROGRESS_MAX    64u /* calls of ucp_worker_progress before commands get their turn */
 #define CACHE_SLOTS     1024u
+
+/* Both ends on one machine: D reads P's memory itself, one copy instead of UCX's two through shared
+ * memory. P asks, D challenges, P puts the challenge into its word and says so, D looks and says
+ * go. Anything in the way (another machine, user or namespace, a kernel that refuses): no go, and
+ * pieces go by rendezvous. */
+typedef enum local_step { LOCAL_ASK, LOCAL_CHALLENGE, LOCAL_READY, LOCAL_GO } local_step;
+
+#define LOCAL_BYTES 21u /* step 1, pid 4, address of the word 8, challenge 8 */
+#define READ_BYTES  20u /* place 4, address 8, bytes 8 */
+#define TAKEN_BYTES 4u  /* place 4 */
+/* D's answers handed to UCX: as many as P may have open, and as many again whose end UCX has not
+ * told yet. */
+#define TAKEN_MAX (2u * KVT_WINDOW_PIECES)
+
+typedef struct small_send { /* bytes that UCX may still need */
+    bool busy;
+    uint8_t bytes[24];
+} small_send;
 
 struct kvt_link {
     kvt_transport *transport;
@@ -35,6 +61,14 @@ struct kvt_link {
     ucp_ep_h endpoint;
     void *close_request;
     bool closing;
+    bool outgoing;
+    bool local;                                 /* P: D reads our memory. D: proven, we may read */
+    uint64_t word;                              /* P: D's challenge, for D to read */
+    kvt_local memory;                           /* D: of P */
+    small_send steps[2];                        /* of local_step, each side says two */
+    kvt_request *reading[KVT_WINDOW_PIECES];    /* P: offered for reading, by place */
+    small_send reads[KVT_WINDOW_PIECES];        /* P: their messages */
+    small_send taken[TAKEN_MAX];                /* D */
 };
 
 struct kvt_transport {
@@ -46,6 +80,7 @@ struct kvt_transport {
     char address[KVT_ADDRESS_MAX];
     ucp_mem_h memory[KVT_REGIONS_MAX];
     size_t memory_count;
+    bool local_reads;
     kvt_link links[KVT_PEERS_MAX];
     uint32_t closing_count;
     sl_time_ns listen_at;        /* SL_NEVER: we listen, or never did */
@@ -111,6 +146,159 @@ static kvt_link *link_find(kvt_transport *transport, const ucp_am_recv_param_t *
     return link && link->peer && !link->closing ? link : NULL;
 }
 
+/* ---- reading on one machine */
+
+static void on_small_sent(void *request, ucs_status_t status, void *user_data)
+{
+    ((small_send *)user_data)->busy = false;
+    ucp_request_free(request);
+}
+
+/* `small`: its bytes are the data. A failure shows as the connection's. */
+static void small_send_start(kvt_link *link, unsigned id, sl_span head, small_send *small,
+                             size_t size)
+{
+    ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK |
+                                                 UCP_OP_ATTR_FIELD_USER_DATA |
+                                                 UCP_OP_ATTR_FIELD_FLAGS,
+                                 .flags = UCP_AM_SEND_FLAG_EAGER | UCP_AM_SEND_FLAG_REPLY,
+                                 .cb.send = on_small_sent,
+                                 .user_data = small};
+    if (link->closing || !link->endpoint)
+        return;
+    small->busy = true;
+    void *sent =
+        ucp_am_send_nbx(link->endpoint, id, head.data, head.size, small->bytes, size, &param);
+    if (UCS_PTR_IS_PTR(sent))
+        return;
+    small->busy = false;
+    if (UCS_PTR_STATUS(sent) != UCS_OK)
+        kvt_core_broken(link->peer, SL_UNAVAILABLE, "a message could not be sent");
+}
+
+static void local_say(kvt_link *link, local_step step)
+{
+    small_send *small = &link->steps[step == LOCAL_READY || step == LOCAL_GO];
+    sl_writer w = sl_writer_init(small->bytes, LOCAL_BYTES);
+    if (small->busy)
+        return; /* a peer that asks twice */
+    sl_write_u8(&w, (uint8_t)step);
+    sl_write_u32(&w, (uint32_t)getpid());
+    sl_write_u64(&w, (uint64_t)(uintptr_t)&link->word);
+    sl_write_u64(&w, link->memory.challenge);
+    small_send_start(link, AM_LOCAL, (sl_span){NULL, 0}, small, LOCAL_BYTES);
+}
+
+static ucs_status_t on_local(void *argument, const void *head, size_t head_size, void *data,
+                             size_t size, const ucp_am_recv_param_t *param)
+{
+    kvt_transport *transport = argument;
+    kvt_link *link = link_find(transport, param);
+    bool whole = size == LOCAL_BYTES && !(param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV);
+    if (!link || !whole || !transport->local_reads)
+        return UCS_OK; /* not answered: the peer goes on by rendezvous */
+    sl_reader r = sl_reader_init(data, size);
+    uint8_t step = sl_read_u8(&r);
+    uint32_t pid = sl_read_u32(&r);
+    uint64_t word_at = sl_read_u64(&r), challenge = sl_read_u64(&r);
+    if (step == LOCAL_ASK && !link->outgoing && link->memory.challenge == 0) {
+        link->memory = (kvt_local){pid, word_at, sl_random_u64() | 1};
+        local_say(link, LOCAL_CHALLENGE);
+    } else if (step == LOCAL_CHALLENGE && link->outgoing && link->word == 0) {
+        link->word = challenge;
+        local_say(link, LOCAL_READY);
+    } else if (step == LOCAL_READY && !link->outgoing && kvt_local_proven(&link->memory)) {
+        link->local = true;
+        local_say(link, LOCAL_GO);
+    } else if (step == LOCAL_GO && link->outgoing && link->word != 0) {
+        link->local = true;
+    }
+    return UCS_OK;
+}
+
+/* P: D needs the piece at this place no more. */
+static void read_finished(kvt_link *link, uint32_t place, sl_code code)
+{
+    kvt_request *request = link->reading[place];
+    if (!request)
+        return;
+    link->reading[place] = NULL;
+    kvt_core_finished(request, code);
+}
+
+/* False: no place; by rendezvous then. */
+static bool read_offer(kvt_link *link, sl_span head, const void *data, uint64_t bytes,
+                       kvt_request *request)
+{
+    uint32_t place = 0;
+    while (place < KVT_WINDOW_PIECES && (link->reading[place] || link->reads[place].busy))
+        place++;
+    if (place == KVT_WINDOW_PIECES)
+        return false;
+    sl_writer w = sl_writer_init(link->reads[place].bytes, READ_BYTES);
+    sl_write_u32(&w, place);
+    sl_write_u64(&w, (uint64_t)(uintptr_t)data);
+    sl_write_u64(&w, bytes);
+    link->reading[place] = request;
+    small_send_start(link, AM_READ, head, &link->reads[place], READ_BYTES);
+    return true;
+}
+
+static void read_answer(kvt_link *link, uint32_t place)
+{
+    for (uint32_t i = 0; i < TAKEN_MAX; i++) {
+        small_send *small = &link->taken[i];
+        if (small->busy)
+            continue;
+        sl_writer w = sl_writer_init(small->bytes, TAKEN_BYTES);
+        sl_write_u32(&w, place);
+        small_send_start(link, AM_TAKEN, (sl_span){NULL, 0}, small, TAKEN_BYTES);
+        return;
+    }
+    kvt_core_broken(link->peer, SL_INVALID, "the sender ignores the window");
+}
+
+/* D: judged as any offer, then read at once. */
+static ucs_status_t on_read(void *argument, const void *head, size_t head_size, void *data,
+                            size_t size, const ucp_am_recv_param_t *param)
+{
+    kvt_transport *transport = argument;
+    kvt_link *link = link_find(transport, param);
+    if (!link)
+        return UCS_OK;
+    if (!link->local || link->outgoing || size != READ_BYTES ||
+        (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV)) {
+        kvt_core_broken(link->peer, SL_INVALID, "an offer to read that was not agreed");
+        return UCS_OK;
+    }
+    sl_reader r = sl_reader_init(data, size);
+    uint32_t place = sl_read_u32(&r);
+    uint64_t address = sl_read_u64(&r), bytes = sl_read_u64(&r);
+    void *into = NULL;
+    kvt_request *fetch = kvt_core_offer(link->peer, head, head_size, bytes, &into);
+    if (fetch) {
+        kvt_core_finished(fetch, kvt_local_read(&link->memory, address, into, bytes));
+        kvt_core_read_locally(transport->core);
+    }
+    read_answer(link, place);
+    return UCS_OK;
+}
+
+static ucs_status_t on_taken(void *argument, const void *head, size_t head_size, void *data,
+                             size_t size, const ucp_am_recv_param_t *param)
+{
+    kvt_link *link = link_find(argument, param);
+    if (!link || size != TAKEN_BYTES || (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV))
+        return UCS_OK;
+    sl_reader r = sl_reader_init(data, size);
+    uint32_t place = sl_read_u32(&r);
+    if (link->outgoing && place < KVT_WINDOW_PIECES)
+        read_finished(link, place, SL_OK);
+    return UCS_OK;
+}
+
+/* ---- connections */
+
 static void on_endpoint_error(void *argument, ucp_ep_h endpoint, ucs_status_t status)
 {
     kvt_link *link = argument;
@@ -145,6 +333,7 @@ static sl_status ucx_connect(kvt_transport *transport, const char *address, kvt_
                               .flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER,
                               .sockaddr = {(const struct sockaddr *)&to, size}};
     link->peer = peer;
+    link->outgoing = true;
     ucs_status_t status = link_create(link, &params);
     if (status != UCS_OK) {
         memset(link, 0, sizeof *link);
@@ -152,6 +341,8 @@ static sl_status ucx_connect(kvt_transport *transport, const char *address, kvt_
                        ucs_status_string(status));
     }
     *out_link = link;
+    if (transport->local_reads)
+        local_say(link, LOCAL_ASK);
     return sl_ok();
 }
 
@@ -181,6 +372,8 @@ static void ucx_close(kvt_link *link)
     link->closing = true;
     link->close_request = NULL;
     transport->closing_count++;
+    for (uint32_t i = 0; i < KVT_WINDOW_PIECES; i++)
+        read_finished(link, i, SL_UNAVAILABLE);
     if (!link->endpoint)
         return;
     ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS,
@@ -249,6 +442,9 @@ static void ucx_send_piece(kvt_link *link, const void *head, size_t head_size, c
                            uint64_t bytes, kvt_request *request)
 {
     sl_span first = {head, head_size}, second = {data, bytes};
+    if (link->local && bytes > LOCAL_BYTES_MIN && !link->closing &&
+        read_offer(link, first, data, bytes, request))
+        return;
     uint32_t flags = bytes <= EAGER_BYTES_MAX ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV;
     ucx_am_send(link, AM_PIECE, first, second, flags, request);
 }
@@ -402,7 +598,10 @@ static sl_status ucx_worker(kvt_transport *transport, sl_err *err)
     if (status != UCS_OK)
         return ucx_fail(err, status, "get the UCX event descriptor");
     SL_TRY(ucx_handler(transport, AM_MESSAGE, on_message, err));
-    return ucx_handler(transport, AM_PIECE, on_piece, err);
+    SL_TRY(ucx_handler(transport, AM_PIECE, on_piece, err));
+    SL_TRY(ucx_handler(transport, AM_LOCAL, on_local, err));
+    SL_TRY(ucx_handler(transport, AM_READ, on_read, err));
+    return ucx_handler(transport, AM_TAKEN, on_taken, err);
 }
 
 /* Registered once, so that transports that pin memory never do it on the data path. */
@@ -544,6 +743,7 @@ sl_status kvt_ucx_create(const kvt_options *options, kvt_core *core,
     kvt_transport *transport = sl_alloc(1, sizeof *transport, "kvt transport");
     transport->core = core;
     transport->listen_at = SL_NEVER;
+    transport->local_reads = shm_allowed() && !options->no_local_reads;
     sl_status status = ucx_context(transport, err);
     if (sl_is_ok(status))
         status = ucx_worker(transport, err);
