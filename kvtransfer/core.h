@@ -186,6 +186,7 @@ struct kvt_recv {
     uint32_t payload_open;
     uint64_t tokens; /* of the last verified commit */
     uint32_t ack_count;
+    uint64_t ack_bytes; /* of the pieces they answer */
     kvt_piece_ack acks[KVT_ACKS_WAITING];
     sl_time_ns close_due;
     bool close_forced, quarantined;

@@ -11,6 +11,8 @@
 #include "base/sum.h"
 #include "kvtransfer/core.h"
 
+#define ACKS_HELD_MAX (KVT_WINDOW_PIECES / 4)
+
 void kvt_recv_dirty(kvt_recv *recv)
 {
     if (recv->dirty)
@@ -96,8 +98,19 @@ static void recv_ack(kvt_recv *recv, uint32_t ordinal, uint8_t attempt, kvt_piec
     kvt_recv_dirty(recv);
 }
 
+/* Answers go together while more of its fetches are about to end: on tcp each message costs as much as 10
+ * KB of payload. P's window must not run dry meanwhile, so a quarter of it is the most they wait for. */
+static bool recv_hold_acks(const kvt_recv *recv)
+{
+    return recv->state == KVT_TRANSFER_ACTIVE && recv->requests_open > 0 &&
+           recv->ack_count < ACKS_HELD_MAX && recv->ack_bytes < recv->core->window_bytes / 4;
+}
+
 static bool recv_flush_acks(kvt_recv *recv)
 {
+    if (recv_hold_acks(recv))
+        return true;
+    recv->ack_bytes = 0;
     while (recv->ack_count > 0) {
         kvt_message message = {.type = KVT_MESSAGE_ACK, .nonce = recv->options.nonce};
         uint32_t count = recv->ack_count < KVT_WIRE_ACKS_MAX ? recv->ack_count : KVT_WIRE_ACKS_MAX;
@@ -346,6 +359,7 @@ static void recv_piece_verified(kvt_recv *recv, const kvt_request *request)
     kvt_count(&recv->core->counters.bytes_received, request->bytes);
     kvt_count(&recv->peer->pieces, 1);
     kvt_count(&recv->peer->bytes, request->bytes);
+    recv->ack_bytes += request->bytes;
     recv_ack(recv, piece->ordinal, request->attempt, KVT_RESULT_VERIFIED);
     if (!recv->options.piece_events)
         return;

@@ -94,6 +94,7 @@ static inline void kit_create(kit_side *side, kvt_options options)
     kvt_region region = {side->memory, side->page_count * side->page_bytes};
     options.regions = &region;
     options.region_count = 1;
+    options.no_local_reads = getenv("KVT_TEST_NO_LOCAL_READS") != NULL;
     assert_ok(kvt_context_create(&options, &side->context, &err), &err);
 }
 
@@ -238,6 +239,21 @@ static inline void kit_main(char **argv)
         execv("/proc/self/exe", argv);
     }
 #endif
+}
+
+/* Ways between two processes of one machine; the last one meets UCX's own shared memory. */
+static const struct {
+    const char *tls;
+    bool local_reads;
+} kit_ways[] = {{"tcp,shm,self", true}, {"tcp,self", false}, {"tcp,posix,sysv,self", false}};
+
+static inline void kit_way_set(size_t i)
+{
+    setenv("UCX_TLS", kit_ways[i].tls, 1);
+    if (kit_ways[i].local_reads)
+        unsetenv("KVT_TEST_NO_LOCAL_READS");
+    else
+        setenv("KVT_TEST_NO_LOCAL_READS", "1", 1);
 }
 
 /* Nothing open but connections. */

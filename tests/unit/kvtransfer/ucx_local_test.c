@@ -99,6 +99,33 @@ static void assert_rest(void)
     kit_assert_rest(&d);
 }
 
+/* Over a connection that has had time to agree, D reads P's memory itself, and only there. */
+TEST(local_reads_are_used_where_allowed)
+{
+    kvt_stats stats;
+    pair t;
+    sides_start(8, 65536, (kvt_options){.name = NULL});
+    kit_fill(&p, 3);
+    kit_shape shape = {.blocks = 8, .deadline = in_seconds(60)};
+    sl_time_ns give_up = sl_now_ns() + KIT_WAIT_NS;
+    do { /* the first pieces may be faster than the agreement */
+        memset(d.memory, 0, d.page_count * d.page_bytes);
+        pair_open(&t, shape);
+        kit_announce_all(&p, t.send, shape);
+        kit_commit_final(t.send, 8);
+        pair_wait(&t);
+        assert_string_equal(t.de.text, "");
+        assert_true(kit_equal(&p, &d));
+        pair_release(&t);
+        kvt_stats_get(d.context, &stats);
+        assert_true(sl_now_ns() < give_up);
+    } while (!getenv("KVT_TEST_NO_LOCAL_READS") && stats.pieces_local < 8 * KIT_GROUPS);
+    if (getenv("KVT_TEST_NO_LOCAL_READS"))
+        assert_int_equal(stats.pieces_local, 0);
+    assert_rest();
+    sides_stop();
+}
+
 /* Every size class: eager, one fragment, many, larger than the window; odd sizes. */
 TEST(piece_sizes)
 {
@@ -508,6 +535,7 @@ TEST(producer_thread_announces)
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(thousand_pieces_arrive_exactly),
+    cmocka_unit_test(local_reads_are_used_where_allowed),
     cmocka_unit_test(piece_sizes),
     cmocka_unit_test(many_transfers_at_once),
     cmocka_unit_test(largest_payload),
@@ -525,17 +553,16 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(producer_thread_announces),
 };
 
-/* Once by shared memory, once by tcp alone. */
+/* Once each way. */
 int main(int argc, char **argv)
 {
-    static const char *const transports[] = {"tcp,shm,self", "tcp,self"};
     int failed = 0;
     kit_main(argv);
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
-    for (int i = 0; i < 2; i++) {
-        setenv("UCX_TLS", transports[i], 1);
-        failed |= cmocka_run_group_tests_name(transports[i], tests, NULL, NULL);
+    for (size_t i = 0; i < sizeof kit_ways / sizeof kit_ways[0]; i++) {
+        kit_way_set(i);
+        failed |= cmocka_run_group_tests_name(kit_ways[i].tls, tests, NULL, NULL);
     }
     if (failed == 0 && sl_alloc_live() != 0) {
         fprintf(stderr, "%llu allocations are left\n", (unsigned long long)sl_alloc_live());

@@ -417,7 +417,6 @@ static const struct CMUnitTest tests[] = {
 
 int main(int argc, char **argv)
 {
-    static const char *const transports[] = {"tcp,shm,self", "tcp,self", "tcp,posix,sysv,self"};
     int failed = 0;
     kit_main(argv);
     if (argc > 1 && strcmp(argv[1], "send") == 0)
@@ -426,9 +425,9 @@ int main(int argc, char **argv)
         return child_recv(argv);
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
-    for (int i = 0; i < 3; i++) {
-        setenv("UCX_TLS", transports[i], 1);
-        failed |= cmocka_run_group_tests_name(transports[i], tests, NULL, NULL);
+    for (size_t i = 0; i < sizeof kit_ways / sizeof kit_ways[0]; i++) {
+        kit_way_set(i);
+        failed |= cmocka_run_group_tests_name(kit_ways[i].tls, tests, NULL, NULL);
     }
     if (failed == 0 && sl_alloc_live() != 0) {
         fprintf(stderr, "%llu allocations are left\n", (unsigned long long)sl_alloc_live());
