@@ -22,7 +22,7 @@ typedef struct perf_options {
     int64_t pages, rounds, groups, group_ms;
     uint64_t piece, turn;
     const char *listen, *connect;
-    bool json, skip_raw, raw_spin;
+    bool json, skip_raw, raw_spin, steps;
 } perf_options;
 
 extern const char *const perf_transports[];

@@ -135,6 +135,25 @@ static sl_status client_rounds(client *c, sl_err *err)
     return sl_ok();
 }
 
+/* Another program says when: a line with a kind's name, answered by its seconds. */
+static sl_status client_steps(client *c, sl_err *err)
+{
+    static const char *const names[KIND_COUNT] = {"plain\n", "am\n", "checked\n", "put\n"};
+    char line[32];
+    while (fgets(line, sizeof line, stdin)) {
+        double seconds = 0;
+        int which = 0;
+        while (which < KIND_COUNT && strcmp(line, names[which]) != 0)
+            which++;
+        if (which == KIND_COUNT)
+            return sl_fail(err, SL_INVALID, "a line is plain, checked, am or put");
+        SL_TRY(one_turn(c, (kind)which, &seconds, err));
+        printf("%.9f\n", seconds);
+        fflush(stdout);
+    }
+    return sl_ok();
+}
+
 static int by_value(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
@@ -312,9 +331,10 @@ static sl_status client_run(client *c, sl_err *err)
     perf_write(b, "raw 0"); /* it asks for the key first */
     SL_TRY(control_expect(b, "ready", err));
     SL_TRY(raw_client_create(&ends, b->raw_address, &b->raw, err));
-    SL_TRY(client_rounds(c, err));
+    SL_TRY(o->steps ? client_steps(c, err) : client_rounds(c, err));
     perf_write(b, "quit");
-    client_print(c);
+    if (!o->steps)
+        client_print(c);
     return sl_ok();
 }
 

@@ -39,6 +39,9 @@ static const sl_option option_table[] = {
     {"raw-spin", "Measurement", SL_OPTION_BOOL, offsetof(perf_options, raw_spin), "false",
      "raw UCX polls without a break (else it waits as kvtransfer's thread does)", 0, 0, NULL,
      false},
+    {"steps", "Measurement", SL_OPTION_BOOL, offsetof(perf_options, steps), "false",
+     "a turn for each line of stdin (plain, checked, am, put); prints its seconds", 0, 0, NULL,
+     false},
     {"json", "Output", SL_OPTION_BOOL, offsetof(perf_options, json), "false", "one JSON object", 0,
      0, NULL, false},
 };
