@@ -98,8 +98,9 @@ static void recv_ack(kvt_recv *recv, uint32_t ordinal, uint8_t attempt, kvt_piec
     kvt_recv_dirty(recv);
 }
 
-/* Answers go together while more of its fetches are about to end: on tcp each message costs as much as 10
- * KB of payload. P's window must not run dry meanwhile, so a quarter of it is the most they wait for. */
+/* Answers go together while more of its fetches are about to end: on tcp each message costs as
+ * much as 10 KB of payload. P's window must not run dry meanwhile, so a quarter of it is the most
+ * they wait for. */
 static bool recv_hold_acks(const kvt_recv *recv)
 {
     return recv->state == KVT_TRANSFER_ACTIVE && recv->requests_open > 0 &&

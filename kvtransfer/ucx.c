@@ -29,8 +29,10 @@
 #define AM_LOCAL   3u /* may you read my memory? (local_step) */
 #define AM_READ    4u /* an offered piece, to be read at an address */
 #define AM_TAKEN   5u /* it was read or refused */
-/* Up to here one eager message is cheaper than asking the peer to fetch. */
-#define EAGER_BYTES_MAX 8192u
+/* Up to here one eager message is cheaper than asking the peer to fetch: on tcp what fits into one
+ * segment of ours; where UCX may use RDMA, what fits into one of its. */
+#define EAGER_BYTES_MAX      61440u
+#define EAGER_BYTES_MAX_RDMA 8192u
 /* Smaller pieces ride in their announcement also between processes of one machine. */
 #define LOCAL_BYTES_MIN 2048u
 #define LISTEN_AGAIN_MS 100u
@@ -62,13 +64,13 @@ struct kvt_link {
     void *close_request;
     bool closing;
     bool outgoing;
-    bool local;                                 /* P: D reads our memory. D: proven, we may read */
-    uint64_t word;                              /* P: D's challenge, for D to read */
-    kvt_local memory;                           /* D: of P */
-    small_send steps[2];                        /* of local_step, each side says two */
-    kvt_request *reading[KVT_WINDOW_PIECES];    /* P: offered for reading, by place */
-    small_send reads[KVT_WINDOW_PIECES];        /* P: their messages */
-    small_send taken[TAKEN_MAX];                /* D */
+    bool local;                              /* P: D reads our memory. D: proven, we may read */
+    uint64_t word;                           /* P: D's challenge, for D to read */
+    kvt_local memory;                        /* D: of P */
+    small_send steps[2];                     /* of local_step, each side says two */
+    kvt_request *reading[KVT_WINDOW_PIECES]; /* P: offered for reading, by place */
+    small_send reads[KVT_WINDOW_PIECES];     /* P: their messages */
+    small_send taken[TAKEN_MAX];             /* D */
 };
 
 struct kvt_transport {
@@ -81,6 +83,7 @@ struct kvt_transport {
     ucp_mem_h memory[KVT_REGIONS_MAX];
     size_t memory_count;
     bool local_reads;
+    uint64_t eager_max;
     kvt_link links[KVT_PEERS_MAX];
     uint32_t closing_count;
     sl_time_ns listen_at;        /* SL_NEVER: we listen, or never did */
@@ -445,7 +448,8 @@ static void ucx_send_piece(kvt_link *link, const void *head, size_t head_size, c
     if (link->local && bytes > LOCAL_BYTES_MIN && !link->closing &&
         read_offer(link, first, data, bytes, request))
         return;
-    uint32_t flags = bytes <= EAGER_BYTES_MAX ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV;
+    uint32_t flags =
+        bytes <= link->transport->eager_max ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV;
     ucx_am_send(link, AM_PIECE, first, second, flags, request);
 }
 
@@ -495,31 +499,49 @@ static ucs_status_t on_piece(void *argument, const void *head, size_t head_size,
 /* ---- create, destroy, restart */
 
 /* Ours only where the operator's environment says nothing: it has the last word. */
+typedef enum need { NEED_NONE, NEED_SHM, NEED_TCP } need;
+
 static const struct {
     const char *name, *value;
-    bool shm; /* only with a shared memory transport: UCX warns of keys it has no use for */
+    need need; /* only with such a transport: UCX warns of keys it has no use for */
 } ucx_settings[] = {
-    {"TLS", "tcp,shm,self", false},
-    {"MM_ERROR_HANDLING", "y", true}, /* else shm cannot tell of a peer's death: not used */
+    {"TLS", "tcp,shm,self", NEED_NONE},
+    {"MM_ERROR_HANDLING", "y", NEED_SHM}, /* else shm cannot tell of a peer's death: not used */
     /* A full FIFO of a dead process never drains, and UCX waits for room before it ends the
      * requests of a closed endpoint. By default 64 places, given back 32 at a time: too few for one
      * window of announcements and 8 KiB fragments. Many more places would leave the processor's
      * cache. */
-    {"MM_FIFO_SIZE", "512", true},
-    {"MM_FIFO_RELEASE_FACTOR", "0.125", true},
-    {"CM_REUSEADDR", "y", false},        /* a restarted process takes its port again at once */
-    {"RNDV_SCHEME", "get_zcopy", false}, /* the receiver reads: nobody writes into it late */
+    {"MM_FIFO_SIZE", "512", NEED_SHM},
+    {"MM_FIFO_RELEASE_FACTOR", "0.125", NEED_SHM},
+    /* By default 8k and 64k: calls of the kernel cost more than the copies then. */
+    {"TX_SEG_SIZE", "64k", NEED_TCP},
+    {"RX_SEG_SIZE", "256k", NEED_TCP},
+    {"CM_REUSEADDR", "y", NEED_NONE},        /* a restarted process takes its port again at once */
+    {"RNDV_SCHEME", "get_zcopy", NEED_NONE}, /* the receiver reads: nobody writes into it late */
 };
 
-static bool shm_allowed(void)
+static bool listed(const char *list, const char *const *names)
 {
-    static const char *const names[] = {"shm", "sm", "mm", "posix", "sysv", "all"};
-    const char *list = getenv("UCX_TLS");
-    for (size_t i = 0; list && i < sizeof names / sizeof names[0]; i++) {
-        if (strstr(list, names[i]))
+    for (; list && *names; names++) {
+        if (strstr(list, *names))
             return true;
     }
     return !list;
+}
+
+/* May UCX use such a transport, as its own variable says? */
+static bool allowed(need what)
+{
+    static const char *const shm[] = {"shm", "sm", "mm", "posix", "sysv", "all", NULL};
+    static const char *const tcp[] = {"tcp", "all", NULL};
+    return what == NEED_NONE || listed(getenv("UCX_TLS"), what == NEED_SHM ? shm : tcp);
+}
+
+/* By default it is not used: the operator names it. */
+static bool rdma_named(void)
+{
+    static const char *const rdma[] = {"rc", "ud", "dc", "ib", "all", NULL};
+    return getenv("UCX_TLS") && listed(getenv("UCX_TLS"), rdma);
 }
 
 /* The library takes fatal signals when it is loaded, and SIGHUP to wait for a debugger: a daemon
@@ -552,14 +574,13 @@ static sl_status ucx_context(kvt_transport *transport, sl_err *err)
     if (!getenv("UCX_LOG_LEVEL"))
         ucs_global_opts_set_value("LOG_LEVEL", "fatal");
     ucp_config_t *config;
-    bool shm = shm_allowed();
     ucs_status_t status = ucp_config_read(NULL, NULL, &config);
     if (status != UCS_OK)
         return ucx_fail(err, status, "read the UCX configuration");
     for (size_t i = 0; i < sizeof ucx_settings / sizeof ucx_settings[0]; i++) {
         char variable[64];
         snprintf(variable, sizeof variable, "UCX_%s", ucx_settings[i].name);
-        if (!getenv(variable) && (shm || !ucx_settings[i].shm))
+        if (!getenv(variable) && allowed(ucx_settings[i].need))
             status = ucp_config_modify(config, ucx_settings[i].name, ucx_settings[i].value);
         if (status != UCS_OK) {
             ucp_config_release(config);
@@ -743,7 +764,8 @@ sl_status kvt_ucx_create(const kvt_options *options, kvt_core *core,
     kvt_transport *transport = sl_alloc(1, sizeof *transport, "kvt transport");
     transport->core = core;
     transport->listen_at = SL_NEVER;
-    transport->local_reads = shm_allowed() && !options->no_local_reads;
+    transport->eager_max = rdma_named() ? EAGER_BYTES_MAX_RDMA : EAGER_BYTES_MAX;
+    transport->local_reads = allowed(NEED_SHM) && !options->no_local_reads;
     sl_status status = ucx_context(transport, err);
     if (sl_is_ok(status))
         status = ucx_worker(transport, err);

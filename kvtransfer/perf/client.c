@@ -200,8 +200,8 @@ static spread ratios_of(const client *c, kind ours, kind theirs)
     return s;
 }
 
-/* Neighbours in time are compared, so that a loaded machine loads both; `best` is the fastest tenth:
- * what remains when nobody disturbs. */
+/* Neighbours in time are compared, so that a loaded machine loads both; `best` is the fastest
+ * tenth: what remains when nobody disturbs. */
 static void client_print(const client *c)
 {
     const perf_options *o = c->o;
@@ -326,8 +326,7 @@ static sl_status client_run(client *c, sl_err *err)
         perf_write(b, "quit");
         return sl_ok();
     }
-    raw_options ends = {b->memory, b->pieces, b->piece, perf_depth(b->piece),
-                        o->raw_spin};
+    raw_options ends = {b->memory, b->pieces, b->piece, perf_depth(b->piece), o->raw_spin};
     perf_write(b, "raw 0"); /* it asks for the key first */
     SL_TRY(control_expect(b, "ready", err));
     SL_TRY(raw_client_create(&ends, b->raw_address, &b->raw, err));

@@ -189,10 +189,13 @@ static sl_status raw_create(const raw_options *options, raw_ucx **out_raw, sl_er
         ucp_config_modify(config, "MM_FIFO_SIZE", "512");
         ucp_config_modify(config, "MM_FIFO_RELEASE_FACTOR", "0.125");
     }
+    if (tls && strstr(tls, "tcp")) {
+        ucp_config_modify(config, "TX_SEG_SIZE", "64k");
+        ucp_config_modify(config, "RX_SEG_SIZE", "256k");
+    }
     ucp_config_modify(config, "RNDV_SCHEME", "get_zcopy");
     ucp_params_t params = {.field_mask = UCP_PARAM_FIELD_FEATURES,
-                           .features = UCP_FEATURE_AM | UCP_FEATURE_RMA |
-                                       UCP_FEATURE_WAKEUP};
+                           .features = UCP_FEATURE_AM | UCP_FEATURE_RMA | UCP_FEATURE_WAKEUP};
     status = ucp_init(&params, config, &one->context);
     ucp_config_release(config);
     if (status != UCS_OK)

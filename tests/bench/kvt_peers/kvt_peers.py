@@ -46,7 +46,7 @@ class System:
         log = open(os.path.join(environment["KVT_PEERS_WORK"], f"{name}.log"), "w", encoding="utf-8")
         self.log = log.name
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
-                                        start_new_session=True)
+                                        process_group=0)
         log.close()
 
     def signal(self, which):
@@ -77,7 +77,7 @@ class System:
 
 
 def measure(options, python, transport, piece):
-    count = max(1, min(4096, options.turn // piece))
+    count = max(1, min(2048, options.turn // piece))
     pages = max(2 * count, options.memory // piece) // count * count
     tls = "shm,tcp,self" if transport == "shm" else "tcp,self"
     environment = dict(os.environ, UCX_TLS=tls, KVT_PEERS_WORK=os.path.abspath(options.work))
@@ -134,7 +134,7 @@ def main():
     parser.add_argument("--transport", default="shm,tcp")
     parser.add_argument("--pieces", default="4096,8192,43008,403456")
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--turn", type=int, default=16 << 20, help="bytes of a turn (at most 4,096 pieces)")
+    parser.add_argument("--turn", type=int, default=16 << 20, help="bytes of a turn (at most 2,048 pieces)")
     parser.add_argument("--memory", type=int, default=256 << 20, help="bytes of each process")
     parser.add_argument("--only", default="nixl,mooncake")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))

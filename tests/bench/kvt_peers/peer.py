@@ -75,6 +75,8 @@ class Nixl:
 
 
 class Mooncake:
+    BATCH = 512  # more at once: "TCP lane queue-full rejection", and the call fails
+
     @staticmethod
     def engine():
         from mooncake.engine import TransferEngine
@@ -104,10 +106,12 @@ class Mooncake:
         sizes = [PIECE] * len(here)
         call = self.one.batch_transfer_sync_read if kind == "read" else self.one.batch_transfer_sync_write
         began = time.perf_counter()
-        failed = call(self.name, local, remote, sizes)
+        for at in range(0, len(local), self.BATCH):
+            until = at + self.BATCH
+            failed = call(self.name, local[at:until], remote[at:until], sizes[at:until])
+            if failed != 0:
+                sys.exit(f"mooncake: {kind} returned {failed}")
         seconds = time.perf_counter() - began
-        if failed != 0:
-            sys.exit(f"mooncake: {kind} returned {failed}")
         return seconds
 
 

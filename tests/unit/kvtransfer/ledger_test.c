@@ -43,6 +43,67 @@ TEST(peers)
     assert_table(kvt_peer_may, KVT_PEER_STATE_COUNT, "FOARC", legal);
 }
 
+/* One row of the README's table: "| of | from | to, to |". */
+static bool readme_row(char *line, const char *of, char **out_from, char **out_to)
+{
+    char *save = NULL;
+    char *noun = strtok_r(line, "|", &save);
+    *out_from = strtok_r(NULL, "|", &save);
+    *out_to = strtok_r(NULL, "|", &save);
+    return noun && *out_to && strcmp(noun, of) == 0;
+}
+
+static uint8_t state_of(const char *text, const char *const *names, uint8_t count)
+{
+    text += strspn(text, " ");
+    size_t length = strcspn(text, " ,|");
+    for (uint8_t i = 0; i < count; i++) {
+        if (strlen(names[i]) == length && strncmp(names[i], text, length) == 0)
+            return i;
+    }
+    fail_msg("the README names a state that is none: %s", text);
+    return count;
+}
+
+/* The table that people read says what the code does: every row, and nothing but the rows. */
+static void assert_readme(const char *of, may_fn may, const char *const *names, uint8_t count)
+{
+    FILE *file = fopen("kvtransfer/README.md", "r");
+    bool legal[16][16] = {{false}}, seen[16] = {false};
+    char line[512], *from, *to;
+    assert_non_null(file);
+    while (fgets(line, sizeof line, file)) {
+        if (!readme_row(line, of, &from, &to))
+            continue;
+        uint8_t at = state_of(from, names, count);
+        seen[at] = true;
+        for (char *save = NULL, *next = strtok_r(to, ",", &save); next;
+             next = strtok_r(NULL, ",", &save)) {
+            if (next[strspn(next, " \n")])
+                legal[at][state_of(next, names, count)] = true;
+        }
+    }
+    fclose(file);
+    for (uint8_t a = 0; a < count; a++) {
+        assert_true(seen[a]);
+        for (uint8_t b = 0; b < count; b++) {
+            if (may(a, b) != legal[a][b])
+                fail_msg("%s: %s -> %s: the README and the code differ", of, names[a], names[b]);
+        }
+    }
+}
+
+TEST(readme_has_the_same_table)
+{
+    static const char *const pieces[] = {"absent", "announced", "fetching",
+                                         "retry",  "verified",  "failed"};
+    static const char *const transfers[] = {"opening", "active", "closing", "closed"};
+    static const char *const peers[] = {"free", "connecting", "accepted", "ready", "closing"};
+    assert_readme(" piece ", kvt_piece_may, pieces, KVT_PIECE_STATE_COUNT);
+    assert_readme(" transfer ", kvt_transfer_may, transfers, KVT_TRANSFER_STATE_COUNT);
+    assert_readme(" peer ", kvt_peer_may, peers, KVT_PEER_STATE_COUNT);
+}
+
 TEST(set_moves_on)
 {
     uint8_t piece = KVT_PIECE_ABSENT;
@@ -107,9 +168,13 @@ TEST(map_finds_what_is_there)
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(pieces),          cmocka_unit_test(transfers),
-    cmocka_unit_test(peers),           cmocka_unit_test(set_moves_on),
-    cmocka_unit_test(pool_is_bounded), cmocka_unit_test(map_finds_what_is_there),
+    cmocka_unit_test(pieces),
+    cmocka_unit_test(transfers),
+    cmocka_unit_test(peers),
+    cmocka_unit_test(set_moves_on),
+    cmocka_unit_test(readme_has_the_same_table),
+    cmocka_unit_test(pool_is_bounded),
+    cmocka_unit_test(map_finds_what_is_there),
 };
 
 TEST_MAIN(tests)

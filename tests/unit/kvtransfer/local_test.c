@@ -50,8 +50,7 @@ TEST(reads_exactly)
     kvt_local local = right();
     into[BYTES] = 99;
     assert_true(kvt_local_proven(&local));
-    assert_int_equal(
-        kvt_local_read(&local, (uint64_t)(uintptr_t)here.data, into, BYTES), SL_OK);
+    assert_int_equal(kvt_local_read(&local, (uint64_t)(uintptr_t)here.data, into, BYTES), SL_OK);
     for (uint32_t i = 0; i < BYTES; i++)
         assert_int_equal(into[i], (uint8_t)(i * 7 + i / 251));
     assert_int_equal(into[BYTES], 99);
