@@ -228,10 +228,8 @@ sl_status kvt_context_create(const kvt_options *options, kvt_context **out_conte
         status = sl_mailbox_create(sizeof(context_command), COMMANDS_MAX, &context->commands, err);
     if (!sl_is_ok(status))
         goto err_mailboxes;
-    status = kvt_core_init(core, options, context->events, err);
+    kvt_core_init(core, options, context->events);
     core->context = context;
-    if (!sl_is_ok(status))
-        goto err_core;
     status = options->fake
                  ? kvt_fake_transport_create(options, core, &core->ops, &core->transport, err)
                  : kvt_ucx_create(options, core, &core->ops, &core->transport, err);

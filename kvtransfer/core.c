@@ -16,7 +16,7 @@ static uint64_t or_default(uint64_t value, uint64_t fallback)
     return value ? value : fallback;
 }
 
-sl_status kvt_core_init(kvt_core *core, const kvt_options *options, sl_mailbox *events, sl_err *err)
+void kvt_core_init(kvt_core *core, const kvt_options *options, sl_mailbox *events)
 {
     memset(core, 0, sizeof *core);
     memcpy(core->name, options->name, strnlen(options->name, sizeof core->name - 1));
@@ -31,11 +31,9 @@ sl_status kvt_core_init(kvt_core *core, const kvt_options *options, sl_mailbox *
     kvt_map_init(&core->sends_by_nonce);
     kvt_map_init(&core->recvs_by_nonce);
     pthread_mutex_init(&core->peers_lock, NULL);
-    SL_TRY(kvt_pool_init(&core->messages, sizeof(kvt_request) + KVT_MESSAGE_MAX, KVT_MESSAGES_TOTAL,
-                         err));
-    SL_TRY(kvt_pool_init(&core->pieces, sizeof(kvt_request) + KVT_WIRE_PIECE_SIZE, KVT_PIECES_TOTAL,
-                         err));
-    return kvt_pool_init(&core->fetches, sizeof(kvt_request), KVT_PIECES_TOTAL, err);
+    kvt_pool_init(&core->messages, sizeof(kvt_request) + KVT_MESSAGE_MAX, KVT_MESSAGES_TOTAL);
+    kvt_pool_init(&core->pieces, sizeof(kvt_request) + KVT_WIRE_PIECE_SIZE, KVT_PIECES_TOTAL);
+    kvt_pool_init(&core->fetches, sizeof(kvt_request), KVT_PIECES_TOTAL);
 }
 
 void kvt_core_fini(kvt_core *core)

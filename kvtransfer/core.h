@@ -245,8 +245,7 @@ struct kvt_core {
 };
 
 /* ---- core.c */
-SL_MUST_USE sl_status kvt_core_init(kvt_core *core, const kvt_options *options, sl_mailbox *events,
-                                    sl_err *err);
+void kvt_core_init(kvt_core *core, const kvt_options *options, sl_mailbox *events);
 void kvt_core_fini(kvt_core *core);
 /* Acts on all that was collected. True: it did something (progress again before waiting). */
 bool kvt_core_run(kvt_core *core, sl_time_ns now);

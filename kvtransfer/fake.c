@@ -10,7 +10,7 @@
 #include "base/assert.h"
 #include "kvtransfer/transport.h"
 
-#define FAKE_NODES_MAX    64u
+#define FAKE_NODES_MAX    128u
 #define FAKE_MESSAGES_MAX 65536u
 #define FAKE_LINKS_MAX    (FAKE_NODES_MAX * 64u)
 #define FAKE_ROUNDS_MAX   1000000u

@@ -10,21 +10,18 @@
 _Static_assert(KVT_MAP_SLOTS >= 4 * KVT_SENDS_MAX && KVT_MAP_SLOTS >= 4 * KVT_RECVS_MAX,
                "open addressing stays short");
 
-sl_status kvt_pool_init(kvt_pool *pool, size_t item_bytes, uint32_t capacity, sl_err *err)
+/* Not sl_alloc_pages: one item used would commit a huge page. */
+void kvt_pool_init(kvt_pool *pool, size_t item_bytes, uint32_t capacity)
 {
     memset(pool, 0, sizeof *pool);
     pool->item_bytes = (item_bytes + 63) & ~(size_t)63;
     pool->capacity = capacity;
-    void *memory;
-    SL_TRY(sl_alloc_pages(pool->item_bytes * capacity, &memory, err));
-    pool->items = memory;
-    return sl_ok();
+    pool->items = sl_alloc(capacity, pool->item_bytes, "kvt pool");
 }
 
 void kvt_pool_fini(kvt_pool *pool)
 {
-    if (pool->items)
-        sl_free_pages(pool->items, pool->item_bytes * pool->capacity);
+    sl_free(pool->items);
     memset(pool, 0, sizeof *pool);
 }
 

@@ -19,8 +19,7 @@ typedef struct kvt_pool {
     void *free; /* the first word of a free item links to the next */
 } kvt_pool;
 
-SL_MUST_USE sl_status kvt_pool_init(kvt_pool *pool, size_t item_bytes, uint32_t capacity,
-                                    sl_err *err);
+void kvt_pool_init(kvt_pool *pool, size_t item_bytes, uint32_t capacity);
 void kvt_pool_fini(kvt_pool *pool);
 void *kvt_pool_take(kvt_pool *pool); /* not zeroed; NULL when full */
 void kvt_pool_give(kvt_pool *pool, void *item);

@@ -119,8 +119,7 @@ TEST(pool_is_bounded)
     enum { COUNT = 100 };
     kvt_pool pool;
     void *items[COUNT];
-    sl_err err;
-    assert_ok(kvt_pool_init(&pool, 100, COUNT, &err), &err);
+    kvt_pool_init(&pool, 100, COUNT);
     for (int round = 0; round < 3; round++) {
         for (int i = 0; i < COUNT; i++) {
             items[i] = kvt_pool_take(&pool);
