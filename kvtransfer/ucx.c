@@ -33,8 +33,8 @@
  * segment of ours; where UCX may use RDMA, what fits into one of its. */
 #define EAGER_BYTES_MAX      61440u
 #define EAGER_BYTES_MAX_RDMA 8192u
-/* Smaller pieces ride in their announcement also between processes of one machine. */
-#define LOCAL_BYTES_MIN 2048u
+/* Up to here two copies by two processors, through shared memory, beat one copy and a call. */
+#define LOCAL_BYTES_MIN 8192u
 #define LISTEN_AGAIN_MS 100u
 #define PROGRESS_MAX    64u /* calls of ucp_worker_progress before commands get their turn */
 #define CACHE_SLOTS     1024u

@@ -82,8 +82,8 @@ def measure(options, python, transport, piece):
     tls = "shm,tcp,self" if transport == "shm" else "tcp,self"
     environment = dict(os.environ, UCX_TLS=tls, KVT_PEERS_WORK=os.path.abspath(options.work))
     peer = [python, os.path.join(HERE, "peer.py"), str(pages), str(piece), str(count), str(options.seed)]
-    perf = [os.path.join(ROOT, "build/bin/kvt-perf"), "local", "--steps", "--transport", transport, "--pages", str(pages), "--piece",
-            str(piece), "--turn", str(count * piece)]
+    perf = [options.program, "local", "--steps", "--transport", transport, "--pages", str(pages), "--piece", str(piece), "--turn",
+            str(count * piece)]
     commands = {"kvtransfer": (perf, ("plain", "checked")), "nixl": (peer + ["nixl"], ("read", "write")),
                 "mooncake": (peer + ["mooncake"], ("read", "write"))}
     systems = []
@@ -137,6 +137,7 @@ def main():
     parser.add_argument("--turn", type=int, default=16 << 20, help="bytes of a turn (at most 2,048 pieces)")
     parser.add_argument("--memory", type=int, default=256 << 20, help="bytes of each process")
     parser.add_argument("--only", default="nixl,mooncake")
+    parser.add_argument("--program", default=os.path.join(ROOT, "build/bin/kvt-perf"))
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     parser.add_argument("--work", default=os.path.join(ROOT, "build/kvt_peers"))
     options = parser.parse_args()

@@ -375,6 +375,25 @@ TEST(sums_off_takes_what_comes)
     net_stop(&n);
 }
 
+/* One piece in 16 is checked: wrong ones get through until one of those comes. */
+TEST(sums_sample_checks_some)
+{
+    net n;
+    pair t;
+    kvt_stats stats;
+    net_start(&n, 12, 100);
+    kvt_fake_faults faults = {.delay_min_ns = 1000, .delay_max_ns = 1000, .corrupt_ppm = 1000000};
+    kvt_fake_faults_set(n.fake, &faults);
+    kit_shape shape = shape_of(&n, 100);
+    shape.sums = KVT_SUMS_SAMPLE;
+    pair_run(&n, &t, shape);
+    assert_int_equal(t.de.code, SL_CORRUPT);
+    kvt_stats_get(n.d.context, &stats);
+    assert_in_range(stats.pieces_received, 1, 399);
+    assert_in_range(stats.sum_mismatches, 2, 48);
+    net_stop(&n);
+}
+
 /* A message that never comes: both ends end at their deadline, to the nanosecond. */
 TEST(lost_piece_ends_at_the_deadline)
 {
@@ -973,6 +992,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(wrong_sum_is_fetched_again_once),
     cmocka_unit_test(sum_wrong_twice_is_corrupt),
     cmocka_unit_test(sums_off_takes_what_comes),
+    cmocka_unit_test(sums_sample_checks_some),
     cmocka_unit_test(lost_piece_ends_at_the_deadline),
     cmocka_unit_test(receiver_that_nobody_calls_ends_at_its_deadline),
     cmocka_unit_test(nobody_listens),

@@ -104,7 +104,7 @@ TEST(local_reads_are_used_where_allowed)
 {
     kvt_stats stats;
     pair t;
-    sides_start(8, 65536, (kvt_options){.name = NULL});
+    sides_start(8, 131072, (kvt_options){.name = NULL});
     kit_fill(&p, 3);
     kit_shape shape = {.blocks = 8, .deadline = in_seconds(60)};
     sl_time_ns give_up = sl_now_ns() + KIT_WAIT_NS;
