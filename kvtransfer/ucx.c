@@ -112,11 +112,22 @@ static sl_status ucx_fail(sl_err *err, ucs_status_t status, const char *what)
 
 /* ---- links */
 
+/* UCX may keep a send of a closed endpoint until the worker ends: its bytes are not used again. */
+static bool link_kept(const kvt_link *link)
+{
+    bool kept = link->steps[0].busy || link->steps[1].busy;
+    for (uint32_t i = 0; i < KVT_WINDOW_PIECES; i++)
+        kept |= link->reads[i].busy;
+    for (uint32_t i = 0; i < TAKEN_MAX; i++)
+        kept |= link->taken[i].busy;
+    return kept;
+}
+
 static kvt_link *link_take(kvt_transport *transport)
 {
     for (uint32_t i = 0; i < KVT_PEERS_MAX; i++) {
         kvt_link *link = &transport->links[i];
-        if (!link->endpoint && !link->closing) {
+        if (!link->endpoint && !link->peer && !link->closing && !link_kept(link)) {
             memset(link, 0, sizeof *link);
             link->transport = transport;
             return link;
@@ -401,7 +412,10 @@ static bool links_reap(kvt_transport *transport)
         }
         kvt_peer *peer = link->peer;
         transport->closing_count--;
-        memset(link, 0, sizeof *link);
+        link->peer = NULL;
+        link->endpoint = NULL;
+        link->close_request = NULL;
+        link->closing = false;
         kvt_core_closed(peer);
         did = true;
     }
@@ -700,10 +714,9 @@ static void ucx_restart(kvt_transport *transport)
     for (uint32_t i = 0; i < KVT_PEERS_MAX; i++) {
         kvt_link *link = &transport->links[i];
         kvt_peer *peer = link->peer;
-        if (!peer)
-            continue;
         memset(link, 0, sizeof *link);
-        kvt_core_closed(peer);
+        if (peer)
+            kvt_core_closed(peer);
     }
     transport->closing_count = 0;
     sl_status status = ucx_worker(transport, NULL);
