@@ -185,6 +185,7 @@ TEST(products_are_one_answer_and_near_the_cpu_s)
     check_product(128, 1024, 0, true, 8);
     check_product(320, 1536, 0, true, 1);
     check_product(40, 256, 0, false, 1); /* n is no multiple of a tile */
+    check_product(37, 256, 0, false, 1); /* nor of what a bulk store writes */
     check_product(128, 512, 1, true, 1);
     check_product(128, 512, 2, true, 4);
 }
@@ -227,6 +228,75 @@ TEST(groups_are_one_answer)
     product_fini(&x);
 }
 
+/* More tiles than the chip holds at once, in one group and in several, against products of 128
+ * rows. */
+static void check_many(uint32_t n, uint32_t k, uint32_t segments)
+{
+    enum { ROWS = 1104, SLICES = 9, GROUPS = 4 };
+    const uint32_t counts[GROUPS] = {520, 0, 1, 573},
+                   offsets[GROUPS + 1] = {0, 520, 520, 528, ROWS};
+    uint32_t slices[2 * SLICES + 1];
+    uint64_t bytes = gpu->weights_bytes(n, k), out_bytes = (uint64_t)ROWS * n * 2;
+    uint32_t blocks = k / 128;
+    uint8_t *codes = aligned((size_t)n * k), *packed = aligned(bytes);
+    float *scales = aligned((n + 127) / 128 * blocks * 4), *row_scales = aligned(ROWS * blocks * 4);
+    uint16_t *expected = aligned(out_bytes), *got = aligned(out_bytes);
+    dice d = {n + k};
+    device_used = 0;
+    fill_codes(&d, codes, (size_t)n * k);
+    fill_scales(&d, scales, (n + 127) / 128 * blocks, true);
+    gpu->weights_pack(codes, scales, n, k, 0, (n + 63) / 64 * 64, packed);
+    fill_codes(&d, codes, (size_t)ROWS * k);
+    fill_scales(&d, row_scales, ROWS * blocks, true);
+    for (uint32_t i = 0; i < SLICES; i++) {
+        slices[i] = i * 128;
+        slices[SLICES + 1 + i] = i + 1 < SLICES ? 128 : ROWS - i * 128;
+    }
+    slices[SLICES] = ROWS;
+    krn_cuda_linear_params p = {.codes = gpu_put(codes, (size_t)ROWS * k),
+                                .scales = gpu_put(row_scales, ROWS * blocks * 4),
+                                .weights = gpu_put(packed, bytes),
+                                .out = gpu_take(out_bytes),
+                                .offsets = gpu_put(slices, sizeof slices),
+                                .rows = 128,
+                                .groups = SLICES, /* of the same weights */
+                                .n = n,
+                                .k = k,
+                                .rows_tiled = ROWS,
+                                .out_stride = n,
+                                .segments = segments};
+    p.counts = p.offsets + SLICES + 1;
+    gpu_ok(gpu->linear_fp8(&p, NULL));
+    gpu_get(expected, p.out, out_bytes);
+    p.offsets = p.counts = NULL;
+    p.rows = ROWS, p.groups = 1, p.weights_bytes = bytes;
+    gpu_ok(gpu->fill(p.out, 0xA5, out_bytes, NULL));
+    gpu_ok(gpu->linear_fp8(&p, NULL));
+    gpu_get(got, p.out, out_bytes);
+    assert_equal_bytes(got, expected, out_bytes, "one group");
+    p.offsets = gpu_put(offsets, sizeof offsets), p.counts = gpu_put(counts, sizeof counts);
+    p.rows = 573, p.groups = GROUPS, p.weights_bytes = 0;
+    gpu_ok(gpu->fill(p.out, 0xA5, out_bytes, NULL));
+    gpu_ok(gpu->linear_fp8(&p, NULL));
+    gpu_get(got, p.out, out_bytes);
+    for (uint32_t g = 0; g < GROUPS; g++)
+        assert_equal_bytes(got + (size_t)offsets[g] * n, expected + (size_t)offsets[g] * n,
+                           (size_t)counts[g] * n * 2, "many groups");
+    for (size_t i = (size_t)521 * n; i < (size_t)528 * n; i++)
+        assert_int_equal(got[i], 0xA5A5);
+    void *all[] = {codes, packed, scales, row_scales, expected, got};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+}
+
+TEST(many_tiles_are_one_answer)
+{
+    check_many(7232, 1280, 1); /* not a multiple of 192 columns */
+    check_many(4680, 256, 1);
+    check_many(7232, 1024, 2);
+    check_many(2240, 1024, 8);
+}
+
 TEST(bad_products_are_refused)
 {
     product x;
@@ -249,6 +319,7 @@ TEST(bad_products_are_refused)
 static const struct CMUnitTest tests[] = {
     GPU_TEST(products_are_one_answer_and_near_the_cpu_s),
     GPU_TEST(groups_are_one_answer),
+    GPU_TEST(many_tiles_are_one_answer),
     GPU_TEST(bad_products_are_refused),
 };
 GPU_MAIN(tests)

@@ -4,6 +4,7 @@
  * median of 5 replays. Columns: microseconds a launch, GB/s and % of the copy bandwidth (bytes that
  * must move), TFLOP/s. Data is random. kernels_bench [name part] runs the matching rows. */
 #include "kernels/cuda/load.h"
+#include "kernels/numbers.h"
 
 #include <cuda_runtime.h>
 #include <stdio.h>
@@ -176,10 +177,17 @@ static void linear_rows(void)
         linear_row("experts gate+up", few[i], 4096, 7168, 1, 9);
         linear_row("experts down", few[i], 7168, 2048, 1, 9);
     }
-    linear_row("q_b", 4096, 24576, 1536, 1, 1);
-    linear_row("o", 4096, 7168, 16384, 1, 1);
-    linear_row("experts gate+up", 1024, 4096, 7168, 1, 8);
-    linear_row("square", 8192, 8192, 8192, 1, 1);
+    for (uint32_t m = 1024; m <= 4096; m *= 4) {
+        linear_row("prefill q_a+kv_a+wk", m, 2240, 7168, 2, 1);
+        linear_row("prefill q_b", m, 24576, 1536, 1, 1);
+        linear_row("prefill o", m, 7168, 16384, 1, 1);
+        linear_row("prefill shared gate+up", m, 4096, 7168, 1, 1);
+        linear_row("prefill shared down", m, 7168, 2048, 1, 1);
+    }
+    linear_row("prefill experts gate+up", 1024, 4096, 7168, 1, 8);
+    linear_row("prefill experts down", 1024, 7168, 2048, 1, 8);
+    linear_row("prefill experts gate+up", 160, 4096, 7168, 1, 32);
+    linear_row("prefill square", 8192, 8192, 8192, 1, 1);
 }
 
 /* ---- rows ---- */
@@ -514,7 +522,7 @@ static void transit_rows(uint64_t page, uint64_t piece)
     gpu->host_destroy(w.host);
 }
 
-static void fill_pool(void)
+static void fill_pool(bool codes)
 {
     uint64_t chunk = 64ull << 20;
     uint8_t *host = malloc(chunk);
@@ -528,6 +536,13 @@ static void fill_pool(void)
         if ((word >> 16 & 0x7F) == 0x7F)
             word ^= 1u << 16;
         memcpy(host + i, &word, 4);
+    }
+    for (uint64_t i = 0; codes && i < chunk; i++) { /* about normal, deviation 8: as the peer's */
+        float sum = 0;
+        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+        for (int j = 0; j < 4; j++)
+            sum += (float)(state >> 16 * j & 0xFFFF) - 32767.5f;
+        host[i] = krn_f32_to_e4m3(sum * (8.0f / 37837.0f));
     }
     for (uint64_t i = 0; i < POOL_BYTES; i += chunk)
         must(cudaMemcpy(pool + i, host, chunk, cudaMemcpyHostToDevice), "fill");
@@ -565,12 +580,13 @@ int main(int argc, char **argv)
     filter = argc > 1 ? argv[1] : NULL;
     must(cudaStreamCreate(&stream), "stream");
     must(cudaMalloc((void **)&pool, POOL_BYTES), "pool");
-    fill_pool();
+    fill_pool(true);
     for (int i = 0; i < 20; i++) /* clocks up */
         copy_launch(NULL, (uint32_t)i);
     copy_rate = POOL_BYTES / 4 * 2 / (time_us(copy_launch, NULL, 4) * 1e-6);
     printf("%s; copy %.0f GB/s (read + write)\n", device.name, copy_rate * 1e-9);
     linear_rows();
+    fill_pool(false);
     bf16_rows();
     rows_rows();
     const uint32_t contexts[] = {4096, 32768, 131072};
