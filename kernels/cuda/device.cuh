@@ -165,7 +165,7 @@ static __device__ __forceinline__ void barrier_arrive(uint64_t *barrier)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_at(barrier)) : "memory");
 }
-static __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity)
+static __device__ __forceinline__ void barrier_wait_at(uint32_t barrier, uint32_t parity)
 {
     asm volatile("{\n"
                  ".reg .pred done;\n"
@@ -174,9 +174,13 @@ static __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t 
                  "@done bra over;\n"
                  "bra again;\n"
                  "over:\n"
-                 "}" ::"r"(smem_at(barrier)),
+                 "}" ::"r"(barrier),
                  "r"(parity)
                  : "memory");
+}
+static __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity)
+{
+    barrier_wait_at(smem_at(barrier), parity);
 }
 /* 16-byte aligned, a multiple of 16 bytes, global to this CTA's shared memory. */
 static __device__ __forceinline__ void bulk_copy(void *to, const void *from, uint32_t bytes,

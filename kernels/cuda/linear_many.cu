@@ -174,17 +174,52 @@ static __device__ __forceinline__ void many_produce(const many_args &args, const
 
 /* ---- products ---- */
 
-/* Lane 0 tells this CTA, lane 1 the peer, that the warp has read the stage. */
-static __device__ __forceinline__ void many_release(uint64_t *barrier)
+/* Where stage 0 of a warpgroup's operands lies, worked out once: computed anew for every block, as
+ * the compiler would, it is a third of what a warpgroup does beside its products. */
+struct many_at {
+    uint32_t codes, weights; /* low words of the descriptors */
+    uint32_t scales, full;
+    uint32_t empty; /* of this CTA in even lanes, of the peer in odd ones */
+    uint32_t stage, phase;
+};
+
+template <int NT>
+static __device__ __forceinline__ many_at at_start(many_smem<NT> s, uint32_t group)
 {
-    uint32_t lane = threadIdx.x % 32, at;
+    uint32_t t = threadIdx.x % 128, row = group * 64 + t / 32 * 16 + t % 32 / 4;
+    many_at at;
+    at.codes = __shfl_sync(0xFFFFFFFFu, (uint32_t)mma_operand(s.codes + group * 64 * 128), 0);
+    at.weights = __shfl_sync(0xFFFFFFFFu, (uint32_t)mma_operand(s.weights), 0);
+    at.scales = smem_at(s.scales + row);
+    at.full = smem_at(s.full);
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(at.empty)
+                 : "r"(smem_at(s.empty)), "r"((t ^ blockIdx.x) % 2));
+    at.stage = at.phase = 0;
+    asm volatile("" : "+r"(at.codes), "+r"(at.weights), "+r"(at.scales), "+r"(at.full));
+    return at;
+}
+
+template <int NT> static __device__ __forceinline__ void at_next(many_at &at)
+{
+    at.stage = at.stage + 1 == many_shape<NT>::stages ? 0 : at.stage + 1;
+    at.phase ^= at.stage == 0;
+}
+
+/* The warp has read the stage: lane 0 tells this CTA, lane 1 the peer. */
+static __device__ __forceinline__ void many_release(const many_at &at, uint32_t stage)
+{
     __syncwarp();
-    if (lane < 2) {
-        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-                     : "=r"(at)
-                     : "r"(smem_at(barrier)), "r"(lane ^ blockIdx.x % 2));
-        asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(at) : "memory");
-    }
+    if (threadIdx.x % 32 < 2)
+        asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(at.empty + stage * 8)
+                     : "memory");
+}
+
+static __device__ __forceinline__ float shared_load(uint32_t at)
+{
+    float x;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(at) : "memory");
+    return x;
 }
 
 /* acc += p * (sa * sw); sw of each 64 columns apart (stacked matrices). */
@@ -205,10 +240,6 @@ static __device__ __forceinline__ void many_promote(const float *p, float2 sa, c
     }
 }
 
-struct pipe_at {
-    uint32_t stage, phase;
-};
-
 /* Scales of a tile's 64 columns each; past the last one: any. */
 template <int NT>
 static __device__ __forceinline__ void weight_scales(const linear_args &a, const many_tile &tile,
@@ -222,39 +253,45 @@ static __device__ __forceinline__ void weight_scales(const linear_args &a, const
         out[j] = scales + (size_t)min(tile.first + j, all - 1) * a.blocks;
 }
 
-template <int NT, int S>
-static __device__ __forceinline__ void many_consume(const linear_args &a, many_smem<NT> s,
-                                                    const many_tile &tile, uint32_t group,
-                                                    pipe_at &at, float *total)
+/* p of one block; the stage is free again. */
+template <int NT>
+static __device__ __forceinline__ void many_block(many_at &at, float *p, float2 &sa)
 {
-    constexpr uint32_t stages = many_shape<NT>::stages;
+    const uint64_t high = mma_operand(NULL) & 0xFFFFFFFF00000000ull;
+    uint32_t stage = at.stage;
+    barrier_wait_at(at.full + stage * 8, at.phase);
+    mma_block<NT>(p, high | (at.codes + stage * (MANY_ROWS * 128 / 16)),
+                  high | (at.weights + stage * (NT * 128 / 16)));
+    sa.x = shared_load(at.scales + stage * (MANY_ROWS * 4));
+    sa.y = shared_load(at.scales + stage * (MANY_ROWS * 4) + 32);
+    at_next<NT>(at);
+    mma_wait<0>();
+    mma_pin<NT / 2>(p);
+    many_release(at, stage);
+}
+
+template <int NT, int S>
+static __device__ __forceinline__ void many_consume(const linear_args &a, const many_tile &tile,
+                                                    many_at &at, float *total)
+{
     constexpr int tiles = NT / TILE_N;
-    uint32_t t = threadIdx.x % 128, row = group * 64 + t / 32 * 16 + t % 32 / 4;
     float p[NT / 2], acc[NT / 2], sw[tiles];
+    float2 sa;
     const float *scales_at[tiles];
     weight_scales<NT>(a, tile, scales_at);
     uint32_t run = a.blocks / S;
 #pragma unroll
     for (int i = 0; i < NT / 2; i++)
         acc[i] = 0.0f;
-    for (uint32_t i = 0, left = run; i < a.blocks; i++) {
-        barrier_wait(&s.full[at.stage], at.phase);
-        mma_block<NT>(p, mma_operand(s.codes + at.stage * MANY_ROWS * 128 + group * 64 * 128),
-                      mma_operand(s.weights + at.stage * NT * 128));
-        const float *scales = s.scales + at.stage * MANY_ROWS + row;
-        float2 sa = make_float2(scales[0], scales[8]);
+    for (uint32_t left = a.blocks, of_run = run; left > 0; left--) {
 #pragma unroll
         for (int j = 0; j < tiles; j++)
-            sw[j] = __ldg(scales_at[j] + i);
-        mma_wait<0>();
-        mma_pin<NT / 2>(p);
-        many_release(&s.empty[at.stage]);
-        at.stage = at.stage + 1 == stages ? 0 : at.stage + 1;
-        at.phase ^= at.stage == 0;
+            sw[j] = __ldg(scales_at[j]++);
+        many_block<NT>(at, p, sa);
         many_promote<NT>(p, sa, sw, acc);
-        if (S > 1 && --left == 0) {
-            left = run;
-            bool fresh = i + 1 == run;
+        if (S > 1 && --of_run == 0) {
+            of_run = run;
+            bool fresh = left + run == a.blocks + 1;
 #pragma unroll
             for (int j = 0; j < NT / 2; j++) {
                 total[j] = fresh ? acc[j] : __fadd_rn(total[j], acc[j]);
@@ -361,10 +398,10 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1)
         uint32_t group = threadIdx.x / 128;
         unit_walk walk = walk_start();
         many_tile tile;
-        pipe_at at = {0, 0};
+        many_at at = at_start<NT>(s, group);
         while (walk_next<NT>(args, walk, tile)) {
             float total[NT / 2];
-            many_consume<NT, S>(args.linear, s, tile, group, at, total);
+            many_consume<NT, S>(args.linear, tile, at, total);
             many_store<NT>(args.linear, s, tile, total, group);
         }
         bulk_stores_wait();
