@@ -14,13 +14,15 @@
 
 #define MANY_ROWS 128
 #define THREADS   384
+#define CHUNK     32 /* columns, 4 KB of weights a block: a copy */
 #define BAND      8u /* units of rows that share the weights of one walk over the columns */
 
 template <int NT> struct many_shape {
-    static constexpr int tiles = NT / TILE_N;
+    static constexpr int chunks = NT / CHUNK;
+    static constexpr int scales = (NT + TILE_N - 1) / TILE_N; /* of weights, a block */
     static constexpr int pitch = NT * 2 + 16; /* of a row of y in bytes: no two rows in one bank */
     static constexpr int stage_bytes = NT * 128 + MANY_ROWS * 128 + MANY_ROWS * 4;
-    static constexpr int stages = (226 * 1024 - 1280 - MANY_ROWS * pitch) / stage_bytes;
+    static constexpr int stages = (227 * 1024 - 1280 - MANY_ROWS * pitch) / stage_bytes;
     static constexpr int smem_bytes = 1024 + stages * stage_bytes + MANY_ROWS * pitch + 256;
 };
 
@@ -53,7 +55,7 @@ struct many_args {
 
 struct many_tile {
     row_tile rows;         /* of codes and y; none: the CTA works for its peer only */
-    uint32_t group, first; /* first tile of weights; past the last one: likewise */
+    uint32_t group, first; /* chunk of columns; past the last one: likewise */
 };
 
 /* Every role of a CTA walks the units, the work of a cluster, by itself. */
@@ -88,7 +90,7 @@ static __device__ __forceinline__ bool walk_next(const many_args &args, unit_wal
     uint32_t m = band + in % high, n = in / high;
     walk.next += gridDim.x / 2;
     tile.group = walk.group;
-    tile.first = (paired ? n : 2 * n + rank) * many_shape<NT>::tiles;
+    tile.first = (paired ? n : 2 * n + rank) * many_shape<NT>::chunks;
     tile.rows = tile_of(a, walk.group, (paired ? 2 * m + rank : m) * MANY_ROWS, MANY_ROWS);
     return true;
 }
@@ -105,15 +107,14 @@ static __device__ __forceinline__ void share_codes(void *to, const CUtensorMap *
                  : "memory");
 }
 static __device__ __forceinline__ void share_weights(void *to, const CUtensorMap *map, uint32_t row,
-                                                     uint32_t tile, uint32_t block, uint32_t group,
+                                                     uint32_t tile, uint32_t block,
                                                      uint64_t *barrier)
 {
-    asm volatile(
-        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-        ".multicast::cluster [%0], [%1, {%2, %3, %4, %5, %6}], [%7], %8;" ::"r"(smem_at(to)),
-        "l"(map), "r"(0), "r"(row), "r"(block), "r"(tile), "r"(group), "r"(smem_at(barrier)),
-        "h"((uint16_t)3)
-        : "memory");
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(smem_at(to)),
+                 "l"(map), "r"(0), "r"(row), "r"(block), "r"(tile), "r"(smem_at(barrier)),
+                 "h"((uint16_t)3)
+                 : "memory");
 }
 
 /* Half of the stage's shared operand into both CTAs, all of the other one. */
@@ -122,32 +123,35 @@ static __device__ __forceinline__ void many_copy(const many_args &args, const CU
                                                  many_smem<NT> s, const many_tile &tile,
                                                  uint32_t block, uint32_t stage)
 {
-    constexpr uint32_t tiles = many_shape<NT>::tiles;
+    constexpr uint32_t chunks = many_shape<NT>::chunks, half = (chunks + 1) / 2;
     const linear_args &a = args.linear;
     uint32_t rank = blockIdx.x % 2, atoms = atoms_of(tile.rows.rows);
     uint8_t *weights = s.weights + stage * NT * 128, *codes = s.codes + stage * MANY_ROWS * 128;
     uint64_t *full = &s.full[stage];
     if (args.rows_paired) {
         barrier_expect(full, NT * 128 + atoms * (1024 + 32));
-        for (uint32_t j = 0; j < tiles; j++)
-            share_weights(weights + j * WEIGHT_TILE + rank * WEIGHT_TILE / 2, map,
-                          rank * TILE_N / 2, tile.first + j, block, tile.group, full);
+        for (uint32_t j = rank ? half : 0; j < (rank ? chunks : half); j++) {
+            uint32_t c = tile.first + j;
+            share_weights(weights + j * CHUNK * 128, map, c % 2 * CHUNK, c / 2, block, full);
+        }
         if (atoms > 0)
             bulk_copy(codes,
                       a.codes + ((size_t)block * (a.rows_tiled / 8) + tile.rows.row / 8) * 1024,
                       atoms * 1024, full);
     } else {
-        uint32_t all = (a.n + TILE_N - 1) / TILE_N;
-        uint32_t valid = tile.first < all ? all - tile.first : 0;
-        valid = valid < tiles ? valid : tiles;
-        barrier_expect(full, valid * WEIGHT_TILE + MANY_ROWS * 128 + atoms * 32);
+        uint32_t all = (a.n + TILE_N - 1) / TILE_N * 2;
+        uint32_t valid = tile.first < all ? min(all - tile.first, chunks) : 0;
+        barrier_expect(full, valid * CHUNK * 128 + MANY_ROWS * 128 + atoms * 32);
         share_codes(codes + rank * MANY_ROWS * 64, map, tile.rows.row + rank * MANY_ROWS / 2, block,
                     full);
-        const uint8_t *from = a.weights + tile.group * a.weights_bytes +
-                              ((size_t)tile.first * a.blocks + block) * WEIGHT_TILE;
-        for (uint32_t j = 0; j < valid; j++)
-            bulk_copy(weights + j * WEIGHT_TILE, from + (size_t)j * a.blocks * WEIGHT_TILE,
-                      WEIGHT_TILE, full);
+        const uint8_t *from = a.weights + tile.group * a.weights_bytes;
+        for (uint32_t j = 0; j < valid; j++) {
+            uint32_t c = tile.first + j;
+            bulk_copy(weights + j * CHUNK * 128,
+                      from + ((size_t)(c / 2) * a.blocks + block) * WEIGHT_TILE +
+                          c % 2 * CHUNK * 128,
+                      CHUNK * 128, full);
+        }
     }
     if (atoms > 0)
         bulk_copy(s.scales + stage * MANY_ROWS,
@@ -222,16 +226,18 @@ static __device__ __forceinline__ float shared_load(uint32_t at)
     return x;
 }
 
-/* acc += p * (sa * sw); sw of each 64 columns apart (stacked matrices). */
+/* acc += p * (sa * sw); sw of each 64 columns of the matrix apart (stacked matrices). odd: the tile
+ * begins with the second half of such columns. */
 template <int NT>
 static __device__ __forceinline__ void many_promote(const float *p, float2 sa, const float *sw,
-                                                    float *acc)
+                                                    bool odd, float *acc)
 {
 #pragma unroll
-    for (int tile = 0; tile < NT / TILE_N; tile++) {
-        float low = __fmul_rn(sa.x, sw[tile]), high = __fmul_rn(sa.y, sw[tile]);
+    for (int chunk = 0; chunk < NT / CHUNK; chunk++) {
+        float w = NT % TILE_N && chunk % 2 && odd ? sw[chunk / 2 + 1] : sw[chunk / 2];
+        float low = __fmul_rn(sa.x, w), high = __fmul_rn(sa.y, w);
 #pragma unroll
-        for (int i = tile * 32; i < tile * 32 + 32; i += 4) {
+        for (int i = chunk * 16; i < chunk * 16 + 16; i += 4) {
             acc[i] = fmaf(p[i], low, acc[i]);
             acc[i + 1] = fmaf(p[i + 1], low, acc[i + 1]);
             acc[i + 2] = fmaf(p[i + 2], high, acc[i + 2]);
@@ -240,7 +246,7 @@ static __device__ __forceinline__ void many_promote(const float *p, float2 sa, c
     }
 }
 
-/* Scales of a tile's 64 columns each; past the last one: any. */
+/* Scales of the columns; past the last one: any. */
 template <int NT>
 static __device__ __forceinline__ void weight_scales(const linear_args &a, const many_tile &tile,
                                                      const float **out)
@@ -249,8 +255,8 @@ static __device__ __forceinline__ void weight_scales(const linear_args &a, const
     const uint8_t *group = a.weights + tile.group * a.weights_bytes;
     const float *scales = (const float *)(group + (size_t)all * a.blocks * WEIGHT_TILE);
 #pragma unroll
-    for (int j = 0; j < NT / TILE_N; j++)
-        out[j] = scales + (size_t)min(tile.first + j, all - 1) * a.blocks;
+    for (int j = 0; j < many_shape<NT>::scales; j++)
+        out[j] = scales + (size_t)min(tile.first / 2 + j, all - 1) * a.blocks;
 }
 
 /* p of one block; the stage is free again. */
@@ -274,7 +280,7 @@ template <int NT, int S>
 static __device__ __forceinline__ void many_consume(const linear_args &a, const many_tile &tile,
                                                     many_at &at, float *total)
 {
-    constexpr int tiles = NT / TILE_N;
+    constexpr int tiles = many_shape<NT>::scales;
     float p[NT / 2], acc[NT / 2], sw[tiles];
     float2 sa;
     const float *scales_at[tiles];
@@ -288,7 +294,7 @@ static __device__ __forceinline__ void many_consume(const linear_args &a, const 
         for (int j = 0; j < tiles; j++)
             sw[j] = __ldg(scales_at[j]++);
         many_block<NT>(at, p, sa);
-        many_promote<NT>(p, sa, sw, acc);
+        many_promote<NT>(p, sa, sw, tile.first % 2, acc);
         if (S > 1 && --of_run == 0) {
             of_run = run;
             bool fresh = left + run == a.blocks + 1;
@@ -334,7 +340,7 @@ static __device__ __forceinline__ void many_send(const linear_args &a, const man
                                                  const uint8_t *from, uint32_t group)
 {
     constexpr uint32_t pitch = many_shape<NT>::pitch;
-    uint32_t t = threadIdx.x % 128, column = tile.first * TILE_N;
+    uint32_t t = threadIdx.x % 128, column = tile.first * CHUNK;
     uint32_t rows = tile.rows.rows > group * 64 ? tile.rows.rows - group * 64 : 0;
     uint32_t columns = column < a.n ? min(a.n - column, (uint32_t)NT) : 0;
     uint16_t *out = a.out + (size_t)(tile.rows.row + group * 64) * a.out_stride + column;
@@ -427,7 +433,8 @@ static encode_fn encode_find(void)
     return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? (encode_fn)found : NULL;
 }
 
-/* The shared operand as boxes of half a tile: bytes are as shared memory wants them. */
+/* The shared operand (of one group where it is the weights) as boxes of what one copy brings: bytes
+ * are as shared memory wants them. */
 static int map_init(CUtensorMap *map, const many_args &args)
 {
     static const encode_fn encode = encode_find();
@@ -435,14 +442,13 @@ static int map_init(CUtensorMap *map, const many_args &args)
         return krn_cuda_fail(KRN_CUDA_DEVICE, "linear: the driver has no cuTensorMapEncodeTiled");
     const linear_args &a = args.linear;
     uint32_t tiles = (a.n + TILE_N - 1) / TILE_N, paired = args.rows_paired;
-    const cuuint64_t weights[] = {128, TILE_N, a.blocks, tiles, args.groups};
-    const cuuint64_t weights_apart[] = {128, WEIGHT_TILE, (cuuint64_t)a.blocks * WEIGHT_TILE,
-                                        a.weights_bytes};
+    const cuuint64_t weights[] = {128, TILE_N, a.blocks, tiles};
+    const cuuint64_t weights_apart[] = {128, WEIGHT_TILE, (cuuint64_t)a.blocks * WEIGHT_TILE};
     const cuuint64_t codes[] = {128, a.rows_tiled, a.blocks};
     const cuuint64_t codes_apart[] = {128, (cuuint64_t)a.rows_tiled * 128};
-    const cuuint32_t rows = paired ? TILE_N / 2 : MANY_ROWS / 2, box[] = {128, rows, 1, 1, 1};
-    const cuuint32_t steps[] = {1, 1, 1, 1, 1};
-    CUresult code = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, paired ? 5 : 3,
+    const cuuint32_t rows = paired ? CHUNK : MANY_ROWS / 2, box[] = {128, rows, 1, 1};
+    const cuuint32_t steps[] = {1, 1, 1, 1};
+    CUresult code = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, paired ? 4 : 3,
                            (void *)(paired ? a.weights : a.codes), paired ? weights : codes,
                            paired ? weights_apart : codes_apart, box, steps,
                            CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
@@ -459,41 +465,67 @@ static uint32_t pairs_of_multiprocessors(void)
     return (uint32_t)count / 2;
 }
 
-template <int NT, int S> static int many_launch(const many_args &args, cudaStream_t stream)
+static uint64_t units_of(const many_args &args, uint32_t nt)
+{
+    uint32_t height = args.rows_paired ? 2 * MANY_ROWS : MANY_ROWS;
+    uint32_t width = args.rows_paired ? nt : 2 * nt;
+    return (uint64_t)((args.linear.rows + height - 1) / height) *
+           ((args.linear.n + width - 1) / width) * args.groups;
+}
+
+template <int NT, int S>
+static int many_launch(const many_args &args, uint32_t pairs, cudaStream_t stream)
 {
     const int bytes = many_shape<NT>::smem_bytes;
     static_assert(many_shape<NT>::smem_bytes <= 227 * 1024, "one CTA's shared memory");
     static const cudaError_t ready = cudaFuncSetAttribute(
         (const void *)many_kernel<NT, S>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    static const uint32_t pairs = pairs_of_multiprocessors();
     if (ready != cudaSuccess)
         return krn_cuda_fail(KRN_CUDA_DEVICE, "linear: %s", cudaGetErrorString(ready));
     CUtensorMap map;
     int code = map_init(&map, args);
     if (code != KRN_CUDA_OK)
         return code;
-    uint32_t height = args.rows_paired ? 2 * MANY_ROWS : MANY_ROWS;
-    uint32_t width = args.rows_paired ? NT : 2 * NT;
-    uint64_t units = (uint64_t)((args.linear.rows + height - 1) / height) *
-                     ((args.linear.n + width - 1) / width) * args.groups;
+    uint64_t units = units_of(args, NT);
     uint32_t grid = 2 * (uint32_t)(units < pairs ? units : pairs);
     many_kernel<NT, S><<<grid, THREADS, bytes, stream>>>(args, map);
     return krn_cuda_launched("linear");
 }
 
+/* The widest tile takes the fewest cycles a column; a narrower one may leave fewer CTAs without
+ * work at the end. cycles: of a block of 128 k, measured. */
+template <int S> static int many_choose(const many_args &args, uint32_t pairs, cudaStream_t stream)
+{
+    static const struct {
+        uint32_t width, cycles;
+    } shapes[] = {{192, 955}, {160, 830}, {128, 742}};
+    uint32_t best = 0;
+    uint64_t least = UINT64_MAX;
+    for (uint32_t i = 0; i < 3; i++) {
+        uint64_t time = (units_of(args, shapes[i].width) + pairs - 1) / pairs * shapes[i].cycles;
+        if (time < least)
+            best = shapes[i].width, least = time;
+    }
+    if (best == 192)
+        return many_launch<192, S>(args, pairs, stream);
+    return best == 160 ? many_launch<160, S>(args, pairs, stream)
+                       : many_launch<128, S>(args, pairs, stream);
+}
+
 KRN_CUDA_LOCAL int krn_cuda_linear_many(const linear_args &args, uint32_t groups, uint32_t segments,
                                         cudaStream_t stream)
 {
+    static const uint32_t pairs = pairs_of_multiprocessors();
     many_args many = {args, groups, args.offsets == NULL};
     switch (segments) {
     case 1:
-        return many_launch<192, 1>(many, stream);
+        return many_choose<1>(many, pairs, stream);
     case 2:
-        return many_launch<128, 2>(many, stream);
+        return many_choose<2>(many, pairs, stream);
     case 4:
-        return many_launch<128, 4>(many, stream);
+        return many_launch<128, 4>(many, pairs, stream);
     case 8:
-        return many_launch<128, 8>(many, stream);
+        return many_launch<128, 8>(many, pairs, stream);
     }
     return krn_cuda_fail(KRN_CUDA_INVALID, "linear: segments is %u, not 1, 2, 4 or 8", segments);
 }
