@@ -7,19 +7,17 @@
  * (columns side by side: codes shared; for groups, whose last tile of rows has no neighbour).
  * y goes out by bulk stores from a buffer of its own, under the next tile's products.
  *
- * S K-segments need a third set of accumulators: 128 columns then. */
+ * A column's tile is 192 or 128 wide, whichever keeps more CTAs at work to the end. */
 #include "kernels/cuda/linear.cuh"
 
 #include <cuda.h>
 
 #define MANY_ROWS 128
 #define THREADS   384
-#define CHUNK     32 /* columns, 4 KB of weights a block: a copy */
 #define BAND      8u /* units of rows that share the weights of one walk over the columns */
 
 template <int NT> struct many_shape {
-    static constexpr int chunks = NT / CHUNK;
-    static constexpr int scales = (NT + TILE_N - 1) / TILE_N; /* of weights, a block */
+    static constexpr int tiles = NT / TILE_N;
     static constexpr int pitch = NT * 2 + 16; /* of a row of y in bytes: no two rows in one bank */
     static constexpr int stage_bytes = NT * 128 + MANY_ROWS * 128 + MANY_ROWS * 4;
     static constexpr int stages = (227 * 1024 - 1280 - MANY_ROWS * pitch) / stage_bytes;
@@ -55,7 +53,7 @@ struct many_args {
 
 struct many_tile {
     row_tile rows;         /* of codes and y; none: the CTA works for its peer only */
-    uint32_t group, first; /* chunk of columns; past the last one: likewise */
+    uint32_t group, first; /* first tile of weights; past the last one: likewise */
 };
 
 /* Every role of a CTA walks the units, the work of a cluster, by itself. */
@@ -90,7 +88,7 @@ static __device__ __forceinline__ bool walk_next(const many_args &args, unit_wal
     uint32_t m = band + in % high, n = in / high;
     walk.next += gridDim.x / 2;
     tile.group = walk.group;
-    tile.first = (paired ? n : 2 * n + rank) * many_shape<NT>::chunks;
+    tile.first = (paired ? n : 2 * n + rank) * many_shape<NT>::tiles;
     tile.rows = tile_of(a, walk.group, (paired ? 2 * m + rank : m) * MANY_ROWS, MANY_ROWS);
     return true;
 }
@@ -107,14 +105,15 @@ static __device__ __forceinline__ void share_codes(void *to, const CUtensorMap *
                  : "memory");
 }
 static __device__ __forceinline__ void share_weights(void *to, const CUtensorMap *map, uint32_t row,
-                                                     uint32_t tile, uint32_t block,
+                                                     uint32_t tile, uint32_t block, uint32_t group,
                                                      uint64_t *barrier)
 {
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-                 ".multicast::cluster [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(smem_at(to)),
-                 "l"(map), "r"(0), "r"(row), "r"(block), "r"(tile), "r"(smem_at(barrier)),
-                 "h"((uint16_t)3)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        ".multicast::cluster [%0], [%1, {%2, %3, %4, %5, %6}], [%7], %8;" ::"r"(smem_at(to)),
+        "l"(map), "r"(0), "r"(row), "r"(block), "r"(tile), "r"(group), "r"(smem_at(barrier)),
+        "h"((uint16_t)3)
+        : "memory");
 }
 
 /* Half of the stage's shared operand into both CTAs, all of the other one. */
@@ -123,35 +122,32 @@ static __device__ __forceinline__ void many_copy(const many_args &args, const CU
                                                  many_smem<NT> s, const many_tile &tile,
                                                  uint32_t block, uint32_t stage)
 {
-    constexpr uint32_t chunks = many_shape<NT>::chunks, half = (chunks + 1) / 2;
+    constexpr uint32_t tiles = many_shape<NT>::tiles;
     const linear_args &a = args.linear;
     uint32_t rank = blockIdx.x % 2, atoms = atoms_of(tile.rows.rows);
     uint8_t *weights = s.weights + stage * NT * 128, *codes = s.codes + stage * MANY_ROWS * 128;
     uint64_t *full = &s.full[stage];
     if (args.rows_paired) {
         barrier_expect(full, NT * 128 + atoms * (1024 + 32));
-        for (uint32_t j = rank ? half : 0; j < (rank ? chunks : half); j++) {
-            uint32_t c = tile.first + j;
-            share_weights(weights + j * CHUNK * 128, map, c % 2 * CHUNK, c / 2, block, full);
-        }
+        for (uint32_t j = 0; j < tiles; j++)
+            share_weights(weights + j * WEIGHT_TILE + rank * WEIGHT_TILE / 2, map,
+                          rank * TILE_N / 2, tile.first + j, block, tile.group, full);
         if (atoms > 0)
             bulk_copy(codes,
                       a.codes + ((size_t)block * (a.rows_tiled / 8) + tile.rows.row / 8) * 1024,
                       atoms * 1024, full);
     } else {
-        uint32_t all = (a.n + TILE_N - 1) / TILE_N * 2;
-        uint32_t valid = tile.first < all ? min(all - tile.first, chunks) : 0;
-        barrier_expect(full, valid * CHUNK * 128 + MANY_ROWS * 128 + atoms * 32);
+        uint32_t all = (a.n + TILE_N - 1) / TILE_N;
+        uint32_t valid = tile.first < all ? all - tile.first : 0;
+        valid = valid < tiles ? valid : tiles;
+        barrier_expect(full, valid * WEIGHT_TILE + MANY_ROWS * 128 + atoms * 32);
         share_codes(codes + rank * MANY_ROWS * 64, map, tile.rows.row + rank * MANY_ROWS / 2, block,
                     full);
-        const uint8_t *from = a.weights + tile.group * a.weights_bytes;
-        for (uint32_t j = 0; j < valid; j++) {
-            uint32_t c = tile.first + j;
-            bulk_copy(weights + j * CHUNK * 128,
-                      from + ((size_t)(c / 2) * a.blocks + block) * WEIGHT_TILE +
-                          c % 2 * CHUNK * 128,
-                      CHUNK * 128, full);
-        }
+        const uint8_t *from = a.weights + tile.group * a.weights_bytes +
+                              ((size_t)tile.first * a.blocks + block) * WEIGHT_TILE;
+        for (uint32_t j = 0; j < valid; j++)
+            bulk_copy(weights + j * WEIGHT_TILE, from + (size_t)j * a.blocks * WEIGHT_TILE,
+                      WEIGHT_TILE, full);
     }
     if (atoms > 0)
         bulk_copy(s.scales + stage * MANY_ROWS,
@@ -183,7 +179,7 @@ static __device__ __forceinline__ void many_produce(const many_args &args, const
 struct many_at {
     uint32_t codes, weights; /* low words of the descriptors */
     uint32_t scales, full;
-    uint32_t empty; /* of this CTA in even lanes, of the peer in odd ones */
+    uint32_t empty; /* of this CTA; lane 1: of the peer */
     uint32_t stage, phase;
 };
 
@@ -196,9 +192,11 @@ static __device__ __forceinline__ many_at at_start(many_smem<NT> s, uint32_t gro
     at.weights = __shfl_sync(0xFFFFFFFFu, (uint32_t)mma_operand(s.weights), 0);
     at.scales = smem_at(s.scales + row);
     at.full = smem_at(s.full);
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-                 : "=r"(at.empty)
-                 : "r"(smem_at(s.empty)), "r"((t ^ blockIdx.x) % 2));
+    at.empty = smem_at(s.empty);
+    if (t % 32 == 1)
+        asm volatile("mapa.shared::cluster.u32 %0, %0, %1;"
+                     : "+r"(at.empty)
+                     : "r"(blockIdx.x % 2 ^ 1));
     at.stage = at.phase = 0;
     asm volatile("" : "+r"(at.codes), "+r"(at.weights), "+r"(at.scales), "+r"(at.full));
     return at;
@@ -210,13 +208,22 @@ template <int NT> static __device__ __forceinline__ void at_next(many_at &at)
     at.phase ^= at.stage == 0;
 }
 
-/* The warp has read the stage: lane 0 tells this CTA, lane 1 the peer. */
+/* The warp has read the stage: lane 0 tells this CTA, lane 1 the peer. What the peer will write was
+ * read by wgmma, which is over: an order of this CTA's own loads (a release of the cluster, some
+ * hundred cycles) is not needed. */
 static __device__ __forceinline__ void many_release(const many_at &at, uint32_t stage)
 {
+    uint32_t lane = threadIdx.x % 32;
     __syncwarp();
-    if (threadIdx.x % 32 < 2)
-        asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(at.empty + stage * 8)
-                     : "memory");
+    asm volatile("{\n"
+                 ".reg .pred own, other;\n"
+                 "setp.eq.u32 own, %1, 0;\n"
+                 "setp.eq.u32 other, %1, 1;\n"
+                 "@own mbarrier.arrive.shared::cta.b64 _, [%0];\n"
+                 "@other mbarrier.arrive.shared::cluster.b64 _, [%0];\n"
+                 "}" ::"r"(at.empty + stage * 8),
+                 "r"(lane)
+                 : "memory");
 }
 
 static __device__ __forceinline__ float shared_load(uint32_t at)
@@ -226,18 +233,16 @@ static __device__ __forceinline__ float shared_load(uint32_t at)
     return x;
 }
 
-/* acc += p * (sa * sw); sw of each 64 columns of the matrix apart (stacked matrices). odd: the tile
- * begins with the second half of such columns. */
+/* acc += p * (sa * sw); sw of each 64 columns apart (stacked matrices). */
 template <int NT>
 static __device__ __forceinline__ void many_promote(const float *p, float2 sa, const float *sw,
-                                                    bool odd, float *acc)
+                                                    float *acc)
 {
 #pragma unroll
-    for (int chunk = 0; chunk < NT / CHUNK; chunk++) {
-        float w = NT % TILE_N && chunk % 2 && odd ? sw[chunk / 2 + 1] : sw[chunk / 2];
-        float low = __fmul_rn(sa.x, w), high = __fmul_rn(sa.y, w);
+    for (int tile = 0; tile < NT / TILE_N; tile++) {
+        float low = __fmul_rn(sa.x, sw[tile]), high = __fmul_rn(sa.y, sw[tile]);
 #pragma unroll
-        for (int i = chunk * 16; i < chunk * 16 + 16; i += 4) {
+        for (int i = tile * 32; i < tile * 32 + 32; i += 4) {
             acc[i] = fmaf(p[i], low, acc[i]);
             acc[i + 1] = fmaf(p[i + 1], low, acc[i + 1]);
             acc[i + 2] = fmaf(p[i + 2], high, acc[i + 2]);
@@ -246,7 +251,7 @@ static __device__ __forceinline__ void many_promote(const float *p, float2 sa, c
     }
 }
 
-/* Scales of the columns; past the last one: any. */
+/* Scales of a tile's 64 columns each; past the last one: any. */
 template <int NT>
 static __device__ __forceinline__ void weight_scales(const linear_args &a, const many_tile &tile,
                                                      const float **out)
@@ -255,8 +260,8 @@ static __device__ __forceinline__ void weight_scales(const linear_args &a, const
     const uint8_t *group = a.weights + tile.group * a.weights_bytes;
     const float *scales = (const float *)(group + (size_t)all * a.blocks * WEIGHT_TILE);
 #pragma unroll
-    for (int j = 0; j < many_shape<NT>::scales; j++)
-        out[j] = scales + (size_t)min(tile.first / 2 + j, all - 1) * a.blocks;
+    for (int j = 0; j < NT / TILE_N; j++)
+        out[j] = scales + (size_t)min(tile.first + j, all - 1) * a.blocks;
 }
 
 /* p of one block; the stage is free again. */
@@ -276,39 +281,48 @@ static __device__ __forceinline__ void many_block(many_at &at, float *p, float2 
     many_release(at, stage);
 }
 
-template <int NT, int S>
-static __device__ __forceinline__ void many_consume(const linear_args &a, const many_tile &tile,
-                                                    many_at &at, float *total)
+/* acc: the sum of a run of blocks. */
+template <int NT>
+static __device__ __forceinline__ void many_run(many_at &at, uint32_t blocks,
+                                                const float **scales_at, float *acc)
 {
-    constexpr int tiles = many_shape<NT>::scales;
-    float p[NT / 2], acc[NT / 2], sw[tiles];
+    constexpr int tiles = NT / TILE_N;
+    float p[NT / 2], sw[tiles];
     float2 sa;
-    const float *scales_at[tiles];
-    weight_scales<NT>(a, tile, scales_at);
-    uint32_t run = a.blocks / S;
 #pragma unroll
     for (int i = 0; i < NT / 2; i++)
         acc[i] = 0.0f;
-    for (uint32_t left = a.blocks, of_run = run; left > 0; left--) {
+    for (uint32_t left = blocks; left > 0; left--) {
 #pragma unroll
         for (int j = 0; j < tiles; j++)
             sw[j] = __ldg(scales_at[j]++);
         many_block<NT>(at, p, sa);
-        many_promote<NT>(p, sa, sw, tile.first % 2, acc);
-        if (S > 1 && --of_run == 0) {
-            of_run = run;
-            bool fresh = left + run == a.blocks + 1;
-#pragma unroll
-            for (int j = 0; j < NT / 2; j++) {
-                total[j] = fresh ? acc[j] : __fadd_rn(total[j], acc[j]);
-                acc[j] = 0.0f;
-            }
-        }
+        many_promote<NT>(p, sa, sw, acc);
     }
-    if (S == 1) {
+}
+
+/* total: the runs' sums, added in order. They wait in local memory (volatile keeps them there):
+ * once a run is rare, and registers for them would be taken from the products. */
+template <int NT, int S>
+static __device__ __forceinline__ void many_consume(const linear_args &a, const many_tile &tile,
+                                                    many_at &at, float *total)
+{
+    const float *scales_at[NT / TILE_N];
+    weight_scales<NT>(a, tile, scales_at);
+    volatile float parked[S > 1 ? NT / 2 : 1];
 #pragma unroll
-        for (int j = 0; j < NT / 2; j++)
-            total[j] = acc[j];
+    for (uint32_t run = 0; run < S; run++) {
+        many_run<NT>(at, a.blocks / S, scales_at, total);
+        if (S > 1 && run > 0) {
+#pragma unroll
+            for (int j = 0; j < NT / 2; j++)
+                total[j] = __fadd_rn(parked[j], total[j]);
+        }
+        if (S > 1 && run + 1 < S) {
+#pragma unroll
+            for (int j = 0; j < NT / 2; j++)
+                parked[j] = total[j];
+        }
     }
 }
 
@@ -340,7 +354,7 @@ static __device__ __forceinline__ void many_send(const linear_args &a, const man
                                                  const uint8_t *from, uint32_t group)
 {
     constexpr uint32_t pitch = many_shape<NT>::pitch;
-    uint32_t t = threadIdx.x % 128, column = tile.first * CHUNK;
+    uint32_t t = threadIdx.x % 128, column = tile.first * TILE_N;
     uint32_t rows = tile.rows.rows > group * 64 ? tile.rows.rows - group * 64 : 0;
     uint32_t columns = column < a.n ? min(a.n - column, (uint32_t)NT) : 0;
     uint16_t *out = a.out + (size_t)(tile.rows.row + group * 64) * a.out_stride + column;
@@ -433,8 +447,7 @@ static encode_fn encode_find(void)
     return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? (encode_fn)found : NULL;
 }
 
-/* The shared operand (of one group where it is the weights) as boxes of what one copy brings: bytes
- * are as shared memory wants them. */
+/* The shared operand as boxes of half a tile: bytes are as shared memory wants them. */
 static int map_init(CUtensorMap *map, const many_args &args)
 {
     static const encode_fn encode = encode_find();
@@ -442,13 +455,14 @@ static int map_init(CUtensorMap *map, const many_args &args)
         return krn_cuda_fail(KRN_CUDA_DEVICE, "linear: the driver has no cuTensorMapEncodeTiled");
     const linear_args &a = args.linear;
     uint32_t tiles = (a.n + TILE_N - 1) / TILE_N, paired = args.rows_paired;
-    const cuuint64_t weights[] = {128, TILE_N, a.blocks, tiles};
-    const cuuint64_t weights_apart[] = {128, WEIGHT_TILE, (cuuint64_t)a.blocks * WEIGHT_TILE};
+    const cuuint64_t weights[] = {128, TILE_N, a.blocks, tiles, args.groups};
+    const cuuint64_t weights_apart[] = {128, WEIGHT_TILE, (cuuint64_t)a.blocks * WEIGHT_TILE,
+                                        a.weights_bytes};
     const cuuint64_t codes[] = {128, a.rows_tiled, a.blocks};
     const cuuint64_t codes_apart[] = {128, (cuuint64_t)a.rows_tiled * 128};
-    const cuuint32_t rows = paired ? CHUNK : MANY_ROWS / 2, box[] = {128, rows, 1, 1};
-    const cuuint32_t steps[] = {1, 1, 1, 1};
-    CUresult code = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, paired ? 4 : 3,
+    const cuuint32_t rows = paired ? TILE_N / 2 : MANY_ROWS / 2, box[] = {128, rows, 1, 1, 1};
+    const cuuint32_t steps[] = {1, 1, 1, 1, 1};
+    CUresult code = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, paired ? 5 : 3,
                            (void *)(paired ? a.weights : a.codes), paired ? weights : codes,
                            paired ? weights_apart : codes_apart, box, steps,
                            CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
@@ -492,24 +506,15 @@ static int many_launch(const many_args &args, uint32_t pairs, cudaStream_t strea
     return krn_cuda_launched("linear");
 }
 
-/* The widest tile takes the fewest cycles a column; a narrower one may leave fewer CTAs without
- * work at the end. cycles: of a block of 128 k, measured. */
+/* The wide tile takes fewer cycles a column; the narrow one may leave fewer CTAs without work at
+ * the end. cycles: of a block of 128 k, measured. */
 template <int S> static int many_choose(const many_args &args, uint32_t pairs, cudaStream_t stream)
 {
-    static const struct {
-        uint32_t width, cycles;
-    } shapes[] = {{192, 955}, {160, 830}, {128, 742}};
-    uint32_t best = 0;
-    uint64_t least = UINT64_MAX;
-    for (uint32_t i = 0; i < 3; i++) {
-        uint64_t time = (units_of(args, shapes[i].width) + pairs - 1) / pairs * shapes[i].cycles;
-        if (time < least)
-            best = shapes[i].width, least = time;
-    }
-    if (best == 192)
-        return many_launch<192, S>(args, pairs, stream);
-    return best == 160 ? many_launch<160, S>(args, pairs, stream)
-                       : many_launch<128, S>(args, pairs, stream);
+    enum { WIDE_CYCLES = 955, NARROW_CYCLES = 742 };
+    uint64_t wide = (units_of(args, 192) + pairs - 1) / pairs * WIDE_CYCLES;
+    uint64_t narrow = (units_of(args, 128) + pairs - 1) / pairs * NARROW_CYCLES;
+    return wide <= narrow ? many_launch<192, S>(args, pairs, stream)
+                          : many_launch<128, S>(args, pairs, stream);
 }
 
 KRN_CUDA_LOCAL int krn_cuda_linear_many(const linear_args &args, uint32_t groups, uint32_t segments,
