@@ -179,7 +179,7 @@ static __device__ __forceinline__ void many_produce(const many_args &args, const
 struct many_at {
     uint32_t codes, weights; /* low words of the descriptors */
     uint32_t scales, full;
-    uint32_t empty; /* of this CTA; lane 1: of the peer */
+    uint32_t empty, peer_empty;
     uint32_t stage, phase;
 };
 
@@ -193,10 +193,9 @@ static __device__ __forceinline__ many_at at_start(many_smem<NT> s, uint32_t gro
     at.scales = smem_at(s.scales + row);
     at.full = smem_at(s.full);
     at.empty = smem_at(s.empty);
-    if (t % 32 == 1)
-        asm volatile("mapa.shared::cluster.u32 %0, %0, %1;"
-                     : "+r"(at.empty)
-                     : "r"(blockIdx.x % 2 ^ 1));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(at.peer_empty)
+                 : "r"(at.empty), "r"(blockIdx.x % 2 ^ 1));
     at.stage = at.phase = 0;
     asm volatile("" : "+r"(at.codes), "+r"(at.weights), "+r"(at.scales), "+r"(at.full));
     return at;
@@ -208,21 +207,19 @@ template <int NT> static __device__ __forceinline__ void at_next(many_at &at)
     at.phase ^= at.stage == 0;
 }
 
-/* The warp has read the stage: lane 0 tells this CTA, lane 1 the peer. What the peer will write was
- * read by wgmma, which is over: an order of this CTA's own loads (a release of the cluster, some
- * hundred cycles) is not needed. */
+/* The thread has read the stage; lane 0 tells the peer of its warp, too. What the peer will write
+ * was read by wgmma, which is over: an order of this CTA's own loads (a release of the cluster,
+ * some hundred cycles) is not needed. */
 static __device__ __forceinline__ void many_release(const many_at &at, uint32_t stage)
 {
     uint32_t lane = threadIdx.x % 32;
-    __syncwarp();
     asm volatile("{\n"
-                 ".reg .pred own, other;\n"
-                 "setp.eq.u32 own, %1, 0;\n"
-                 "setp.eq.u32 other, %1, 1;\n"
-                 "@own mbarrier.arrive.shared::cta.b64 _, [%0];\n"
-                 "@other mbarrier.arrive.shared::cluster.b64 _, [%0];\n"
+                 ".reg .pred first;\n"
+                 "setp.eq.u32 first, %2, 0;\n"
+                 "mbarrier.arrive.shared::cta.b64 _, [%0];\n"
+                 "@first mbarrier.arrive.shared::cluster.b64 _, [%1];\n"
                  "}" ::"r"(at.empty + stage * 8),
-                 "r"(lane)
+                 "r"(at.peer_empty + stage * 8), "r"(lane)
                  : "memory");
 }
 
@@ -402,7 +399,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1)
     if (threadIdx.x == 0) {
         for (int i = 0; i < many_shape<NT>::stages; i++) {
             barrier_init(&s.full[i], 1);
-            barrier_init(&s.empty[i], 2 * 256 / 32);
+            barrier_init(&s.empty[i], 256 + 256 / 32); /* threads here, warps there */
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         fence_async();
