@@ -107,16 +107,10 @@ class Fault:
     heal_one_way = heal_partition = heal_loss
 
     async def begin_delay(self):
-        self.world.weather(self.name, "delay 0.2")
+        self.world.delay(self.name, 0.2)
 
     async def heal_delay(self):
-        self.world.weather(self.name, "delay 0")
-
-    async def begin_stall(self):
-        self.world.weather(self.name, "stall")
-
-    async def heal_stall(self):
-        self.world.weather(self.name, "go")
+        self.world.delay(self.name, 0)
 
     # ---- its disk
 

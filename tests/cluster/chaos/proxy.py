@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""A TCP fault proxy for one network namespace: delays and stalls what its processes send and get. Not every kernel has netem; this needs
-nftables' redirect alone, which sends each new connection from or to the namespace through here. Commands on standard input, a line each:
-`delay SECONDS` (0: none), `stall`, `go`. It answers each with a line.
+"""A TCP fault proxy for one network namespace: delays what its processes send and get. Not every kernel has netem; this needs
+nftables' redirect alone, which sends new connections through here: all that the namespace makes, and those that the hub makes to it (not those of other
+nodes, which pass their own proxy: a node must see the true address of its peer). Commands on standard input, a line each: `delay SECONDS [ADDRESS]`
+(0: none; with an address: of the connections to it alone). It answers each with a line.
 """
 
 import asyncio
@@ -18,21 +19,19 @@ READ_BYTES = 256 << 10
 
 
 class Weather:
-    """What befalls all connections."""
+    """What befalls all connections, and those to one address besides."""
 
     def __init__(self):
-        self.delay = 0.0
-        self.stalled = False
-        self.changed = asyncio.Event()
+        self.delays = {None: 0.0}
 
-    def set(self, delay=None, stalled=None):
-        self.delay = self.delay if delay is None else delay
-        self.stalled = self.stalled if stalled is None else stalled
-        self.changed.set()
-        self.changed = asyncio.Event()
+    def delay(self, address):
+        return max(self.delays[None], self.delays.get(address, 0.0))
+
+    def set(self, words):
+        self.delays[words[2] if len(words) > 2 else None] = float(words[1])
 
 
-async def carry(weather, reader, writer):
+async def carry(weather, address, reader, writer):
     """One direction of one connection, in order, each piece `delay` after it came."""
     waiting, loop = collections.deque(), asyncio.get_running_loop()
     arrived, left, size = asyncio.Event(), asyncio.Event(), 0
@@ -44,7 +43,7 @@ async def carry(weather, reader, writer):
                 left.clear()
                 await left.wait()
             data = await reader.read(READ_BYTES)
-            waiting.append((loop.time() + weather.delay, data))
+            waiting.append((loop.time() + weather.delay(address), data))
             size += len(data)
             arrived.set()
             if not data:
@@ -56,8 +55,6 @@ async def carry(weather, reader, writer):
                 arrived.clear()
                 await arrived.wait()
             due, data = waiting[0]
-            while weather.stalled:
-                await weather.changed.wait()
             if due > loop.time():
                 await asyncio.sleep(due - loop.time())
             waiting.popleft()
@@ -79,16 +76,16 @@ async def carry(weather, reader, writer):
 async def connected(weather, reader, writer):
     raw = writer.get_extra_info("socket")
     port, address = struct.unpack_from("!2xH4s", raw.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16))
-    out = None
+    address, out = socket.inet_ntoa(address), None
     try:
         target = socket.socket()
         target.setblocking(False)
         target.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
-        await asyncio.get_running_loop().sock_connect(target, (socket.inet_ntoa(address), port))
+        await asyncio.get_running_loop().sock_connect(target, (address, port))
         for end in (raw, target):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         other, out = await asyncio.open_connection(sock=target, limit=READ_BYTES)
-        both = [asyncio.ensure_future(carry(weather, reader, out)), asyncio.ensure_future(carry(weather, other, writer))]
+        both = [asyncio.ensure_future(carry(weather, address, *way)) for way in ((reader, out), (other, writer))]
         # One side's error or reset is the other's; a clean end is passed on alone.
         await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
         for task in both:
@@ -112,10 +109,7 @@ async def main():
         words = (await commands.readline()).decode().split()
         if not words:
             return
-        if words[0] == "delay":
-            weather.set(delay=float(words[1]))
-        else:
-            weather.set(stalled=words[0] == "stall")
+        weather.set(words)
         print("ok", flush=True)
 
 

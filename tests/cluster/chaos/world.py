@@ -258,12 +258,19 @@ class World:
         self.nft(node["name"], "add table ip proxy", "add chain ip proxy out { type nat hook output priority -100; }",
                  "add chain ip proxy in { type nat hook prerouting priority -100; }",
                  f"add rule ip proxy out meta mark != 7 ip daddr {SUBNET} ip daddr != {node['host']} tcp dport 1-65535 redirect to :999",
-                 "add rule ip proxy in iifname eth0 tcp dport 1-65535 redirect to :999")
+                 f"add rule ip proxy in iifname eth0 ip saddr {self.state['nodes'][0]['host']} tcp dport 1-65535 redirect to :999")
 
     def weather(self, name, command):
         self.proxies[name].stdin.write(command + "\n")
         self.proxies[name].stdin.flush()
         assert self.proxies[name].stdout.readline() == "ok\n"
+
+    def delay(self, name, seconds):
+        """Both ways, to and from all."""
+        self.weather(name, f"delay {seconds}")
+        for other in self.proxies:
+            if other != name:
+                self.weather(other, f"delay {seconds} {self.address(name)}")
 
     # ---- looking
 
