@@ -5,6 +5,7 @@ import asyncio
 import concurrent.futures
 import ctypes
 import errno
+import http.client
 import importlib.machinery
 import importlib.util
 import json
@@ -97,7 +98,7 @@ class World:
         self.directory = os.path.join(ROOT, "build", "test-clusters", f"chaos-{name}-{os.getpid()}")
         self.stub, self.netns, self.proxies = stub, netns, {} if proxies else None
         self.processes, self.controls, self.expected_ends, self.fds = {}, {}, set(), {}
-        self.own_namespace, self.threads = None, None
+        self.own_namespace, self.threads, self.probe_at = None, None, 0.0
         self.deadlines = {**DEADLINES, **(deadlines or {})}
         limits = " ".join(f"--{key} {value}" for key, value in self.deadlines.items())
         self.options = argparse.Namespace(
@@ -320,7 +321,24 @@ class World:
 
     async def all_usable(self):
         self.check_processes()
-        return await self.usable()
+        if await self.usable():
+            return True
+        await self.in_thread(self.probe)
+        return False
+
+    def probe(self):
+        """A router tries a node that failed by a request, so that someone must ask."""
+        if time.monotonic() < self.probe_at:
+            return
+        self.probe_at = time.monotonic() + 0.5
+        body = json.dumps({"model": "demo", "prompt": [300 + byte for byte in os.urandom(100)], "max_tokens": 1})
+        for name in self.names("router"):
+            request = urllib.request.Request(f"http://{self.nodes[name]['http']}/v1/completions", body.encode(),
+                                             {"Content-Type": "application/json"})
+            try:
+                urllib.request.urlopen(request, timeout=10).read()
+            except (OSError, http.client.HTTPException):
+                pass  # whoever waits for the nodes tells
 
     def ctl(self, *arguments):
         return subprocess.run([os.path.join(os.environ["SLUICE_BIN"], "sluicectl"), "--etcd", ",".join(self.state["etcd"]), "--cluster",
