@@ -1,6 +1,5 @@
 """A cluster of real processes for the chaos tests: routers, nodes (stub engine or demo model), etcd, in network namespaces or on one host."""
 
-import argparse
 import asyncio
 import concurrent.futures
 import ctypes
@@ -44,6 +43,15 @@ def load_script():
 
 
 SCRIPT = load_script()
+
+
+def script_defaults():
+    """All options of `deploy/local/cluster up`, as they are when none is given."""
+    given, sys.argv = sys.argv, ["cluster", "up"]
+    try:
+        return SCRIPT.parse_arguments()
+    finally:
+        sys.argv = given
 
 
 def can(*command):
@@ -101,7 +109,8 @@ class World:
         self.own_namespace, self.threads, self.probe_at = None, None, 0.0
         self.deadlines = {**DEADLINES, **(deadlines or {})}
         limits = " ".join(f"--{key} {value}" for key, value in self.deadlines.items())
-        self.options = argparse.Namespace(
+        self.options = script_defaults()
+        vars(self.options).update(
             cluster="chaos", netns=netns, etcd_nodes=etcd_nodes, prefill=prefill, decode=decode, routers=routers, port=0, model=MODEL,
             model_name="", threads=1, kv_memory=kv_memory, lease=LEASE, env=["*:UCX_TLS=tcp,self"] if netns else [],
             node_args=f"--layer-group 2 --chunk-tokens 256 --drain-timeout 20s --etcd-timeout 60s {node_args}", prefill_args=prefill_args,
