@@ -2,10 +2,14 @@
  *
  *   build/bench/kernels [FILTER]     SLUICE_CPU chooses the variant
  *
- * Floor: the largest of FLOP by the multiply-add roof, bytes from memory by the reading roof and,
- * for few rows, fp8 weights by the roof of converting them. One thread, CPU time of that thread
- * (other processes on the machine disturb it little), random data, medians of 7. Weights of the
- * decode rows are larger than the caches. Only ratios mean something on a shared machine. */
+ * Floor: the largest of FLOP by the roof of arithmetic (multiply-adds, or tiles where the variant
+ * uses them), bytes from memory by the quickest reading loop and, for few rows, fp8 weights by the
+ * roof of converting and multiplying them. One thread, CPU time of that thread (other processes on
+ * the machine disturb it little), random data, huge pages as the engine's. Weights are larger than
+ * the caches and every row of the fp8 products takes ten experts in turn. Told: medians of 9, the
+ * middle of the rounds' shares, the least and the largest, and the least floor by the least time.
+ * Only ratios mean something on a shared machine. */
+#include "base/alloc.h"
 #include "kernels/kernels.h"
 #include "tests/bench/kernels/roof.h"
 
@@ -14,17 +18,29 @@
 #include <string.h>
 #include <time.h>
 
-#define ROUNDS 7
+#define ROUNDS 9
+
+#define CONVERT_ROWS_MAX 16u
+
+#define MATRICES_MAX 16
+
+/* Matrices of one shape; a run takes one of them, in turn: weights come from memory. */
+typedef struct weights {
+    krn_matrix_kind kind;
+    uint32_t n, k, count;
+    krn_matrix matrices[MATRICES_MAX];
+    uint32_t next; /* whoever reads one, a product or a roof, takes the next */
+} weights;
 
 typedef struct bench {
     const char *name;
     const char *shape;
     void (*run)(void *state);
     void *state;
-    double flops; /* of one run: not under the multiply-add roof */
-    double bytes; /* of one run that come from memory: not under the time to read them */
-    double units; /* rows or so of one run, for the time column */
-    const char *unit;
+    double flops;          /* of one run: not under the roof of arithmetic */
+    double bytes;          /* of one run: not under the time to read them */
+    weights *memory;       /* they come from there; NULL: from a cache that holds so many */
+    double units;          /* rows or so of one run, for the time column */
     uint32_t convert_rows; /* fp8 weights for so few rows: not under converting them either */
 } bench;
 
@@ -38,9 +54,16 @@ static uint32_t roll(void)
 
 static void *memory_of(size_t bytes)
 {
+    const size_t huge = 2u << 20;
     void *memory = NULL;
-    if (posix_memalign(&memory, 64, (bytes + 63) & ~(size_t)63) != 0)
-        abort();
+    sl_err err;
+    /* As the engine's, and from a huge page's beginning on where it is large. */
+    if (!sl_is_ok(sl_alloc_pages(bytes < huge ? bytes : bytes + huge, &memory, &err))) {
+        fprintf(stderr, "%s\n", err.text);
+        exit(1);
+    }
+    if (bytes >= huge)
+        memory = (void *)(((uintptr_t)memory + huge - 1) & ~(uintptr_t)(huge - 1));
     memset(memory, 0, bytes);
     return memory;
 }
@@ -97,56 +120,177 @@ static double median(double *values)
     return values[ROUNDS / 2];
 }
 
-static uint8_t *read_memory;
-#define READ_BYTES ((size_t)128 << 20)
+/* ---- roofs ---- */
 
-static double fma_rate(bool fused)
+#define READ_BEST  2                  /* so many of the loops stay in the run */
+#define CACHE_READ ((size_t)16 << 20) /* no more of what lies in a cache */
+
+static uint32_t read_loops[READ_BEST];
+static const void *cache_memory;
+static uint32_t lanes; /* of the variant's vectors */
+static roof_path path; /* of its fp8 weights */
+
+static double fma_rate(void)
 {
-    double before = thread_seconds();
-    uint32_t lanes = fused ? roof_fma() : roof_mul_add();
-    return 2.0 * 16 * lanes * ROOF_STEPS / (thread_seconds() - before);
+    double before = thread_seconds(), flops = roof_fma(lanes);
+    return flops / (thread_seconds() - before);
 }
 
-static double read_rate(void)
+static double mul_add_rate(void)
 {
-    double before = thread_seconds();
-    roof_read(read_memory, READ_BYTES);
-    return (double)READ_BYTES / (thread_seconds() - before);
+    double before = thread_seconds(), flops = roof_mul_add(lanes);
+    return flops / (thread_seconds() - before);
 }
+
+static double tile_rate(void)
+{
+    double before = thread_seconds(), flops = roof_tiles();
+    return flops / (thread_seconds() - before);
+}
+
+static const krn_matrix *next_matrix(weights *w)
+{
+    const krn_matrix *m = &w->matrices[w->next];
+    w->next = (w->next + 1) % w->count;
+    return m;
+}
+
+/* Reads the weights that a product would read. */
+static double loop_rate(weights *w, uint32_t loop)
+{
+    size_t bytes = krn_matrix_bytes(w->kind, w->n, w->k);
+    double before = thread_seconds(), done = roof_read(loop, lanes, next_matrix(w)->panels, bytes);
+    return done / (thread_seconds() - before);
+}
+
+/* The same from a cache: as many bytes again and again. */
+static double cache_rate(double bytes)
+{
+    size_t window = ((size_t)bytes + 511) & ~(size_t)511;
+    double done = roof_read_cache(lanes, cache_memory, window);
+    double before = thread_seconds(), now;
+    done = 0;
+    do {
+        for (size_t part = 0; part < (1u << 20); part += window)
+            done += roof_read_cache(lanes, cache_memory, window);
+        now = thread_seconds();
+    } while (now - before < 3e-4);
+    return done / (now - before);
+}
+
+static double convert_rate(uint32_t rows)
+{
+    double before = thread_seconds(), bytes = roof_convert(path, rows);
+    return bytes / (thread_seconds() - before);
+}
+
+static double median_rate(double (*rate)(void))
+{
+    double rates[ROUNDS];
+    for (int i = 0; i < ROUNDS; i++)
+        rates[i] = rate();
+    return median(rates);
+}
+
+static double median_convert_rate(uint32_t rows)
+{
+    double rates[ROUNDS];
+    for (int i = 0; i < ROUNDS; i++)
+        rates[i] = convert_rate(rows);
+    return median(rates);
+}
+
+/* Which loops read quickest here. */
+static void choose_read_loops(weights *w)
+{
+    double rates[ROOF_READ_LOOPS] = {0};
+    for (int round = 0; round < 7; round++)
+        for (uint32_t i = 0; i < ROOF_READ_LOOPS; i++) {
+            double rate = loop_rate(w, i);
+            rates[i] = rate > rates[i] ? rate : rates[i];
+        }
+    for (int n = 0; n < READ_BEST; n++) {
+        uint32_t best = 0;
+        for (uint32_t i = 1; i < ROOF_READ_LOOPS; i++)
+            best = rates[i] > rates[best] ? i : best;
+        printf("reading by ");
+        roof_read_tell(best);
+        printf(": %.1f GB/s\n", rates[best] * 1e-9);
+        read_loops[n] = best;
+        rates[best] = 0;
+    }
+}
+
+static void tell_roofs(weights *w)
+{
+    const char *variant = krn_cpu_variant();
+    lanes = strcmp(variant, "avx2") == 0 ? 8 : 16;
+    path = strcmp(variant, "amx") == 0 ? ROOF_PATH_TILES
+           : lanes == 8                ? ROOF_PATH_F32_8
+                                       : ROOF_PATH_F32_16;
+    cache_memory = memory_of(CACHE_READ);
+    choose_read_loops(w);
+    printf("variant %s, one thread; fma %.1f GFLOP/s, multiply then add %.1f GFLOP/s", variant,
+           median_rate(fma_rate) * 1e-9, median_rate(mul_add_rate) * 1e-9);
+    if (path == ROOF_PATH_TILES)
+        printf(", tiles %.0f GFLOP/s", median_rate(tile_rate) * 1e-9);
+    printf("\nfp8 converted and multiplied for");
+    for (uint32_t rows = 1; rows <= CONVERT_ROWS_MAX; rows *= 2)
+        printf(" %u: %.1f", rows, median_convert_rate(rows) * 1e-9);
+    printf(" GB/s\n");
+}
+
+/* ---- measuring ---- */
+
+#define SLICES        8 /* of a round: the kernel and its roofs take turns every few milliseconds */
+#define SLICE_SECONDS 2e-3 /* of the kernel, at least */
 
 static double timed(const bench *b)
 {
-    /* At least 20 ms a sample. */
     uint32_t repeats = 0;
     double before = thread_seconds(), now;
     do {
         b->run(b->state);
         repeats++;
         now = thread_seconds();
-    } while (now - before < 0.02);
+    } while (now - before < SLICE_SECONDS);
     return (now - before) / repeats;
 }
 
-static double convert_rate(uint32_t rows)
+/* Least times of a run by each roof. */
+typedef struct floors {
+    double products, converting, cached;
+    double reading[READ_BEST]; /* by each loop */
+} floors;
+
+static void add_floors(const bench *b, floors *sum)
 {
-    double before = thread_seconds();
-    double bytes = (double)roof_convert(rows);
-    return bytes / (thread_seconds() - before);
+    if (b->flops > 0)
+        sum->products += b->flops / (path == ROOF_PATH_TILES ? tile_rate() : fma_rate());
+    if (b->memory)
+        for (int i = 0; i < READ_BEST; i++)
+            sum->reading[i] += b->bytes / loop_rate(b->memory, read_loops[i]);
+    else if (b->bytes > 0)
+        sum->cached += b->bytes / cache_rate(b->bytes);
+    if (b->convert_rows > 0)
+        sum->converting += b->bytes / convert_rate(b->convert_rows);
 }
 
-/* The least time of one run, by the roofs as they are now, and which of them it is. */
-static double floor_seconds(const bench *b, const char **out_roof)
+/* The roof that bounds it. */
+static double largest_floor(const bench *b, const floors *of, const char **out_roof)
 {
-    double floor = b->flops > 0 ? b->flops / fma_rate(true) : 0;
-    double reading = b->bytes > 0 ? b->bytes / read_rate() : 0;
-    double converting = b->convert_rows > 0 ? b->bytes / convert_rate(b->convert_rows) : 0;
-    *out_roof = "fma";
+    double floor = of->products;
+    *out_roof = path == ROOF_PATH_TILES ? "tiles" : "fma";
+    double reading = of->reading[0];
+    for (int i = 1; i < READ_BEST; i++)
+        reading = of->reading[i] < reading ? of->reading[i] : reading;
+    reading = b->memory ? reading : of->cached;
     if (reading > floor) {
         floor = reading;
-        *out_roof = "read";
+        *out_roof = b->memory ? "read" : "cache";
     }
-    if (converting > floor) {
-        floor = converting;
+    if (of->converting > floor) {
+        floor = of->converting;
         *out_roof = "convert";
     }
     return floor;
@@ -154,70 +298,73 @@ static double floor_seconds(const bench *b, const char **out_roof)
 
 static void measure(const bench *b)
 {
-    double seconds[ROUNDS], ratio[ROUNDS], floors[ROUNDS];
+    double seconds[ROUNDS], share[ROUNDS], floor[ROUNDS];
     const char *roof = "";
     b->run(b->state);
     for (int i = 0; i < ROUNDS; i++) {
-        floors[i] = floor_seconds(b, &roof);
-        seconds[i] = timed(b);
-        ratio[i] = floors[i] / seconds[i];
+        floors sum = {0};
+        seconds[i] = 0;
+        for (int slice = 0; slice < SLICES; slice++) {
+            add_floors(b, &sum);
+            seconds[i] += timed(b) / SLICES;
+        }
+        floor[i] = largest_floor(b, &sum, &roof) / SLICES;
+        share[i] = floor[i] / seconds[i];
     }
-    double time = median(seconds), share = median(ratio), floor = median(floors);
-    printf("%-26s %-34s %9.2f MFLOP %7.2f MB %9.2f us/%-4s floor %9.2f (%s)  %5.1f %%\n", b->name,
-           b->shape, b->flops / b->units * 1e-6, b->bytes / b->units * 1e-6, time / b->units * 1e6,
-           b->unit, floor / b->units * 1e6, roof, share * 100);
+    double time = median(seconds), least = median(floor), middle = median(share);
+    printf("%-24s %-30s %8.2f MFLOP %6.2f MB %9.2f us/row floor %9.2f (%s) %4.0f %% (%.0f to "
+           "%.0f, best %.0f)\n",
+           b->name, b->shape, b->flops / b->units * 1e-6, b->bytes / b->units * 1e-6,
+           time / b->units * 1e6, least / b->units * 1e6, roof, middle * 100, share[0] * 100,
+           share[ROUNDS - 1] * 100, floor[0] / seconds[0] * 100);
     fflush(stdout);
 }
 
 /* ---- linear layers ---- */
 
 typedef struct linear_state {
-    krn_gemm gemms[64];
-    krn_matrix matrices[64];
-    uint32_t count, next;
-    bool rotate; /* one matrix a run, in turn: weights come from memory */
+    weights *weights;
+    krn_gemm gemm;
     void (*run)(krn_pool *pool, const krn_gemm *gemms, uint32_t count);
 } linear_state;
 
 static void run_linear(void *context)
 {
     linear_state *s = context;
-    if (!s->rotate) {
-        s->run(NULL, s->gemms, s->count);
-        return;
-    }
-    s->run(NULL, &s->gemms[s->next], 1);
-    s->next = (s->next + 1) % s->count;
+    s->gemm.matrix = next_matrix(s->weights);
+    s->run(NULL, &s->gemm, 1);
 }
 
-static linear_state *linear(krn_matrix_kind kind, uint32_t rows, uint32_t n, uint32_t k,
-                            uint32_t count, bool f32_output)
+static weights *random_weights(krn_matrix_kind kind, uint32_t n, uint32_t k, uint32_t count)
 {
-    linear_state *s = memory_of(sizeof *s);
-    uint8_t *codes = kind == KRN_MATRIX_FP8 ? random_codes((size_t)n * k) : NULL;
-    uint16_t *weights = kind == KRN_MATRIX_BF16 ? random_bf16((size_t)n * k) : NULL;
+    weights *w = memory_of(sizeof *w);
+    *w = (weights){.kind = kind, .n = n, .k = k, .count = count};
+    void *values = kind == KRN_MATRIX_FP8 ? (void *)random_codes((size_t)n * k)
+                                          : (void *)random_bf16((size_t)n * k);
     float *scales = ones((size_t)(n + 127) / 128 * (k / 128));
-    void *input = kind == KRN_MATRIX_FP8 ? (void *)random_codes((size_t)rows * k)
-                                         : (void *)random_bf16((size_t)rows * k);
-    float *input_scales = ones((size_t)rows * (k / 128));
-    s->count = count;
-    s->rotate = count > 1;
-    s->run = kind == KRN_MATRIX_FP8 ? krn_linear_fp8
-             : f32_output           ? krn_linear_f32
-                                    : krn_linear_bf16;
     for (uint32_t i = 0; i < count; i++) {
         void *packed = memory_of(krn_matrix_bytes(kind, n, k));
         if (kind == KRN_MATRIX_FP8)
-            krn_matrix_pack_fp8(codes, scales, n, k, packed, &s->matrices[i]);
+            krn_matrix_pack_fp8(values, scales, n, k, packed, &w->matrices[i]);
         else
-            krn_matrix_pack_bf16(weights, k, 1, n, k, packed, &s->matrices[i]);
-        s->gemms[i] = (krn_gemm){.matrix = &s->matrices[i],
-                                 .input = input,
-                                 .input_scales = input_scales,
-                                 .rows = rows,
-                                 .output = memory_of((size_t)rows * n * 4)};
+            krn_matrix_pack_bf16(values, k, 1, n, k, packed, &w->matrices[i]);
     }
-    free(codes), free(weights);
+    return w;
+}
+
+static linear_state *linear(weights *w, uint32_t rows, bool f32_output)
+{
+    linear_state *s = memory_of(sizeof *s);
+    size_t inputs = (size_t)rows * w->k;
+    *s = (linear_state){.weights = w,
+                        .run = w->kind == KRN_MATRIX_FP8 ? krn_linear_fp8
+                               : f32_output              ? krn_linear_f32
+                                                         : krn_linear_bf16};
+    s->gemm = (krn_gemm){.input = w->kind == KRN_MATRIX_FP8 ? (void *)random_codes(inputs)
+                                                            : (void *)random_bf16(inputs),
+                         .input_scales = ones(inputs / 128),
+                         .rows = rows,
+                         .output = memory_of((size_t)rows * w->n * 4)};
     return s;
 }
 
@@ -370,113 +517,125 @@ static bool wanted(const char *name)
     return filter == NULL || strstr(name, filter) != NULL;
 }
 
-static void bench_linear(void)
+/* Products of `rows` rows; from memory: the weights are not in a cache. */
+static void measure_linear(const char *name, const char *shape, weights *w, uint32_t rows,
+                           bool f32_output)
 {
-    bench b[] = {
-        {.name = "linear fp8, prefill",
-         .shape = "demo q_b: 512 x 1536 x 256",
-         .units = 512,
-         .state = linear(KRN_MATRIX_FP8, 512, 1536, 256, 1, false),
-         .flops = 2.0 * 512 * 1536 * 256,
-         .unit = "row"},
-        {.name = "linear fp8, prefill",
-         .shape = "full q_a: 256 x 1536 x 7168",
-         .units = 256,
-         .state = linear(KRN_MATRIX_FP8, 256, 1536, 7168, 1, false),
-         .flops = 2.0 * 256 * 1536 * 7168,
-         .unit = "row"},
-        {.name = "linear fp8, 16 rows",
-         .shape = "full expert: 16 x 2048 x 7168",
-         .units = 16,
-         .state = linear(KRN_MATRIX_FP8, 16, 2048, 7168, 1, false),
-         .flops = 2.0 * 16 * 2048 * 7168,
-         .unit = "row"},
-        {.name = "linear bf16, prefill",
-         .shape = "W_UK: 512 x 512 x 128",
-         .units = 512,
-         .state = linear(KRN_MATRIX_BF16, 512, 512, 128, 1, false),
-         .flops = 2.0 * 512 * 512 * 128,
-         .unit = "row"},
-        {.name = "linear fp8, 1 row",
-         .shape = "10 full experts: 1 x 2048 x 7168",
-         .units = 1,
-         .state = linear(KRN_MATRIX_FP8, 1, 2048, 7168, 10, false),
-         .flops = 2.0 * 2048 * 7168,
-         .bytes = 2048.0 * 7168,
-         .convert_rows = 1,
-         .unit = "row"},
-        {.name = "linear fp8, 2 rows",
-         .shape = "10 full experts: 2 x 2048 x 7168",
-         .units = 2,
-         .state = linear(KRN_MATRIX_FP8, 2, 2048, 7168, 10, false),
-         .flops = 2.0 * 2 * 2048 * 7168,
-         .bytes = 2048.0 * 7168,
-         .convert_rows = 2,
-         .unit = "row"},
-        {.name = "linear fp8, 4 rows",
-         .shape = "10 full experts: 4 x 2048 x 7168",
-         .units = 4,
-         .state = linear(KRN_MATRIX_FP8, 4, 2048, 7168, 10, false),
-         .flops = 2.0 * 4 * 2048 * 7168,
-         .bytes = 2048.0 * 7168,
-         .convert_rows = 4,
-         .unit = "row"},
-        {.name = "linear bf16 to f32, 1 row",
-         .shape = "4 heads' parts: 1 x 4096 x 7168",
-         .units = 1,
-         .state = linear(KRN_MATRIX_BF16, 1, 4096, 7168, 4, true),
-         .flops = 2.0 * 4096 * 7168,
-         .bytes = 4096.0 * 7168 * 2,
-         .unit = "row"},
-    };
-    for (size_t i = 0; i < sizeof b / sizeof b[0]; i++) {
-        b[i].run = run_linear;
-        if (wanted(b[i].name))
-            measure(&b[i]);
-    }
+    char text[64];
+    if (!wanted(name))
+        return;
+    snprintf(text, sizeof text, "%s: %u x %u x %u", shape, rows, w->n, w->k);
+    bool fp8 = w->kind == KRN_MATRIX_FP8;
+    bench b = {.name = name,
+               .shape = text,
+               .run = run_linear,
+               .state = linear(w, rows, f32_output),
+               .flops = 2.0 * rows * w->n * w->k,
+               .bytes = (double)w->n * w->k * (fp8 ? 1 : 2),
+               .memory = w->count > 1 ? w : NULL,
+               .units = rows,
+               .convert_rows = fp8 && rows <= CONVERT_ROWS_MAX ? rows : 0};
+    measure(&b);
+}
+
+static void bench_linear(weights *experts)
+{
+    weights *heads = random_weights(KRN_MATRIX_BF16, 4096, 7168, 4);
+    weights *q_b = random_weights(KRN_MATRIX_FP8, 1536, 256, 1);
+    weights *w_uk = random_weights(KRN_MATRIX_BF16, 512, 128, 1);
+    for (uint32_t rows = 1; rows <= 16; rows *= 2)
+        measure_linear("linear fp8, few rows", "10 experts", experts, rows, false);
+    measure_linear("linear fp8, many rows", "10 experts", experts, 64, false);
+    measure_linear("linear fp8, many rows", "10 experts", experts, 256, false);
+    measure_linear("linear fp8, many rows", "demo q_b", q_b, 512, false);
+    measure_linear("linear bf16, few rows", "W_UK", w_uk, 1, false);
+    measure_linear("linear bf16, many rows", "W_UK", w_uk, 512, false);
+    measure_linear("linear bf16 to f32, head", "4 parts", heads, 1, true);
+    measure_linear("linear bf16 to f32, head", "4 parts", heads, 4, true);
+    measure_linear("linear bf16 to f32, head", "4 parts", heads, 16, true);
+}
+
+static void measure_attention(const char *shape, attend_state *s)
+{
+    const krn_attend_args *args = &s->args;
+    double keys = (double)args->count * args->list_stride;
+    bench b = {.name = "attention",
+               .shape = shape,
+               .run = run_attend,
+               .state = s,
+               .flops = 2.0 * args->heads * keys * (576 + 512),
+               .bytes = keys * KRN_LATENT_ROW_BYTES,
+               .units = args->count};
+    if (wanted(b.name))
+        measure(&b);
+}
+
+static void measure_select(const char *shape, attend_state *s)
+{
+    const krn_select_args *args = &s->select;
+    bench b = {.name = "index score and select",
+               .shape = shape,
+               .run = run_select,
+               .state = s,
+               .flops = 2.0 * args->count * args->heads * s->keys * KRN_INDEX_DIM,
+               .bytes = (KRN_INDEX_DIM + sizeof(float)) * (double)s->keys,
+               .units = args->count};
+    if (wanted(b.name))
+        measure(&b);
+}
+
+static void measure_topk(const char *shape, attend_state *s)
+{
+    bench b = {.name = "top-k alone",
+               .shape = shape,
+               .run = run_topk,
+               .state = s,
+               .bytes = s->keys * sizeof(float),
+               .units = 1};
+    if (wanted(b.name))
+        measure(&b);
 }
 
 static void bench_attention(void)
 {
     attend_state *demo = attention(16, 8, 8, 256, 4096);
     attend_state *full = attention(16, 128, 64, 2048, 8192);
-    attend_state *far = attention(1, 128, 64, 2048, 65536);
-    attend_state *demo_far = attention(1, 8, 8, 256, 16384);
-    bench b[] = {
-        {"attention", "demo: 8 heads, 256 keys", run_attend, demo, 16 * 2.0 * 8 * 256 * 1088, 0, 16,
-         "row", 0},
-        {"attention", "full: 128 heads, 2048 keys", run_attend, full, 16 * 2.0 * 128 * 2048 * 1088,
-         0, 16, "row", 0},
-        {"index score and select", "demo, prefill: 16 rows, 4K keys", run_select, demo,
-         16 * 2.0 * 8 * 4096 * 128, 0, 16, "row", 0},
-        {"index score and select", "full, prefill: 16 rows, 8K keys", run_select, full,
-         16 * 2.0 * 64 * 8192 * 128, 0, 16, "row", 0},
-        {"index score and select", "demo, decode: 1 row, 16K keys", run_select, demo_far,
-         2.0 * 8 * 16384 * 128, 0, 1, "row", 0},
-        {"index score and select", "full, decode: 1 row, 64K keys", run_select, far,
-         2.0 * 64 * 65536 * 128, 0, 1, "row", 0},
-        {"top-k alone", "2048 of 64K", run_topk, far, 0, 65536 * 4.0, 1, "row", 0},
-        {"top-k alone", "256 of 4K", run_topk, demo, 0, 4096 * 4.0, 1, "row", 0},
-    };
-    for (size_t i = 0; i < sizeof b / sizeof b[0]; i++)
-        if (wanted(b[i].name))
-            measure(&b[i]);
+    attend_state *demo_one = attention(1, 8, 8, 256, 16384);
+    attend_state *full_one = attention(1, 128, 64, 2048, 65536);
+    measure_attention("demo: 8 heads, 256 keys", demo);
+    measure_attention("demo, 1 row", demo_one);
+    measure_attention("full: 128 heads, 2048 keys", full);
+    measure_attention("full, 1 row", full_one);
+    measure_select("demo: 16 rows, 4K keys", demo);
+    measure_select("full: 16 rows, 8K keys", full);
+    measure_select("demo: 1 row, 16K keys", demo_one);
+    measure_select("full: 1 row, 64K keys", full_one);
+    measure_topk("2048 of 64K", full_one);
+    measure_topk("256 of 4K", demo);
+}
+
+static void measure_rows(const char *name, const char *shape, void (*run)(void *state),
+                         rows_state *s, double bytes)
+{
+    bench b = {.name = name,
+               .shape = shape,
+               .run = run,
+               .state = s,
+               .bytes = bytes * s->rows * s->n,
+               .units = s->rows};
+    if (wanted(name))
+        measure(&b);
 }
 
 static void bench_rows(void)
 {
     rows_state *demo = row_operands(512, 256), *full = row_operands(64, 7168);
     rows_state *one = row_operands(1, 7168);
-    bench b[] = {
-        {"rows: rmsnorm_add", "512 x 256", run_norm, demo, 0, 512 * 256 * 8.0, 512, "row", 0},
-        {"rows: rmsnorm_add", "64 x 7168", run_norm, full, 0, 64 * 7168 * 8.0, 64, "row", 0},
-        {"rows: rmsnorm_add", "1 x 7168 (one chain)", run_norm, one, 0, 7168 * 8.0, 1, "row", 0},
-        {"rows: q128", "64 x 7168", run_q128, full, 0, 64 * 7168 * 3.0, 64, "row", 0},
-        {"rows: silu_mul", "64 x 7168", run_silu, full, 0, 64 * 7168 * 6.0, 64, "row", 0},
-    };
-    for (size_t i = 0; i < sizeof b / sizeof b[0]; i++)
-        if (wanted(b[i].name))
-            measure(&b[i]);
+    measure_rows("rows: rmsnorm_add", "512 x 256", run_norm, demo, 8);
+    measure_rows("rows: rmsnorm_add", "64 x 7168", run_norm, full, 8);
+    measure_rows("rows: rmsnorm_add", "1 x 7168 (one chain)", run_norm, one, 8);
+    measure_rows("rows: q128", "64 x 7168", run_q128, full, 3);
+    measure_rows("rows: silu_mul", "64 x 7168", run_silu, full, 6);
 }
 
 int main(int argc, char **argv)
@@ -487,18 +646,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s\n", err.text);
         return 2;
     }
-    read_memory = memory_of(READ_BYTES);
-    double fused[ROUNDS], rounded[ROUNDS], reading[ROUNDS];
-    for (int i = 0; i < ROUNDS; i++) {
-        fused[i] = fma_rate(true);
-        rounded[i] = fma_rate(false);
-        reading[i] = read_rate();
-    }
-    printf("variant %s, one thread; fma %.1f GFLOP/s, multiply then add %.1f GFLOP/s, read %.1f "
-           "GB/s; fp8 converted and multiplied for 1, 2, 4 rows %.1f, %.1f, %.1f GB/s\n",
-           krn_cpu_variant(), median(fused) * 1e-9, median(rounded) * 1e-9, median(reading) * 1e-9,
-           convert_rate(1) * 1e-9, convert_rate(2) * 1e-9, convert_rate(4) * 1e-9);
-    bench_linear();
+    weights *experts = random_weights(KRN_MATRIX_FP8, 2048, 7168, 10);
+    tell_roofs(experts);
+    bench_linear(experts);
     bench_attention();
     bench_rows();
     return 0;

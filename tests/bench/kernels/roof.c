@@ -1,11 +1,16 @@
 /* Roofs: see roof.h. Inline loops over registers, so that the compiler cannot shorten them. */
 #include "tests/bench/kernels/roof.h"
 
+#include "kernels/cpu/amx.h"
+#include "tests/bench/kernels/roof_paths.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <stdbool.h>
+#include <stdio.h>
 
 #define ROOF_CHAINS 16
+#define ROOF_STEPS  200000u
 /* The compiler may not know what a chain holds, so it can neither merge nor drop steps. */
 #define HIDE(x) __asm__ volatile("" : "+v"(x))
 
@@ -42,88 +47,122 @@ ROOF(muladd512, __m512, "avx512f", _mm512_set1_ps,
 ROOF(muladd256, __m256, "avx2,fma", _mm256_set1_ps,
      _mm256_add_ps(x[i], hidden256(_mm256_mul_ps(a, b))))
 
-uint32_t roof_fma(void)
+double roof_fma(uint32_t lanes)
 {
-    if (__builtin_cpu_supports("avx512f")) {
-        fma512();
-        return 16;
-    }
-    fma256();
-    return 8;
+    lanes == 16 ? fma512() : fma256();
+    return 2.0 * ROOF_CHAINS * lanes * ROOF_STEPS;
 }
 
-uint32_t roof_mul_add(void)
+double roof_mul_add(uint32_t lanes)
 {
-    if (__builtin_cpu_supports("avx512f")) {
-        muladd512();
-        return 16;
-    }
-    muladd256();
-    return 8;
+    lanes == 16 ? muladd512() : muladd256();
+    return 2.0 * ROOF_CHAINS * lanes * ROOF_STEPS;
 }
 
-#define CONVERT_K 128 /* steps, each of four vectors of weights */
-static uint8_t codes[CONVERT_K * 64] __attribute__((aligned(64)));
-static float scalars[4][CONVERT_K];
-
-/* Words of four codes: two shifts and masks of 16 bits, then of 32, give four vectors. */
-#define CONVERT(name, type, words, target_text, p, half, si)                                     \
-    __attribute__((target(target_text))) static inline                                           \
-        __attribute__((always_inline)) void name##_rows(const int rows)                          \
-    {                                                                                            \
-        type sum[4][4];                                                                          \
-        const words kept = p##_set1_epi16((short)0x87F0);                                        \
-        const words upper = p##_set1_epi32((int)0xFFFF0000);                                     \
-        _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++)                                   \
-            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) sum[r][v] = p##_setzero_ps();    \
-        const uint8_t *from = codes;                                                             \
-        const float *a = scalars[0];                                                             \
-        /* The compiler may not know what they hold. */                                          \
-        __asm__ volatile("" : "+r"(from), "+r"(a));                                              \
-        for (size_t k = 0; k < sizeof codes / sizeof(words); k++) {                              \
-            words x = p##_loadu_##si((const void *)(from + k * sizeof(words)));                  \
-            words odd = p##_and_##si(p##_srai_epi16(x, 4), kept);                                \
-            words even = p##_and_##si(p##_srai_epi16(p##_slli_epi16(x, 8), 4), kept);            \
-            type w[4] = {half(p##_slli_epi32(even, 16)), half(p##_slli_epi32(odd, 16)),          \
-                         half(p##_and_##si(even, upper)), half(p##_and_##si(odd, upper))};       \
-            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++)                                  \
-                _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) sum[r][v] = p##_fmadd_ps( \
-                    w[v], p##_set1_ps(a[r * CONVERT_K + (int)(k % CONVERT_K)]), sum[r][v]);      \
-        }                                                                                        \
-        _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++)                                   \
-            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) HIDE(sum[r][v]);                 \
-    }                                                                                            \
-    __attribute__((target(target_text))) static void name(uint32_t rows)                         \
-    {                                                                                            \
-        if (rows == 1)                                                                           \
-            name##_rows(1);                                                                      \
-        else if (rows == 2)                                                                      \
-            name##_rows(2);                                                                      \
-        else                                                                                     \
-            name##_rows(4);                                                                      \
-    }
-CONVERT(convert512, __m512, __m512i, "avx512f,avx512bw,fma", _mm512, _mm512_castsi512_ps, si512)
-CONVERT(convert256, __m256, __m256i, "avx2,fma", _mm256, _mm256_castsi256_ps, si256)
-
-size_t roof_convert(uint32_t rows)
+double roof_tiles(void)
 {
-    const size_t repeats = 2000;
-    bool wide = __builtin_cpu_supports("avx512bw");
-    for (size_t i = 0; i < repeats; i++)
-        wide ? convert512(rows) : convert256(rows);
-    return repeats * sizeof codes;
+    const uint32_t steps = 25000;
+    KRN_TILES_BEGIN(&krn_tiles_full);
+    for (uint32_t s = 0; s < steps; s++) {
+        KRN_TILE_DOT_BF16(0, 4, 6);
+        KRN_TILE_DOT_BF16(1, 4, 7);
+        KRN_TILE_DOT_BF16(2, 5, 6);
+        KRN_TILE_DOT_BF16(3, 5, 7);
+    }
+    KRN_TILES_END();
+    return 4.0 * 2 * 16 * 16 * 32 * steps;
 }
 
-__attribute__((target("avx2"))) void roof_read(const void *memory, size_t bytes)
+/* Streams lie a panel of weights apart: at powers of two they would meet in the caches' sets. */
+#define READ_PANEL ((size_t)57 * 4096)
+
+/* `streams` panels at once, four lines of each in turn; what comes `ahead` bytes later is fetched,
+ * at a panel's end of the next panels. */
+#define READ(name, type, target_text, load, add, zero)                                    \
+    __attribute__((target(target_text), always_inline)) static inline void name(          \
+        const size_t streams, const size_t ahead, const char *memory)                     \
+    {                                                                                     \
+        type sum[4] = {zero(), zero(), zero(), zero()};                                   \
+        for (size_t i = 0; i < READ_PANEL; i += 256) {                                    \
+            const size_t later = i + ahead < READ_PANEL ? 0 : (streams - 1) * READ_PANEL; \
+            _Pragma("GCC unroll 8") for (size_t s = 0; s < streams; s++)                  \
+                _Pragma("GCC unroll 4") for (size_t line = 0; line < 4; line++)           \
+            {                                                                             \
+                const char *p = memory + s * READ_PANEL + i + line * 64;                  \
+                if (ahead > 0)                                                            \
+                    _mm_prefetch(p + later + ahead, _MM_HINT_T0);                         \
+                _Pragma("GCC unroll 2") for (size_t at = 0; at < 64; at += sizeof(type))  \
+                    sum[line] = add(sum[line], load((const type *)(p + at)));             \
+            }                                                                             \
+        }                                                                                 \
+        for (int line = 0; line < 4; line++)                                              \
+            HIDE(sum[line]);                                                              \
+    }
+READ(read256, __m256i, "avx2", _mm256_load_si256, _mm256_add_epi64, _mm256_setzero_si256)
+READ(read512, __m512i, "avx512f", _mm512_load_si512, _mm512_add_epi64, _mm512_setzero_si512)
+
+#define LINES(name, type, target_text, load, add, zero)                                     \
+    __attribute__((target(target_text))) static void name(const char *memory, size_t bytes) \
+    {                                                                                       \
+        type sum[8] = {zero(), zero(), zero(), zero(), zero(), zero(), zero(), zero()};     \
+        for (size_t i = 0; i < bytes; i += 8 * sizeof(type))                                \
+            _Pragma("GCC unroll 8") for (size_t v = 0; v < 8; v++) sum[v] =                 \
+                add(sum[v], load((const type *)(memory + i) + v));                          \
+        for (int v = 0; v < 8; v++)                                                         \
+            HIDE(sum[v]);                                                                   \
+    }
+LINES(line256, __m256i, "avx2", _mm256_load_si256, _mm256_add_epi64, _mm256_setzero_si256)
+LINES(line512, __m512i, "avx512f", _mm512_load_si512, _mm512_add_epi64, _mm512_setzero_si512)
+
+#define LOOP(streams, ahead)                                                                       \
+    __attribute__((target("avx2"))) static void read256_##streams##_##ahead(const char *memory)    \
+    {                                                                                              \
+        read256(streams, ahead, memory);                                                           \
+    }                                                                                              \
+    __attribute__((target("avx512f"))) static void read512_##streams##_##ahead(const char *memory) \
+    {                                                                                              \
+        read512(streams, ahead, memory);                                                           \
+    }
+#define LOOP_ENTRY(streams, ahead) \
+    {streams, ahead, read256_##streams##_##ahead, read512_##streams##_##ahead},
+#define LOOPS(do)                                                                         \
+    do                                                                                    \
+    (1, 0) do(2, 0) do(4, 0) do(8, 0) do(1, 2048) do(2, 2048) do(4, 2048) do(8, 2048) do( \
+        1, 4096) do(2, 4096) do(4, 4096) do(8, 4096)
+LOOPS(LOOP)
+
+static const struct read_loop {
+    uint32_t streams, ahead;
+    void (*narrow)(const char *memory);
+    void (*wide)(const char *memory);
+} READ_LOOPS[ROOF_READ_LOOPS] = {LOOPS(LOOP_ENTRY)};
+
+double roof_read(uint32_t loop, uint32_t lanes, const void *memory, size_t bytes)
 {
-    const __m256i *p = memory;
-    __m256i sum[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
-                      _mm256_setzero_si256()};
-    for (size_t i = 0; i < bytes / sizeof *p; i += 4)
-        for (int j = 0; j < 4; j++)
-            sum[j] = _mm256_add_epi64(sum[j], _mm256_loadu_si256(p + i + j));
-    for (int j = 0; j < 4; j++)
-        HIDE(sum[j]);
+    const struct read_loop *l = &READ_LOOPS[loop];
+    const size_t group = l->streams * READ_PANEL;
+    size_t done = 0;
+    for (; done + group <= bytes; done += group)
+        (lanes == 16 ? l->wide : l->narrow)((const char *)memory + done);
+    return (double)done;
+}
+
+void roof_read_tell(uint32_t loop)
+{
+    printf("%u streams, fetched %u bytes ahead", READ_LOOPS[loop].streams, READ_LOOPS[loop].ahead);
+}
+
+double roof_read_cache(uint32_t lanes, const void *memory, size_t bytes)
+{
+    lanes == 16 ? line512(memory, bytes) : line256(memory, bytes);
+    return (double)bytes;
+}
+
+double roof_convert(roof_path path, uint32_t rows)
+{
+    return path == ROOF_PATH_F32_8    ? roof_convert8(rows)
+           : path == ROOF_PATH_F32_16 ? roof_convert16(rows)
+                                      : roof_convert_tiles(rows);
 }
 #else
 #error "the kernel bench knows the roofs of x86-64 only"
