@@ -4,7 +4,7 @@
 #define V(name)     v16_##name
 #define LANES       16
 #define GEMM_ROWS   12
-#define FEW_ROWS    4
+#define FEW_ROWS    8
 #define SCORE_HEADS 8
 
 #include "kernels/cpu/variant.h"

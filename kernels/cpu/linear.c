@@ -76,7 +76,8 @@ static void run_products(krn_pool *pool, const krn_gemm *gemms, uint32_t count, 
         pool = NULL;
     /* Wide tasks convert less, many tasks share out evenly. */
     split(&p, KRN_TILE_PANELS);
-    if (p.first_task[count] < TASKS_A_THREAD * krn_pool_threads(pool))
+    uint32_t threads = krn_pool_threads(pool);
+    if (threads > 1 && p.first_task[count] < TASKS_A_THREAD * threads)
         split(&p, KRN_GROUP_PANELS);
     krn_pool_run(pool, p.first_task[count], product_task, &p);
 }
