@@ -55,6 +55,40 @@ KRN_AMX_INLINE void krn_codes_halves(const krn_codes_lookup *t, __m512i codes, _
     *out_odd = _mm512_ternarylogic_epi32(_mm512_srli_epi16(low, 8), high, lower, select);
 }
 
+/* The same of two vectors, times 2^-KRN_CODES_DOWN, by moving bits: a code's exponent is raised by
+ * 16. That is wrong where it is 0, below 2^-6, which few codes are: then by table, as above. */
+#define KRN_CODES_DOWN 104
+
+KRN_AMX_INLINE __m512i krn_bf16_rescale(__m512i x, int exponent)
+{
+    __mmask32 some = _mm512_test_epi16_mask(x, _mm512_set1_epi16(0x7FFF)); /* 0 stays 0 */
+    return _mm512_mask_add_epi16(x, some, x, _mm512_set1_epi16((short)(exponent * 128)));
+}
+
+KRN_AMX_INLINE void krn_codes_halves_down(const krn_codes_lookup *t, const __m512i codes[2],
+                                          __m512i out_even[2], __m512i out_odd[2])
+{
+    const int and_or = 0xEA; /* (a & b) | c */
+    const __m512i kept = _mm512_set1_epi16((short)0x87F0), up = _mm512_set1_epi16(0x0800);
+    const __m512i exponent = _mm512_set1_epi8(0x78);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        __m512i odd = _mm512_srai_epi16(codes[i], 4);
+        __m512i even = _mm512_srai_epi16(_mm512_slli_epi16(codes[i], 8), 4);
+        out_odd[i] = _mm512_ternarylogic_epi32(odd, kept, up, and_or);
+        out_even[i] = _mm512_ternarylogic_epi32(even, kept, up, and_or);
+    }
+    __mmask64 low0 = _mm512_testn_epi8_mask(codes[0], exponent);
+    __mmask64 low1 = _mm512_testn_epi8_mask(codes[1], exponent);
+    if (__builtin_expect(!_kortestz_mask64_u8(low0, low1), 0)) {
+        for (int i = 0; i < 2; i++) {
+            krn_codes_halves(t, codes[i], &out_even[i], &out_odd[i]);
+            out_even[i] = krn_bf16_rescale(out_even[i], -KRN_CODES_DOWN);
+            out_odd[i] = krn_bf16_rescale(out_odd[i], -KRN_CODES_DOWN);
+        }
+    }
+}
+
 /* 64 codes as they lie -> 64 bf16 numbers in the same order. */
 KRN_AMX_INLINE void krn_codes_in_order(const krn_codes_lookup *t, const void *codes,
                                        uint16_t *out_values)

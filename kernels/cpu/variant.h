@@ -9,13 +9,13 @@
 #include "kernels/cpu/draw.h"
 #include "kernels/kernels.h"
 
-#define KRN_TILE_ROWS       96u /* rows of one task of a product, of most variants */
-#define KRN_GROUP_PANELS    4u  /* panels of one weight scale block of 128 columns */
-#define KRN_TILE_GROUPS     4u  /* of one task: they share the conversion of its inputs */
-#define KRN_TILE_PANELS     (KRN_TILE_GROUPS * KRN_GROUP_PANELS)
-#define KRN_AMX_TILE_ROWS   256u
-#define KRN_AMX_STREAM_ROWS 2u  /* so many rows go without tiles */
-#define KRN_SCORE_ROWS      16u /* rows scored together against the same keys */
+#define KRN_TILE_ROWS     96u /* rows of one task of a product, of most variants */
+#define KRN_GROUP_PANELS  4u  /* panels of one weight scale block of 128 columns */
+#define KRN_TILE_GROUPS   4u  /* of one task: they share the conversion of its inputs */
+#define KRN_TILE_PANELS   (KRN_TILE_GROUPS * KRN_GROUP_PANELS)
+#define KRN_AMX_TILE_ROWS 256u
+#define KRN_AMX_FEW_ROWS  16u /* so many rows fill one tile */
+#define KRN_SCORE_ROWS    16u /* rows scored together against the same keys */
 
 /* A slice of one product. panel_count <= KRN_TILE_PANELS, row_count <= the variant's tile_rows;
  * `panel` begins a block of 128 columns. */
@@ -121,7 +121,10 @@ void krn_avx512_attend16(const krn_attend_args *args, uint32_t row, uint32_t hea
 /* The tiles' order (amx_order.h). */
 void krn_amx_score_queries(const uint8_t *queries, const float *factors, uint32_t row_count,
                            uint32_t heads, void *out_form);
-void krn_amx_stream_fp8(const krn_gemm *gemm, const krn_tile *tile);
+/* Products of at most KRN_AMX_FEW_ROWS rows. */
+void krn_amx_few_fp8(const krn_gemm *gemm, const krn_tile *tile);
+void krn_amx_few_bf16(const krn_gemm *gemm, const krn_tile *tile);
+void krn_amx_few_f32(const krn_gemm *gemm, const krn_tile *tile);
 void krn_amx_score(const krn_score_tile *tile);
 void krn_amx_attend(const krn_attend_args *args, uint32_t row, uint32_t head, uint32_t head_count,
                     void *scratch);
