@@ -98,6 +98,9 @@ TEST(fp8_linear_equals_the_loops)
     check_fp8(17, 64, 128, true, NULL);
     check_fp8(33, 96, 256, false, NULL);
     check_fp8(300, 72, 128, true, NULL);
+    check_fp8(3, 40, 8320, true, NULL); /* more k than inputs are made of at once */
+    for (uint32_t rows = 7; rows <= 9; rows++)
+        check_fp8(rows, 160, 256, false, NULL);
 }
 
 TEST(fp8_linear_is_the_same_on_a_pool)
@@ -187,6 +190,8 @@ TEST(bf16_linear_equals_the_loops)
     check_bf16(100, 128, 512, 1, true);
     check_bf16(50, 70, 250, 1e-19f, false);
     check_bf16(25, 16, 256, 1, false);
+    check_bf16(2, 40, 8250, 1, false);
+    check_bf16(2, 140, 8250, 1, true);
 }
 
 TEST(plain_linear_equals_the_loops)
