@@ -34,6 +34,8 @@ void rtr_metrics_init(rtr_metrics *m, sl_metrics *r)
                    "Assistant messages with calls but no reasoning, in thinking mode", NULL);
     m->usable_nodes = sl_gauge(r, "sluice_usable_nodes", "Nodes that take requests now", "role");
     m->etcd_connected = sl_gauge(r, "sluice_etcd_connected", "1 while etcd answers", NULL);
+    m->view_frozen =
+        sl_gauge(r, "sluice_view_frozen", "1 while many members' leases are lost at once", NULL);
     m->http_connections = sl_gauge(r, "sluice_http_connections", "Open client connections", NULL);
     for (size_t i = 0; i < sizeof REASONS / sizeof REASONS[0]; i++)
         sl_metric_add(m->migrations, REASONS[i], 0);

@@ -22,6 +22,7 @@ typedef struct rtr_metrics {
     sl_metric *prefix_hit_tokens;
     sl_metric *migrations; /* {reason} */
     sl_metric *attaches;
+    sl_metric *view_frozen;
     sl_metric *refusals; /* {node} */
     sl_metric *tool_calls;
     sl_metric *output_oddities; /* {kind} */

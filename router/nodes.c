@@ -119,6 +119,14 @@ void rtr_nodes_set(rtr_nodes *nodes, const clu_member_info *info, bool suspect)
     nodes->events.on_changed(nodes->context);
 }
 
+void rtr_nodes_set_frozen(rtr_nodes *nodes, bool frozen)
+{
+    if (nodes->frozen == frozen)
+        return;
+    nodes->frozen = frozen;
+    nodes->events.on_changed(nodes->context);
+}
+
 /* Its streams end first, while the node can still be found, so that requests learn of it. */
 void rtr_nodes_remove(rtr_nodes *nodes, const char *name, uint64_t incarnation)
 {
@@ -151,7 +159,8 @@ void rtr_nodes_remove(rtr_nodes *nodes, const char *name, uint64_t incarnation)
 /* In doubt: only if no other will do. */
 static bool is_trusted(const rtr_node *node, const rtr_breaker *breaker)
 {
-    return !node->suspect && rtr_breaker_allows(breaker, rtr_nodes_now(node->nodes));
+    return (!node->suspect || node->nodes->frozen) &&
+           rtr_breaker_allows(breaker, rtr_nodes_now(node->nodes));
 }
 
 static bool decode_usable(const rtr_node *node, bool doubtful_too)

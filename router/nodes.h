@@ -56,11 +56,15 @@ void rtr_nodes_destroy(rtr_nodes *nodes);
 /* A member appeared or changed. Members that are neither prefill nor decode are ignored, as are
  * more than RTR_NODES_MAX. */
 void rtr_nodes_set(rtr_nodes *nodes, const clu_member_info *info, bool suspect);
+/* So many members lost their leases at once that this says more of etcd than of them: they are as
+ * good as the others until their streams break. */
+void rtr_nodes_set_frozen(rtr_nodes *nodes, bool frozen);
 void rtr_nodes_remove(rtr_nodes *nodes, const char *name, uint64_t incarnation);
 
 /* Fills query's tables and places. pages: of prompt and answer; tokens: of the prompt. Members
- * whose lease is gone, and those that failed of late (router/breaker.h), are taken only if no other
- * will do: when etcd lost all leases, they are still what serves. */
+ * whose lease is gone (unless the view is frozen), and those that failed of late
+ * (router/breaker.h), are taken only if no other will do: when etcd lost all leases, they are still
+ * what serves. */
 void rtr_nodes_place(rtr_nodes *nodes, const rtr_request *request, uint32_t pages, uint32_t tokens,
                      bool self_prefill, rtr_place_result *out_result);
 /* What a request's machine says of nodes. */

@@ -76,6 +76,7 @@ struct rtr_nodes {
     void *context;
     rtr_node *first;
     size_t count;
+    bool frozen; /* the view */
     uint64_t next_number;
     rtr_candidate decodes[RTR_NODES_MAX];
     rtr_candidate prefills[RTR_NODES_MAX];

@@ -52,6 +52,7 @@ struct rtr_router {
     clu_view *view;
     clu_registration *registration;
     uint32_t fronts_stopping;
+    bool frozen; /* the view, as the loops know it */
     bool stopping;
     int exit_code;
 };
@@ -63,11 +64,13 @@ typedef struct member_note {
     clu_member_info info;
     bool suspect;
     bool removed;
+    bool frozen; /* the view, now */
 } member_note;
 
 static void apply_member(rtr_front *front, const member_note *note)
 {
     rtr_nodes *nodes = rtr_front_nodes(front);
+    rtr_nodes_set_frozen(nodes, note->frozen);
     if (note->removed)
         rtr_nodes_remove(nodes, note->info.name, note->info.incarnation);
     else
@@ -82,9 +85,25 @@ static void member_posted(void *context)
     sl_free(note);
 }
 
+/* Any member's news may freeze the view, or free it. */
+static void note_frozen(router *r, bool frozen)
+{
+    if (r->frozen == frozen)
+        return;
+    r->frozen = frozen;
+    sl_metric_set(r->settings.shared.metrics.view_frozen, NULL, frozen);
+    if (frozen)
+        sl_warn("many of %zu members lost their leases at once: all are used until they fail",
+                clu_view_count(r->view));
+    else
+        sl_info("most members have their leases");
+}
+
 static void tell_member(router *r, const clu_view_member *member, bool removed)
 {
-    member_note note = {.info = member->info, .suspect = member->suspect, .removed = removed};
+    note_frozen(r, clu_view_frozen(r->view));
+    member_note note = {
+        .info = member->info, .suspect = member->suspect, .removed = removed, .frozen = r->frozen};
     apply_member(r->threads[0].front, &note);
     for (uint32_t i = 1; i < r->thread_count; i++) {
         member_note *copy = sl_alloc(1, sizeof *copy, "router note");

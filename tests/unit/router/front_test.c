@@ -564,6 +564,19 @@ TEST(nodes_that_must_not_be_used)
     rtr_nodes_place(nodes, NULL, 1, 1, false, &place);
     assert_int_equal(place.lack, RTR_LACK_NONE);
     assert_string_equal(rtr_nodes_decode_name(nodes, place.decode), "d-0");
+    /* when many are lost at once they are used like the others */
+    kit_announce(&k, e, false);
+    kit_announce(&k, p, false);
+    rtr_nodes_place(nodes, NULL, 1, 1, false, &place);
+    assert_string_equal(rtr_nodes_decode_name(nodes, place.decode), "d-0");
+    kit_announce(&k, e, true);
+    kit_announce(&k, d, false);
+    rtr_nodes_place(nodes, NULL, 1, 1, false, &place);
+    assert_string_equal(rtr_nodes_decode_name(nodes, place.decode), "d-a");
+    rtr_nodes_set_frozen(nodes, true);
+    rtr_nodes_place(nodes, NULL, 1, 1, false, &place);
+    assert_string_equal(rtr_nodes_decode_name(nodes, place.decode), "d-0");
+    rtr_nodes_set_frozen(nodes, false);
     /* full for now is not too small for ever, and who does not tell its size may be large enough */
     rtr_nodes_place(nodes, NULL, 1000000, 1, false, &place);
     assert_int_equal(place.lack, RTR_LACK_ROOM);
