@@ -312,7 +312,9 @@ class Cluster:
     # ---- etcd ----
 
     def etcdctl(self, *arguments):
-        result = subprocess.run(["etcdctl", "--endpoints", ",".join(self.state["etcd"]), *arguments], capture_output=True,
+        namespace = self.node("etcd-0")["namespace"]
+        enter = ["ip", "netns", "exec", namespace] if namespace else []
+        result = subprocess.run([*enter, "etcdctl", "--endpoints", ",".join(self.state["etcd"]), *arguments], capture_output=True,
                                 text=True, env={**os.environ, "ETCDCTL_API": "3"})
         if result.returncode != 0:
             raise AssertionError(f"etcdctl: {result.stderr}")
