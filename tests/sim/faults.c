@@ -160,7 +160,7 @@ static void on_reset(void *context, uint64_t tag)
         return;
     sim_net_reset(a, &sim.processes[tag % SIM_PROCESSES_MAX], sim_draw(2));
     if (left > 0)
-        sim_post(later(1, 60), on_reset, a, tag - SIM_PROCESSES_MAX);
+        sim_post(later(1, 25), on_reset, a, tag - SIM_PROCESSES_MAX);
 }
 
 static void reset_some(void)
@@ -169,7 +169,7 @@ static void reset_some(void)
     while (router->role != SIM_ROUTER)
         router = any();
     sim_checker_note_fault();
-    on_reset(router, sim_draw(40) * SIM_PROCESSES_MAX + node->index);
+    on_reset(router, sim_draw(120) * SIM_PROCESSES_MAX + node->index);
 }
 
 static void on_network_calm(void *context, uint64_t tag)
