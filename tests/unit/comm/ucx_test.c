@@ -1,20 +1,13 @@
 /* Ranks as processes over real UCX, by shared memory and by TCP. Each child is this program again,
  * executed before any UCX starts in it; contacts go through pipes, as they go through etcd in a
  * cluster. */
-#include <fcntl.h>
 #include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "comm/ucx.h"
+#include "tests/unit/child.h"
 #include "tests/unit/comm/kit.h"
 
 enum { RANKS = 4, LINE = 1024 };
-
-typedef struct child {
-    pid_t pid;
-    FILE *in, *out; /* to it, from it */
-} child;
 
 /* ---- the child: "rank RANK SIZE RUNS WAIT_MS" */
 
@@ -74,47 +67,22 @@ static int child_rank(char **argv)
 
 /* ---- the parent */
 
-static child child_start(uint32_t rank, uint32_t size, uint32_t runs, uint32_t wait_ms,
-                         const char *tls)
+static child rank_start(uint32_t rank, uint32_t size, uint32_t runs, uint32_t wait_ms,
+                        const char *tls)
 {
     char numbers[4][16];
     const uint32_t values[4] = {rank, size, runs, wait_ms};
-    int in[2], out[2];
-    child c;
     for (int i = 0; i < 4; i++)
         snprintf(numbers[i], sizeof(numbers[i]), "%u", values[i]);
     char *arguments[] = {"test", "rank", numbers[0], numbers[1], numbers[2], numbers[3], NULL};
-    assert_int_equal(pipe2(in, O_CLOEXEC), 0);
-    assert_int_equal(pipe2(out, O_CLOEXEC), 0);
-    c.pid = fork();
-    assert_true(c.pid >= 0);
-    if (c.pid == 0) {
-        dup2(in[0], 0);
-        dup2(out[1], 1);
-        setenv("UCX_TLS", tls, 1);
-        execv("/proc/self/exe", arguments);
-        _exit(127);
-    }
-    close(in[0]);
-    close(out[1]);
-    c.in = fdopen(in[1], "w");
-    c.out = fdopen(out[0], "r");
-    return c;
-}
-
-static void child_line(child *c, char out_line[LINE])
-{
-    assert_non_null(fgets(out_line, LINE, c->out));
+    return child_start(arguments, tls);
 }
 
 static void child_end(child *c, bool well)
 {
-    int status;
     fputs("end\n", c->in);
     fflush(c->in);
-    assert_int_equal(waitpid(c->pid, &status, 0), c->pid);
-    fclose(c->in);
-    fclose(c->out);
+    int status = child_wait(c);
     if (well && (!WIFEXITED(status) || WEXITSTATUS(status) != 0))
         fail_msg("a rank ended with status %d", status);
 }
@@ -124,9 +92,9 @@ static void children_start(child *children, uint32_t size, uint32_t runs, uint32
 {
     char contacts[RANKS][LINE];
     for (uint32_t r = 0; r < size; r++)
-        children[r] = child_start(r, size, runs, wait_ms, tls);
+        children[r] = rank_start(r, size, runs, wait_ms, tls);
     for (uint32_t r = 0; r < size; r++)
-        child_line(&children[r], contacts[r]);
+        child_line(&children[r], contacts[r], LINE);
     for (uint32_t r = 0; r < size; r++) {
         for (uint32_t i = 0; i < size; i++)
             fputs(contacts[i], children[r].in);
@@ -143,8 +111,8 @@ static void exchange(uint32_t size, const char *tls)
         int code;
         unsigned runs;
         unsigned long long dispatched, combined;
-        child_line(&children[r], line); /* running */
-        child_line(&children[r], line);
+        child_line(&children[r], line, LINE); /* running */
+        child_line(&children[r], line, LINE);
         assert_int_equal(sscanf(line, "%d %u %llu %llu", &code, &runs, &dispatched, &combined), 4);
         if (code != 0)
             fail_msg("rank %u: %s", r, line);
@@ -172,10 +140,10 @@ static void fault(int signal_number)
     char line[LINE];
     children_start(children, 3, 100000000, 1000, "tcp,shm,self");
     for (uint32_t r = 0; r < 3; r++)
-        child_line(&children[r], line); /* running */
+        child_line(&children[r], line, LINE); /* running */
     kill(children[1].pid, signal_number);
     for (uint32_t r = 0; r < 3; r += 2) {
-        child_line(&children[r], line);
+        child_line(&children[r], line, LINE);
         if (atoi(line) == 0)
             fail_msg("rank %u: %s", r, line);
     }

@@ -2,11 +2,9 @@
  * before any UCX starts in it), which is killed, stopped and continued.
  *
  * KVT_TEST_REPEATS repeats each fault (soak). A duration is printed, never a verdict. */
-#include <fcntl.h>
 #include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
+#include "tests/unit/child.h"
 #include "tests/unit/kvtransfer/kit.h"
 
 enum { PAGES = 64, BLOCKS = 4096, PAGE_BYTES = 262144 };
@@ -23,11 +21,6 @@ static sl_time_ns in_ms(uint64_t ms)
 }
 
 /* ---- the child */
-
-typedef struct child {
-    pid_t pid;
-    FILE *in, *out; /* to it, from it */
-} child;
 
 /* A long transfer over few pages: pages repeat. Sums are right if asked for. */
 static void announce_long(const kit_side *side, kvt_send *send, uint32_t blocks, bool sums)
@@ -111,41 +104,6 @@ static int child_recv(char **argv)
     return 0;
 }
 
-static child child_start(char *const *arguments)
-{
-    int in[2], out[2];
-    child c;
-    assert_int_equal(pipe2(in, O_CLOEXEC), 0);
-    assert_int_equal(pipe2(out, O_CLOEXEC), 0);
-    c.pid = fork();
-    assert_true(c.pid >= 0);
-    if (c.pid == 0) {
-        dup2(in[0], 0);
-        dup2(out[1], 1);
-        execv("/proc/self/exe", arguments);
-        _exit(127);
-    }
-    close(in[0]);
-    close(out[1]);
-    c.in = fdopen(in[1], "w");
-    c.out = fdopen(out[0], "r");
-    return c;
-}
-
-static void child_line(child *c, char *out_line, size_t size)
-{
-    assert_non_null(fgets(out_line, (int)size, c->out));
-}
-
-static int child_wait(child *c)
-{
-    int status;
-    assert_int_equal(waitpid(c->pid, &status, 0), c->pid);
-    fclose(c->in);
-    fclose(c->out);
-    return status;
-}
-
 /* ---- the parent */
 
 static kit_side side;
@@ -159,7 +117,7 @@ static child sender_start(kvt_nonce nonce, uint32_t blocks, bool sums)
     snprintf(count, sizeof count, "%u", blocks);
     snprintf(address, sizeof address, "%s", kvt_context_address(side.context));
     char *arguments[] = {"test", "send", address, high, low, count, sums ? "1" : "0", NULL};
-    return child_start(arguments);
+    return child_start(arguments, NULL);
 }
 
 static void wait_pieces(uint64_t wanted)
@@ -195,7 +153,7 @@ TEST(two_processes_exact)
     assert_string_equal(end.text, "");
     assert_int_equal(end.code, SL_OK);
     assert_int_equal(end.tokens, 256 * 64);
-    child_line(&c, line, sizeof line);
+    child_line(&c, line, sizeof(line));
     assert_string_equal(line, "closed 0 \n");
     assert_int_equal(child_wait(&c), 0);
     kit_side expected;
@@ -258,8 +216,8 @@ TEST(killed_receiver)
         unsigned long long high, low;
         kit_end end = {0};
         char *arguments[] = {"test", "recv", NULL};
-        child c = child_start(arguments);
-        child_line(&c, line, sizeof line);
+        child c = child_start(arguments, NULL);
+        child_line(&c, line, sizeof(line));
         assert_int_equal(sscanf(line, "%279s %llx %llx", address, &high, &low), 3);
         kit_memory(&side, PAGES, PAGE_BYTES);
         kit_create(&side, (kvt_options){.name = "parent"});
@@ -304,7 +262,7 @@ static bool stop_amid_fetches(uint64_t deadline_ms, uint32_t *open_count)
     uint8_t *copy = reuse();
     kill(c.pid, SIGCONT);
     /* The child runs on until it knows that its transfer is over. */
-    child_line(&c, line, sizeof line);
+    child_line(&c, line, sizeof(line));
     assert_text_contains(line, "closed ");
     assert_int_equal(child_wait(&c), 0);
     assert_unchanged(copy);
@@ -340,8 +298,8 @@ TEST(requests_kept_by_the_transport_come_back)
         unsigned long long high, low;
         kit_end end = {0};
         char *arguments[] = {"test", "recv", NULL};
-        child c = child_start(arguments);
-        child_line(&c, line, sizeof line);
+        child c = child_start(arguments, NULL);
+        child_line(&c, line, sizeof(line));
         assert_int_equal(sscanf(line, "%279s %llx %llx", address, &high, &low), 3);
         kit_shape shape = {.blocks = BLOCKS, .deadline = in_ms(50000)};
         kvt_send *send = kit_send(&side, shape, address, (kvt_nonce){high, low}, &end);
@@ -366,7 +324,7 @@ TEST(requests_kept_by_the_transport_come_back)
     child c = sender_start(nonce, PAGES, true);
     kit_wait(alone, 1, &end.closed, 1);
     assert_string_equal(end.text, "");
-    child_line(&c, line, sizeof line);
+    child_line(&c, line, sizeof(line));
     assert_string_equal(line, "closed 0 \n");
     assert_int_equal(child_wait(&c), 0);
     kvt_recv_release(recv);
@@ -383,8 +341,8 @@ TEST(stopped_receiver_ends_by_stall)
     kit_end end = {0};
     kvt_stats stats;
     char *arguments[] = {"test", "recv", NULL};
-    child c = child_start(arguments);
-    child_line(&c, line, sizeof line);
+    child c = child_start(arguments, NULL);
+    child_line(&c, line, sizeof(line));
     assert_int_equal(sscanf(line, "%279s %llx %llx", address, &high, &low), 3);
     kit_memory(&side, PAGES, PAGE_BYTES);
     kit_create(&side, (kvt_options){.name = "parent", .stall_ns = 500 * SL_MS_NS});

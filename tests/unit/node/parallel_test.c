@@ -1,11 +1,10 @@
 /* One answer with the experts over several processes: ranks are children over UCX (shared memory,
  * TCP), each with streams of its own in mixed batches; every stream's logits, tokens and page bytes
  * equal those of one process. */
-#include <fcntl.h>
 #include <signal.h>
-#include <sys/wait.h>
 
 #include "comm/ucx.h"
+#include "tests/unit/child.h"
 #include "tests/unit/engine/parallel_kit.h"
 
 enum { RANKS = 4, LINE = 1024 };
@@ -56,41 +55,13 @@ static int child_main(char **argv)
 
 /* ---- the parent */
 
-typedef struct child {
-    pid_t pid;
-    FILE *in, *out; /* to it, from it */
-} child;
-
-static child child_start(const char *dir, uint32_t rank, uint32_t size, const char *tls)
+static child rank_start(const char *dir, uint32_t rank, uint32_t size, const char *tls)
 {
     char numbers[2][16];
-    int in[2], out[2];
-    child c;
     snprintf(numbers[0], sizeof(numbers[0]), "%u", rank);
     snprintf(numbers[1], sizeof(numbers[1]), "%u", size);
     char *arguments[] = {"test", "rank", (char *)(uintptr_t)dir, numbers[0], numbers[1], NULL};
-    assert_int_equal(pipe2(in, O_CLOEXEC), 0);
-    assert_int_equal(pipe2(out, O_CLOEXEC), 0);
-    c.pid = fork();
-    assert_true(c.pid >= 0);
-    if (c.pid == 0) {
-        dup2(in[0], 0);
-        dup2(out[1], 1);
-        setenv("UCX_TLS", tls, 1);
-        execv("/proc/self/exe", arguments);
-        _exit(127);
-    }
-    close(in[0]);
-    close(out[1]);
-    c.in = fdopen(in[1], "w");
-    c.out = fdopen(out[0], "r");
-    return c;
-}
-
-static void child_line(child *c, char out_line[LINE])
-{
-    if (!fgets(out_line, LINE, c->out))
-        fail_msg("a rank has died");
+    return child_start(arguments, tls);
 }
 
 /* What one process gives. */
@@ -122,9 +93,9 @@ static void children_start(const alone *a, child *children, uint32_t size, const
 {
     char contacts[RANKS][LINE];
     for (uint32_t r = 0; r < size; r++)
-        children[r] = child_start(a->files.dir, r, size, tls);
+        children[r] = rank_start(a->files.dir, r, size, tls);
     for (uint32_t r = 0; r < size; r++)
-        child_line(&children[r], contacts[r]);
+        child_line(&children[r], contacts[r], LINE);
     for (uint32_t r = 0; r < size; r++) {
         for (uint32_t i = 0; i < size; i++)
             fputs(contacts[i], children[r].in);
@@ -138,11 +109,11 @@ static uint64_t check_rank(const alone *a, child *c, uint32_t rank, uint32_t siz
     unsigned long long expert_bytes, dispatched, combined;
     unsigned accepted, largest;
     for (uint32_t i = rank; i < KIT_STREAMS; i += size) {
-        child_line(c, line);
+        child_line(c, line, LINE);
         if (strtoull(line, NULL, 16) != a->streams[i].sum)
             fail_msg("%u ranks: stream %u differs", size, i);
     }
-    child_line(c, line);
+    child_line(c, line, LINE);
     assert_int_equal(sscanf(line, "%79s %llu %llu %llu %u %u", hash, &expert_bytes, &dispatched,
                             &combined, &accepted, &largest),
                      6);
@@ -158,7 +129,6 @@ static void ranks_equal_one_process(const alone *a, uint32_t size, const char *t
 {
     child children[RANKS];
     uint64_t expert_bytes = 0;
-    int status;
     children_start(a, children, size, tls);
     for (uint32_t r = 0; r < size; r++)
         expert_bytes += check_rank(a, &children[r], r, size);
@@ -167,12 +137,8 @@ static void ranks_equal_one_process(const alone *a, uint32_t size, const char *t
         fputs("end\n", children[r].in);
         fflush(children[r].in);
     }
-    for (uint32_t r = 0; r < size; r++) {
-        assert_int_equal(waitpid(children[r].pid, &status, 0), children[r].pid);
-        assert_int_equal(status, 0);
-        fclose(children[r].in);
-        fclose(children[r].out);
-    }
+    for (uint32_t r = 0; r < size; r++)
+        assert_int_equal(child_wait(&children[r]), 0);
 }
 
 TEST(two_three_and_four_ranks_equal_one_process)
