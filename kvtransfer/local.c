@@ -1,7 +1,6 @@
 /* process_vm_readv: needs the same user, the same process namespace, and a kernel that lets it. */
 #include "kvtransfer/local.h"
 
-#include <errno.h>
 #include <sys/uio.h>
 
 static sl_code read_checked(const kvt_local *local, uint64_t address, void *dest, uint64_t bytes)
@@ -14,9 +13,8 @@ static sl_code read_checked(const kvt_local *local, uint64_t address, void *dest
     if (local->challenge == 0)
         return SL_UNAVAILABLE;
     ssize_t got = process_vm_readv((pid_t)local->pid, into, parts, from, parts, 0);
-    if (got < 0)
-        return errno == EFAULT ? SL_INVALID : SL_UNAVAILABLE;
-    if (word != local->challenge)
+    /* No word, or another: whoever agreed is gone (what lies behind the word would end it short). */
+    if (got < 0 || word != local->challenge)
         return SL_UNAVAILABLE;
     return (uint64_t)got == sizeof word + bytes ? SL_OK : SL_INVALID;
 }

@@ -83,6 +83,9 @@ TEST(memory_that_is_not_there)
     uint8_t *into = sl_alloc(1, 4 * page, "into");
     assert_int_equal(kvt_local_read(&local, 16, into, page), SL_INVALID);
     assert_int_equal(kvt_local_read(&local, UINT64_MAX - 100, into, page), SL_INVALID);
+    local.word_at = 16; /* what was agreed on is gone, and it is nobody's fault */
+    assert_int_equal(kvt_local_read(&local, (uint64_t)(uintptr_t)here.data, into, 8),
+                     SL_UNAVAILABLE);
     sl_free(into);
 }
 
