@@ -13,7 +13,7 @@ static sl_code read_checked(const kvt_local *local, uint64_t address, void *dest
     if (local->challenge == 0)
         return SL_UNAVAILABLE;
     ssize_t got = process_vm_readv((pid_t)local->pid, into, parts, from, parts, 0);
-    /* No word, or another: whoever agreed is gone (what lies behind the word would end it short). */
+    /* No word, or another: whoever agreed is gone (bad data behind it would end it short). */
     if (got < 0 || word != local->challenge)
         return SL_UNAVAILABLE;
     return (uint64_t)got == sizeof word + bytes ? SL_OK : SL_INVALID;

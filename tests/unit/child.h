@@ -16,8 +16,8 @@ typedef struct child {
     FILE *in, *out; /* to it, from it */
 } child;
 
-/* `arguments` (from argv[0] on, NULL last) are what the program's main sees. `tls`: UCX's transports
- * there; NULL: as here. */
+/* `arguments` (from argv[0] on, NULL last) are what the program's main sees. `tls`: UCX's
+ * transports there; NULL: as here. */
 static inline child child_start(char *const *arguments, const char *tls)
 {
     int in[2], out[2];
