@@ -27,6 +27,13 @@ void eng_cpu_products(eng_engine *engine, const void *input, const float *scales
                       const eng_cpu_product *products, uint32_t count);
 void eng_cpu_silu_mul(eng_engine *engine, void *gate, const void *up, size_t count);
 SL_MUST_USE bool eng_cpu_route(eng_engine *engine, const eng_layer *layer, uint32_t rows);
+/* Products of the experts that rows have chosen, as s.expert_rows and s.expert_offsets stack them;
+ * return how many. Gate and up of each (at most 2 KRN_EXPERTS_MAX), into s.gate and s.up; down,
+ * from s.gate into s.down. */
+uint32_t eng_cpu_expert_inputs(const eng_engine *engine, const eng_layer *layer,
+                               eng_cpu_product *out_products);
+uint32_t eng_cpu_expert_downs(const eng_engine *engine, const eng_layer *layer,
+                              eng_cpu_product *out_products);
 SL_MUST_USE bool eng_cpu_experts(eng_engine *engine, const eng_layer *layer, uint32_t rows);
 SL_MUST_USE bool eng_cpu_exchange(eng_engine *engine, const eng_layer *layer, uint32_t rows);
 

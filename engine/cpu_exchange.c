@@ -130,32 +130,14 @@ static bool experts_run(eng_engine *engine, const eng_layer *layer, uint32_t sta
     eng_scratch *s = &engine->s;
     const eng_ranks *ranks = engine->ranks;
     eng_cpu_product inputs[2 * KRN_EXPERTS_MAX], downs[KRN_EXPERTS_MAX];
-    uint32_t experts = (uint32_t)engine->model->shape.expert_count, count = 0;
     size_t width = (size_t)engine->model->shape.moe_intermediate_size;
-    size_t hidden = (size_t)engine->model->shape.hidden_size;
-    for (uint32_t e = 0; e < experts; e++) {
-        uint32_t at = s->expert_offsets[e], rows = s->expert_offsets[e + 1] - at;
-        if (rows == 0)
-            continue;
-        const eng_mlp *expert = &layer->experts[e];
-        eng_cpu_product product = {.matrix = &expert->gate,
-                                   .row_index = s->expert_rows + at,
-                                   .rows = rows,
-                                   .output = eng_row_at(engine, s->gate, at, width)};
-        inputs[2 * count] = product;
-        product.matrix = &expert->up;
-        product.output = eng_row_at(engine, s->up, at, width);
-        inputs[2 * count + 1] = product;
-        downs[count++] = (eng_cpu_product){.matrix = &expert->down,
-                                           .input_row = at,
-                                           .rows = rows,
-                                           .output = eng_row_at(engine, s->down, at, hidden)};
-    }
-    if (count == 0)
+    uint32_t input_count = eng_cpu_expert_inputs(engine, layer, inputs);
+    uint32_t down_count = eng_cpu_expert_downs(engine, layer, downs);
+    if (down_count == 0)
         return true;
-    eng_cpu_products(engine, ranks->rows, (const float *)ranks->scales, inputs, 2 * count);
+    eng_cpu_products(engine, ranks->rows, (const float *)ranks->scales, inputs, input_count);
     eng_cpu_silu_mul(engine, s->gate, s->up, stacked * width);
-    return eng_cpu_linear(engine, s->gate, stacked, downs, count);
+    return eng_cpu_linear(engine, s->gate, stacked, downs, down_count);
 }
 
 static bool broken(eng_engine *engine)

@@ -25,26 +25,58 @@ bool eng_cpu_route(eng_engine *engine, const eng_layer *layer, uint32_t rows)
     return true;
 }
 
-/* Outputs of the experts' down projections into s.down (stacked by expert) and s.shared_out. */
-static bool moe_down(eng_engine *engine, const eng_layer *layer, uint32_t rows, uint32_t stacked)
+uint32_t eng_cpu_expert_inputs(const eng_engine *engine, const eng_layer *layer,
+                               eng_cpu_product *out_products)
 {
-    eng_scratch *s = &engine->s;
-    eng_cpu_product products[KRN_EXPERTS_MAX + 1];
+    const eng_scratch *s = &engine->s;
     uint32_t experts = (uint32_t)engine->model->shape.expert_count, count = 0;
-    size_t hidden = (size_t)engine->model->shape.hidden_size;
-    uint32_t width = layer->experts[0].gate.n, shared_width = layer->mlp.gate.n;
-    void *shared_in = eng_row_at(engine, s->gate, stacked, width);
+    size_t width = (size_t)engine->model->shape.moe_intermediate_size;
     for (uint32_t e = 0; e < experts; e++) {
         uint32_t at = s->expert_offsets[e];
         if (s->expert_offsets[e + 1] == at)
             continue;
-        products[count++] = (eng_cpu_product){
+        eng_cpu_product product = {
+            .matrix = &layer->experts[e].gate,
+            .row_index = s->expert_rows + at,
+            .rows = s->expert_offsets[e + 1] - at,
+            .output = eng_row_at(engine, s->gate, at, width),
+        };
+        out_products[count++] = product;
+        product.matrix = &layer->experts[e].up;
+        product.output = eng_row_at(engine, s->up, at, width);
+        out_products[count++] = product;
+    }
+    return count;
+}
+
+uint32_t eng_cpu_expert_downs(const eng_engine *engine, const eng_layer *layer,
+                              eng_cpu_product *out_products)
+{
+    const eng_scratch *s = &engine->s;
+    uint32_t experts = (uint32_t)engine->model->shape.expert_count, count = 0;
+    size_t hidden = (size_t)engine->model->shape.hidden_size;
+    for (uint32_t e = 0; e < experts; e++) {
+        uint32_t at = s->expert_offsets[e];
+        if (s->expert_offsets[e + 1] == at)
+            continue;
+        out_products[count++] = (eng_cpu_product){
             .matrix = &layer->experts[e].down,
             .input_row = at,
             .rows = s->expert_offsets[e + 1] - at,
             .output = eng_row_at(engine, s->down, at, hidden),
         };
     }
+    return count;
+}
+
+/* Outputs of the experts' down projections into s.down (stacked by expert) and s.shared_out. */
+static bool moe_down(eng_engine *engine, const eng_layer *layer, uint32_t rows, uint32_t stacked)
+{
+    eng_scratch *s = &engine->s;
+    eng_cpu_product products[KRN_EXPERTS_MAX + 1];
+    uint32_t width = layer->experts[0].gate.n, shared_width = layer->mlp.gate.n;
+    void *shared_in = eng_row_at(engine, s->gate, stacked, width);
+    uint32_t count = eng_cpu_expert_downs(engine, layer, products);
     eng_cpu_product shared = {.matrix = &layer->mlp.down, .rows = rows, .output = s->shared_out};
     if (shared_width == width) { /* same length of rows: one call for all */
         shared.input_row = stacked;
@@ -60,24 +92,9 @@ bool eng_cpu_experts(eng_engine *engine, const eng_layer *layer, uint32_t rows)
 {
     eng_scratch *s = &engine->s;
     eng_cpu_product products[2 * KRN_EXPERTS_MAX + 2];
-    uint32_t experts = (uint32_t)engine->model->shape.expert_count, count = 0;
     uint32_t stacked = rows * (uint32_t)engine->model->shape.experts_per_token;
     uint32_t width = layer->experts[0].gate.n, shared_width = layer->mlp.gate.n;
-    for (uint32_t e = 0; e < experts; e++) {
-        uint32_t at = s->expert_offsets[e];
-        if (s->expert_offsets[e + 1] == at)
-            continue;
-        eng_cpu_product product = {
-            .matrix = &layer->experts[e].gate,
-            .row_index = s->expert_rows + at,
-            .rows = s->expert_offsets[e + 1] - at,
-            .output = eng_row_at(engine, s->gate, at, width),
-        };
-        products[count++] = product;
-        product.matrix = &layer->experts[e].up;
-        product.output = eng_row_at(engine, s->up, at, width);
-        products[count++] = product;
-    }
+    uint32_t count = eng_cpu_expert_inputs(engine, layer, products);
     eng_cpu_product shared = {
         .matrix = &layer->mlp.gate,
         .rows = rows,
