@@ -14,7 +14,6 @@
 #include "base/config_value.h"
 #include "base/json.h"
 
-#define POSITIONAL_MAX 256
 #define FILE_BYTES_MAX ((size_t)1 << 20)
 #define EXIT_MISUSE    2
 
@@ -32,7 +31,7 @@ struct sl_config {
     char *file; /* --config */
     bool help, version, print, check;
     size_t positional_count;
-    char *positional[POSITIONAL_MAX];
+    char *positional[SL_CONFIG_POSITIONAL_MAX];
 };
 
 static const char *const COMMON_HELP =
@@ -179,8 +178,8 @@ static sl_status take_command_line(sl_config *config, int argc, char **argv, sl_
             return sl_fail(err, SL_INVALID, "unknown option %s: options are long (--name)", arg);
         } else if (!config->spec->positional) {
             return sl_fail(err, SL_INVALID, "unexpected argument \"%s\"", arg);
-        } else if (config->positional_count == POSITIONAL_MAX) {
-            return sl_fail(err, SL_TOO_LARGE, "more than %d arguments", POSITIONAL_MAX);
+        } else if (config->positional_count == SL_CONFIG_POSITIONAL_MAX) {
+            return sl_fail(err, SL_TOO_LARGE, "more than %d arguments", SL_CONFIG_POSITIONAL_MAX);
         } else {
             config->positional[config->positional_count++] = sl_strdup(arg, "config argument");
         }
@@ -502,11 +501,33 @@ const char *sl_config_positional(const sl_config *config, size_t index)
     return index < config->positional_count ? config->positional[index] : NULL;
 }
 
+const sl_option *sl_config_option(const sl_config_spec *spec, const char *name)
+{
+    size_t index = option_index(spec, name, strlen(name));
+    return index == SIZE_MAX ? NULL : &spec->options[index];
+}
+
+sl_status sl_config_set(const sl_option *option, const char *text, void *target, sl_err *err)
+{
+    sl_config_value value;
+    sl_assert(option->type != SL_OPTION_STRING);
+    SL_TRY(sl_wrap(err, sl_config_convert(option, text, &value, err), "%s", option->name));
+    sl_config_store(option, &value, target);
+    return sl_ok();
+}
+
 bool sl_config_is_set(const sl_config *config, const char *name)
 {
     size_t index = option_index(config->spec, name, strlen(name));
     sl_assert(index != SIZE_MAX);
     return config->entries[index].text && config->entries[index].from != ORIGIN_DEFAULT;
+}
+
+bool sl_config_on_command_line(const sl_config *config, const char *name)
+{
+    size_t index = option_index(config->spec, name, strlen(name));
+    sl_assert(index != SIZE_MAX);
+    return config->entries[index].text && config->entries[index].from == ORIGIN_COMMAND_LINE;
 }
 
 void sl_config_destroy(sl_config *config)

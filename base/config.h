@@ -60,11 +60,21 @@ typedef enum sl_config_result {
  * strings that target points to. positional arguments: sl_config_positional. */
 sl_config_result sl_config_parse(const sl_config_spec *spec, int argc, char **argv, void *target,
                                  sl_config **out_config, int *out_exit_code);
+#define SL_CONFIG_POSITIONAL_MAX 256
 size_t sl_config_positional_count(const sl_config *config);
 const char *sl_config_positional(const sl_config *config, size_t index);
 /* True if the value did not come from the default. */
 bool sl_config_is_set(const sl_config *config, const char *name);
+bool sl_config_on_command_line(const sl_config *config, const char *name);
 void sl_config_destroy(sl_config *config);
+
+/* One option of the table by name; NULL: none. */
+const sl_option *sl_config_option(const sl_config_spec *spec, const char *name);
+/* Sets one option of a filled target; not of strings, whose text somebody must own. */
+SL_MUST_USE sl_status sl_config_set(const sl_option *option, const char *text, void *target,
+                                    sl_err *err);
+/* Its value in the form that --name takes; not of strings. */
+void sl_config_text(const sl_option *option, const void *target, char *out_text, size_t size);
 
 SL_MUST_USE bool sl_parse_bytes(const char *text, uint64_t *out_bytes);
 SL_MUST_USE bool sl_parse_duration_ns(const char *text, uint64_t *out_ns);

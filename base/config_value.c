@@ -148,6 +148,50 @@ sl_status sl_config_convert(const sl_option *option, const char *text, sl_config
     return sl_fail(err, SL_INTERNAL, "option type %d", (int)option->type);
 }
 
+/* The largest unit that it is a whole number of. */
+static void amount_text(uint64_t amount, const unit *units, char *out_text, size_t size)
+{
+    while (units[1].name && (amount == 0 || amount % units->factor != 0))
+        units++;
+    snprintf(out_text, size, "%llu%s", (unsigned long long)(amount / units->factor), units->name);
+}
+
+void sl_config_text(const sl_option *option, const void *target, char *out_text, size_t size)
+{
+    static const unit TIMES[] = {
+        {"h", 3600000000000}, {"m", 60000000000}, {"s", 1000000000}, {"ms", 1000000},
+        {"us", 1000},         {"ns", 1},          {NULL, 0}};
+    static const unit SIZES[] = {{"TiB", 1ull << 40},
+                                 {"GiB", 1ull << 30},
+                                 {"MiB", 1ull << 20},
+                                 {"KiB", 1ull << 10},
+                                 {"", 1},
+                                 {NULL, 0}};
+    const char *at = (const char *)target + option->offset;
+    switch (option->type) {
+    case SL_OPTION_BOOL:
+        snprintf(out_text, size, "%s", *(const bool *)(const void *)at ? "true" : "false");
+        break;
+    case SL_OPTION_INT:
+        snprintf(out_text, size, "%lld", (long long)*(const int64_t *)(const void *)at);
+        break;
+    case SL_OPTION_DOUBLE:
+        snprintf(out_text, size, "%g", *(const double *)(const void *)at);
+        break;
+    case SL_OPTION_BYTES:
+        amount_text(*(const uint64_t *)(const void *)at, SIZES, out_text, size);
+        break;
+    case SL_OPTION_DURATION:
+        amount_text(*(const uint64_t *)(const void *)at, TIMES, out_text, size);
+        break;
+    case SL_OPTION_CHOICE:
+        snprintf(out_text, size, "%s", option->choices[*(const int *)(const void *)at]);
+        break;
+    case SL_OPTION_STRING:
+        sl_assert(!"the text of a string is the target's own");
+    }
+}
+
 void sl_config_store(const sl_option *option, const sl_config_value *value, void *target)
 {
     static const size_t sizes[] = {sizeof(bool),         sizeof(int64_t),  sizeof(double),

@@ -11,7 +11,8 @@
 
 #define KEY_ROOT "/sluice/v1/"
 
-static const char *const STATE_NAMES[CLU_MEMBER_STATE_COUNT] = {"ready", "draining", "left"};
+static const char *const STATE_NAMES[CLU_MEMBER_STATE_COUNT] = {"ready", "draining", "cordoned",
+                                                                "left"};
 
 const char *clu_member_state_name(clu_member_state state)
 {
@@ -192,7 +193,7 @@ static sl_status get_state(const sl_json *root, clu_member_state *out_state, sl_
     char text[16] = "";
     SL_TRY(get_text(root, "", "state", true, text, sizeof(text), err));
     for (int i = 0; i < CLU_MEMBER_STATE_COUNT; i++) {
-        if (strcmp(text, STATE_NAMES[i]) == 0) {
+        if (i != CLU_MEMBER_STATE_CORDONED && strcmp(text, STATE_NAMES[i]) == 0) {
             *out_state = (clu_member_state)i;
             return sl_ok();
         }

@@ -22,6 +22,8 @@ extern "C" {
 typedef enum clu_member_state {
     CLU_MEMBER_STATE_READY,
     CLU_MEMBER_STATE_DRAINING, /* finishes what it has, takes nothing new */
+    CLU_MEMBER_STATE_CORDONED, /* the same by the operator's wish: routers only, never in a record
+                                */
     CLU_MEMBER_STATE_LEFT,     /* tombstone of a clean stop, deleted right after */
     CLU_MEMBER_STATE_COUNT,
 } clu_member_state;

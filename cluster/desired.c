@@ -1,0 +1,48 @@
+/* See desired.h. */
+#include "cluster/desired.h"
+
+#include <string.h>
+
+#include "base/json.h"
+
+void clu_desired_write_json(sl_buf *buf, const clu_desired *desired)
+{
+    sl_buf_printf(buf, "{\"cordoned\":%s,\"reason\":", desired->cordoned ? "true" : "false");
+    sl_json_write_string(buf, desired->reason, strlen(desired->reason));
+    sl_buf_putc(buf, '}');
+}
+
+static sl_status parse_root(const sl_json *root, clu_desired *desired, sl_err *err)
+{
+    const sl_json *cordoned = sl_json_get(root, "cordoned"), *reason = sl_json_get(root, "reason");
+    size_t size;
+    if (sl_json_typeof(root) != SL_JSON_OBJECT)
+        return sl_fail(err, SL_INVALID, "want an object");
+    if (cordoned && !sl_json_bool(cordoned, &desired->cordoned))
+        return sl_fail(err, SL_INVALID, "cordoned: want true or false");
+    if (!reason)
+        return sl_ok();
+    const char *text = sl_json_string(reason, &size);
+    if (!text || size >= sizeof(desired->reason) || memchr(text, 0, size))
+        return sl_fail(err, SL_INVALID, "reason: want a text of at most %u bytes",
+                       CLU_REASON_MAX - 1);
+    memcpy(desired->reason, text, size + 1);
+    return sl_ok();
+}
+
+sl_status clu_desired_parse_json(const void *data, size_t size, clu_desired *out_desired,
+                                 sl_err *err)
+{
+    static const sl_json_limits LIMITS = {CLU_DESIRED_JSON_MAX, 4};
+    sl_json_doc *doc;
+    clu_desired desired;
+    memset(&desired, 0, sizeof(desired));
+    if (!sl_is_ok(sl_json_parse(data, size, &LIMITS, &doc, err)))
+        return sl_fail(err, SL_INVALID, "desired record: not JSON of its kind");
+    sl_status status = parse_root(sl_json_root(doc), &desired, err);
+    sl_json_doc_destroy(doc);
+    if (!sl_is_ok(status))
+        return sl_wrap(err, status, "desired record");
+    *out_desired = desired;
+    return status;
+}
