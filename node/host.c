@@ -179,7 +179,8 @@ static void after_pass(void *context)
     if (host->decode)
         dec_service_flush(host->decode);
     nod_reload_continue(host->reload);
-    if (host->state == NOD_STATE_DRAINING && nod_host_live(host) == 0)
+    if (host->state == NOD_STATE_DRAINING && nod_host_live(host) == 0 &&
+        !nod_audit_busy(host->audit))
         leave_together(host);
 }
 
@@ -499,6 +500,7 @@ static sl_status start(nod_host *host, sl_err *err)
                                 .context = host};
     host->reload = nod_reload_create(host);
     host->ledger = nod_ledger_create(host);
+    host->audit = nod_audit_create(host);
     host->drain_timer = sl_timer_create(host->loop, on_drain_timeout, host);
     SL_TRY(nod_ranks_open(host, err));
     SL_TRY(open_engine(host, err));
@@ -519,6 +521,7 @@ void nod_host_destroy(nod_host *host)
         return;
     clu_registration_destroy(host->registration);
     nod_ranks_destroy(host);
+    nod_audit_destroy(host->audit);
     clu_etcd_destroy(host->etcd);
     rpc_server_destroy(host->server);
     if (host->runtime)

@@ -20,6 +20,7 @@ typedef enum nod_state {
 
 typedef struct nod_reload nod_reload;
 typedef struct nod_ledger nod_ledger;
+typedef struct nod_audit nod_audit;
 
 struct nod_host {
     const nod_options *options;
@@ -47,6 +48,7 @@ struct nod_host {
     clu_registration *registration;
     nod_reload *reload;
     nod_ledger *ledger;
+    nod_audit *audit;
     sl_timer *drain_timer;
     sl_timer *gauge_timer;
     sl_metric *pages_gauge, *running_gauge, *waiting_gauge, *etcd_gauge, *kv_gauge, *kv_received,
@@ -92,6 +94,15 @@ nod_ledger *nod_ledger_create(nod_host *host);
 /* When the loop runs no more and the worker is stopped. */
 void nod_ledger_destroy(nod_ledger *ledger);
 void nod_ledger_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *request);
+
+/* audit.c */
+nod_audit *nod_audit_create(nod_host *host);
+/* Before etcd's client. NULL is fine. */
+void nod_audit_destroy(nod_audit *audit);
+/* Something is not written yet: at most for etcd's timeout. */
+bool nod_audit_busy(const nod_audit *audit);
+/* Who called did this to the node. */
+void nod_audit_note(nod_audit *audit, rpc_server_call *call, const char *verb, const char *detail);
 
 /* ranks.c: nothing to do where the node is no rank of several. */
 bool nod_ranks_used(const nod_host *host);

@@ -5,6 +5,7 @@
  * deadline; then the engine thread puts them in the old ones' place between two turns. Whatever
  * fails before that leaves the old ones serving. Thread: control loop, but for the loader. */
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -208,6 +209,9 @@ void nod_reload_on_call(void *context, rpc_server_call *call, const ProtobufCMes
         rpc_server_call_finish(call, status.code, err.text);
         return;
     }
+    char detail[200];
+    snprintf(detail, sizeof(detail), "%.150s as version %u", request->model, version);
+    nod_audit_note(reload->host->audit, call, "weights reload", detail);
     reload->dir = sl_strdup(request->model, "reload path");
     reload->version = version;
     reload->wait_ns =

@@ -1,4 +1,6 @@
 /* The Node service: what this node is, and the operator's hand on it. Thread: control loop. */
+#include <stdio.h>
+
 #include "node/internal.h"
 #include "proto/sluice/v1/node.pb-c.h"
 
@@ -36,6 +38,10 @@ static void on_drain(void *context, rpc_server_call *call, const ProtobufCMessag
     Sluice__V1__DrainReply reply = SLUICE__V1__DRAIN_REPLY__INIT;
     reply.running = load.running + load.waiting;
     reply.deadline_ms = (uint32_t)(timeout_ns / SL_MS_NS);
+    char detail[80];
+    snprintf(detail, sizeof(detail), "%u requests, at most %.1f s", reply.running,
+             (double)timeout_ns / 1e9);
+    nod_audit_note(host->audit, call, "drain", detail);
     rpc_server_call_reply(call, &reply.base);
     nod_host_drain(host, timeout_ns);
 }
@@ -49,6 +55,7 @@ static void on_resume(void *context, rpc_server_call *call, const ProtobufCMessa
         rpc_server_call_finish(call, status.code, err.text);
         return;
     }
+    nod_audit_note(host->audit, call, "resume", "");
     Sluice__V1__ResumeReply reply = SLUICE__V1__RESUME_REPLY__INIT;
     reply.state = (char *)nod_state_name(host->state);
     rpc_server_call_reply(call, &reply.base);

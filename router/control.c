@@ -8,8 +8,16 @@
 
 #include <string.h>
 
+/* One of the operator's methods: served once there is something to operate on. */
+typedef struct operation_slot {
+    rtr_control *control;
+    const rtr_operation *operation;
+} operation_slot;
+
 struct rtr_control {
     rpc_server *server;
+    rtr_operations *operations;
+    operation_slot slots[RTR_OPERATIONS];
     const clu_view *view;
     rtr_nodes *nodes;
 };
@@ -23,14 +31,17 @@ typedef struct listing {
     size_t count;
 } listing;
 
-static const char *state_text(const clu_view_member *member)
+static const char *state_text(const rtr_control *control, const clu_view_member *member)
 {
     if (member->suspect)
         return "suspect";
+    if (member->info.state == CLU_MEMBER_STATE_READY && control->operations &&
+        rtr_operations_cordoned(control->operations, member->info.name))
+        return "cordoned";
     return clu_member_state_name(member->info.state);
 }
 
-static void list_member(listing *list, const clu_view_member *member)
+static void list_member(const rtr_control *control, listing *list, const clu_view_member *member)
 {
     const clu_member_info *info = &member->info;
     size_t i = list->count++;
@@ -44,7 +55,11 @@ static void list_member(listing *list, const clu_view_member *member)
     out->kv = (char *)info->kv;
     out->metrics = (char *)info->metrics;
     out->incarnation = info->incarnation;
-    out->state = (char *)state_text(member);
+    out->state = (char *)state_text(control, member);
+    out->version = (char *)info->version;
+    out->slots = info->slots;
+    out->pages = info->pages;
+    out->context_max = info->context_max;
     list->stamps[i].numerics_id = (char *)info->stamp.numerics_id;
     list->stamps[i].model_hash = (char *)info->stamp.model_hash;
     list->stamps[i].weights_version = (char *)info->stamp.weights_version;
@@ -87,12 +102,13 @@ static void on_list_members(void *context, rpc_server_call *call, const Protobuf
         .pointers = sl_alloc(count, sizeof *list.pointers, "router members"),
     };
     for (size_t i = 0; i < count; i++)
-        list_member(&list, clu_view_at(control->view, i));
+        list_member(control, &list, clu_view_at(control->view, i));
     if (control->nodes)
         rtr_nodes_visit(control->nodes, add_status, &list);
     reply.n_members = list.count;
     reply.members = list.pointers;
     reply.etcd_connected = clu_view_connected(control->view);
+    reply.view_frozen = clu_view_frozen(control->view);
     rpc_server_call_reply(call, &reply.base);
     sl_free(list.pointers);
     sl_free(list.loads);
@@ -100,13 +116,28 @@ static void on_list_members(void *context, rpc_server_call *call, const Protobuf
     sl_free(list.members);
 }
 
+static void on_operation(void *context, rpc_server_call *call, const ProtobufCMessage *request)
+{
+    operation_slot *slot = context;
+    if (slot->control->operations)
+        slot->operation->on_call(slot->control->operations, call, request);
+    else
+        rpc_server_call_finish(call, SL_UNAVAILABLE, "the router is starting or stopping");
+}
+
 sl_status rtr_control_create(const rtr_control_options *options, rtr_control **out_control,
                              sl_err *err)
 {
     rtr_control *control = sl_alloc(1, sizeof *control, "router control");
-    rpc_handler handlers[] = {{&rpc_method_cluster_list_members, on_list_members, control}};
+    rpc_handler handlers[RTR_OPERATIONS + 1] = {
+        {&rpc_method_cluster_list_members, on_list_members, control}};
+    for (uint32_t i = 0; i < RTR_OPERATIONS; i++) {
+        control->slots[i] = (operation_slot){control, &RTR_OPERATION_TABLE[i]};
+        handlers[i + 1] =
+            (rpc_handler){RTR_OPERATION_TABLE[i].method, on_operation, &control->slots[i]};
+    }
     rpc_server_options server = {
-        .listen = options->listen, .handlers = handlers, .handler_count = 1};
+        .listen = options->listen, .handlers = handlers, .handler_count = RTR_OPERATIONS + 1};
     sl_status status = rpc_server_create(options->runtime, &server, &control->server, err);
     if (!sl_is_ok(status)) {
         sl_free(control);
@@ -116,8 +147,10 @@ sl_status rtr_control_create(const rtr_control_options *options, rtr_control **o
     return status;
 }
 
-void rtr_control_set(rtr_control *control, const clu_view *view, rtr_nodes *nodes)
+void rtr_control_set(rtr_control *control, const clu_view *view, rtr_nodes *nodes,
+                     rtr_operations *operations)
 {
+    control->operations = operations;
     control->view = view;
     control->nodes = nodes;
 }

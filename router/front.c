@@ -286,7 +286,8 @@ sl_status rtr_front_create(const rtr_front_options *options, rtr_front **out_fro
     front->shared = options->shared;
     front->loop = options->loop;
     front->next_id = sl_random_u64();
-    front->recovery.tokens_per_s = front->shared->recovery_tokens_per_s;
+    front->tuning = front->shared->tuning;
+    front->recovery.tokens_per_s = front->tuning.recovery_tokens_per_s;
     front->recovery_timer = sl_timer_create(front->loop, on_recovery_timer, front);
     rtr_http_server_options http = options->http;
     http.on_request = rtr_route;
@@ -333,6 +334,13 @@ void rtr_front_destroy(rtr_front *front)
 rtr_nodes *rtr_front_nodes(rtr_front *front)
 {
     return front->nodes;
+}
+
+void rtr_front_tune(rtr_front *front, const rtr_tuning *tuning)
+{
+    front->tuning = *tuning;
+    front->recovery.tokens_per_s = tuning->recovery_tokens_per_s;
+    on_changed(front); /* what waits may find a place now */
 }
 
 uint32_t rtr_front_live_count(const rtr_front *front)

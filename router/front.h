@@ -34,6 +34,8 @@ rtr_nodes *rtr_front_nodes(rtr_front *front);
  * what still runs has been given up with an error. */
 void rtr_front_stop(rtr_front *front, sl_time_ns deadline, void (*on_stopped)(void *context),
                     void *context);
+/* From now on; requests that have begun keep the limits they began with. */
+void rtr_front_tune(rtr_front *front, const rtr_tuning *tuning);
 uint32_t rtr_front_live_count(const rtr_front *front);
 
 #ifdef __cplusplus

@@ -81,6 +81,7 @@ struct rtr_live {
 struct rtr_front {
     rtr_front_options options;
     const rtr_shared *shared;
+    rtr_tuning tuning;
     sl_loop *loop;
     rtr_http_server *http;
     rtr_nodes *nodes;

@@ -116,7 +116,7 @@ static void act_place(rtr_live *live)
     else if (live->core.decode || !rtr_queue_must_wait(&front->queue, &live->waiter))
         rtr_nodes_place(front->nodes, &live->core, rtr_live_pages(live),
                         (uint32_t)live->request->prompt.count + live->token_count,
-                        front->shared->self_prefill, &place);
+                        front->tuning.self_prefill, &place);
     rtr_event event = {.kind = RTR_EVENT_UNPLACED, .lack = place.lack};
     if (place.lack == RTR_LACK_NONE) {
         if (!live->core.decode)
@@ -479,7 +479,7 @@ static void live_timer(void *context, sl_time_ns now)
 
 static void live_begin(rtr_live *live)
 {
-    live->limits = live->front->shared->limits;
+    live->limits = live->front->tuning.limits;
     live->limits.max_tokens = (uint32_t)live->request->sampling.max_tokens;
     live->limits.prompt_rows = live->lead == live && rtr_answer_prompt(live->answer);
     rtr_request_init(&live->core, &live->limits);
@@ -531,7 +531,7 @@ static bool choices_fit(rtr_live *live)
 {
     const rtr_front *front = live->front;
     uint32_t more = live->request->choice_count - 1;
-    if (more == 0 || front->queue.count + more <= front->shared->queue_max)
+    if (more == 0 || front->queue.count + more <= front->tuning.queue_max)
         return true;
     rtr_api_error_set(&live->error, SL_FULL,
                       "too many requests are waiting for so many choices; try again later");

@@ -14,6 +14,7 @@
 #include "cluster/view.h"
 #include "router/control.h"
 #include "router/front.h"
+#include "router/operations.h"
 #include "router/settings.h"
 #include "rpc/runtime.h"
 
@@ -24,7 +25,7 @@
 
 #define JOBS_MAX         64u /* long prompts waiting for an encoding thread */
 #define STOP_MARGIN_NS   (5 * SL_S_NS)
-#define LOOP_THREADS_MAX 64
+#define LOOP_THREADS_MAX RTR_LOOPS_MAX
 
 typedef struct rtr_router router;
 
@@ -51,6 +52,7 @@ struct rtr_router {
     clu_etcd *etcd;
     clu_view *view;
     clu_registration *registration;
+    rtr_operations *operations;
     uint32_t fronts_stopping;
     bool frozen; /* the view, as the loops know it */
     bool stopping;
@@ -85,11 +87,21 @@ static void member_posted(void *context)
     sl_free(note);
 }
 
+/* For `sluicectl events`. */
+#define tell_event(r, ...)                                                       \
+    do {                                                                         \
+        if ((r)->operations)                                                     \
+            rtr_events_add(rtr_operations_events((r)->operations), __VA_ARGS__); \
+    } while (0)
+
 /* Any member's news may freeze the view, or free it. */
 static void note_frozen(router *r, bool frozen)
 {
     if (r->frozen == frozen)
         return;
+    tell_event(r, "etcd", "", "%s",
+               frozen ? "many members lost their leases at once: the view is frozen"
+                      : "most members have their leases");
     r->frozen = frozen;
     sl_metric_set(r->settings.shared.metrics.view_frozen, NULL, frozen);
     if (frozen)
@@ -104,6 +116,9 @@ static void tell_member(router *r, const clu_view_member *member, bool removed)
     note_frozen(r, clu_view_frozen(r->view));
     member_note note = {
         .info = member->info, .suspect = member->suspect, .removed = removed, .frozen = r->frozen};
+    if (note.info.state == CLU_MEMBER_STATE_READY && r->operations &&
+        rtr_operations_cordoned(r->operations, note.info.name))
+        note.info.state = CLU_MEMBER_STATE_CORDONED;
     apply_member(r->threads[0].front, &note);
     for (uint32_t i = 1; i < r->thread_count; i++) {
         member_note *copy = sl_alloc(1, sizeof *copy, "router note");
@@ -116,23 +131,40 @@ static void tell_member(router *r, const clu_view_member *member, bool removed)
 
 static void on_added(void *context, clu_view_member *member)
 {
-    tell_member(context, member, false);
+    router *r = context;
+    tell_event(r, "member", member->info.name, "%s at %s joined", member->info.role,
+               member->info.control);
+    tell_member(r, member, false);
 }
 
 static void on_changed(void *context, clu_view_member *member)
 {
-    tell_member(context, member, false);
+    router *r = context;
+    tell_event(r, "member", member->info.name, "%s%s", clu_member_state_name(member->info.state),
+               member->suspect ? ", but its lease is lost" : "");
+    tell_member(r, member, false);
 }
 
 static void on_removed(void *context, clu_view_member *member)
 {
-    tell_member(context, member, true);
+    router *r = context;
+    tell_event(r, "member", member->info.name, "left");
+    tell_member(r, member, true);
+}
+
+static void on_cordon(void *context, const char *node)
+{
+    router *r = context;
+    const clu_view_member *member = r->view ? clu_view_find(r->view, node) : NULL;
+    if (member)
+        tell_member(r, member, false);
 }
 
 static void on_connected(void *context, bool connected)
 {
     router *r = context;
     sl_metric_set(r->settings.shared.metrics.etcd_connected, NULL, connected);
+    tell_event(r, "etcd", "", connected ? "connected" : "away");
     if (connected)
         sl_info("etcd is connected");
     else
@@ -340,6 +372,19 @@ static sl_status join_cluster(router *r, sl_err *err)
     SL_TRY(clu_etcd_create(r->threads[0].runtime, &etcd, &r->etcd, err));
     clu_view_options view = {.cluster = r->options->cluster};
     SL_TRY(clu_view_create(r->etcd, &view, &VIEW_EVENTS, r, &r->view, err));
+    rtr_operations_options operations = {
+        .etcd = r->etcd,
+        .view = r->view,
+        .cluster = r->options->cluster,
+        .router = r->name,
+        .own = r->options,
+        .loop_count = r->thread_count,
+        .on_cordon = on_cordon,
+        .context = r,
+    };
+    for (uint32_t i = 0; i < r->thread_count; i++)
+        operations.loops[i] = (rtr_loop_ref){r->threads[i].loop, r->threads[i].front};
+    SL_TRY(rtr_operations_create(&operations, &r->operations, err));
     clu_member_info info = {.state = CLU_MEMBER_STATE_READY,
                             .incarnation = r->settings.shared.incarnation};
     snprintf(info.name, sizeof info.name, "%s", r->name);
@@ -351,7 +396,7 @@ static sl_status join_cluster(router *r, sl_err *err)
         .cluster = r->options->cluster, .info = &info, .lease_ns = r->options->lease_ns};
     SL_TRY(clu_registration_create(r->etcd, &registration, &REGISTRATION_EVENTS, r,
                                    &r->registration, err));
-    rtr_control_set(r->control, r->view, rtr_front_nodes(r->threads[0].front));
+    rtr_control_set(r->control, r->view, rtr_front_nodes(r->threads[0].front), r->operations);
     return sl_ok();
 }
 
@@ -383,7 +428,9 @@ void rtr_router_destroy(router *r)
     threads_join(r);
     sl_daemon_destroy(r->daemon);
     if (r->control)
-        rtr_control_set(r->control, NULL, NULL);
+        rtr_control_set(r->control, NULL, NULL, NULL);
+    rtr_operations_destroy(r->operations);
+    r->operations = NULL;
     clu_registration_destroy(r->registration);
     clu_view_destroy(r->view);
     if (r->etcd)

@@ -39,7 +39,7 @@ static void get_health(rtr_front *front, rtr_http_exchange *exchange)
 
 static void get_ready(rtr_front *front, rtr_http_exchange *exchange)
 {
-    if (!front->stopping && rtr_nodes_ready(front->nodes, front->shared->self_prefill))
+    if (!front->stopping && rtr_nodes_ready(front->nodes, front->tuning.self_prefill))
         respond(exchange, 200, "application/json", "{\"status\":\"ready\"}\n");
     else
         rtr_http_respond_error(exchange, 503, "server_error", NULL, "not_ready",
@@ -104,7 +104,7 @@ static bool admit(rtr_front *front, rtr_http_exchange *exchange)
                "1");
         return false;
     }
-    if (front->queue.count >= front->shared->queue_max) {
+    if (front->queue.count >= front->tuning.queue_max) {
         refuse(front, exchange, 429, "rate_limit_error", "queue_full",
                "too many requests are waiting; try again later", "1");
         return false;

@@ -64,6 +64,16 @@ static void fill_limits(const rtr_options *o, rtr_request_limits *limits)
     };
 }
 
+void rtr_tuning_fill(const rtr_options *options, rtr_tuning *out_tuning)
+{
+    *out_tuning = (rtr_tuning){
+        .queue_max = (uint32_t)options->queue_max,
+        .self_prefill = options->self_prefill,
+        .recovery_tokens_per_s = (uint64_t)options->recovery_rate,
+    };
+    fill_limits(options, &out_tuning->limits);
+}
+
 sl_status rtr_settings_load(const rtr_options *options, rtr_settings *out, sl_err *err)
 {
     memset(out, 0, sizeof *out);
@@ -83,15 +93,12 @@ sl_status rtr_settings_load(const rtr_options *options, rtr_settings *out, sl_er
     shared->model_identity = out->model_identity[0] ? out->model_identity : NULL;
     shared->started_at = sl_wall_ns() / SL_S_NS;
     shared->incarnation = sl_random_u64();
-    shared->queue_max = (uint32_t)options->queue_max;
     shared->context_max = (uint32_t)out->shape.position_max;
     if (options->context_max && (uint32_t)options->context_max < shared->context_max)
         shared->context_max = (uint32_t)options->context_max;
     shared->inline_bytes = INLINE_BYTES;
     shared->prefill_deadline_ms = (uint32_t)(options->prefill_timeout_ns / SL_MS_NS);
-    shared->self_prefill = options->self_prefill;
-    shared->recovery_tokens_per_s = (uint64_t)options->recovery_rate;
-    fill_limits(options, &shared->limits);
+    rtr_tuning_fill(options, &shared->tuning);
     return sl_ok();
 }
 

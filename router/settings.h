@@ -20,6 +20,8 @@ typedef struct rtr_settings {
 /* The result must not move afterwards. */
 SL_MUST_USE sl_status rtr_settings_load(const rtr_options *options, rtr_settings *out_settings,
                                         sl_err *err);
+/* What loops take of options, at the start or changed later. */
+void rtr_tuning_fill(const rtr_options *options, rtr_tuning *out_tuning);
 void rtr_settings_fini(rtr_settings *settings);
 
 #ifdef __cplusplus

@@ -12,22 +12,27 @@
 extern "C" {
 #endif
 
+/* What the cluster's settings may change while the router runs: each loop has a copy of its own. */
+typedef struct rtr_tuning {
+    rtr_request_limits limits; /* max_tokens is each request's own */
+    uint32_t queue_max;        /* requests without a place, of one loop */
+    bool self_prefill;
+    uint64_t recovery_tokens_per_s; /* of one loop; 0: no bound */
+} rtr_tuning;
+
 typedef struct rtr_shared {
     rtr_api_settings api;
     rtr_metrics metrics;
     rtr_pool *pool;
-    rtr_request_limits limits; /* max_tokens is each request's own */
+    rtr_tuning tuning; /* at the start */
     const char *router_name;
     uint64_t incarnation;
     const char *model_identity; /* what their model hash begins with; NULL: not checked */
     uint64_t started_at;        /* seconds since 1970 */
     uint64_t call_key[2];
-    uint32_t queue_max;    /* requests without a place, of one loop */
     uint32_t context_max;  /* the model's, or less by option */
     uint32_t inline_bytes; /* larger bodies are prepared by the pool, and those with a constraint */
     uint32_t prefill_deadline_ms;
-    bool self_prefill;
-    uint64_t recovery_tokens_per_s; /* of one loop; 0: no bound */
 } rtr_shared;
 
 #ifdef __cplusplus

@@ -90,6 +90,36 @@ const rpc_method rpc_method_cluster_list_members = {
     &sluice__v1__list_members_request__descriptor,
     &sluice__v1__list_members_reply__descriptor};
 
+const rpc_method rpc_method_cluster_list_requests = {
+    "/sluice.v1.Cluster/ListRequests", RPC_UNARY,
+    &sluice__v1__list_requests_request__descriptor,
+    &sluice__v1__list_requests_reply__descriptor};
+
+const rpc_method rpc_method_cluster_cancel_request = {
+    "/sluice.v1.Cluster/CancelRequest", RPC_UNARY,
+    &sluice__v1__cancel_request_request__descriptor,
+    &sluice__v1__cancel_request_reply__descriptor};
+
+const rpc_method rpc_method_cluster_cordon = {
+    "/sluice.v1.Cluster/Cordon", RPC_UNARY,
+    &sluice__v1__cordon_request__descriptor,
+    &sluice__v1__cordon_reply__descriptor};
+
+const rpc_method rpc_method_cluster_get_settings = {
+    "/sluice.v1.Cluster/GetSettings", RPC_UNARY,
+    &sluice__v1__get_settings_request__descriptor,
+    &sluice__v1__get_settings_reply__descriptor};
+
+const rpc_method rpc_method_cluster_set_setting = {
+    "/sluice.v1.Cluster/SetSetting", RPC_UNARY,
+    &sluice__v1__set_setting_request__descriptor,
+    &sluice__v1__set_setting_reply__descriptor};
+
+const rpc_method rpc_method_cluster_list_events = {
+    "/sluice.v1.Cluster/ListEvents", RPC_UNARY,
+    &sluice__v1__list_events_request__descriptor,
+    &sluice__v1__list_events_reply__descriptor};
+
 const rpc_method rpc_method_decode_serve = {
     "/sluice.v1.Decode/Serve", RPC_BIDI,
     &sluice__v1__router_message__descriptor,

@@ -81,6 +81,12 @@ sl_time_ns rpc_server_call_deadline(const rpc_server_call *call); /* SL_NEVER = 
 /* A text metadata value of the client, NULL if absent; lives as long as the call. */
 const char *rpc_server_call_metadata(const rpc_server_call *call, const char *key);
 
+/* Who calls, for people and the audit: "operator alice", or what the client says of itself and
+ * where it calls from. */
+#define RPC_ACTOR_MAX 160
+#define RPC_ACTOR_KEY "sluice-operator" /* the client's metadata */
+void rpc_server_call_actor(rpc_server_call *call, char *out_text, size_t size);
+
 /* Unary: the answer, with SL_OK. The call may already be cancelled: then it is dropped silently. A
  * reply that is too large ends the call with SL_TOO_LARGE. */
 void rpc_server_call_reply(rpc_server_call *call, const ProtobufCMessage *reply);

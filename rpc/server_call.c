@@ -466,6 +466,18 @@ const char *rpc_server_call_metadata(const rpc_server_call *call, const char *ke
     return NULL;
 }
 
+void rpc_server_call_actor(rpc_server_call *call, char *out_text, size_t size)
+{
+    const char *claimed = rpc_server_call_metadata(call, RPC_ACTOR_KEY);
+    char name[64] = "someone";
+    size_t length = 0;
+    for (; claimed && claimed[length] && length < sizeof(name) - 1; length++)
+        name[length] = claimed[length] > ' ' && claimed[length] < 127 ? claimed[length] : '?';
+    if (length > 0)
+        name[length] = 0;
+    snprintf(out_text, size, "%s, unverified, from %.80s", name, rpc_server_call_peer(call));
+}
+
 void rpc_server_call_reply(rpc_server_call *call, const ProtobufCMessage *reply)
 {
     sl_loop_assert_owner(call->server->runtime->loop);

@@ -483,8 +483,7 @@ void sim_checker_process_started(sim_process *process)
     state.granted[process->index].tokens = 0;
     process->held_until = sim.now;
     if (process->router && sim_planted == SIM_PLANT_OPEN_DOOR) {
-        rtr_shared *shared = (rtr_shared *)rtr_router_front(process->router)->shared;
-        shared->queue_max = UINT32_MAX;
+        rtr_router_front(process->router)->tuning.queue_max = UINT32_MAX;
     }
 }
 

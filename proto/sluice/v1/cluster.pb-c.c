@@ -142,6 +142,681 @@ void   sluice__v1__list_members_reply__free_unpacked
   assert(message->base.descriptor == &sluice__v1__list_members_reply__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   sluice__v1__list_requests_request__init
+                     (Sluice__V1__ListRequestsRequest         *message)
+{
+  static const Sluice__V1__ListRequestsRequest init_value = SLUICE__V1__LIST_REQUESTS_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__list_requests_request__get_packed_size
+                     (const Sluice__V1__ListRequestsRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__list_requests_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__list_requests_request__pack
+                     (const Sluice__V1__ListRequestsRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__list_requests_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__list_requests_request__pack_to_buffer
+                     (const Sluice__V1__ListRequestsRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__list_requests_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__ListRequestsRequest *
+       sluice__v1__list_requests_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__ListRequestsRequest *)
+     protobuf_c_message_unpack (&sluice__v1__list_requests_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__list_requests_request__free_unpacked
+                     (Sluice__V1__ListRequestsRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__list_requests_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__request_info__init
+                     (Sluice__V1__RequestInfo         *message)
+{
+  static const Sluice__V1__RequestInfo init_value = SLUICE__V1__REQUEST_INFO__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__request_info__get_packed_size
+                     (const Sluice__V1__RequestInfo *message)
+{
+  assert(message->base.descriptor == &sluice__v1__request_info__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__request_info__pack
+                     (const Sluice__V1__RequestInfo *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__request_info__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__request_info__pack_to_buffer
+                     (const Sluice__V1__RequestInfo *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__request_info__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__RequestInfo *
+       sluice__v1__request_info__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__RequestInfo *)
+     protobuf_c_message_unpack (&sluice__v1__request_info__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__request_info__free_unpacked
+                     (Sluice__V1__RequestInfo *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__request_info__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__list_requests_reply__init
+                     (Sluice__V1__ListRequestsReply         *message)
+{
+  static const Sluice__V1__ListRequestsReply init_value = SLUICE__V1__LIST_REQUESTS_REPLY__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__list_requests_reply__get_packed_size
+                     (const Sluice__V1__ListRequestsReply *message)
+{
+  assert(message->base.descriptor == &sluice__v1__list_requests_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__list_requests_reply__pack
+                     (const Sluice__V1__ListRequestsReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__list_requests_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__list_requests_reply__pack_to_buffer
+                     (const Sluice__V1__ListRequestsReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__list_requests_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__ListRequestsReply *
+       sluice__v1__list_requests_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__ListRequestsReply *)
+     protobuf_c_message_unpack (&sluice__v1__list_requests_reply__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__list_requests_reply__free_unpacked
+                     (Sluice__V1__ListRequestsReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__list_requests_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__cancel_request_request__init
+                     (Sluice__V1__CancelRequestRequest         *message)
+{
+  static const Sluice__V1__CancelRequestRequest init_value = SLUICE__V1__CANCEL_REQUEST_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__cancel_request_request__get_packed_size
+                     (const Sluice__V1__CancelRequestRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__cancel_request_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__cancel_request_request__pack
+                     (const Sluice__V1__CancelRequestRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__cancel_request_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__cancel_request_request__pack_to_buffer
+                     (const Sluice__V1__CancelRequestRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__cancel_request_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__CancelRequestRequest *
+       sluice__v1__cancel_request_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__CancelRequestRequest *)
+     protobuf_c_message_unpack (&sluice__v1__cancel_request_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__cancel_request_request__free_unpacked
+                     (Sluice__V1__CancelRequestRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__cancel_request_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__cancel_request_reply__init
+                     (Sluice__V1__CancelRequestReply         *message)
+{
+  static const Sluice__V1__CancelRequestReply init_value = SLUICE__V1__CANCEL_REQUEST_REPLY__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__cancel_request_reply__get_packed_size
+                     (const Sluice__V1__CancelRequestReply *message)
+{
+  assert(message->base.descriptor == &sluice__v1__cancel_request_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__cancel_request_reply__pack
+                     (const Sluice__V1__CancelRequestReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__cancel_request_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__cancel_request_reply__pack_to_buffer
+                     (const Sluice__V1__CancelRequestReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__cancel_request_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__CancelRequestReply *
+       sluice__v1__cancel_request_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__CancelRequestReply *)
+     protobuf_c_message_unpack (&sluice__v1__cancel_request_reply__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__cancel_request_reply__free_unpacked
+                     (Sluice__V1__CancelRequestReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__cancel_request_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__cordon_request__init
+                     (Sluice__V1__CordonRequest         *message)
+{
+  static const Sluice__V1__CordonRequest init_value = SLUICE__V1__CORDON_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__cordon_request__get_packed_size
+                     (const Sluice__V1__CordonRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__cordon_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__cordon_request__pack
+                     (const Sluice__V1__CordonRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__cordon_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__cordon_request__pack_to_buffer
+                     (const Sluice__V1__CordonRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__cordon_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__CordonRequest *
+       sluice__v1__cordon_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__CordonRequest *)
+     protobuf_c_message_unpack (&sluice__v1__cordon_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__cordon_request__free_unpacked
+                     (Sluice__V1__CordonRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__cordon_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__cordon_reply__init
+                     (Sluice__V1__CordonReply         *message)
+{
+  static const Sluice__V1__CordonReply init_value = SLUICE__V1__CORDON_REPLY__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__cordon_reply__get_packed_size
+                     (const Sluice__V1__CordonReply *message)
+{
+  assert(message->base.descriptor == &sluice__v1__cordon_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__cordon_reply__pack
+                     (const Sluice__V1__CordonReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__cordon_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__cordon_reply__pack_to_buffer
+                     (const Sluice__V1__CordonReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__cordon_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__CordonReply *
+       sluice__v1__cordon_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__CordonReply *)
+     protobuf_c_message_unpack (&sluice__v1__cordon_reply__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__cordon_reply__free_unpacked
+                     (Sluice__V1__CordonReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__cordon_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__get_settings_request__init
+                     (Sluice__V1__GetSettingsRequest         *message)
+{
+  static const Sluice__V1__GetSettingsRequest init_value = SLUICE__V1__GET_SETTINGS_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__get_settings_request__get_packed_size
+                     (const Sluice__V1__GetSettingsRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__get_settings_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__get_settings_request__pack
+                     (const Sluice__V1__GetSettingsRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__get_settings_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__get_settings_request__pack_to_buffer
+                     (const Sluice__V1__GetSettingsRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__get_settings_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__GetSettingsRequest *
+       sluice__v1__get_settings_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__GetSettingsRequest *)
+     protobuf_c_message_unpack (&sluice__v1__get_settings_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__get_settings_request__free_unpacked
+                     (Sluice__V1__GetSettingsRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__get_settings_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__setting__init
+                     (Sluice__V1__Setting         *message)
+{
+  static const Sluice__V1__Setting init_value = SLUICE__V1__SETTING__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__setting__get_packed_size
+                     (const Sluice__V1__Setting *message)
+{
+  assert(message->base.descriptor == &sluice__v1__setting__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__setting__pack
+                     (const Sluice__V1__Setting *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__setting__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__setting__pack_to_buffer
+                     (const Sluice__V1__Setting *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__setting__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__Setting *
+       sluice__v1__setting__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__Setting *)
+     protobuf_c_message_unpack (&sluice__v1__setting__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__setting__free_unpacked
+                     (Sluice__V1__Setting *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__setting__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__get_settings_reply__init
+                     (Sluice__V1__GetSettingsReply         *message)
+{
+  static const Sluice__V1__GetSettingsReply init_value = SLUICE__V1__GET_SETTINGS_REPLY__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__get_settings_reply__get_packed_size
+                     (const Sluice__V1__GetSettingsReply *message)
+{
+  assert(message->base.descriptor == &sluice__v1__get_settings_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__get_settings_reply__pack
+                     (const Sluice__V1__GetSettingsReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__get_settings_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__get_settings_reply__pack_to_buffer
+                     (const Sluice__V1__GetSettingsReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__get_settings_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__GetSettingsReply *
+       sluice__v1__get_settings_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__GetSettingsReply *)
+     protobuf_c_message_unpack (&sluice__v1__get_settings_reply__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__get_settings_reply__free_unpacked
+                     (Sluice__V1__GetSettingsReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__get_settings_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__set_setting_request__init
+                     (Sluice__V1__SetSettingRequest         *message)
+{
+  static const Sluice__V1__SetSettingRequest init_value = SLUICE__V1__SET_SETTING_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__set_setting_request__get_packed_size
+                     (const Sluice__V1__SetSettingRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__set_setting_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__set_setting_request__pack
+                     (const Sluice__V1__SetSettingRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__set_setting_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__set_setting_request__pack_to_buffer
+                     (const Sluice__V1__SetSettingRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__set_setting_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__SetSettingRequest *
+       sluice__v1__set_setting_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__SetSettingRequest *)
+     protobuf_c_message_unpack (&sluice__v1__set_setting_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__set_setting_request__free_unpacked
+                     (Sluice__V1__SetSettingRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__set_setting_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__set_setting_reply__init
+                     (Sluice__V1__SetSettingReply         *message)
+{
+  static const Sluice__V1__SetSettingReply init_value = SLUICE__V1__SET_SETTING_REPLY__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__set_setting_reply__get_packed_size
+                     (const Sluice__V1__SetSettingReply *message)
+{
+  assert(message->base.descriptor == &sluice__v1__set_setting_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__set_setting_reply__pack
+                     (const Sluice__V1__SetSettingReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__set_setting_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__set_setting_reply__pack_to_buffer
+                     (const Sluice__V1__SetSettingReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__set_setting_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__SetSettingReply *
+       sluice__v1__set_setting_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__SetSettingReply *)
+     protobuf_c_message_unpack (&sluice__v1__set_setting_reply__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__set_setting_reply__free_unpacked
+                     (Sluice__V1__SetSettingReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__set_setting_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__list_events_request__init
+                     (Sluice__V1__ListEventsRequest         *message)
+{
+  static const Sluice__V1__ListEventsRequest init_value = SLUICE__V1__LIST_EVENTS_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__list_events_request__get_packed_size
+                     (const Sluice__V1__ListEventsRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__list_events_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__list_events_request__pack
+                     (const Sluice__V1__ListEventsRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__list_events_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__list_events_request__pack_to_buffer
+                     (const Sluice__V1__ListEventsRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__list_events_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__ListEventsRequest *
+       sluice__v1__list_events_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__ListEventsRequest *)
+     protobuf_c_message_unpack (&sluice__v1__list_events_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__list_events_request__free_unpacked
+                     (Sluice__V1__ListEventsRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__list_events_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__event__init
+                     (Sluice__V1__Event         *message)
+{
+  static const Sluice__V1__Event init_value = SLUICE__V1__EVENT__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__event__get_packed_size
+                     (const Sluice__V1__Event *message)
+{
+  assert(message->base.descriptor == &sluice__v1__event__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__event__pack
+                     (const Sluice__V1__Event *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__event__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__event__pack_to_buffer
+                     (const Sluice__V1__Event *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__event__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__Event *
+       sluice__v1__event__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__Event *)
+     protobuf_c_message_unpack (&sluice__v1__event__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__event__free_unpacked
+                     (Sluice__V1__Event *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__event__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__list_events_reply__init
+                     (Sluice__V1__ListEventsReply         *message)
+{
+  static const Sluice__V1__ListEventsReply init_value = SLUICE__V1__LIST_EVENTS_REPLY__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__list_events_reply__get_packed_size
+                     (const Sluice__V1__ListEventsReply *message)
+{
+  assert(message->base.descriptor == &sluice__v1__list_events_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__list_events_reply__pack
+                     (const Sluice__V1__ListEventsReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__list_events_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__list_events_reply__pack_to_buffer
+                     (const Sluice__V1__ListEventsReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__list_events_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__ListEventsReply *
+       sluice__v1__list_events_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__ListEventsReply *)
+     protobuf_c_message_unpack (&sluice__v1__list_events_reply__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__list_events_reply__free_unpacked
+                     (Sluice__V1__ListEventsReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__list_events_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 #define sluice__v1__list_members_request__field_descriptors NULL
 #define sluice__v1__list_members_request__field_indices_by_name NULL
 #define sluice__v1__list_members_request__number_ranges NULL
@@ -160,7 +835,7 @@ const ProtobufCMessageDescriptor sluice__v1__list_members_request__descriptor =
   (ProtobufCMessageInit) sluice__v1__list_members_request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__member__field_descriptors[9] =
+static const ProtobufCFieldDescriptor sluice__v1__member__field_descriptors[13] =
 {
   {
     "name",
@@ -270,22 +945,74 @@ static const ProtobufCFieldDescriptor sluice__v1__member__field_descriptors[9] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "version",
+    10,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Member, version),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "slots",
+    11,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Member, slots),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pages",
+    12,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Member, pages),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "context_max",
+    13,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Member, context_max),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__member__field_indices_by_name[] = {
+  12,   /* field[12] = context_max */
   2,   /* field[2] = control */
   5,   /* field[5] = incarnation */
   3,   /* field[3] = kv */
   8,   /* field[8] = load */
   4,   /* field[4] = metrics */
   0,   /* field[0] = name */
+  11,   /* field[11] = pages */
   1,   /* field[1] = role */
+  10,   /* field[10] = slots */
   6,   /* field[6] = stamp */
   7,   /* field[7] = state */
+  9,   /* field[9] = version */
 };
 static const ProtobufCIntRange sluice__v1__member__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 9 }
+  { 0, 13 }
 };
 const ProtobufCMessageDescriptor sluice__v1__member__descriptor =
 {
@@ -295,14 +1022,14 @@ const ProtobufCMessageDescriptor sluice__v1__member__descriptor =
   "Sluice__V1__Member",
   "sluice.v1",
   sizeof(Sluice__V1__Member),
-  9,
+  13,
   sluice__v1__member__field_descriptors,
   sluice__v1__member__field_indices_by_name,
   1,  sluice__v1__member__number_ranges,
   (ProtobufCMessageInit) sluice__v1__member__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__list_members_reply__field_descriptors[2] =
+static const ProtobufCFieldDescriptor sluice__v1__list_members_reply__field_descriptors[3] =
 {
   {
     "members",
@@ -328,15 +1055,28 @@ static const ProtobufCFieldDescriptor sluice__v1__list_members_reply__field_desc
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "view_frozen",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ListMembersReply, view_frozen),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__list_members_reply__field_indices_by_name[] = {
   1,   /* field[1] = etcd_connected */
   0,   /* field[0] = members */
+  2,   /* field[2] = view_frozen */
 };
 static const ProtobufCIntRange sluice__v1__list_members_reply__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 2 }
+  { 0, 3 }
 };
 const ProtobufCMessageDescriptor sluice__v1__list_members_reply__descriptor =
 {
@@ -346,19 +1086,997 @@ const ProtobufCMessageDescriptor sluice__v1__list_members_reply__descriptor =
   "Sluice__V1__ListMembersReply",
   "sluice.v1",
   sizeof(Sluice__V1__ListMembersReply),
-  2,
+  3,
   sluice__v1__list_members_reply__field_descriptors,
   sluice__v1__list_members_reply__field_indices_by_name,
   1,  sluice__v1__list_members_reply__number_ranges,
   (ProtobufCMessageInit) sluice__v1__list_members_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCMethodDescriptor sluice__v1__cluster__method_descriptors[1] =
+static const ProtobufCFieldDescriptor sluice__v1__list_requests_request__field_descriptors[1] =
+{
+  {
+    "limit",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ListRequestsRequest, limit),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__list_requests_request__field_indices_by_name[] = {
+  0,   /* field[0] = limit */
+};
+static const ProtobufCIntRange sluice__v1__list_requests_request__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 1 }
+};
+const ProtobufCMessageDescriptor sluice__v1__list_requests_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.ListRequestsRequest",
+  "ListRequestsRequest",
+  "Sluice__V1__ListRequestsRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__ListRequestsRequest),
+  1,
+  sluice__v1__list_requests_request__field_descriptors,
+  sluice__v1__list_requests_request__field_indices_by_name,
+  1,  sluice__v1__list_requests_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__list_requests_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__request_info__field_descriptors[11] =
+{
+  {
+    "id",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RequestInfo, id),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "kind",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RequestInfo, kind),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "state",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RequestInfo, state),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "age_ms",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RequestInfo, age_ms),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "prompt_tokens",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RequestInfo, prompt_tokens),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "generated_tokens",
+    6,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RequestInfo, generated_tokens),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "max_tokens",
+    7,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RequestInfo, max_tokens),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "choices",
+    8,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RequestInfo, choices),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "priority",
+    9,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_INT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RequestInfo, priority),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "decode",
+    10,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RequestInfo, decode),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "prefill",
+    11,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RequestInfo, prefill),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__request_info__field_indices_by_name[] = {
+  3,   /* field[3] = age_ms */
+  7,   /* field[7] = choices */
+  9,   /* field[9] = decode */
+  5,   /* field[5] = generated_tokens */
+  0,   /* field[0] = id */
+  1,   /* field[1] = kind */
+  6,   /* field[6] = max_tokens */
+  10,   /* field[10] = prefill */
+  8,   /* field[8] = priority */
+  4,   /* field[4] = prompt_tokens */
+  2,   /* field[2] = state */
+};
+static const ProtobufCIntRange sluice__v1__request_info__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 11 }
+};
+const ProtobufCMessageDescriptor sluice__v1__request_info__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.RequestInfo",
+  "RequestInfo",
+  "Sluice__V1__RequestInfo",
+  "sluice.v1",
+  sizeof(Sluice__V1__RequestInfo),
+  11,
+  sluice__v1__request_info__field_descriptors,
+  sluice__v1__request_info__field_indices_by_name,
+  1,  sluice__v1__request_info__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__request_info__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__list_requests_reply__field_descriptors[3] =
+{
+  {
+    "router",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ListRequestsReply, router),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "requests",
+    2,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Sluice__V1__ListRequestsReply, n_requests),
+    offsetof(Sluice__V1__ListRequestsReply, requests),
+    &sluice__v1__request_info__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "total",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ListRequestsReply, total),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__list_requests_reply__field_indices_by_name[] = {
+  1,   /* field[1] = requests */
+  0,   /* field[0] = router */
+  2,   /* field[2] = total */
+};
+static const ProtobufCIntRange sluice__v1__list_requests_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor sluice__v1__list_requests_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.ListRequestsReply",
+  "ListRequestsReply",
+  "Sluice__V1__ListRequestsReply",
+  "sluice.v1",
+  sizeof(Sluice__V1__ListRequestsReply),
+  3,
+  sluice__v1__list_requests_reply__field_descriptors,
+  sluice__v1__list_requests_reply__field_indices_by_name,
+  1,  sluice__v1__list_requests_reply__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__list_requests_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__cancel_request_request__field_descriptors[1] =
+{
+  {
+    "id",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__CancelRequestRequest, id),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__cancel_request_request__field_indices_by_name[] = {
+  0,   /* field[0] = id */
+};
+static const ProtobufCIntRange sluice__v1__cancel_request_request__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 1 }
+};
+const ProtobufCMessageDescriptor sluice__v1__cancel_request_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.CancelRequestRequest",
+  "CancelRequestRequest",
+  "Sluice__V1__CancelRequestRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__CancelRequestRequest),
+  1,
+  sluice__v1__cancel_request_request__field_descriptors,
+  sluice__v1__cancel_request_request__field_indices_by_name,
+  1,  sluice__v1__cancel_request_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__cancel_request_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__cancel_request_reply__field_descriptors[1] =
+{
+  {
+    "request",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__CancelRequestReply, request),
+    &sluice__v1__request_info__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__cancel_request_reply__field_indices_by_name[] = {
+  0,   /* field[0] = request */
+};
+static const ProtobufCIntRange sluice__v1__cancel_request_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 1 }
+};
+const ProtobufCMessageDescriptor sluice__v1__cancel_request_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.CancelRequestReply",
+  "CancelRequestReply",
+  "Sluice__V1__CancelRequestReply",
+  "sluice.v1",
+  sizeof(Sluice__V1__CancelRequestReply),
+  1,
+  sluice__v1__cancel_request_reply__field_descriptors,
+  sluice__v1__cancel_request_reply__field_indices_by_name,
+  1,  sluice__v1__cancel_request_reply__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__cancel_request_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__cordon_request__field_descriptors[4] =
+{
+  {
+    "node",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__CordonRequest, node),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "cordoned",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__CordonRequest, cordoned),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "reason",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__CordonRequest, reason),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "dry_run",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__CordonRequest, dry_run),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__cordon_request__field_indices_by_name[] = {
+  1,   /* field[1] = cordoned */
+  3,   /* field[3] = dry_run */
+  0,   /* field[0] = node */
+  2,   /* field[2] = reason */
+};
+static const ProtobufCIntRange sluice__v1__cordon_request__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor sluice__v1__cordon_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.CordonRequest",
+  "CordonRequest",
+  "Sluice__V1__CordonRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__CordonRequest),
+  4,
+  sluice__v1__cordon_request__field_descriptors,
+  sluice__v1__cordon_request__field_indices_by_name,
+  1,  sluice__v1__cordon_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__cordon_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__cordon_reply__field_descriptors[4] =
+{
+  {
+    "changed",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__CordonReply, changed),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "reason",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__CordonReply, reason),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "running",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__CordonReply, running),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "left",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__CordonReply, left),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__cordon_reply__field_indices_by_name[] = {
+  0,   /* field[0] = changed */
+  3,   /* field[3] = left */
+  1,   /* field[1] = reason */
+  2,   /* field[2] = running */
+};
+static const ProtobufCIntRange sluice__v1__cordon_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor sluice__v1__cordon_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.CordonReply",
+  "CordonReply",
+  "Sluice__V1__CordonReply",
+  "sluice.v1",
+  sizeof(Sluice__V1__CordonReply),
+  4,
+  sluice__v1__cordon_reply__field_descriptors,
+  sluice__v1__cordon_reply__field_indices_by_name,
+  1,  sluice__v1__cordon_reply__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__cordon_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+#define sluice__v1__get_settings_request__field_descriptors NULL
+#define sluice__v1__get_settings_request__field_indices_by_name NULL
+#define sluice__v1__get_settings_request__number_ranges NULL
+const ProtobufCMessageDescriptor sluice__v1__get_settings_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.GetSettingsRequest",
+  "GetSettingsRequest",
+  "Sluice__V1__GetSettingsRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__GetSettingsRequest),
+  0,
+  sluice__v1__get_settings_request__field_descriptors,
+  sluice__v1__get_settings_request__field_indices_by_name,
+  0,  sluice__v1__get_settings_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__get_settings_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__setting__field_descriptors[5] =
+{
+  {
+    "name",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Setting, name),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "value",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Setting, value),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "set",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Setting, set),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "own",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Setting, own),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "help",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Setting, help),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__setting__field_indices_by_name[] = {
+  4,   /* field[4] = help */
+  0,   /* field[0] = name */
+  3,   /* field[3] = own */
+  2,   /* field[2] = set */
+  1,   /* field[1] = value */
+};
+static const ProtobufCIntRange sluice__v1__setting__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 5 }
+};
+const ProtobufCMessageDescriptor sluice__v1__setting__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.Setting",
+  "Setting",
+  "Sluice__V1__Setting",
+  "sluice.v1",
+  sizeof(Sluice__V1__Setting),
+  5,
+  sluice__v1__setting__field_descriptors,
+  sluice__v1__setting__field_indices_by_name,
+  1,  sluice__v1__setting__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__setting__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__get_settings_reply__field_descriptors[2] =
+{
+  {
+    "settings",
+    1,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Sluice__V1__GetSettingsReply, n_settings),
+    offsetof(Sluice__V1__GetSettingsReply, settings),
+    &sluice__v1__setting__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "revision",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_INT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetSettingsReply, revision),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__get_settings_reply__field_indices_by_name[] = {
+  1,   /* field[1] = revision */
+  0,   /* field[0] = settings */
+};
+static const ProtobufCIntRange sluice__v1__get_settings_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor sluice__v1__get_settings_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.GetSettingsReply",
+  "GetSettingsReply",
+  "Sluice__V1__GetSettingsReply",
+  "sluice.v1",
+  sizeof(Sluice__V1__GetSettingsReply),
+  2,
+  sluice__v1__get_settings_reply__field_descriptors,
+  sluice__v1__get_settings_reply__field_indices_by_name,
+  1,  sluice__v1__get_settings_reply__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__get_settings_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__set_setting_request__field_descriptors[3] =
+{
+  {
+    "name",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__SetSettingRequest, name),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "value",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__SetSettingRequest, value),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "dry_run",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__SetSettingRequest, dry_run),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__set_setting_request__field_indices_by_name[] = {
+  2,   /* field[2] = dry_run */
+  0,   /* field[0] = name */
+  1,   /* field[1] = value */
+};
+static const ProtobufCIntRange sluice__v1__set_setting_request__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor sluice__v1__set_setting_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.SetSettingRequest",
+  "SetSettingRequest",
+  "Sluice__V1__SetSettingRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__SetSettingRequest),
+  3,
+  sluice__v1__set_setting_request__field_descriptors,
+  sluice__v1__set_setting_request__field_indices_by_name,
+  1,  sluice__v1__set_setting_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__set_setting_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__set_setting_reply__field_descriptors[3] =
+{
+  {
+    "before",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__SetSettingReply, before),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "after",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__SetSettingReply, after),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "changed",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__SetSettingReply, changed),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__set_setting_reply__field_indices_by_name[] = {
+  1,   /* field[1] = after */
+  0,   /* field[0] = before */
+  2,   /* field[2] = changed */
+};
+static const ProtobufCIntRange sluice__v1__set_setting_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor sluice__v1__set_setting_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.SetSettingReply",
+  "SetSettingReply",
+  "Sluice__V1__SetSettingReply",
+  "sluice.v1",
+  sizeof(Sluice__V1__SetSettingReply),
+  3,
+  sluice__v1__set_setting_reply__field_descriptors,
+  sluice__v1__set_setting_reply__field_indices_by_name,
+  1,  sluice__v1__set_setting_reply__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__set_setting_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__list_events_request__field_descriptors[1] =
+{
+  {
+    "limit",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ListEventsRequest, limit),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__list_events_request__field_indices_by_name[] = {
+  0,   /* field[0] = limit */
+};
+static const ProtobufCIntRange sluice__v1__list_events_request__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 1 }
+};
+const ProtobufCMessageDescriptor sluice__v1__list_events_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.ListEventsRequest",
+  "ListEventsRequest",
+  "Sluice__V1__ListEventsRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__ListEventsRequest),
+  1,
+  sluice__v1__list_events_request__field_descriptors,
+  sluice__v1__list_events_request__field_indices_by_name,
+  1,  sluice__v1__list_events_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__list_events_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__event__field_descriptors[5] =
+{
+  {
+    "time_us",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Event, time_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "kind",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Event, kind),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "subject",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Event, subject),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "text",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Event, text),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "actor",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Event, actor),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__event__field_indices_by_name[] = {
+  4,   /* field[4] = actor */
+  1,   /* field[1] = kind */
+  2,   /* field[2] = subject */
+  3,   /* field[3] = text */
+  0,   /* field[0] = time_us */
+};
+static const ProtobufCIntRange sluice__v1__event__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 5 }
+};
+const ProtobufCMessageDescriptor sluice__v1__event__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.Event",
+  "Event",
+  "Sluice__V1__Event",
+  "sluice.v1",
+  sizeof(Sluice__V1__Event),
+  5,
+  sluice__v1__event__field_descriptors,
+  sluice__v1__event__field_indices_by_name,
+  1,  sluice__v1__event__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__event__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__list_events_reply__field_descriptors[2] =
+{
+  {
+    "router",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ListEventsReply, router),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "events",
+    2,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Sluice__V1__ListEventsReply, n_events),
+    offsetof(Sluice__V1__ListEventsReply, events),
+    &sluice__v1__event__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__list_events_reply__field_indices_by_name[] = {
+  1,   /* field[1] = events */
+  0,   /* field[0] = router */
+};
+static const ProtobufCIntRange sluice__v1__list_events_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor sluice__v1__list_events_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.ListEventsReply",
+  "ListEventsReply",
+  "Sluice__V1__ListEventsReply",
+  "sluice.v1",
+  sizeof(Sluice__V1__ListEventsReply),
+  2,
+  sluice__v1__list_events_reply__field_descriptors,
+  sluice__v1__list_events_reply__field_indices_by_name,
+  1,  sluice__v1__list_events_reply__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__list_events_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCMethodDescriptor sluice__v1__cluster__method_descriptors[7] =
 {
   { "ListMembers", &sluice__v1__list_members_request__descriptor, &sluice__v1__list_members_reply__descriptor },
+  { "ListRequests", &sluice__v1__list_requests_request__descriptor, &sluice__v1__list_requests_reply__descriptor },
+  { "CancelRequest", &sluice__v1__cancel_request_request__descriptor, &sluice__v1__cancel_request_reply__descriptor },
+  { "Cordon", &sluice__v1__cordon_request__descriptor, &sluice__v1__cordon_reply__descriptor },
+  { "GetSettings", &sluice__v1__get_settings_request__descriptor, &sluice__v1__get_settings_reply__descriptor },
+  { "SetSetting", &sluice__v1__set_setting_request__descriptor, &sluice__v1__set_setting_reply__descriptor },
+  { "ListEvents", &sluice__v1__list_events_request__descriptor, &sluice__v1__list_events_reply__descriptor },
 };
 const unsigned sluice__v1__cluster__method_indices_by_name[] = {
-  0         /* ListMembers */
+  2,        /* CancelRequest */
+  3,        /* Cordon */
+  4,        /* GetSettings */
+  6,        /* ListEvents */
+  0,        /* ListMembers */
+  1,        /* ListRequests */
+  5         /* SetSetting */
 };
 const ProtobufCServiceDescriptor sluice__v1__cluster__descriptor =
 {
@@ -367,7 +2085,7 @@ const ProtobufCServiceDescriptor sluice__v1__cluster__descriptor =
   "Cluster",
   "Sluice__V1__Cluster",
   "sluice.v1",
-  1,
+  7,
   sluice__v1__cluster__method_descriptors,
   sluice__v1__cluster__method_indices_by_name
 };
@@ -378,6 +2096,54 @@ void sluice__v1__cluster__list_members(ProtobufCService *service,
 {
   assert(service->descriptor == &sluice__v1__cluster__descriptor);
   service->invoke(service, 0, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void sluice__v1__cluster__list_requests(ProtobufCService *service,
+                                        const Sluice__V1__ListRequestsRequest *input,
+                                        Sluice__V1__ListRequestsReply_Closure closure,
+                                        void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__cluster__descriptor);
+  service->invoke(service, 1, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void sluice__v1__cluster__cancel_request(ProtobufCService *service,
+                                         const Sluice__V1__CancelRequestRequest *input,
+                                         Sluice__V1__CancelRequestReply_Closure closure,
+                                         void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__cluster__descriptor);
+  service->invoke(service, 2, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void sluice__v1__cluster__cordon(ProtobufCService *service,
+                                 const Sluice__V1__CordonRequest *input,
+                                 Sluice__V1__CordonReply_Closure closure,
+                                 void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__cluster__descriptor);
+  service->invoke(service, 3, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void sluice__v1__cluster__get_settings(ProtobufCService *service,
+                                       const Sluice__V1__GetSettingsRequest *input,
+                                       Sluice__V1__GetSettingsReply_Closure closure,
+                                       void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__cluster__descriptor);
+  service->invoke(service, 4, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void sluice__v1__cluster__set_setting(ProtobufCService *service,
+                                      const Sluice__V1__SetSettingRequest *input,
+                                      Sluice__V1__SetSettingReply_Closure closure,
+                                      void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__cluster__descriptor);
+  service->invoke(service, 5, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void sluice__v1__cluster__list_events(ProtobufCService *service,
+                                      const Sluice__V1__ListEventsRequest *input,
+                                      Sluice__V1__ListEventsReply_Closure closure,
+                                      void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__cluster__descriptor);
+  service->invoke(service, 6, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__cluster__init (Sluice__V1__Cluster_Service *service,
                                 Sluice__V1__Cluster_ServiceDestroy destroy)

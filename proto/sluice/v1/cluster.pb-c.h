@@ -19,6 +19,21 @@ PROTOBUF_C__BEGIN_DECLS
 typedef struct Sluice__V1__ListMembersRequest Sluice__V1__ListMembersRequest;
 typedef struct Sluice__V1__Member Sluice__V1__Member;
 typedef struct Sluice__V1__ListMembersReply Sluice__V1__ListMembersReply;
+typedef struct Sluice__V1__ListRequestsRequest Sluice__V1__ListRequestsRequest;
+typedef struct Sluice__V1__RequestInfo Sluice__V1__RequestInfo;
+typedef struct Sluice__V1__ListRequestsReply Sluice__V1__ListRequestsReply;
+typedef struct Sluice__V1__CancelRequestRequest Sluice__V1__CancelRequestRequest;
+typedef struct Sluice__V1__CancelRequestReply Sluice__V1__CancelRequestReply;
+typedef struct Sluice__V1__CordonRequest Sluice__V1__CordonRequest;
+typedef struct Sluice__V1__CordonReply Sluice__V1__CordonReply;
+typedef struct Sluice__V1__GetSettingsRequest Sluice__V1__GetSettingsRequest;
+typedef struct Sluice__V1__Setting Sluice__V1__Setting;
+typedef struct Sluice__V1__GetSettingsReply Sluice__V1__GetSettingsReply;
+typedef struct Sluice__V1__SetSettingRequest Sluice__V1__SetSettingRequest;
+typedef struct Sluice__V1__SetSettingReply Sluice__V1__SetSettingReply;
+typedef struct Sluice__V1__ListEventsRequest Sluice__V1__ListEventsRequest;
+typedef struct Sluice__V1__Event Sluice__V1__Event;
+typedef struct Sluice__V1__ListEventsReply Sluice__V1__ListEventsReply;
 
 
 /* --- enums --- */
@@ -46,14 +61,18 @@ struct  Sluice__V1__Member
   uint64_t incarnation;
   Sluice__V1__Stamp *stamp;
   /*
-   * "ready", "suspect", "draining", "incompatible"
+   * "ready", "suspect", "draining", "cordoned", "incompatible"
    */
   char *state;
   Sluice__V1__Load *load;
+  char *version;
+  uint32_t slots;
+  uint32_t pages;
+  uint32_t context_max;
 };
 #define SLUICE__V1__MEMBER__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__member__descriptor) \
-    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, NULL, (char *)protobuf_c_empty_string, NULL }
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, NULL, (char *)protobuf_c_empty_string, NULL, (char *)protobuf_c_empty_string, 0, 0, 0 }
 
 
 struct  Sluice__V1__ListMembersReply
@@ -62,10 +81,258 @@ struct  Sluice__V1__ListMembersReply
   size_t n_members;
   Sluice__V1__Member **members;
   protobuf_c_boolean etcd_connected;
+  protobuf_c_boolean view_frozen;
 };
 #define SLUICE__V1__LIST_MEMBERS_REPLY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__list_members_reply__descriptor) \
+    , 0,NULL, 0, 0 }
+
+
+struct  Sluice__V1__ListRequestsRequest
+{
+  ProtobufCMessage base;
+  /*
+   * 0 = 1000; at most 4096
+   */
+  uint32_t limit;
+};
+#define SLUICE__V1__LIST_REQUESTS_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__list_requests_request__descriptor) \
+    , 0 }
+
+
+struct  Sluice__V1__RequestInfo
+{
+  ProtobufCMessage base;
+  char *id;
+  /*
+   * "chat", "completion", "tokenize", "detokenize"
+   */
+  char *kind;
+  /*
+   * of its first choice
+   */
+  char *state;
+  uint64_t age_ms;
+  uint32_t prompt_tokens;
+  /*
+   * of all choices
+   */
+  uint32_t generated_tokens;
+  /*
+   * of a choice
+   */
+  uint32_t max_tokens;
+  uint32_t choices;
+  int32_t priority;
+  /*
+   * nodes; "" = none yet
+   */
+  char *decode;
+  char *prefill;
+};
+#define SLUICE__V1__REQUEST_INFO__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__request_info__descriptor) \
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string }
+
+
+struct  Sluice__V1__ListRequestsReply
+{
+  ProtobufCMessage base;
+  char *router;
+  /*
+   * the oldest first
+   */
+  size_t n_requests;
+  Sluice__V1__RequestInfo **requests;
+  /*
+   * those beyond the limit included
+   */
+  uint64_t total;
+};
+#define SLUICE__V1__LIST_REQUESTS_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__list_requests_reply__descriptor) \
+    , (char *)protobuf_c_empty_string, 0,NULL, 0 }
+
+
+struct  Sluice__V1__CancelRequestRequest
+{
+  ProtobufCMessage base;
+  char *id;
+};
+#define SLUICE__V1__CANCEL_REQUEST_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__cancel_request_request__descriptor) \
+    , (char *)protobuf_c_empty_string }
+
+
+struct  Sluice__V1__CancelRequestReply
+{
+  ProtobufCMessage base;
+  /*
+   * as it was
+   */
+  Sluice__V1__RequestInfo *request;
+};
+#define SLUICE__V1__CANCEL_REQUEST_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__cancel_request_reply__descriptor) \
+    , NULL }
+
+
+struct  Sluice__V1__CordonRequest
+{
+  ProtobufCMessage base;
+  char *node;
+  protobuf_c_boolean cordoned;
+  char *reason;
+  protobuf_c_boolean dry_run;
+};
+#define SLUICE__V1__CORDON_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__cordon_request__descriptor) \
+    , (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0 }
+
+
+struct  Sluice__V1__CordonReply
+{
+  ProtobufCMessage base;
+  protobuf_c_boolean changed;
+  /*
+   * that it is or was cordoned for
+   */
+  char *reason;
+  /*
+   * requests that it has now: they are finished
+   */
+  uint32_t running;
+  /*
+   * usable nodes of its role without it
+   */
+  uint32_t left;
+};
+#define SLUICE__V1__CORDON_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__cordon_reply__descriptor) \
+    , 0, (char *)protobuf_c_empty_string, 0, 0 }
+
+
+struct  Sluice__V1__GetSettingsRequest
+{
+  ProtobufCMessage base;
+};
+#define SLUICE__V1__GET_SETTINGS_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__get_settings_request__descriptor) \
+     }
+
+
+struct  Sluice__V1__Setting
+{
+  ProtobufCMessage base;
+  char *name;
+  char *value;
+  /*
+   * for the cluster; else the router's own option
+   */
+  protobuf_c_boolean set;
+  /*
+   * the router's own option
+   */
+  char *own;
+  char *help;
+};
+#define SLUICE__V1__SETTING__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__setting__descriptor) \
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string }
+
+
+struct  Sluice__V1__GetSettingsReply
+{
+  ProtobufCMessage base;
+  size_t n_settings;
+  Sluice__V1__Setting **settings;
+  /*
+   * of the cluster's; 0 = nothing was ever set
+   */
+  int64_t revision;
+};
+#define SLUICE__V1__GET_SETTINGS_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__get_settings_reply__descriptor) \
     , 0,NULL, 0 }
+
+
+struct  Sluice__V1__SetSettingRequest
+{
+  ProtobufCMessage base;
+  char *name;
+  /*
+   * "" = each router's own option again
+   */
+  char *value;
+  protobuf_c_boolean dry_run;
+};
+#define SLUICE__V1__SET_SETTING_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__set_setting_request__descriptor) \
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0 }
+
+
+struct  Sluice__V1__SetSettingReply
+{
+  ProtobufCMessage base;
+  char *before;
+  char *after;
+  protobuf_c_boolean changed;
+};
+#define SLUICE__V1__SET_SETTING_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__set_setting_reply__descriptor) \
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0 }
+
+
+struct  Sluice__V1__ListEventsRequest
+{
+  ProtobufCMessage base;
+  /*
+   * 0 = all that are kept
+   */
+  uint32_t limit;
+};
+#define SLUICE__V1__LIST_EVENTS_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__list_events_request__descriptor) \
+    , 0 }
+
+
+struct  Sluice__V1__Event
+{
+  ProtobufCMessage base;
+  /*
+   * since 1970
+   */
+  uint64_t time_us;
+  /*
+   * "member", "etcd", "settings", "action", ..
+   */
+  char *kind;
+  char *subject;
+  char *text;
+  /*
+   * of an action: who did it
+   */
+  char *actor;
+};
+#define SLUICE__V1__EVENT__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__event__descriptor) \
+    , 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string }
+
+
+struct  Sluice__V1__ListEventsReply
+{
+  ProtobufCMessage base;
+  char *router;
+  /*
+   * the oldest first
+   */
+  size_t n_events;
+  Sluice__V1__Event **events;
+};
+#define SLUICE__V1__LIST_EVENTS_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__list_events_reply__descriptor) \
+    , (char *)protobuf_c_empty_string, 0,NULL }
 
 
 /* Sluice__V1__ListMembersRequest methods */
@@ -125,6 +392,291 @@ Sluice__V1__ListMembersReply *
 void   sluice__v1__list_members_reply__free_unpacked
                      (Sluice__V1__ListMembersReply *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__ListRequestsRequest methods */
+void   sluice__v1__list_requests_request__init
+                     (Sluice__V1__ListRequestsRequest         *message);
+size_t sluice__v1__list_requests_request__get_packed_size
+                     (const Sluice__V1__ListRequestsRequest   *message);
+size_t sluice__v1__list_requests_request__pack
+                     (const Sluice__V1__ListRequestsRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__list_requests_request__pack_to_buffer
+                     (const Sluice__V1__ListRequestsRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__ListRequestsRequest *
+       sluice__v1__list_requests_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__list_requests_request__free_unpacked
+                     (Sluice__V1__ListRequestsRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__RequestInfo methods */
+void   sluice__v1__request_info__init
+                     (Sluice__V1__RequestInfo         *message);
+size_t sluice__v1__request_info__get_packed_size
+                     (const Sluice__V1__RequestInfo   *message);
+size_t sluice__v1__request_info__pack
+                     (const Sluice__V1__RequestInfo   *message,
+                      uint8_t             *out);
+size_t sluice__v1__request_info__pack_to_buffer
+                     (const Sluice__V1__RequestInfo   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__RequestInfo *
+       sluice__v1__request_info__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__request_info__free_unpacked
+                     (Sluice__V1__RequestInfo *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__ListRequestsReply methods */
+void   sluice__v1__list_requests_reply__init
+                     (Sluice__V1__ListRequestsReply         *message);
+size_t sluice__v1__list_requests_reply__get_packed_size
+                     (const Sluice__V1__ListRequestsReply   *message);
+size_t sluice__v1__list_requests_reply__pack
+                     (const Sluice__V1__ListRequestsReply   *message,
+                      uint8_t             *out);
+size_t sluice__v1__list_requests_reply__pack_to_buffer
+                     (const Sluice__V1__ListRequestsReply   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__ListRequestsReply *
+       sluice__v1__list_requests_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__list_requests_reply__free_unpacked
+                     (Sluice__V1__ListRequestsReply *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__CancelRequestRequest methods */
+void   sluice__v1__cancel_request_request__init
+                     (Sluice__V1__CancelRequestRequest         *message);
+size_t sluice__v1__cancel_request_request__get_packed_size
+                     (const Sluice__V1__CancelRequestRequest   *message);
+size_t sluice__v1__cancel_request_request__pack
+                     (const Sluice__V1__CancelRequestRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__cancel_request_request__pack_to_buffer
+                     (const Sluice__V1__CancelRequestRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__CancelRequestRequest *
+       sluice__v1__cancel_request_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__cancel_request_request__free_unpacked
+                     (Sluice__V1__CancelRequestRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__CancelRequestReply methods */
+void   sluice__v1__cancel_request_reply__init
+                     (Sluice__V1__CancelRequestReply         *message);
+size_t sluice__v1__cancel_request_reply__get_packed_size
+                     (const Sluice__V1__CancelRequestReply   *message);
+size_t sluice__v1__cancel_request_reply__pack
+                     (const Sluice__V1__CancelRequestReply   *message,
+                      uint8_t             *out);
+size_t sluice__v1__cancel_request_reply__pack_to_buffer
+                     (const Sluice__V1__CancelRequestReply   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__CancelRequestReply *
+       sluice__v1__cancel_request_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__cancel_request_reply__free_unpacked
+                     (Sluice__V1__CancelRequestReply *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__CordonRequest methods */
+void   sluice__v1__cordon_request__init
+                     (Sluice__V1__CordonRequest         *message);
+size_t sluice__v1__cordon_request__get_packed_size
+                     (const Sluice__V1__CordonRequest   *message);
+size_t sluice__v1__cordon_request__pack
+                     (const Sluice__V1__CordonRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__cordon_request__pack_to_buffer
+                     (const Sluice__V1__CordonRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__CordonRequest *
+       sluice__v1__cordon_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__cordon_request__free_unpacked
+                     (Sluice__V1__CordonRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__CordonReply methods */
+void   sluice__v1__cordon_reply__init
+                     (Sluice__V1__CordonReply         *message);
+size_t sluice__v1__cordon_reply__get_packed_size
+                     (const Sluice__V1__CordonReply   *message);
+size_t sluice__v1__cordon_reply__pack
+                     (const Sluice__V1__CordonReply   *message,
+                      uint8_t             *out);
+size_t sluice__v1__cordon_reply__pack_to_buffer
+                     (const Sluice__V1__CordonReply   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__CordonReply *
+       sluice__v1__cordon_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__cordon_reply__free_unpacked
+                     (Sluice__V1__CordonReply *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__GetSettingsRequest methods */
+void   sluice__v1__get_settings_request__init
+                     (Sluice__V1__GetSettingsRequest         *message);
+size_t sluice__v1__get_settings_request__get_packed_size
+                     (const Sluice__V1__GetSettingsRequest   *message);
+size_t sluice__v1__get_settings_request__pack
+                     (const Sluice__V1__GetSettingsRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__get_settings_request__pack_to_buffer
+                     (const Sluice__V1__GetSettingsRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__GetSettingsRequest *
+       sluice__v1__get_settings_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__get_settings_request__free_unpacked
+                     (Sluice__V1__GetSettingsRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__Setting methods */
+void   sluice__v1__setting__init
+                     (Sluice__V1__Setting         *message);
+size_t sluice__v1__setting__get_packed_size
+                     (const Sluice__V1__Setting   *message);
+size_t sluice__v1__setting__pack
+                     (const Sluice__V1__Setting   *message,
+                      uint8_t             *out);
+size_t sluice__v1__setting__pack_to_buffer
+                     (const Sluice__V1__Setting   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__Setting *
+       sluice__v1__setting__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__setting__free_unpacked
+                     (Sluice__V1__Setting *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__GetSettingsReply methods */
+void   sluice__v1__get_settings_reply__init
+                     (Sluice__V1__GetSettingsReply         *message);
+size_t sluice__v1__get_settings_reply__get_packed_size
+                     (const Sluice__V1__GetSettingsReply   *message);
+size_t sluice__v1__get_settings_reply__pack
+                     (const Sluice__V1__GetSettingsReply   *message,
+                      uint8_t             *out);
+size_t sluice__v1__get_settings_reply__pack_to_buffer
+                     (const Sluice__V1__GetSettingsReply   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__GetSettingsReply *
+       sluice__v1__get_settings_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__get_settings_reply__free_unpacked
+                     (Sluice__V1__GetSettingsReply *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__SetSettingRequest methods */
+void   sluice__v1__set_setting_request__init
+                     (Sluice__V1__SetSettingRequest         *message);
+size_t sluice__v1__set_setting_request__get_packed_size
+                     (const Sluice__V1__SetSettingRequest   *message);
+size_t sluice__v1__set_setting_request__pack
+                     (const Sluice__V1__SetSettingRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__set_setting_request__pack_to_buffer
+                     (const Sluice__V1__SetSettingRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__SetSettingRequest *
+       sluice__v1__set_setting_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__set_setting_request__free_unpacked
+                     (Sluice__V1__SetSettingRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__SetSettingReply methods */
+void   sluice__v1__set_setting_reply__init
+                     (Sluice__V1__SetSettingReply         *message);
+size_t sluice__v1__set_setting_reply__get_packed_size
+                     (const Sluice__V1__SetSettingReply   *message);
+size_t sluice__v1__set_setting_reply__pack
+                     (const Sluice__V1__SetSettingReply   *message,
+                      uint8_t             *out);
+size_t sluice__v1__set_setting_reply__pack_to_buffer
+                     (const Sluice__V1__SetSettingReply   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__SetSettingReply *
+       sluice__v1__set_setting_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__set_setting_reply__free_unpacked
+                     (Sluice__V1__SetSettingReply *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__ListEventsRequest methods */
+void   sluice__v1__list_events_request__init
+                     (Sluice__V1__ListEventsRequest         *message);
+size_t sluice__v1__list_events_request__get_packed_size
+                     (const Sluice__V1__ListEventsRequest   *message);
+size_t sluice__v1__list_events_request__pack
+                     (const Sluice__V1__ListEventsRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__list_events_request__pack_to_buffer
+                     (const Sluice__V1__ListEventsRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__ListEventsRequest *
+       sluice__v1__list_events_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__list_events_request__free_unpacked
+                     (Sluice__V1__ListEventsRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__Event methods */
+void   sluice__v1__event__init
+                     (Sluice__V1__Event         *message);
+size_t sluice__v1__event__get_packed_size
+                     (const Sluice__V1__Event   *message);
+size_t sluice__v1__event__pack
+                     (const Sluice__V1__Event   *message,
+                      uint8_t             *out);
+size_t sluice__v1__event__pack_to_buffer
+                     (const Sluice__V1__Event   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__Event *
+       sluice__v1__event__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__event__free_unpacked
+                     (Sluice__V1__Event *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__ListEventsReply methods */
+void   sluice__v1__list_events_reply__init
+                     (Sluice__V1__ListEventsReply         *message);
+size_t sluice__v1__list_events_reply__get_packed_size
+                     (const Sluice__V1__ListEventsReply   *message);
+size_t sluice__v1__list_events_reply__pack
+                     (const Sluice__V1__ListEventsReply   *message,
+                      uint8_t             *out);
+size_t sluice__v1__list_events_reply__pack_to_buffer
+                     (const Sluice__V1__ListEventsReply   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__ListEventsReply *
+       sluice__v1__list_events_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__list_events_reply__free_unpacked
+                     (Sluice__V1__ListEventsReply *message,
+                      ProtobufCAllocator *allocator);
 /* --- per-message closures --- */
 
 typedef void (*Sluice__V1__ListMembersRequest_Closure)
@@ -135,6 +687,51 @@ typedef void (*Sluice__V1__Member_Closure)
                   void *closure_data);
 typedef void (*Sluice__V1__ListMembersReply_Closure)
                  (const Sluice__V1__ListMembersReply *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__ListRequestsRequest_Closure)
+                 (const Sluice__V1__ListRequestsRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__RequestInfo_Closure)
+                 (const Sluice__V1__RequestInfo *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__ListRequestsReply_Closure)
+                 (const Sluice__V1__ListRequestsReply *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__CancelRequestRequest_Closure)
+                 (const Sluice__V1__CancelRequestRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__CancelRequestReply_Closure)
+                 (const Sluice__V1__CancelRequestReply *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__CordonRequest_Closure)
+                 (const Sluice__V1__CordonRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__CordonReply_Closure)
+                 (const Sluice__V1__CordonReply *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__GetSettingsRequest_Closure)
+                 (const Sluice__V1__GetSettingsRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__Setting_Closure)
+                 (const Sluice__V1__Setting *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__GetSettingsReply_Closure)
+                 (const Sluice__V1__GetSettingsReply *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__SetSettingRequest_Closure)
+                 (const Sluice__V1__SetSettingRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__SetSettingReply_Closure)
+                 (const Sluice__V1__SetSettingReply *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__ListEventsRequest_Closure)
+                 (const Sluice__V1__ListEventsRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__Event_Closure)
+                 (const Sluice__V1__Event *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__ListEventsReply_Closure)
+                 (const Sluice__V1__ListEventsReply *message,
                   void *closure_data);
 
 /* --- services --- */
@@ -147,6 +744,30 @@ struct Sluice__V1__Cluster_Service
                        const Sluice__V1__ListMembersRequest *input,
                        Sluice__V1__ListMembersReply_Closure closure,
                        void *closure_data);
+  void (*list_requests)(Sluice__V1__Cluster_Service *service,
+                        const Sluice__V1__ListRequestsRequest *input,
+                        Sluice__V1__ListRequestsReply_Closure closure,
+                        void *closure_data);
+  void (*cancel_request)(Sluice__V1__Cluster_Service *service,
+                         const Sluice__V1__CancelRequestRequest *input,
+                         Sluice__V1__CancelRequestReply_Closure closure,
+                         void *closure_data);
+  void (*cordon)(Sluice__V1__Cluster_Service *service,
+                 const Sluice__V1__CordonRequest *input,
+                 Sluice__V1__CordonReply_Closure closure,
+                 void *closure_data);
+  void (*get_settings)(Sluice__V1__Cluster_Service *service,
+                       const Sluice__V1__GetSettingsRequest *input,
+                       Sluice__V1__GetSettingsReply_Closure closure,
+                       void *closure_data);
+  void (*set_setting)(Sluice__V1__Cluster_Service *service,
+                      const Sluice__V1__SetSettingRequest *input,
+                      Sluice__V1__SetSettingReply_Closure closure,
+                      void *closure_data);
+  void (*list_events)(Sluice__V1__Cluster_Service *service,
+                      const Sluice__V1__ListEventsRequest *input,
+                      Sluice__V1__ListEventsReply_Closure closure,
+                      void *closure_data);
 };
 typedef void (*Sluice__V1__Cluster_ServiceDestroy)(Sluice__V1__Cluster_Service *);
 void sluice__v1__cluster__init (Sluice__V1__Cluster_Service *service,
@@ -155,17 +776,62 @@ void sluice__v1__cluster__init (Sluice__V1__Cluster_Service *service,
     { &sluice__v1__cluster__descriptor, protobuf_c_service_invoke_internal, NULL }
 #define SLUICE__V1__CLUSTER__INIT(function_prefix__) \
     { SLUICE__V1__CLUSTER__BASE_INIT,\
-      function_prefix__ ## list_members  }
+      function_prefix__ ## list_members,\
+      function_prefix__ ## list_requests,\
+      function_prefix__ ## cancel_request,\
+      function_prefix__ ## cordon,\
+      function_prefix__ ## get_settings,\
+      function_prefix__ ## set_setting,\
+      function_prefix__ ## list_events  }
 void sluice__v1__cluster__list_members(ProtobufCService *service,
                                        const Sluice__V1__ListMembersRequest *input,
                                        Sluice__V1__ListMembersReply_Closure closure,
                                        void *closure_data);
+void sluice__v1__cluster__list_requests(ProtobufCService *service,
+                                        const Sluice__V1__ListRequestsRequest *input,
+                                        Sluice__V1__ListRequestsReply_Closure closure,
+                                        void *closure_data);
+void sluice__v1__cluster__cancel_request(ProtobufCService *service,
+                                         const Sluice__V1__CancelRequestRequest *input,
+                                         Sluice__V1__CancelRequestReply_Closure closure,
+                                         void *closure_data);
+void sluice__v1__cluster__cordon(ProtobufCService *service,
+                                 const Sluice__V1__CordonRequest *input,
+                                 Sluice__V1__CordonReply_Closure closure,
+                                 void *closure_data);
+void sluice__v1__cluster__get_settings(ProtobufCService *service,
+                                       const Sluice__V1__GetSettingsRequest *input,
+                                       Sluice__V1__GetSettingsReply_Closure closure,
+                                       void *closure_data);
+void sluice__v1__cluster__set_setting(ProtobufCService *service,
+                                      const Sluice__V1__SetSettingRequest *input,
+                                      Sluice__V1__SetSettingReply_Closure closure,
+                                      void *closure_data);
+void sluice__v1__cluster__list_events(ProtobufCService *service,
+                                      const Sluice__V1__ListEventsRequest *input,
+                                      Sluice__V1__ListEventsReply_Closure closure,
+                                      void *closure_data);
 
 /* --- descriptors --- */
 
 extern const ProtobufCMessageDescriptor sluice__v1__list_members_request__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__member__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__list_members_reply__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__list_requests_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__request_info__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__list_requests_reply__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__cancel_request_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__cancel_request_reply__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__cordon_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__cordon_reply__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__get_settings_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__setting__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__get_settings_reply__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__set_setting_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__set_setting_reply__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__list_events_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__event__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__list_events_reply__descriptor;
 extern const ProtobufCServiceDescriptor sluice__v1__cluster__descriptor;
 
 PROTOBUF_C__END_DECLS

@@ -115,7 +115,7 @@ static inline void kit_open(kit *k, void (*change)(rtr_shared *shared))
     k->shared.api.max_tokens_default = 50;
     rtr_metrics_init(&k->shared.metrics, k->metrics);
     assert_ok(rtr_pool_create(2, 8, &k->shared.pool, &err), &err);
-    k->shared.limits = (rtr_request_limits){
+    k->shared.tuning.limits = (rtr_request_limits){
         .place_timeout_ns = 500 * SL_MS_NS,
         .queue_timeout_ns = 10 * SL_S_NS,
         .admit_timeout_ns = 10 * SL_S_NS,
@@ -129,7 +129,7 @@ static inline void kit_open(kit *k, void (*change)(rtr_shared *shared))
     k->shared.router_name = "router-test";
     k->shared.incarnation = 5;
     k->shared.model_identity = "hash";
-    k->shared.queue_max = 4;
+    k->shared.tuning.queue_max = 4;
     k->shared.context_max = 100000;
     k->shared.inline_bytes = 32768;
     if (change)

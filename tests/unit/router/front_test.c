@@ -175,7 +175,7 @@ TEST(a_node_that_fails_is_left_alone)
 
 static void little_recovery(rtr_shared *shared)
 {
-    shared->recovery_tokens_per_s = 1;
+    shared->tuning.recovery_tokens_per_s = 1;
 }
 
 /* Two requests lose their node: the second waits, a new one does not. */
@@ -372,7 +372,7 @@ TEST(refusals_go_elsewhere)
 
 static void long_place(rtr_shared *shared)
 {
-    shared->limits.place_timeout_ns = 15 * SL_S_NS;
+    shared->tuning.limits.place_timeout_ns = 15 * SL_S_NS;
 }
 
 TEST(queue_is_bounded_and_moves_when_room_comes)
@@ -465,7 +465,7 @@ TEST(small_and_urgent_ones_overtake)
 
 static void wide(rtr_shared *shared)
 {
-    shared->limits.token_timeout_ns = 60 * SL_S_NS;
+    shared->tuning.limits.token_timeout_ns = 60 * SL_S_NS;
 }
 
 /* The rank is never held: it gets its credits while the client sleeps. Then all arrives. */
@@ -645,7 +645,7 @@ TEST(node_removed_while_in_use)
 
 static void self_prefill(rtr_shared *shared)
 {
-    shared->self_prefill = true;
+    shared->tuning.self_prefill = true;
 }
 
 TEST(without_a_prefill_node_the_rank_prefills)
@@ -780,7 +780,9 @@ TEST(choices_copy_the_first_ones_prompt)
     kit_client_close(&c);
 
     /* without a prefill node they follow the Admit at once */
-    k.shared.self_prefill = true;
+    rtr_tuning tuning = k.shared.tuning;
+    tuning.self_prefill = true;
+    rtr_front_tune(k.front, &tuning);
     rtr_nodes_remove(rtr_front_nodes(k.front), "p-a", p->info.incarnation);
     d->admit_count = 0;
     c = kit_post(&k, CHAT, THREE);
