@@ -305,16 +305,10 @@ static uint32_t find_faults(ctl_session *session, const ctl_call *calls, sl_buf 
 
 static int check_members(ctl_session *session)
 {
-    static const Sluice__V1__NodeStatusRequest REQUEST = SLUICE__V1__NODE_STATUS_REQUEST__INIT;
     size_t count = ctl_session_count(session);
-    ctl_call *calls = sl_alloc(count, sizeof(*calls), "sluicectl calls");
+    ctl_call *calls = ctl_ask_all_nodes(session);
     sl_buf faults;
     sl_buf_init(&faults, 0);
-    for (size_t i = 0; i < count; i++)
-        if (ctl_member_is_node(ctl_session_member(session, i)))
-            ctl_call_start(session, &calls[i], ctl_session_member(session, i),
-                           &rpc_method_node_get_status, &REQUEST.base);
-    ctl_session_wait(session);
     uint32_t fault_count = find_faults(session, calls, &faults);
     if (ctl_session_options(session)->json)
         printf("{\"members\":%zu,\"faults\":%u,\"ok\":%s}\n", count, fault_count,
@@ -323,14 +317,12 @@ static int check_members(ctl_session *session)
         printf("all of %zu members are fine\n", count);
     if (fault_count > 0)
         fprintf(stderr, "sluicectl: %s", faults.data);
-    for (size_t i = 0; i < count; i++)
-        ctl_call_fini(&calls[i]);
-    sl_free(calls);
+    ctl_calls_free(session, calls);
     sl_buf_fini(&faults);
     return fault_count ? CTL_EXIT_FAILURE : CTL_EXIT_OK;
 }
 
-int ctl_check(ctl_session *session, const char *argument)
+int ctl_check(ctl_session *session, const char *const *words)
 {
     return ctl_session_options(session)->ledger ? check_ledger(session) : check_members(session);
 }

@@ -3,6 +3,7 @@
 #ifndef CLI_COMMANDS_H
 #define CLI_COMMANDS_H
 
+#include "base/config.h"
 #include "cli/session.h"
 
 #ifdef __cplusplus
@@ -13,16 +14,43 @@ extern "C" {
 #define CTL_EXIT_FAILURE 1 /* not reached, not done, or something is wrong */
 #define CTL_EXIT_MISUSE  2
 
+#define CTL_READS   1u /* again and again with --watch */
+#define CTL_CHANGES 2u /* says what it would do with --dry-run */
+#define CTL_ALONE   4u /* asks no cluster: its session is NULL */
+
 typedef struct ctl_command {
-    const char *name;
-    bool takes_node;
-    int (*run)(ctl_session *session, const char *argument);
+    const char *name;  /* one word or two: "settings set" */
+    const char *words; /* after it: "NODE"; "" = none */
+    size_t words_min, words_max;
+    unsigned flags;
+    const char *options[8]; /* that go with it alone; NULL-terminated */
+    const char *help;
+    int (*run)(ctl_session *session, const char *const *words); /* NULL-terminated */
 } ctl_command;
 
-int ctl_members(ctl_session *session, const char *argument);
-int ctl_check(ctl_session *session, const char *argument);
-int ctl_drain(ctl_session *session, const char *name);
-int ctl_resume(ctl_session *session, const char *name);
+/* All of them, for the command line, the manual page and completion alike. */
+extern const ctl_command CTL_COMMANDS[];
+extern const size_t CTL_COMMAND_COUNT;
+extern const sl_config_spec CTL_CONFIG_SPEC;
+
+int ctl_members(ctl_session *session, const char *const *words);
+int ctl_node(ctl_session *session, const char *const *words);
+int ctl_check(ctl_session *session, const char *const *words);
+int ctl_drain(ctl_session *session, const char *const *words);
+int ctl_resume(ctl_session *session, const char *const *words);
+int ctl_cordon(ctl_session *session, const char *const *words);
+int ctl_uncordon(ctl_session *session, const char *const *words);
+int ctl_requests(ctl_session *session, const char *const *words);
+int ctl_cancel(ctl_session *session, const char *const *words);
+int ctl_settings_get(ctl_session *session, const char *const *words);
+int ctl_settings_set(ctl_session *session, const char *const *words);
+int ctl_events(ctl_session *session, const char *const *words);
+int ctl_weights_reload(ctl_session *session, const char *const *words);
+int ctl_doctor(ctl_session *session, const char *const *words);
+int ctl_size(ctl_session *session, const char *const *words);
+int ctl_version(ctl_session *session, const char *const *words);
+int ctl_completion(ctl_session *session, const char *const *words);
+int ctl_manual(ctl_session *session, const char *const *words);
 
 /* "sluicectl: ..", to stderr; returns CTL_EXIT_FAILURE. */
 int ctl_fail(const sl_err *err);
@@ -34,6 +62,8 @@ void ctl_json_number(sl_buf *buf, const char *key, uint64_t value);
 void ctl_json_bool(sl_buf *buf, const char *key, bool value);
 /* Begins a field, or an element, whose value follows. */
 void ctl_json_open(sl_buf *buf, const char *key, char bracket);
+/* "1.5 s", "3 min", "2 h". */
+void ctl_age_text(uint64_t ms, char *out_text, size_t size);
 
 #ifdef __cplusplus
 }

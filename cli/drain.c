@@ -8,29 +8,6 @@
 #define POLL_MS   200u
 #define MARGIN_NS (15 * SL_S_NS) /* beyond the node's own deadline: leaving takes a moment */
 
-/* One call and its end; the reply is the caller's, with ctl_call_fini. */
-static sl_status ask(ctl_session *session, const clu_member_info *member, const rpc_method *method,
-                     const ProtobufCMessage *request, ctl_call *out_call, sl_err *err)
-{
-    ctl_call_start(session, out_call, member, method, request);
-    ctl_session_wait(session);
-    if (out_call->err.code == SL_OK)
-        return sl_ok();
-    return sl_fail(err, out_call->err.code, "%s", out_call->err.text);
-}
-
-static sl_status find_node(ctl_session *session, const char *name,
-                           const clu_member_info **out_member, sl_err *err)
-{
-    const clu_member_info *member;
-    SL_TRY(ctl_session_find(session, name, &member, err));
-    if (!ctl_member_is_node(member))
-        return sl_fail(err, SL_UNSUPPORTED,
-                       "%s is a router: end it with SIGTERM, which lets its requests finish", name);
-    *out_member = member;
-    return sl_ok();
-}
-
 typedef struct watching {
     uint32_t left;   /* requests, when last heard */
     bool heard;      /* since the drain began */
@@ -44,7 +21,8 @@ static void look(ctl_session *session, const clu_member_info *member, watching *
     static const Sluice__V1__NodeStatusRequest REQUEST = SLUICE__V1__NODE_STATUS_REQUEST__INIT;
     ctl_call call;
     sl_err err;
-    if (!sl_is_ok(ask(session, member, &rpc_method_node_get_status, &REQUEST.base, &call, &err))) {
+    if (!sl_is_ok(
+            ctl_ask(session, member, &rpc_method_node_get_status, &REQUEST.base, &call, &err))) {
         ctl_call_fini(&call);
         return; /* it may be gone: its record says so, or time does */
     }
@@ -97,7 +75,60 @@ static int report(const ctl_session *session, const clu_member_info *member, con
     return w->left > 0 ? CTL_EXIT_FAILURE : CTL_EXIT_OK;
 }
 
-int ctl_drain(ctl_session *session, const char *name)
+/* ---- drain ---- */
+
+/* Nodes that could do its work: of its role or hybrid, ready, with room for something new. */
+static uint32_t others_of(const ctl_session *session, const clu_member_info *member,
+                          const ctl_call *calls)
+{
+    uint32_t count = 0;
+    for (size_t i = 0; i < ctl_session_count(session); i++) {
+        const clu_member_info *other = ctl_session_member(session, i);
+        const Sluice__V1__NodeStatus *status = (const Sluice__V1__NodeStatus *)calls[i].reply;
+        bool alike = strcmp(other->role, member->role) == 0 || strcmp(other->role, "hybrid") == 0;
+        count += other != member && alike && status && strcmp(status->state, "ready") == 0;
+    }
+    return count;
+}
+
+/* What it would do, told from what the nodes say now. */
+static int plan(ctl_session *session, const clu_member_info *member)
+{
+    const ctl_options *options = ctl_session_options(session);
+    ctl_call *calls = ctl_ask_all_nodes(session);
+    const ctl_call *own = &calls[member - ctl_session_member(session, 0)];
+    const Sluice__V1__NodeStatus *status = (const Sluice__V1__NodeStatus *)own->reply;
+    if (!status) {
+        sl_err err = own->err;
+        ctl_calls_free(session, calls);
+        return ctl_fail(&err);
+    }
+    uint32_t others = others_of(session, member, calls);
+    uint32_t left = status->load ? status->load->running + status->load->waiting : 0;
+    sl_buf out;
+    sl_buf_init(&out, 0);
+    if (options->json) {
+        ctl_json_open(&out, NULL, '{');
+        ctl_json_text(&out, "node", member->name);
+        ctl_json_bool(&out, "dry_run", true);
+        ctl_json_text(&out, "state", status->state);
+        ctl_json_number(&out, "requests", left);
+        ctl_json_number(&out, "timeout_ms", options->timeout_ns / SL_MS_NS);
+        ctl_json_number(&out, "others", others);
+        sl_buf_puts(&out, "}\n");
+    } else {
+        sl_buf_printf(
+            &out,
+            "would drain %s: %u requests could finish within its time, then it leaves; %u "
+            "other nodes can do its work%s\n",
+            member->name, left, others, others ? "" : ": new requests would wait");
+    }
+    ctl_print(&out);
+    ctl_calls_free(session, calls);
+    return CTL_EXIT_OK;
+}
+
+int ctl_drain(ctl_session *session, const char *const *words)
 {
     const clu_member_info *member;
     sl_err err;
@@ -105,9 +136,11 @@ int ctl_drain(ctl_session *session, const char *name)
     uint64_t timeout_ns = ctl_session_options(session)->timeout_ns;
     Sluice__V1__DrainRequest request = SLUICE__V1__DRAIN_REQUEST__INIT;
     request.deadline_ms = (uint32_t)(timeout_ns / SL_MS_NS);
-    if (!sl_is_ok(find_node(session, name, &member, &err)))
+    if (!sl_is_ok(ctl_session_find_node(session, words[0], &member, &err)))
         return ctl_fail(&err);
-    sl_status status = ask(session, member, &rpc_method_node_drain, &request.base, &call, &err);
+    if (ctl_session_options(session)->dry_run)
+        return plan(session, member);
+    sl_status status = ctl_ask(session, member, &rpc_method_node_drain, &request.base, &call, &err);
     if (!sl_is_ok(status)) {
         ctl_call_fini(&call);
         return ctl_fail(&err);
@@ -120,16 +153,16 @@ int ctl_drain(ctl_session *session, const char *name)
     return sl_is_ok(status) ? report(session, member, &w) : ctl_fail(&err);
 }
 
-int ctl_resume(ctl_session *session, const char *name)
+int ctl_resume(ctl_session *session, const char *const *words)
 {
     static const Sluice__V1__ResumeRequest REQUEST = SLUICE__V1__RESUME_REQUEST__INIT;
     const clu_member_info *member;
     sl_err err;
     ctl_call call = {0};
     sl_buf out;
-    sl_status status = find_node(session, name, &member, &err);
+    sl_status status = ctl_session_find_node(session, words[0], &member, &err);
     if (sl_is_ok(status))
-        status = ask(session, member, &rpc_method_node_resume, &REQUEST.base, &call, &err);
+        status = ctl_ask(session, member, &rpc_method_node_resume, &REQUEST.base, &call, &err);
     if (!sl_is_ok(status)) {
         ctl_call_fini(&call);
         return ctl_fail(&err);

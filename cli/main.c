@@ -1,87 +1,13 @@
-/* sluicectl: the operator's tool. Reads the members from etcd, asks and tells nodes by rpc. */
+/* sluicectl: the operator's tool. Finds the members by etcd or a router, asks and tells nodes and
+ * routers by rpc. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-#include "base/config.h"
+#include "base/alloc.h"
 #include "base/log.h"
 #include "cli/commands.h"
-
-static const ctl_command COMMANDS[] = {
-    {"members", false, ctl_members},
-    {"check", false, ctl_check},
-    {"drain", true, ctl_drain},
-    {"resume", true, ctl_resume},
-};
-#define COMMAND_COUNT (sizeof(COMMANDS) / sizeof(COMMANDS[0]))
-
-#define AT(field) offsetof(ctl_options, field)
-
-static const sl_option OPTIONS[] = {
-    {.name = "etcd",
-     .section = "Cluster",
-     .type = SL_OPTION_STRING,
-     .offset = AT(etcd),
-     .default_text = "http://127.0.0.1:2379",
-     .help = "etcd endpoints, separated by commas"},
-    {.name = "cluster",
-     .section = "Cluster",
-     .type = SL_OPTION_STRING,
-     .offset = AT(cluster),
-     .default_text = "default",
-     .help = "cluster name: the prefix of its keys in etcd"},
-    {.name = "etcd-timeout",
-     .section = "Cluster",
-     .type = SL_OPTION_DURATION,
-     .offset = AT(etcd_timeout_ns),
-     .default_text = "5s",
-     .help = "how long etcd may take to answer"},
-    {.name = "call-timeout",
-     .section = "Cluster",
-     .type = SL_OPTION_DURATION,
-     .offset = AT(call_timeout_ns),
-     .default_text = "10s",
-     .help = "how long a node may take to answer"},
-    {.name = "json",
-     .section = "Output",
-     .type = SL_OPTION_BOOL,
-     .offset = AT(json),
-     .default_text = "false",
-     .help = "one JSON object instead of a table"},
-    {.name = "ledger",
-     .section = "check",
-     .type = SL_OPTION_BOOL,
-     .offset = AT(ledger),
-     .default_text = "false",
-     .help = "ask each node who owns each of its pages, and find what cannot be"},
-    {.name = "at-rest",
-     .section = "check",
-     .type = SL_OPTION_BOOL,
-     .offset = AT(at_rest),
-     .default_text = "false",
-     .help = "with --ledger: no request is under way, so nothing may be owned"},
-    {.name = "timeout",
-     .section = "drain",
-     .type = SL_OPTION_DURATION,
-     .offset = AT(timeout_ns),
-     .default_text = "0s",
-     .help = "how long running requests may take to finish (0s: the node's --drain-timeout)"},
-};
-
-static const sl_config_spec SPEC = {
-    .program = "sluicectl",
-    .summary =
-        "looks after a Sluice cluster\n\n"
-        "commands\n"
-        "  members        who is in the cluster, and how loaded\n"
-        "  check          do all nodes answer and fit together; --ledger: who owns each page\n"
-        "  drain NODE     take nothing new, finish what is there, leave\n"
-        "  resume NODE    take a drain back, as long as the node has not left\n\n"
-        "exit codes: 0 done and well; 1 not reached, not done, or something is wrong; 2 "
-        "misuse",
-    .positional = "COMMAND [NODE]",
-    .options = OPTIONS,
-    .option_count = sizeof(OPTIONS) / sizeof(OPTIONS[0]),
-};
 
 static int misuse(const char *text, const char *word)
 {
@@ -89,37 +15,152 @@ static int misuse(const char *text, const char *word)
     return CTL_EXIT_MISUSE;
 }
 
-static int run(const ctl_options *options, const ctl_command *command, const char *argument)
+/* ---- which command ---- */
+
+/* How many of the words its name takes; 0: it is another one. */
+static size_t match(const ctl_command *command, const sl_config *config)
+{
+    const char *space = strchr(command->name, ' ');
+    const char *first = sl_config_positional(config, 0);
+    if (!space)
+        return strcmp(command->name, first) == 0;
+    size_t size = (size_t)(space - command->name);
+    if (strlen(first) != size || memcmp(command->name, first, size) != 0 ||
+        sl_config_positional_count(config) < 2)
+        return 0;
+    return strcmp(space + 1, sl_config_positional(config, 1)) == 0 ? 2 : 0;
+}
+
+/* "which one? settings get, settings set"; or no such command. */
+static int no_command(const char *name)
+{
+    size_t size = strlen(name);
+    bool found = false;
+    for (size_t i = 0; i < CTL_COMMAND_COUNT; i++) {
+        const char *full = CTL_COMMANDS[i].name;
+        if (strncmp(full, name, size) != 0 || full[size] != ' ')
+            continue;
+        fprintf(stderr, "%s%s", found ? ", " : "sluicectl: which one? ", full);
+        found = true;
+    }
+    if (!found)
+        return misuse("no such command: ", name);
+    fprintf(stderr, "\ntry sluicectl --help\n");
+    return CTL_EXIT_MISUSE;
+}
+
+static bool takes(const ctl_command *command, const char *option)
+{
+    for (size_t i = 0; command->options[i]; i++)
+        if (strcmp(command->options[i], option) == 0)
+            return true;
+    return false;
+}
+
+/* NULL: no command takes it alone, it goes with all. */
+static const char *option_owner(const char *option)
+{
+    for (size_t i = 0; i < CTL_COMMAND_COUNT; i++)
+        if (takes(&CTL_COMMANDS[i], option))
+            return CTL_COMMANDS[i].name;
+    return NULL;
+}
+
+/* A flag that does nothing is a mistake of whoever gave it. 0: all is well. */
+static int check_options(const ctl_command *command, const ctl_options *options,
+                         const sl_config *config)
+{
+    char text[200];
+    if (options->dry_run && !(command->flags & CTL_CHANGES))
+        return misuse("--dry-run does not go with ", command->name);
+    if (options->watch && !(command->flags & CTL_READS))
+        return misuse("--watch does not go with ", command->name);
+    for (size_t i = 0; i < CTL_CONFIG_SPEC.option_count; i++) {
+        const char *name = CTL_CONFIG_SPEC.options[i].name, *owner = option_owner(name);
+        if (!owner || takes(command, name) || !sl_config_on_command_line(config, name))
+            continue;
+        snprintf(text, sizeof(text), "--%s goes with %s, not with ", name, owner);
+        return misuse(text, command->name);
+    }
+    if (options->at_rest && !options->ledger)
+        return misuse("--at-rest goes with ", "--ledger");
+    return 0;
+}
+
+/* ---- running it ---- */
+
+static int run_once(const ctl_options *options, const ctl_command *command,
+                    const char *const *words)
 {
     ctl_session *session = NULL;
     sl_err err;
+    if (command->flags & CTL_ALONE)
+        return command->run(NULL, words);
     if (!sl_is_ok(ctl_session_open(options, &session, &err)))
         return ctl_fail(&err);
-    int code = command->run(session, argument);
+    int code = command->run(session, words);
     ctl_session_close(session);
     return code;
 }
 
+/* Fresh each time: members come and go. What cannot be reached now may be later. */
+static int run(const ctl_options *options, const ctl_command *command, const char *const *words)
+{
+    bool clear = options->watch && !options->json && isatty(STDOUT_FILENO);
+    int64_t left = options->watch ? options->count : 1;
+    for (;;) {
+        if (clear)
+            fputs("\033[H\033[2J", stdout);
+        int code = run_once(options, command, words);
+        fflush(stdout);
+        if (left > 0 && --left == 0)
+            return code;
+        ctl_pass(options->interval_ns);
+    }
+}
+
 static int choose(const ctl_options *options, const sl_config *config)
 {
+    const char *words[SL_CONFIG_POSITIONAL_MAX + 1] = {NULL};
     size_t count = sl_config_positional_count(config);
     if (count == 0)
         return misuse("which command?", "");
-    const char *name = sl_config_positional(config, 0);
-    for (size_t i = 0; i < COMMAND_COUNT; i++) {
-        const ctl_command *command = &COMMANDS[i];
-        size_t wanted = command->takes_node ? 2 : 1;
-        if (strcmp(command->name, name) != 0)
+    for (size_t i = 0; i < CTL_COMMAND_COUNT; i++) {
+        const ctl_command *command = &CTL_COMMANDS[i];
+        size_t used = match(command, config);
+        if (used == 0)
             continue;
-        if (count < wanted)
-            return misuse("which node? usage: sluicectl [options] ", "drain|resume NODE");
-        if (count > wanted)
-            return misuse("one word too many: ", sl_config_positional(config, wanted));
-        if (options->at_rest && !options->ledger)
-            return misuse("--at-rest goes with ", "--ledger");
-        return run(options, command, wanted > 1 ? sl_config_positional(config, 1) : NULL);
+        for (size_t j = used; j < count; j++)
+            words[j - used] = sl_config_positional(config, j);
+        if (count - used < command->words_min) {
+            fprintf(stderr, "sluicectl: %s needs %s\n", command->name, command->words);
+            return misuse("usage: sluicectl [options] ", command->name);
+        }
+        if (count - used > command->words_max)
+            return misuse("one word too many: ", words[command->words_max]);
+        int code = check_options(command, options, config);
+        return code ? code : run(options, command, words);
     }
-    return misuse("no such command: ", name);
+    return no_command(sl_config_positional(config, 0));
+}
+
+/* The summary with the commands; the caller's to free. */
+static char *summary(void)
+{
+    sl_buf text;
+    sl_buf_init(&text, 0);
+    sl_buf_printf(&text, "%s\n\ncommands\n", CTL_CONFIG_SPEC.summary);
+    for (size_t i = 0; i < CTL_COMMAND_COUNT; i++) {
+        const ctl_command *command = &CTL_COMMANDS[i];
+        char left[80];
+        snprintf(left, sizeof(left), "%s%s%s", command->name, *command->words ? " " : "",
+                 command->words);
+        sl_buf_printf(&text, "  %-25s %s\n", left, command->help);
+    }
+    sl_buf_puts(&text, "\nexit codes: 0 done and well; 1 not reached, not done, or something is "
+                       "wrong; 2 misuse");
+    sl_buf_putc(&text, '\0');
+    return sl_buf_take(&text, NULL);
 }
 
 int main(int argc, char **argv)
@@ -127,9 +168,13 @@ int main(int argc, char **argv)
     ctl_options options = {0};
     sl_config *config = NULL;
     int code = 0;
+    sl_config_spec spec = CTL_CONFIG_SPEC;
+    char *text = summary();
+    spec.summary = text;
     sl_log_set_name("sluicectl");
-    if (sl_config_parse(&SPEC, argc, argv, &options, &config, &code) == SL_CONFIG_RUN)
+    if (sl_config_parse(&spec, argc, argv, &options, &config, &code) == SL_CONFIG_RUN)
         code = choose(&options, config);
     sl_config_destroy(config);
+    sl_free(text);
     return code;
 }

@@ -1,8 +1,9 @@
 /* `sluicectl members`: the records in etcd, and what each node says of itself. */
 #include <stdio.h>
+#include <string.h>
 
-#include "base/alloc.h"
 #include "cli/commands.h"
+#include "proto/sluice/v1/cluster.pb-c.h"
 #include "proto/sluice/v1/node.pb-c.h"
 
 static const Sluice__V1__NodeStatus *status_of(const ctl_call *call)
@@ -10,24 +11,30 @@ static const Sluice__V1__NodeStatus *status_of(const ctl_call *call)
     return (const Sluice__V1__NodeStatus *)call->reply;
 }
 
-static const char *state_of(const ctl_session *session, const clu_member_info *member,
-                            const ctl_call *call)
+/* As a router sees it: that a node is cordoned it does not know itself. */
+static bool is_cordoned(const ctl_call *view, const clu_member_info *member)
 {
-    bool suspect;
-    if (call->reply)
-        return status_of(call)->state;
-    if (ctl_member_is_node(member))
-        return "no answer";
-    if (ctl_session_has(session, member, &suspect) && suspect)
-        return "suspect";
-    return clu_member_state_name(member->state);
+    const Sluice__V1__ListMembersReply *reply = (const Sluice__V1__ListMembersReply *)view->reply;
+    for (size_t i = 0; reply && i < reply->n_members; i++)
+        if (strcmp(reply->members[i]->name, member->name) == 0)
+            return strcmp(reply->members[i]->state, "cordoned") == 0;
+    return false;
 }
 
-static void print_row(const ctl_session *session, const clu_member_info *member,
-                      const ctl_call *call, sl_buf *out)
+static const char *state_of(const clu_member_info *member, const ctl_call *call,
+                            const ctl_call *view)
+{
+    if (!call->reply)
+        return ctl_member_is_node(member) ? "no answer" : clu_member_state_name(member->state);
+    const char *state = status_of(call)->state;
+    return strcmp(state, "ready") == 0 && is_cordoned(view, member) ? "cordoned" : state;
+}
+
+static void print_row(const clu_member_info *member, const ctl_call *call, const ctl_call *view,
+                      sl_buf *out)
 {
     sl_buf_printf(out, "%-20s %-8s %-10s %-22s %-8s", member->name, member->role,
-                  state_of(session, member, call), member->control, member->version);
+                  state_of(member, call, view), member->control, member->version);
     const Sluice__V1__NodeStatus *status = status_of(call);
     if (status && status->load)
         sl_buf_printf(out, " %8u %8u %7u/%-7u", status->load->running, status->load->waiting,
@@ -35,8 +42,8 @@ static void print_row(const ctl_session *session, const clu_member_info *member,
     sl_buf_putc(out, '\n');
 }
 
-static void write_member(const ctl_session *session, const clu_member_info *member,
-                         const ctl_call *call, sl_buf *out)
+static void write_member(const clu_member_info *member, const ctl_call *call, const ctl_call *view,
+                         sl_buf *out)
 {
     char incarnation[17];
     const Sluice__V1__NodeStatus *status = status_of(call);
@@ -44,7 +51,7 @@ static void write_member(const ctl_session *session, const clu_member_info *memb
     ctl_json_open(out, NULL, '{');
     ctl_json_text(out, "name", member->name);
     ctl_json_text(out, "role", member->role);
-    ctl_json_text(out, "state", state_of(session, member, call));
+    ctl_json_text(out, "state", state_of(member, call, view));
     ctl_json_text(out, "control", member->control);
     ctl_json_text(out, "kv", member->kv);
     ctl_json_text(out, "metrics", member->metrics);
@@ -67,7 +74,7 @@ static void write_member(const ctl_session *session, const clu_member_info *memb
     sl_buf_putc(out, '}');
 }
 
-static void print(const ctl_session *session, const ctl_call *calls)
+static void print(const ctl_session *session, const ctl_call *calls, const ctl_call *view)
 {
     const ctl_options *options = ctl_session_options(session);
     sl_buf out;
@@ -83,28 +90,25 @@ static void print(const ctl_session *session, const ctl_call *calls)
     for (size_t i = 0; i < ctl_session_count(session); i++) {
         const clu_member_info *member = ctl_session_member(session, i);
         if (options->json)
-            write_member(session, member, &calls[i], &out);
+            write_member(member, &calls[i], view, &out);
         else
-            print_row(session, member, &calls[i], &out);
+            print_row(member, &calls[i], view, &out);
     }
     if (options->json)
         sl_buf_puts(&out, "]}\n");
     ctl_print(&out);
 }
 
-int ctl_members(ctl_session *session, const char *argument)
+int ctl_members(ctl_session *session, const char *const *words)
 {
-    static const Sluice__V1__NodeStatusRequest REQUEST = SLUICE__V1__NODE_STATUS_REQUEST__INIT;
-    size_t count = ctl_session_count(session);
-    ctl_call *calls = sl_alloc(count, sizeof(*calls), "sluicectl calls");
-    for (size_t i = 0; i < count; i++)
-        if (ctl_member_is_node(ctl_session_member(session, i)))
-            ctl_call_start(session, &calls[i], ctl_session_member(session, i),
-                           &rpc_method_node_get_status, &REQUEST.base);
-    ctl_session_wait(session);
-    print(session, calls);
-    for (size_t i = 0; i < count; i++)
-        ctl_call_fini(&calls[i]);
-    sl_free(calls);
+    static const Sluice__V1__ListMembersRequest REQUEST = SLUICE__V1__LIST_MEMBERS_REQUEST__INIT;
+    ctl_call *calls = ctl_ask_all_nodes(session), view;
+    sl_err err;
+    /* Without a router the table lacks who is cordoned, no more. */
+    (void)!sl_is_ok(
+        ctl_ask_router(session, &rpc_method_cluster_list_members, &REQUEST.base, &view, &err));
+    print(session, calls, &view);
+    ctl_calls_free(session, calls);
+    ctl_call_fini(&view);
     return CTL_EXIT_OK;
 }

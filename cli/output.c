@@ -54,3 +54,13 @@ void ctl_json_open(sl_buf *buf, const char *key, char bracket)
     begin(buf, key);
     sl_buf_putc(buf, bracket);
 }
+
+void ctl_age_text(uint64_t ms, char *out_text, size_t size)
+{
+    if (ms < 60000)
+        snprintf(out_text, size, "%.1fs", (double)ms / 1e3);
+    else if (ms < 3600000)
+        snprintf(out_text, size, "%.1fm", (double)ms / 60e3);
+    else
+        snprintf(out_text, size, "%.1fh", (double)ms / 3600e3);
+}

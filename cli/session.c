@@ -1,23 +1,30 @@
 /* The members and calls to them: see session.h. */
 #include "cli/session.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/alloc.h"
+#include "proto/sluice/v1/cluster.pb-c.h"
+#include "proto/sluice/v1/node.pb-c.h"
+#include "rpc/server.h"
 
 struct ctl_session {
     const ctl_options *options;
     sl_loop *loop;
     rpc_runtime *runtime;
-    clu_etcd *etcd;
-    clu_view *view;
+    clu_etcd *etcd; /* NULL: a router tells */
+    clu_view *view; /* the same */
     bool ready;
     sl_err failure; /* code SL_OK: none */
+    /* [count], then the router that --router names, whatever its record says. */
     clu_member_info *members;
-    rpc_channel **channels; /* [count], made when first used */
+    rpc_channel **channels; /* made when first used */
     size_t count;
     size_t calls_open;
+    char actor[RPC_ACTOR_MAX];
 };
 
 static void on_ready(void *context)
@@ -38,23 +45,19 @@ static int by_name(const void *a, const void *b)
     return strcmp(x->name, y->name);
 }
 
-static void copy_members(ctl_session *session)
+static void make_room(ctl_session *session, size_t count)
 {
-    session->count = clu_view_count(session->view);
-    session->members = sl_alloc(session->count, sizeof(*session->members), "sluicectl members");
-    session->channels = sl_alloc(session->count, sizeof(rpc_channel *), "sluicectl members");
-    for (size_t i = 0; i < session->count; i++)
-        session->members[i] = clu_view_at(session->view, i)->info;
-    if (session->count > 0)
-        qsort(session->members, session->count, sizeof(*session->members), by_name);
+    session->count = count;
+    session->members = sl_alloc(count + 1, sizeof(*session->members), "sluicectl members");
+    session->channels = sl_alloc(count + 1, sizeof(rpc_channel *), "sluicectl members");
 }
+
+/* ---- members by etcd ---- */
 
 static sl_status open_view(ctl_session *session, sl_err *err)
 {
     static const clu_view_events EVENTS = {.on_ready = on_ready, .on_failed = on_failed};
     const ctl_options *options = session->options;
-    SL_TRY(sl_loop_create(&session->loop, err));
-    SL_TRY(rpc_runtime_create(session->loop, &session->runtime, err));
     clu_etcd_options etcd = {.endpoints = options->etcd, .timeout_ns = options->etcd_timeout_ns};
     SL_TRY(sl_wrap(err, clu_etcd_create(session->runtime, &etcd, &session->etcd, err), "--etcd"));
     clu_view_options view = {.cluster = options->cluster};
@@ -65,7 +68,9 @@ static sl_status open_view(ctl_session *session, sl_err *err)
         return sl_fail(err, session->failure.code,
                        "%s\nis etcd running there? --etcd says where it is looked for",
                        session->failure.text);
-    copy_members(session);
+    make_room(session, clu_view_count(session->view));
+    for (size_t i = 0; i < session->count; i++)
+        session->members[i] = clu_view_at(session->view, i)->info;
     if (session->count == 0)
         return sl_fail(err, SL_NOT_FOUND,
                        "etcd at %s knows no member of cluster \"%s\": is --cluster right, and has "
@@ -74,11 +79,105 @@ static sl_status open_view(ctl_session *session, sl_err *err)
     return sl_ok();
 }
 
+/* ---- members by a router ---- */
+
+static void copy_text(char *field, size_t size, const char *text)
+{
+    snprintf(field, size, "%s", text);
+}
+
+/* What a router tells is as good as what etcd holds, but for members that left just now. */
+static void copy_member(const Sluice__V1__Member *from, clu_member_info *to)
+{
+    memset(to, 0, sizeof(*to));
+    copy_text(to->name, sizeof(to->name), from->name);
+    copy_text(to->role, sizeof(to->role), from->role);
+    copy_text(to->control, sizeof(to->control), from->control);
+    copy_text(to->kv, sizeof(to->kv), from->kv);
+    copy_text(to->metrics, sizeof(to->metrics), from->metrics);
+    copy_text(to->version, sizeof(to->version), from->version);
+    to->incarnation = from->incarnation;
+    to->slots = from->slots;
+    to->pages = from->pages;
+    to->context_max = from->context_max;
+    to->state = strcmp(from->state, "draining") == 0   ? CLU_MEMBER_STATE_DRAINING
+                : strcmp(from->state, "cordoned") == 0 ? CLU_MEMBER_STATE_CORDONED
+                                                       : CLU_MEMBER_STATE_READY;
+    if (!from->stamp)
+        return;
+    copy_text(to->stamp.numerics_id, sizeof(to->stamp.numerics_id), from->stamp->numerics_id);
+    copy_text(to->stamp.model_hash, sizeof(to->stamp.model_hash), from->stamp->model_hash);
+    copy_text(to->stamp.weights_version, sizeof(to->stamp.weights_version),
+              from->stamp->weights_version);
+    copy_text(to->stamp.cache_format, sizeof(to->stamp.cache_format), from->stamp->cache_format);
+}
+
+static sl_status list_members(ctl_session *session, ctl_call *out_call, sl_err *err)
+{
+    static const Sluice__V1__ListMembersRequest REQUEST = SLUICE__V1__LIST_MEMBERS_REQUEST__INIT;
+    return ctl_ask(session, &session->members[session->count], &rpc_method_cluster_list_members,
+                   &REQUEST.base, out_call, err);
+}
+
+/* Its channel stays that of the last member: the list is made anew around it. */
+static sl_status open_router(ctl_session *session, sl_err *err)
+{
+    ctl_call call = {0};
+    make_room(session, 0);
+    copy_text(session->members[0].name, sizeof(session->members[0].name), "the router");
+    copy_text(session->members[0].role, sizeof(session->members[0].role), "router");
+    if (strlen(session->options->router) >= sizeof(session->members[0].control))
+        return sl_fail(err, SL_INVALID, "--router: want host:port");
+    copy_text(session->members[0].control, sizeof(session->members[0].control),
+              session->options->router);
+    sl_status status = list_members(session, &call, err);
+    if (!sl_is_ok(status)) {
+        ctl_call_fini(&call);
+        return sl_wrap(err, status, "--router");
+    }
+    const Sluice__V1__ListMembersReply *reply = (const Sluice__V1__ListMembersReply *)call.reply;
+    clu_member_info *router = session->members;
+    rpc_channel **channel = session->channels;
+    make_room(session, reply->n_members);
+    for (size_t i = 0; i < reply->n_members; i++)
+        copy_member(reply->members[i], &session->members[i]);
+    session->members[session->count] = *router;
+    session->channels[session->count] = *channel;
+    sl_free(router);
+    sl_free(channel);
+    ctl_call_fini(&call);
+    return sl_ok();
+}
+
+/* Who acts, as long as no certificate says it. */
+static void set_actor(ctl_session *session)
+{
+    char host[64] = "";
+    const char *user = getenv("SUDO_USER") ? getenv("SUDO_USER") : getenv("USER");
+    if (gethostname(host, sizeof(host) - 1) != 0)
+        host[0] = '\0';
+    snprintf(session->actor, sizeof(session->actor), "%.60s@%.60s", user ? user : "uid", host);
+}
+
+static sl_status open_session(ctl_session *session, sl_err *err)
+{
+    SL_TRY(sl_loop_create(&session->loop, err));
+    SL_TRY(rpc_runtime_create(session->loop, &session->runtime, err));
+    set_actor(session);
+    if (session->options->router && session->options->router[0])
+        SL_TRY(open_router(session, err));
+    else
+        SL_TRY(open_view(session, err));
+    if (session->count > 0)
+        qsort(session->members, session->count, sizeof(*session->members), by_name);
+    return sl_ok();
+}
+
 sl_status ctl_session_open(const ctl_options *options, ctl_session **out_session, sl_err *err)
 {
     ctl_session *session = sl_alloc(1, sizeof(*session), "sluicectl session");
     session->options = options;
-    sl_status status = open_view(session, err);
+    sl_status status = open_session(session, err);
     if (!sl_is_ok(status)) {
         ctl_session_close(session);
         return status;
@@ -91,7 +190,7 @@ void ctl_session_close(ctl_session *session)
 {
     if (!session)
         return;
-    for (size_t i = 0; i < session->count; i++)
+    for (size_t i = 0; session->channels && i <= session->count; i++)
         rpc_channel_destroy(session->channels[i]);
     clu_view_destroy(session->view);
     if (session->etcd)
@@ -140,13 +239,59 @@ sl_status ctl_session_find(const ctl_session *session, const char *name,
     return status;
 }
 
-bool ctl_session_has(const ctl_session *session, const clu_member_info *member, bool *out_suspect)
+static bool router_has(ctl_session *session, const clu_member_info *member, bool *out_suspect)
 {
+    ctl_call call = {0};
+    sl_err err;
+    bool found = false;
+    *out_suspect = false;
+    if (!sl_is_ok(list_members(session, &call, &err))) {
+        ctl_call_fini(&call);
+        return true; /* it does not say otherwise */
+    }
+    const Sluice__V1__ListMembersReply *reply = (const Sluice__V1__ListMembersReply *)call.reply;
+    for (size_t i = 0; i < reply->n_members; i++) {
+        const Sluice__V1__Member *at = reply->members[i];
+        if (strcmp(at->name, member->name) != 0 || at->incarnation != member->incarnation)
+            continue;
+        found = true;
+        *out_suspect = strcmp(at->state, "suspect") == 0;
+    }
+    ctl_call_fini(&call);
+    return found;
+}
+
+bool ctl_session_has(ctl_session *session, const clu_member_info *member, bool *out_suspect)
+{
+    if (!session->view)
+        return router_has(session, member, out_suspect);
     const clu_view_member *now = clu_view_find(session->view, member->name);
     if (!now || now->info.incarnation != member->incarnation)
         return false;
     *out_suspect = now->suspect;
     return true;
+}
+
+clu_etcd *ctl_session_etcd(ctl_session *session)
+{
+    return session->etcd;
+}
+
+sl_loop *ctl_session_loop(ctl_session *session)
+{
+    return session->loop;
+}
+
+sl_status ctl_session_find_node(const ctl_session *session, const char *name,
+                                const clu_member_info **out_member, sl_err *err)
+{
+    const clu_member_info *member;
+    SL_TRY(ctl_session_find(session, name, &member, err));
+    if (!ctl_member_is_node(member))
+        return sl_fail(err, SL_UNSUPPORTED,
+                       "%s is a router: end it with SIGTERM, which lets its requests finish", name);
+    *out_member = member;
+    return sl_ok();
 }
 
 bool ctl_member_is_node(const clu_member_info *member)
@@ -195,24 +340,112 @@ static void on_done(void *context, const ProtobufCMessage *reply, const sl_err *
     call->session->calls_open--;
 }
 
-static rpc_call_options call_options(const ctl_session *session)
+typedef struct options_of_call {
+    rpc_metadata actor;
+    rpc_call_options options;
+} options_of_call;
+
+static const rpc_call_options *call_options(const ctl_session *session, uint64_t timeout_ns,
+                                            options_of_call *out)
 {
-    return (rpc_call_options){.deadline = sl_now_ns() + session->options->call_timeout_ns};
+    out->actor = (rpc_metadata){RPC_ACTOR_KEY, session->actor};
+    out->options = (rpc_call_options){
+        .deadline = sl_now_ns() + timeout_ns, .metadata = &out->actor, .metadata_count = 1};
+    return &out->options;
+}
+
+void ctl_call_start_within(ctl_session *session, ctl_call *call, const clu_member_info *member,
+                           const rpc_method *method, const ProtobufCMessage *request,
+                           uint64_t timeout_ns)
+{
+    rpc_channel *channel;
+    options_of_call options;
+    *call = (ctl_call){.session = session, .member = member};
+    sl_status status = channel_of(session, member, &channel, &call->err);
+    if (sl_is_ok(status))
+        status = rpc_unary(channel, method, request, call_options(session, timeout_ns, &options),
+                           on_done, call, NULL, &call->err);
+    if (sl_is_ok(status))
+        session->calls_open++;
+    else
+        call->done = true;
 }
 
 void ctl_call_start(ctl_session *session, ctl_call *call, const clu_member_info *member,
                     const rpc_method *method, const ProtobufCMessage *request)
 {
-    rpc_channel *channel;
-    rpc_call_options options = call_options(session);
-    *call = (ctl_call){.session = session, .member = member};
-    sl_status status = channel_of(session, member, &channel, &call->err);
-    if (sl_is_ok(status))
-        status = rpc_unary(channel, method, request, &options, on_done, call, NULL, &call->err);
-    if (sl_is_ok(status))
-        session->calls_open++;
-    else
-        call->done = true;
+    ctl_call_start_within(session, call, member, method, request,
+                          session->options->call_timeout_ns);
+}
+
+sl_status ctl_ask(ctl_session *session, const clu_member_info *member, const rpc_method *method,
+                  const ProtobufCMessage *request, ctl_call *out_call, sl_err *err)
+{
+    ctl_call_start(session, out_call, member, method, request);
+    ctl_session_wait(session);
+    if (out_call->err.code == SL_OK)
+        return sl_ok();
+    return sl_fail(err, out_call->err.code, "%s", out_call->err.text);
+}
+
+sl_status ctl_ask_router(ctl_session *session, const rpc_method *method,
+                         const ProtobufCMessage *request, ctl_call *out_call, sl_err *err)
+{
+    sl_status status =
+        sl_fail(err, SL_NOT_FOUND, "no router is a member of this cluster: this command needs one");
+    *out_call = (ctl_call){0};
+    if (!session->view)
+        return ctl_ask(session, &session->members[session->count], method, request, out_call, err);
+    for (size_t i = 0; i < session->count; i++) {
+        if (ctl_member_is_node(&session->members[i]))
+            continue;
+        ctl_call_fini(out_call);
+        status = ctl_ask(session, &session->members[i], method, request, out_call, err);
+        if (status.code != SL_UNAVAILABLE && status.code != SL_DEADLINE)
+            break;
+    }
+    return status;
+}
+
+static ctl_call *ask_all(ctl_session *session, bool nodes, const rpc_method *method,
+                         const ProtobufCMessage *request)
+{
+    ctl_call *calls = sl_alloc(session->count, sizeof(*calls), "sluicectl calls");
+    for (size_t i = 0; i < session->count; i++)
+        if (ctl_member_is_node(&session->members[i]) == nodes)
+            ctl_call_start(session, &calls[i], &session->members[i], method, request);
+    ctl_session_wait(session);
+    return calls;
+}
+
+ctl_call *ctl_ask_all_nodes(ctl_session *session)
+{
+    static const Sluice__V1__NodeStatusRequest REQUEST = SLUICE__V1__NODE_STATUS_REQUEST__INIT;
+    return ask_all(session, true, &rpc_method_node_get_status, &REQUEST.base);
+}
+
+ctl_call *ctl_ask_all_routers(ctl_session *session, const rpc_method *method,
+                              const ProtobufCMessage *request)
+{
+    return ask_all(session, false, method, request);
+}
+
+void ctl_calls_free(ctl_session *session, ctl_call *calls)
+{
+    for (size_t i = 0; i < session->count; i++)
+        ctl_call_fini(&calls[i]);
+    sl_free(calls);
+}
+
+void ctl_pass(uint64_t ns)
+{
+    sl_loop *loop;
+    sl_time_ns end = sl_now_ns() + ns;
+    if (!sl_is_ok(sl_loop_create(&loop, NULL)))
+        return;
+    for (sl_time_ns now = sl_now_ns(); now < end; now = sl_now_ns())
+        sl_loop_run_once(loop, (int)((end - now) / SL_MS_NS) + 1);
+    sl_loop_destroy(loop);
 }
 
 void ctl_call_fini(ctl_call *call)
@@ -266,9 +499,11 @@ sl_status ctl_session_read(ctl_session *session, const clu_member_info *member,
     static const rpc_stream_events EVENTS = {.on_message = on_message, .on_end = on_end};
     reading r = {.on_message = fn, .context = context};
     rpc_channel *channel;
-    rpc_call_options options = call_options(session);
+    options_of_call options;
     SL_TRY(channel_of(session, member, &channel, err));
-    SL_TRY(rpc_stream_open(channel, method, request, &options, &EVENTS, &r, &r.call, err));
+    SL_TRY(rpc_stream_open(channel, method, request,
+                           call_options(session, session->options->call_timeout_ns, &options),
+                           &EVENTS, &r, &r.call, err));
     while (!r.done)
         sl_loop_run_once(session->loop, 100);
     if (r.refusal.code != SL_OK)

@@ -299,6 +299,17 @@ class Cluster:
         return subprocess.run([*enter, os.path.join(BIN, "sluicectl"), "--etcd", ",".join(self.state["etcd"]), "--cluster",
                                self.state["cluster"], *arguments], capture_output=True, text=True, timeout=PATIENCE)
 
+    def ctl_json(self, *arguments, code=0):
+        """What it says of this cluster with --json."""
+        result = self.ctl(*arguments, "--json")
+        assert result.returncode == code, (arguments, result.returncode, result.stdout, result.stderr)
+        return json.loads(result.stdout)
+
+    def ctl_router(self, *arguments, address=None):
+        """The same through a router, without etcd."""
+        return subprocess.run([os.path.join(BIN, "sluicectl"), "--router", address or self.state["control"], *arguments],
+                              capture_output=True, text=True, timeout=PATIENCE)
+
     def check_ledger(self, *arguments):
         """Who owns each page of each living node: nothing that cannot be. Nodes that died may still be members."""
         result = self.ctl("check", "--ledger", "--json", *arguments)

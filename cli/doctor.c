@@ -1,0 +1,256 @@
+/* `sluicectl doctor`: a list of questions to the cluster, each with a verdict and what to do. */
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/commands.h"
+#include "proto/sluice/v1/cluster.pb-c.h"
+#include "proto/sluice/v1/node.pb-c.h"
+#include "rpc/methods.h"
+
+#define PAGES_SCARCE_PERCENT 5u
+#define ETCD_FULL_BYTES      ((int64_t)1536 << 20) /* three quarters of etcd's default quota */
+
+typedef enum verdict { VERDICT_OK, VERDICT_WARN, VERDICT_FAIL } verdict;
+
+typedef struct diagnosis {
+    ctl_session *session;
+    const ctl_call *nodes, *routers; /* [count] */
+    bool json;
+    sl_buf out;
+    uint32_t counts[3];
+} diagnosis;
+
+static const Sluice__V1__NodeStatus *status_of(const ctl_call *call)
+{
+    return (const Sluice__V1__NodeStatus *)call->reply;
+}
+
+static void say(diagnosis *d, verdict v, const char *subject, const char *text)
+{
+    static const char *const NAMES[] = {"ok", "warn", "FAIL"};
+    d->counts[v]++;
+    if (!d->json) {
+        sl_buf_printf(&d->out, "%-5s %-16s %s\n", NAMES[v], subject, text);
+        return;
+    }
+    ctl_json_open(&d->out, NULL, '{');
+    ctl_json_text(&d->out, "verdict", v == VERDICT_FAIL ? "fail" : NAMES[v]);
+    ctl_json_text(&d->out, "subject", subject);
+    ctl_json_text(&d->out, "text", text);
+    sl_buf_putc(&d->out, '}');
+}
+
+#define sayf(d, v, subject, ...)                     \
+    do {                                             \
+        char text_[600];                             \
+        snprintf(text_, sizeof(text_), __VA_ARGS__); \
+        say((d), (v), (subject), text_);             \
+    } while (0)
+
+/* ---- etcd ---- */
+
+typedef struct etcd_answer {
+    bool done;
+    sl_err err;
+    int64_t bytes;
+    bool leader;
+    char alarm[200];
+} etcd_answer;
+
+static void on_etcd(void *context, const ProtobufCMessage *message, const sl_err *err)
+{
+    etcd_answer *answer = context;
+    const Etcdserverpb__StatusResponse *reply = (const void *)message;
+    answer->done = true;
+    answer->err = *err;
+    if (!reply)
+        return;
+    answer->bytes = reply->dbsize;
+    answer->leader = reply->leader != 0;
+    for (size_t i = 0; i < reply->n_errors && i < 1; i++)
+        snprintf(answer->alarm, sizeof(answer->alarm), "%s", reply->errors[i]);
+}
+
+static void ask_etcd(diagnosis *d)
+{
+    Etcdserverpb__StatusRequest request = ETCDSERVERPB__STATUS_REQUEST__INIT;
+    clu_etcd *etcd = ctl_session_etcd(d->session);
+    clu_request_options options = {.idempotent = true};
+    etcd_answer answer = {0};
+    sl_time_ns start = sl_now_ns();
+    if (!etcd)
+        return; /* the routers say what they think of it */
+    sl_status status = clu_etcd_request(etcd, &rpc_method_etcd_maintenance_status, &request.base,
+                                        &options, on_etcd, &answer, NULL, &answer.err);
+    while (sl_is_ok(status) && !answer.done)
+        sl_loop_run_once(ctl_session_loop(d->session), 100);
+    if (answer.err.code != SL_OK)
+        say(d, VERDICT_FAIL, "etcd", answer.err.text);
+    else if (!answer.leader)
+        say(d, VERDICT_FAIL, "etcd", "it has no leader: are most of its members up?");
+    else if (answer.alarm[0])
+        sayf(d, VERDICT_FAIL, "etcd", "%s: defragment it, then disarm the alarm", answer.alarm);
+    else if (answer.bytes > ETCD_FULL_BYTES)
+        sayf(d, VERDICT_WARN, "etcd", "%lld MB are stored: compact and defragment it",
+             (long long)(answer.bytes >> 20));
+    else
+        sayf(d, VERDICT_OK, "etcd", "answers in %.1f ms, stores %.1f MB",
+             (double)(sl_now_ns() - start) / 1e6, (double)answer.bytes / 1048576.0);
+}
+
+/* ---- nodes ---- */
+
+static void look_at_node(diagnosis *d, const clu_member_info *member, const ctl_call *call)
+{
+    const Sluice__V1__NodeStatus *status = status_of(call);
+    if (!status) {
+        say(d, VERDICT_FAIL, member->name, call->err.text);
+        return;
+    }
+    const Sluice__V1__Load *load = status->load;
+    if (strcmp(status->state, "ready") != 0)
+        sayf(d, VERDICT_WARN, member->name, "is %s: it takes nothing new", status->state);
+    else if (load && load->waiting > 0 && load->slots_free == 0)
+        sayf(d, VERDICT_WARN, member->name, "%u requests wait and no slot is free: add nodes",
+             load->waiting);
+    else if (load &&
+             (uint64_t)load->pages_free * 100 < (uint64_t)load->pages_total * PAGES_SCARCE_PERCENT)
+        sayf(d, VERDICT_WARN, member->name,
+             "%u of %u cache pages are free: add nodes, or --kv-memory", load->pages_free,
+             load->pages_total);
+    else
+        say(d, VERDICT_OK, member->name, "answers");
+}
+
+static void look_at_roles(diagnosis *d)
+{
+    static const char *const ROLES[] = {"prefill", "decode"};
+    for (size_t r = 0; r < 2; r++) {
+        uint32_t count = 0;
+        for (size_t i = 0; i < ctl_session_count(d->session); i++) {
+            const Sluice__V1__NodeStatus *status = status_of(&d->nodes[i]);
+            count += status && strcmp(status->state, "ready") == 0 &&
+                     (strcmp(status->role, ROLES[r]) == 0 || strcmp(status->role, "hybrid") == 0);
+        }
+        if (count == 0)
+            sayf(d, r == 0 ? VERDICT_WARN : VERDICT_FAIL, ROLES[r],
+                 r == 0 ? "no node is ready: decode nodes compute prompts themselves, if "
+                          "--self-prefill lets them"
+                        : "no node is ready: nothing can be answered");
+        else if (count == 1)
+            sayf(d, VERDICT_WARN, ROLES[r], "one node is ready: if it fails there is no other");
+        else
+            sayf(d, VERDICT_OK, ROLES[r], "%u nodes are ready", count);
+    }
+}
+
+static void compare_members(diagnosis *d)
+{
+    const clu_member_info *stamped = NULL, *first = NULL;
+    bool equal = true;
+    for (size_t i = 0; i < ctl_session_count(d->session); i++) {
+        const clu_member_info *member = ctl_session_member(d->session, i);
+        first = first ? first : member;
+        if (strcmp(first->version, member->version) != 0)
+            sayf(d, VERDICT_WARN, member->name, "is version %s, %s is %s: finish the upgrade",
+                 member->version, first->name, first->version);
+        if (!ctl_member_is_node(member))
+            continue;
+        stamped = stamped ? stamped : member;
+        if (memcmp(&stamped->stamp, &member->stamp, sizeof(member->stamp)) == 0)
+            continue;
+        equal = false;
+        sayf(d, VERDICT_WARN, member->name,
+             "differs from %s in numerics, model, weights or cache format: they exchange no pages",
+             stamped->name);
+    }
+    if (stamped && equal)
+        say(d, VERDICT_OK, "stamps", "all nodes compute alike");
+}
+
+/* ---- routers ---- */
+
+static const char *const FINE[] = {"ready", "draining"};
+
+static void look_at_view(diagnosis *d, const char *router,
+                         const Sluice__V1__ListMembersReply *reply)
+{
+    uint32_t odd = 0;
+    if (!reply->etcd_connected) {
+        say(d, VERDICT_FAIL, router, "has lost etcd: it serves on the members it knew");
+        odd++;
+    }
+    if (reply->view_frozen) {
+        say(d, VERDICT_FAIL, router, "many members lost their leases at once: look at etcd");
+        odd++;
+    }
+    for (size_t i = 0; i < reply->n_members; i++) {
+        const Sluice__V1__Member *member = reply->members[i];
+        if (strcmp(member->state, FINE[0]) == 0 || strcmp(member->state, FINE[1]) == 0)
+            continue;
+        odd++;
+        if (strcmp(member->state, "cordoned") == 0)
+            sayf(d, VERDICT_WARN, member->name, "is cordoned: sluicectl uncordon %s", member->name);
+        else if (strcmp(member->state, "incompatible") == 0)
+            sayf(d, VERDICT_FAIL, member->name, "serves another model than %s does", router);
+        else
+            sayf(d, VERDICT_FAIL, member->name, "%s finds it %s: is it reachable from there?",
+                 router, member->state);
+    }
+    if (odd == 0)
+        sayf(d, VERDICT_OK, router, "sees %zu members, all usable", reply->n_members);
+}
+
+static void look_at_routers(diagnosis *d)
+{
+    uint32_t count = 0;
+    for (size_t i = 0; i < ctl_session_count(d->session); i++) {
+        const clu_member_info *member = ctl_session_member(d->session, i);
+        if (ctl_member_is_node(member))
+            continue;
+        count++;
+        if (d->routers[i].reply)
+            look_at_view(d, member->name,
+                         (const Sluice__V1__ListMembersReply *)d->routers[i].reply);
+        else
+            say(d, VERDICT_FAIL, member->name, d->routers[i].err.text);
+    }
+    if (count == 0)
+        say(d, VERDICT_FAIL, "routers", "there is none: clients reach nothing");
+}
+
+int ctl_doctor(ctl_session *session, const char *const *words)
+{
+    static const Sluice__V1__ListMembersRequest REQUEST = SLUICE__V1__LIST_MEMBERS_REQUEST__INIT;
+    ctl_call *nodes = ctl_ask_all_nodes(session);
+    ctl_call *routers =
+        ctl_ask_all_routers(session, &rpc_method_cluster_list_members, &REQUEST.base);
+    diagnosis d = {.session = session,
+                   .nodes = nodes,
+                   .routers = routers,
+                   .json = ctl_session_options(session)->json};
+    sl_buf_init(&d.out, 0);
+    if (d.json)
+        sl_buf_puts(&d.out, "{\"findings\":[");
+    ask_etcd(&d);
+    look_at_routers(&d);
+    look_at_roles(&d);
+    compare_members(&d);
+    for (size_t i = 0; i < ctl_session_count(session); i++)
+        if (ctl_member_is_node(ctl_session_member(session, i)))
+            look_at_node(&d, ctl_session_member(session, i), &nodes[i]);
+    if (d.json) {
+        sl_buf_putc(&d.out, ']');
+        ctl_json_number(&d.out, "warnings", d.counts[VERDICT_WARN]);
+        ctl_json_number(&d.out, "failures", d.counts[VERDICT_FAIL]);
+        ctl_json_bool(&d.out, "ok", d.counts[VERDICT_FAIL] == 0);
+        sl_buf_puts(&d.out, "}\n");
+    } else {
+        sl_buf_printf(&d.out, "%u ok, %u warnings, %u failures\n", d.counts[VERDICT_OK],
+                      d.counts[VERDICT_WARN], d.counts[VERDICT_FAIL]);
+    }
+    ctl_print(&d.out);
+    ctl_calls_free(session, nodes);
+    ctl_calls_free(session, routers);
+    return d.counts[VERDICT_FAIL] ? CTL_EXIT_FAILURE : CTL_EXIT_OK;
+}

@@ -1,0 +1,173 @@
+/* `sluicectl weights reload`: node by node, prefill and decode in turn, so that as many as possible
+ * find a partner of their version meanwhile. What fails ends it: the others keep what they have. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "cli/commands.h"
+#include "proto/sluice/v1/node.pb-c.h"
+
+#define RELOAD_NS     (1800 * SL_S_NS)
+#define WEIGHTS_PAUSE (60 * SL_S_NS) /* the node's own bound on requests that must end first */
+
+typedef struct rollout {
+    ctl_session *session;
+    const clu_member_info **order;
+    size_t count;
+    uint32_t version;
+    sl_buf out;
+    bool json;
+} rollout;
+
+static bool wanted(const clu_member_info *member, const char *const *words)
+{
+    if (!ctl_member_is_node(member))
+        return false;
+    for (size_t i = 0; words[i]; i++)
+        if (strcmp(words[i], member->name) == 0)
+            return true;
+    return words[0] == NULL;
+}
+
+/* The next of a role (or of any other) from index on. */
+static size_t next_of(const rollout *r, const char *const *words, bool prefill, size_t index)
+{
+    for (; index < ctl_session_count(r->session); index++) {
+        const clu_member_info *member = ctl_session_member(r->session, index);
+        if (wanted(member, words) && (strcmp(member->role, "prefill") == 0) == prefill)
+            break;
+    }
+    return index;
+}
+
+static void order_nodes(rollout *r, const char *const *words)
+{
+    size_t members = ctl_session_count(r->session);
+    r->order = sl_alloc(members, sizeof(*r->order), "sluicectl order");
+    size_t p = next_of(r, words, true, 0), d = next_of(r, words, false, 0);
+    while (p < members || d < members) {
+        if (p < members)
+            r->order[r->count++] = ctl_session_member(r->session, p);
+        if (d < members)
+            r->order[r->count++] = ctl_session_member(r->session, d);
+        p = p < members ? next_of(r, words, true, p + 1) : p;
+        d = d < members ? next_of(r, words, false, d + 1) : d;
+    }
+}
+
+static uint32_t version_of(const clu_member_info *member)
+{
+    return (uint32_t)strtoul(member->stamp.weights_version, NULL, 10);
+}
+
+/* Of all nodes, not only of those that are reloaded: a version means the same everywhere. */
+static uint32_t highest_version(const ctl_session *session)
+{
+    uint32_t highest = 0;
+    for (size_t i = 0; i < ctl_session_count(session); i++) {
+        uint32_t version = version_of(ctl_session_member(session, i));
+        highest = version > highest ? version : highest;
+    }
+    return highest;
+}
+
+static void tell(rollout *r, const clu_member_info *member,
+                 const Sluice__V1__ReloadWeightsReply *reply)
+{
+    if (!r->json) {
+        if (reply)
+            sl_buf_printf(&r->out,
+                          "%-20s version %s serves: loaded in %.1f s, waited %.1f s for requests\n",
+                          member->name, reply->stamp->weights_version, (double)reply->load_us / 1e6,
+                          (double)reply->wait_us / 1e6);
+        else
+            sl_buf_printf(&r->out, "%-20s version %u would become %u\n", member->name,
+                          version_of(member), r->version);
+        return;
+    }
+    ctl_json_open(&r->out, NULL, '{');
+    ctl_json_text(&r->out, "node", member->name);
+    ctl_json_number(&r->out, "before", version_of(member));
+    ctl_json_number(&r->out, "after", r->version);
+    if (reply) {
+        ctl_json_number(&r->out, "load_us", reply->load_us);
+        ctl_json_number(&r->out, "wait_us", reply->wait_us);
+    }
+    sl_buf_putc(&r->out, '}');
+}
+
+static sl_status reload(rollout *r, const clu_member_info *member, sl_err *err)
+{
+    const ctl_options *options = ctl_session_options(r->session);
+    uint64_t timeout_ns = options->timeout_ns ? options->timeout_ns : RELOAD_NS;
+    Sluice__V1__ReloadWeightsRequest request = SLUICE__V1__RELOAD_WEIGHTS_REQUEST__INIT;
+    ctl_call call;
+    request.model = (char *)options->model;
+    request.weights_version = r->version;
+    request.deadline_ms = (uint32_t)(WEIGHTS_PAUSE / SL_MS_NS);
+    fprintf(stderr, "%s: reloading\n", member->name);
+    ctl_call_start_within(r->session, &call, member, &rpc_method_node_reload_weights, &request.base,
+                          timeout_ns);
+    ctl_session_wait(r->session);
+    sl_status status = {call.err.code};
+    if (sl_is_ok(status))
+        tell(r, member, (const Sluice__V1__ReloadWeightsReply *)call.reply);
+    else
+        (void)sl_fail(err, call.err.code, "%s", call.err.text);
+    ctl_call_fini(&call);
+    return status;
+}
+
+static int roll(rollout *r)
+{
+    bool dry = ctl_session_options(r->session)->dry_run;
+    sl_status status = sl_ok();
+    size_t done = 0;
+    sl_err err;
+    sl_buf_init(&r->out, 0);
+    if (r->json)
+        sl_buf_puts(&r->out, "{\"nodes\":[");
+    for (; done < r->count && sl_is_ok(status); done += sl_is_ok(status)) {
+        if (dry)
+            tell(r, r->order[done], NULL);
+        else
+            status = reload(r, r->order[done], &err);
+    }
+    if (r->json) {
+        sl_buf_putc(&r->out, ']');
+        ctl_json_number(&r->out, "version", r->version);
+        ctl_json_bool(&r->out, "dry_run", dry);
+        ctl_json_number(&r->out, "left", r->count - done);
+        sl_buf_puts(&r->out, "}\n");
+    }
+    ctl_print(&r->out);
+    if (sl_is_ok(status))
+        return CTL_EXIT_OK;
+    fprintf(stderr,
+            "sluicectl: %s\n%zu of %zu nodes have version %u; the others keep theirs: say "
+            "it again with --weights-version %u for those\n",
+            err.text, done, r->count, r->version, r->version);
+    return CTL_EXIT_FAILURE;
+}
+
+int ctl_weights_reload(ctl_session *session, const char *const *words)
+{
+    const ctl_options *options = ctl_session_options(session);
+    rollout r = {.session = session, .json = options->json};
+    const clu_member_info *member;
+    sl_err err;
+    if (!options->model || !options->model[0]) {
+        fprintf(stderr, "sluicectl: weights reload needs --model DIR, as the nodes find it\n");
+        return CTL_EXIT_MISUSE;
+    }
+    for (size_t i = 0; words[i]; i++)
+        if (!sl_is_ok(ctl_session_find_node(session, words[i], &member, &err)))
+            return ctl_fail(&err);
+    r.version = options->weights_version ? (uint32_t)options->weights_version
+                                         : highest_version(session) + 1;
+    order_nodes(&r, words);
+    int code = roll(&r);
+    sl_free(r.order);
+    return code;
+}
