@@ -226,6 +226,10 @@ static void on_end(void *context, const sl_err *err)
     const char *why = err->code == SL_OK ? "ended by the node" : err->text;
     node->serve = NULL;
     asks_clear(node);
+    if (node->gone) {
+        rtr_node_end_soon(node);
+        return;
+    }
     if (node->stream_id) {
         serve_broke(node, why);
         return;

@@ -144,6 +144,8 @@ static void on_prefill_end(void *context, const sl_err *err)
         call_failed(call, SL_INTERNAL, "the prefill node ended the call without a result");
     else
         call_failed(call, err->code, err->text);
+    if (call->node->gone)
+        rtr_node_end_soon(call->node);
     sl_free(call);
     nodes->events.on_changed(nodes->context);
 }
@@ -156,7 +158,7 @@ sl_status rtr_nodes_run_prefill(rtr_nodes *nodes, uint64_t prefill,
     rtr_node *node = nodes->first;
     while (node && node->id != prefill)
         node = node->next;
-    if (!node)
+    if (!node || node->gone)
         return sl_fail(err, SL_UNAVAILABLE, "the prefill node left");
     rtr_prefill_call *call = sl_alloc(1, sizeof *call, "router prefill");
     rpc_stream_events stream = {.on_message = on_prefill_message, .on_end = on_prefill_end};
@@ -184,6 +186,8 @@ void rtr_prefill_drop(rtr_prefill_call *call)
         return;
     call_unlink(call);
     rpc_call_drop(call->call);
+    if (call->node->gone)
+        rtr_node_end_soon(call->node);
     sl_free(call);
 }
 

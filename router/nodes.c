@@ -43,7 +43,7 @@ void rtr_node_take_load(rtr_node *node, const Sluice__V1__Load *load)
 static rtr_node *node_find(const rtr_nodes *nodes, const char *name)
 {
     for (rtr_node *node = nodes->first; node; node = node->next) {
-        if (strcmp(node->info.name, name) == 0)
+        if (!node->gone && strcmp(node->info.name, name) == 0)
             return node;
     }
     return NULL;
@@ -128,12 +128,8 @@ void rtr_nodes_set_frozen(rtr_nodes *nodes, bool frozen)
 }
 
 /* Its streams end first, while the node can still be found, so that requests learn of it. */
-void rtr_nodes_remove(rtr_nodes *nodes, const char *name, uint64_t incarnation)
+static void node_remove(rtr_nodes *nodes, rtr_node *node)
 {
-    rtr_node *node = node_find(nodes, name);
-    if (!node || node->info.incarnation != incarnation)
-        return;
-    sl_info("node %s left", name);
     uint64_t stream = node->stream_id ? node->stream_id : node->broken_id;
     uint64_t process = node->is_prefill ? node->id : 0;
     rtr_node_serve_stop(node);
@@ -154,6 +150,49 @@ void rtr_nodes_remove(rtr_nodes *nodes, const char *name, uint64_t incarnation)
     nodes->events.on_changed(nodes->context);
 }
 
+static bool node_stands(const rtr_node *node)
+{
+    return (node->stream_id && node->serve) || node->calls;
+}
+
+void rtr_nodes_remove(rtr_nodes *nodes, const char *name, uint64_t incarnation)
+{
+    rtr_node *node = node_find(nodes, name);
+    if (!node || node->info.incarnation != incarnation)
+        return;
+    sl_info("node %s left", name);
+    if (!node_stands(node)) {
+        node_remove(nodes, node);
+        return;
+    }
+    node->gone = true;
+    node->gone_until = rtr_nodes_now(nodes) + RTR_GONE_NS;
+    rtr_node_health_stop(node);
+    rtr_node_end_soon(node);
+    nodes->events.on_changed(nodes->context);
+}
+
+void rtr_node_end_soon(rtr_node *node)
+{
+    sl_timer_set(node->nodes->gone_timer, rtr_nodes_now(node->nodes));
+}
+
+/* Removal calls back, so that the list is looked at anew after each. */
+static void on_gone_timer(void *context, sl_time_ns now)
+{
+    rtr_nodes *nodes = context;
+    sl_time_ns next = SL_NEVER;
+    for (rtr_node *node = nodes->first; node;) {
+        bool over = node->gone && (!node_stands(node) || now >= node->gone_until);
+        if (over)
+            node_remove(nodes, node);
+        else if (node->gone && node->gone_until < next)
+            next = node->gone_until;
+        node = over ? nodes->first : node->next;
+    }
+    sl_timer_set(nodes->gone_timer, next);
+}
+
 /* ---- placement */
 
 /* In doubt: only if no other will do. */
@@ -165,14 +204,15 @@ static bool is_trusted(const rtr_node *node, const rtr_breaker *breaker)
 
 static bool decode_usable(const rtr_node *node, bool doubtful_too)
 {
-    return node->is_decode && node->stream_id && !node->incompatible &&
+    return node->is_decode && node->stream_id && !node->incompatible && !node->gone &&
            node->info.state == CLU_MEMBER_STATE_READY &&
            (doubtful_too || is_trusted(node, &node->decode_breaker));
 }
 
 static bool prefill_usable(const rtr_node *node, bool doubtful_too)
 {
-    return node->is_prefill && node->serving && node->info.state == CLU_MEMBER_STATE_READY &&
+    return node->is_prefill && node->serving && !node->gone &&
+           node->info.state == CLU_MEMBER_STATE_READY &&
            (doubtful_too || is_trusted(node, &node->prefill_breaker));
 }
 
@@ -359,6 +399,8 @@ void rtr_nodes_visit(rtr_nodes *nodes, rtr_node_visit_fn fn, void *context)
     for (const rtr_node *node = nodes->first; node; node = node->next) {
         bool usable = (!node->is_decode || decode_usable(node, false)) &&
                       (!node->is_prefill || prefill_usable(node, false));
+        if (node->gone)
+            continue;
         rtr_node_status status = {&node->info, node->suspect, usable, node->incompatible,
                                   &node->load};
         fn(context, &status);
@@ -375,6 +417,7 @@ rtr_nodes *rtr_nodes_create(const rtr_nodes_options *options, const rtr_nodes_ev
     nodes->options = *options;
     nodes->events = *events;
     nodes->context = context;
+    nodes->gone_timer = sl_timer_create(rpc_runtime_loop(options->runtime), on_gone_timer, nodes);
     return nodes;
 }
 
@@ -388,5 +431,6 @@ void rtr_nodes_destroy(rtr_nodes *nodes)
         rtr_node_calls_drop(node);
         node_destroy(node);
     }
+    sl_timer_destroy(nodes->gone_timer);
     sl_free(nodes);
 }

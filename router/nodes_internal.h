@@ -38,6 +38,8 @@ struct rtr_node {
     uint64_t id; /* of the process */
     clu_member_info info;
     bool suspect;
+    bool gone; /* it left: only what stands goes on, and until: */
+    sl_time_ns gone_until;
     bool is_decode, is_prefill;
     rpc_channel *channel;
     Sluice__V1__Load load;
@@ -77,6 +79,7 @@ struct rtr_nodes {
     rtr_node *first;
     size_t count;
     bool frozen; /* the view */
+    sl_timer *gone_timer;
     uint64_t next_number;
     rtr_candidate decodes[RTR_NODES_MAX];
     rtr_candidate prefills[RTR_NODES_MAX];
@@ -90,12 +93,16 @@ struct rtr_nodes {
 #define RTR_BROKEN_TRIES    2u
 #define RTR_BROKEN_PAUSE_NS (10 * SL_MS_NS)
 
+#define RTR_GONE_NS (10 * SL_S_NS)
+
 sl_time_ns rtr_nodes_now(const rtr_nodes *nodes);
 /* Doubles the back-off and gives when to try again. */
 sl_time_ns rtr_nodes_backoff(rtr_nodes *nodes, sl_time_ns *backoff);
 /* Its work comes to something. */
 void rtr_node_note_progress(rtr_node *node, rtr_breaker *breaker);
 void rtr_node_take_load(rtr_node *node, const Sluice__V1__Load *load);
+/* A node that is gone: its stream or a call of it has ended, from within which it must stay. */
+void rtr_node_end_soon(rtr_node *node);
 
 /* node_decode.c */
 void rtr_node_serve_start(rtr_node *node);

@@ -618,7 +618,8 @@ TEST(another_model_or_process_is_not_used)
     kit_close(&k);
 }
 
-/* A node that left takes its requests along: they go elsewhere at once. */
+/* A node that left: what it has written counts, and when it ends what stands, requests go on
+ * elsewhere. Meanwhile another process may have its name. */
 TEST(node_removed_while_in_use)
 {
     kit k;
@@ -629,16 +630,24 @@ TEST(node_removed_while_in_use)
     kit_client c = kit_post(&k, CHAT, STREAM);
     KIT_UNTIL(&k, p->runs == 1);
     rtr_nodes_remove(rtr_front_nodes(k.front), "p-a", p->info.incarnation);
+    assert_false(kit_ready(&k));
     kit_node *q = kit_add(&k, "p-b", false);
+    rpc_server_call_finish(p->run, SL_UNAVAILABLE, "stopped");
     KIT_UNTIL(&k, q->runs == 1);
     kit_tokens(d, 0, 1, NONE);
     kit_expect(&k, &c, "[100]");
     rtr_nodes_remove(rtr_front_nodes(k.front), "d-a", d->info.incarnation);
-    kit_node *e = kit_add(&k, "d-b", true);
+    kit_node *e = kit_add(&k, "d-a", true);
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_tokens(d, 1, 1, NONE);
+    kit_expect(&k, &c, "[101]");
+    assert_int_equal(e->admit_count, 0);
+    rpc_server_call_finish(d->serve, SL_OK, NULL);
     KIT_UNTIL(&k, e->admit_count == 1);
-    kit_tokens(e, 1, 1, STOP);
+    assert_int_equal(e->admits[0].token_count, e->admits[0].prompt_count + 2);
+    kit_tokens(e, 2, 1, STOP);
     kit_expect(&k, &c, "data: [DONE]");
-    check_tokens(&c, 2);
+    check_tokens(&c, 3);
     kit_client_close(&c);
     kit_close(&k);
 }
