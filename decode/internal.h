@@ -5,13 +5,13 @@
 
 #include "decode/compiler.h"
 #include "decode/constraint.h"
+#include "decode/moves.h"
 #include "decode/sequence.h"
 #include "decode/service.h"
 #include "proto/sluice/v1/decode.pb-c.h"
 
-#define DEC_STREAMS_MAX    64u
-#define DEC_REQUEST_ID_MAX 128u
-#define DEC_ROUTER_MAX     128u
+#define DEC_STREAMS_MAX 64u
+#define DEC_ROUTER_MAX  128u
 /* Messages a router has not taken yet; beyond, tokens wait in the slots and later messages carry
  * more of them. */
 #define DEC_WINDOW_MESSAGES 64u
@@ -86,6 +86,7 @@ struct dec_service {
     sl_timer *timer;
     dec_slot slots[DEC_SEQUENCES_MAX];
     uint32_t live_count;
+    dec_moves moves;
     dec_stream *streams[DEC_STREAMS_MAX];
     bool draining;
     bool held;

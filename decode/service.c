@@ -342,7 +342,7 @@ static void on_engine(void *context, uint32_t events)
 
 void dec_service_arm_timer(dec_service *service)
 {
-    sl_time_ns next = SL_NEVER;
+    sl_time_ns next = dec_moves_due(&service->moves);
     for (uint32_t i = 0; i < service->options.sequences_max; i++)
         if (service->slots[i].used && dec_sequence_due(&service->slots[i].core) < next)
             next = dec_sequence_due(&service->slots[i].core);
@@ -352,6 +352,7 @@ void dec_service_arm_timer(dec_service *service)
 static void on_timer(void *context, sl_time_ns now)
 {
     dec_service *service = context;
+    dec_moves_expire(&service->moves, now);
     for (uint32_t i = 0; i < service->options.sequences_max; i++) {
         dec_slot *slot = &service->slots[i];
         if (!slot->used || dec_sequence_due(&slot->core) > now)
@@ -566,6 +567,16 @@ void dec_service_renew(dec_service *service)
 uint32_t dec_service_live(const dec_service *service)
 {
     return service->live_count;
+}
+
+uint32_t dec_service_moves(const dec_service *service)
+{
+    return service->moves.count;
+}
+
+void dec_service_note_asked(dec_service *service, const char *request_id)
+{
+    dec_moves_remove(&service->moves, request_id);
 }
 
 void dec_service_load(const dec_service *service, Sluice__V1__Load *out_load)

@@ -67,6 +67,10 @@ void dec_service_hold(dec_service *service, bool held);
 void dec_service_renew(dec_service *service);
 /* Sequences that hold anything. */
 uint32_t dec_service_live(const dec_service *service);
+/* Requests that moved away and whose pages are still to be asked for. */
+uint32_t dec_service_moves(const dec_service *service);
+/* They are. */
+void dec_service_note_asked(dec_service *service, const char *request_id);
 /* Fills slots, running and waiting; pages are the node's to add. */
 void dec_service_load(const dec_service *service, Sluice__V1__Load *out_load);
 

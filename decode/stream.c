@@ -368,6 +368,9 @@ static void on_cancel(dec_stream *stream, const Sluice__V1__Cancel *cancel)
             continue;
         sl_debug("request %s: cancelled by %s: %s", slot->request_id, stream->owner.router,
                  cancel->reason);
+        if (cancel->moved && service->draining)
+            dec_moves_add(&service->moves, slot->request_id,
+                          sl_loop_now(service->options.loop) + DEC_MOVE_NS);
         dec_slot_cancel(service, slot);
         return;
     }

@@ -40,14 +40,14 @@ void nod_host_load(const nod_host *host, Sluice__V1__Load *out_load)
     Sluice__V1__Load part = SLUICE__V1__LOAD__INIT;
     if (host->decode)
         dec_service_load(host->decode, out_load);
-    if (host->prefill) {
-        pre_service_load(host->prefill, &part);
+    pre_service_load(host->prefill, &part);
+    if (host->options->role != NOD_ROLE_DECODE) { /* which takes no prompts */
         out_load->slots_total += part.slots_total;
         out_load->slots_free += part.slots_free;
-        out_load->running += part.running;
-        out_load->waiting += part.waiting;
-        out_load->queued_tokens += part.queued_tokens;
     }
+    out_load->running += part.running;
+    out_load->waiting += part.waiting;
+    out_load->queued_tokens += part.queued_tokens;
     out_load->pages_total = eng_engine_layout(host->engine)->page_count;
     out_load->pages_free = eng_worker_pages_free(host->worker);
 }
@@ -132,8 +132,7 @@ static void on_left(void *context)
 
 uint32_t nod_host_live(const nod_host *host)
 {
-    return (host->decode ? dec_service_live(host->decode) : 0) +
-           (host->prefill ? pre_service_live(host->prefill) : 0);
+    return (host->decode ? dec_service_live(host->decode) : 0) + pre_service_live(host->prefill);
 }
 
 static void leave(nod_host *host)
@@ -179,7 +178,8 @@ static void after_pass(void *context)
     if (host->decode)
         dec_service_flush(host->decode);
     nod_reload_continue(host->reload);
-    if (host->state == NOD_STATE_DRAINING && nod_host_live(host) == 0 &&
+    bool awaited = host->decode && dec_service_moves(host->decode) > 0;
+    if (host->state == NOD_STATE_DRAINING && nod_host_live(host) == 0 && !awaited &&
         !nod_audit_busy(host->audit))
         leave_together(host);
 }
@@ -219,8 +219,7 @@ void nod_host_drain(nod_host *host, uint64_t timeout_ns)
     host->state = NOD_STATE_DRAINING;
     if (host->decode)
         dec_service_drain(host->decode, true);
-    if (host->prefill)
-        pre_service_drain(host->prefill, true);
+    pre_service_drain(host->prefill, true);
     rpc_server_set_health(host->server, "", false);
     sl_timer_set(host->drain_timer, sl_loop_now(host->loop) + timeout_ns);
     if (registered)
@@ -242,8 +241,7 @@ sl_status nod_host_resume(nod_host *host, sl_err *err)
     sl_timer_set(host->drain_timer, SL_NEVER);
     if (host->decode)
         dec_service_drain(host->decode, false);
-    if (host->prefill)
-        pre_service_drain(host->prefill, false);
+    pre_service_drain(host->prefill, false);
     rpc_server_set_health(host->server, "", true);
     tell_cluster(host);
     return sl_ok();
@@ -404,6 +402,36 @@ static sl_status open_transfer(nod_host *host, sl_err *err)
                            err);
 }
 
+static void on_offer(void *context, const char *request_id)
+{
+    nod_host *host = context;
+    if (host->decode)
+        dec_service_note_asked(host->decode, request_id);
+}
+
+static sl_status open_prefill(nod_host *host, sl_err *err)
+{
+    const nod_options *options = host->options;
+    pre_service_options prefill = {
+        .loop = host->loop,
+        .model = host->model,
+        .engine = host->engine,
+        .worker = host->worker,
+        .kvt = host->kvt,
+        .metrics = host->metrics,
+        .name = options->name,
+        .context_max = host->context_max,
+        .chunk_tokens = (uint32_t)options->chunk_tokens,
+        .chunk_ns = options->chunk_time_ns,
+        .prefix_cache = options->prefix_cache,
+        .queue_max = (uint32_t)options->queue_max,
+        .offers_only = options->role == NOD_ROLE_DECODE,
+        .on_offer = on_offer,
+        .context = host,
+    };
+    return pre_service_create(&prefill, &host->prefill, err);
+}
+
 static sl_status open_services(nod_host *host, sl_err *err)
 {
     const nod_options *options = host->options;
@@ -429,23 +457,7 @@ static sl_status open_services(nod_host *host, sl_err *err)
         };
         SL_TRY(dec_service_create(&decode, &host->decode, err));
     }
-    if (options->role != NOD_ROLE_DECODE) {
-        pre_service_options prefill = {
-            .loop = host->loop,
-            .model = host->model,
-            .engine = host->engine,
-            .worker = host->worker,
-            .kvt = host->kvt,
-            .metrics = host->metrics,
-            .name = options->name,
-            .context_max = host->context_max,
-            .chunk_tokens = (uint32_t)options->chunk_tokens,
-            .chunk_ns = options->chunk_time_ns,
-            .prefix_cache = options->prefix_cache,
-            .queue_max = (uint32_t)options->queue_max,
-        };
-        SL_TRY(pre_service_create(&prefill, &host->prefill, err));
-    }
+    SL_TRY(open_prefill(host, err));
     return eng_worker_start(host->worker, err);
 }
 
@@ -456,8 +468,7 @@ static sl_status open_server(nod_host *host, sl_err *err)
     nod_service_handlers(host, handlers);
     if (host->decode)
         handlers[count++] = dec_service_handler(host->decode);
-    if (host->prefill)
-        handlers[count++] = pre_service_handler(host->prefill);
+    handlers[count++] = pre_service_handler(host->prefill);
     rpc_server_options options = {
         .listen = host->options->control, .handlers = handlers, .handler_count = count};
     return sl_wrap(err, rpc_server_create(host->runtime, &options, &host->server, err),

@@ -37,7 +37,7 @@ struct nod_host {
     kvt_context *kvt;
     sl_watch *kvt_watch;
     dec_service *decode;  /* NULL: not this role */
-    pre_service *prefill; /* NULL: not this role */
+    pre_service *prefill; /* a decode rank: offers only */
     rpc_runtime *runtime;
     rpc_server *server;
     com_group *group; /* NULL: all of the model is here */

@@ -154,8 +154,7 @@ static bool write_holders(nod_ledger *ledger)
     batch b = {.ledger = ledger, .written = true};
     if (host->decode)
         dec_service_holders(host->decode, batch_add, &b);
-    if (host->prefill)
-        pre_service_holders(host->prefill, batch_add, &b);
+    pre_service_holders(host->prefill, batch_add, &b);
     batch_write(&b);
     return b.written;
 }

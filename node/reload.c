@@ -51,8 +51,7 @@ static void hold(nod_host *host, bool held)
 {
     if (host->decode)
         dec_service_hold(host->decode, held);
-    if (host->prefill)
-        pre_service_hold(host->prefill, held);
+    pre_service_hold(host->prefill, held);
 }
 
 static void end(nod_reload *reload, sl_status status, const sl_err *err)

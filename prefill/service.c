@@ -37,6 +37,7 @@ typedef struct slot {
     uint32_t announced[PRE_GROUPS_MAX]; /* blocks offered so far */
     uint32_t rows_ready;                /* prompt rows before it are noted */
     uint32_t rows_sent;
+    bool offer;    /* PrefillRequest.offer */
     bool done_due; /* all is done but telling the router, which does not read */
     bool computed;
     bool committed;
@@ -354,6 +355,20 @@ static void on_open_failed(slot *job)
     handle(job, &event);
 }
 
+/* Who asks for pages that are known computes them elsewhere if they are not. */
+static bool is_too_much(const slot *job, sl_err *err)
+{
+    uint32_t left = job->task->token_count - job->task->tokens_known;
+    uint32_t chunk = job->service->options.chunk_tokens;
+    if (!job->offer || left <= (chunk > ENG_PAGE_TOKENS ? chunk : ENG_PAGE_TOKENS))
+        return false;
+    err->code =
+        sl_fail(err, SL_NOT_FOUND, "%u of the request's %u tokens are not known here any more",
+                left, job->task->token_count)
+            .code;
+    return true;
+}
+
 static void on_engine_event(void *context, const void *item)
 {
     pre_service *service = context;
@@ -376,6 +391,10 @@ static void on_engine_event(void *context, const void *item)
         return;
     case PRE_COMPUTE_OPENED:
         out.kind = PRE_EVENT_OPENED;
+        if (is_too_much(job, &job->err)) {
+            out.kind = PRE_EVENT_COMPUTE_FAILED;
+            out.code = job->err.code;
+        }
         break;
     case PRE_COMPUTE_FAILED:
         job->err = job->task->err;
@@ -453,8 +472,10 @@ static sl_status check(const pre_service *service, const Sluice__V1__PrefillRequ
                        sl_err *err)
 {
     const Sluice__V1__Ticket *ticket = request->ticket;
-    if (service->draining)
+    if (service->draining && !request->offer)
         return sl_fail(err, SL_UNAVAILABLE, "node %s is draining", service->options.name);
+    if (service->options.offers_only && !request->offer)
+        return sl_fail(err, SL_UNAVAILABLE, "node %s computes no prompts", service->options.name);
     if (service->held)
         return sl_fail(err, SL_FULL, "node %s gets other weights", service->options.name);
     size_t id_size = strlen(request->request_id);
@@ -517,6 +538,7 @@ static void fill_slot(slot *job, rpc_server_call *call, const Sluice__V1__Prefil
     job->order = service->next_order++;
     job->since = service->rows;
     job->call = call;
+    job->offer = request->offer;
     job->arrived_at = sl_loop_now(service->options.loop);
     snprintf(job->peer, sizeof(job->peer), "%s", request->ticket->node);
     for (uint32_t group = 0; group < service->layout->group_count; group++)
@@ -555,6 +577,8 @@ static void on_run(void *context, rpc_server_call *call, const ProtobufCMessage 
         *job = (slot){.service = service};
         status = open_send(job, request->ticket, &err);
     }
+    if (request->offer && service->options.on_offer)
+        service->options.on_offer(service->options.context, request->request_id);
     if (!sl_is_ok(status)) {
         sl_metric_add(service->refused, sl_code_name(status.code), 1);
         rpc_server_call_finish(call, status.code, err.text);

@@ -36,6 +36,10 @@ typedef struct pre_service_options {
     uint64_t chunk_ns; /* see pre_compute_options */
     bool prefix_cache;
     uint32_t queue_max; /* jobs that hold anything, at most PRE_JOBS_MAX */
+    bool offers_only;   /* a decode rank: it hands over what it has, and computes no prompts */
+    /* Somebody asks for pages that are here; NULL: nobody wants to know. */
+    void (*on_offer)(void *context, const char *request_id);
+    void *context;
 } pre_service_options;
 
 SL_MUST_USE sl_status pre_service_create(const pre_service_options *options,
@@ -51,7 +55,7 @@ void pre_service_on_transfer(pre_service *service, const kvt_event *event);
 void pre_service_holders(const pre_service *service,
                          void (*fn)(void *context, const Sluice__V1__LedgerHolder *holder),
                          void *context);
-/* Refuses new jobs; false: takes them again. */
+/* Refuses new jobs, but for offers; false: takes them again. */
 void pre_service_drain(pre_service *service, bool draining);
 /* Refuses new jobs as if there were no room, so that routers wait or go elsewhere. */
 void pre_service_hold(pre_service *service, bool held);

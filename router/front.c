@@ -205,6 +205,32 @@ static void queue_pump(rtr_front *front)
     }
 }
 
+/* What runs on ranks that drain goes on elsewhere, with its pages, as long as there is room. Who
+ * needs no less than one that found none stays as well. */
+static void leave_draining(rtr_front *front)
+{
+    rtr_event event = {.kind = RTR_EVENT_DECODE_DRAINS};
+    uint32_t pages_max = UINT32_MAX;
+    if (!front->tuning.move_drained || !rtr_nodes_any_drains(front->nodes))
+        return;
+    for (rtr_live *live = front->lives, *next; live; live = next) {
+        next = live->next;
+        if (!live->started || live->core.state != RTR_STATE_DECODING ||
+            rtr_live_pages(live) >= pages_max || rtr_queue_must_wait(&front->queue, &live->waiter))
+            continue;
+        event.decode = live->core.decode;
+        if (!rtr_nodes_drains(front->nodes, event.decode))
+            continue;
+        event.source =
+            rtr_nodes_move_source(front->nodes, &live->core, rtr_live_pages(live),
+                                  (uint32_t)live->request->prompt.count + live->token_count);
+        if (event.source)
+            rtr_live_step(live, &event);
+        else
+            pages_max = rtr_live_pages(live);
+    }
+}
+
 typedef struct node_count {
     uint32_t prefill, decode;
 } node_count;
@@ -250,6 +276,7 @@ static void front_after(void *context)
             front->changed = false;
             show_nodes(front);
             queue_pump(front);
+            leave_draining(front);
         }
         rtr_http_server_flush(front->http);
         if (!front->changed)

@@ -54,12 +54,14 @@ struct rtr_live {
     rtr_api_request *request; /* the lead's */
     rtr_request_limits limits;
     rtr_request core;
-    bool started;       /* core is in use */
-    bool admitted;      /* for the first time: the queue time is told */
-    bool paid;          /* recovery: what it computes again was taken off the budget */
-    rtr_answer *answer; /* lead */
-    bool answer_begun;  /* lead */
-    bool finished;      /* all tokens are here, with the cause in finish */
+    bool started;            /* core is in use */
+    bool admitted;           /* for the first time: the queue time is told */
+    bool paid;               /* recovery: what it computes again was taken off the budget */
+    bool migrated;           /* the prefill under way is of tokens that were computed before */
+    uint32_t prefill_tokens; /* of it */
+    rtr_answer *answer;      /* lead */
+    bool answer_begun;       /* lead */
+    bool finished;           /* all tokens are here, with the cause in finish */
     mdl_finish finish;
     uint32_t *tokens;
     rtr_token_logprobs *logprobs;

@@ -90,16 +90,18 @@ uint32_t rtr_live_pages(const rtr_live *live)
     return (uint32_t)((tokens + RTR_PAGE_TOKENS - 1) / RTR_PAGE_TOKENS);
 }
 
-/* A request that lost a node waits while too much is computed again already. */
+/* A request that lost a node waits while too much is computed again already. One that moves brings
+ * its pages. */
 static bool may_recover(rtr_live *live)
 {
     rtr_front *front = live->front;
-    if (!live->core.migration)
+    bool computes = live->core.migration && !live->core.source;
+    if (!computes)
         live->paid = false;
     else if (!live->paid)
         live->paid = rtr_budget_take(
             &front->recovery, live->request->prompt.count + live->token_count, live_now(live));
-    if (!live->core.migration || live->paid)
+    if (!computes || live->paid)
         return true;
     sl_timer_set(front->recovery_timer, rtr_budget_next(&front->recovery));
     return false;
@@ -272,11 +274,22 @@ static void on_prefill_progress(void *context)
     rtr_live_step(live, &event);
 }
 
+static void note_migrated(rtr_live *live, uint32_t computed)
+{
+    sl_metric *tokens = live->front->shared->metrics.migrated_tokens;
+    if (live->migrated && computed <= live->prefill_tokens) {
+        sl_metric_add(tokens, "computed", computed);
+        sl_metric_add(tokens, "kept", live->prefill_tokens - computed);
+    }
+    live->migrated = false;
+}
+
 static void on_prefill_done(void *context, const Sluice__V1__PrefillDone *done)
 {
     rtr_live *live = context;
     uint32_t prompt = (uint32_t)live->request->prompt.count;
     live->prefill_call = NULL;
+    note_migrated(live, done->tokens_computed);
     if (live->token_count == 0 && done->tokens_computed < prompt &&
         prompt - done->tokens_computed > live->cached_tokens)
         live->cached_tokens = prompt - done->tokens_computed;
@@ -318,6 +331,8 @@ static void act_run_prefill(rtr_live *live, const rtr_action *action)
     request.ticket = live->ticket;
     request.cache_space = live->request->cache_space;
     request.priority = live->request->priority;
+    request.offer = action->node == live->core.source;
+    live->prefill_tokens = (uint32_t)live->request->prompt.count + live->token_count;
     request.last_routing = live->request->want_routing;
     Sluice__V1__PromptWant want;
     if (fill_want(live, &want))
@@ -361,7 +376,8 @@ static void live_act(rtr_live *live, const rtr_action *action)
         act_attach(live, action);
         break;
     case RTR_ACTION_CANCEL_DECODE:
-        rtr_nodes_cancel(front->nodes, action->node, live->id, rtr_state_name(live->core.state));
+        rtr_nodes_cancel(front->nodes, action->node, live->id, rtr_state_name(live->core.state),
+                         action->moved);
         break;
     case RTR_ACTION_CANCEL_PREFILL:
         rtr_prefill_drop(live->prefill_call);
@@ -371,6 +387,7 @@ static void live_act(rtr_live *live, const rtr_action *action)
         rtr_live_take_tokens(live, action->skip, action->count);
         break;
     case RTR_ACTION_MIGRATED:
+        live->migrated = true;
         sl_metric_add(front->shared->metrics.migrations, action->text, 1);
         sl_info("request %s: goes on at token %u on %s (%s)", live->id, live->token_count,
                 live->decode_name, action->text);

@@ -5,7 +5,7 @@ void rtr_metrics_init(rtr_metrics *m, sl_metrics *r)
 {
     static const char *const REASONS[] = {"prefill_lost",    "prefill_failed", "prefill_stalled",
                                           "transfer_failed", "decode_lost",    "decode_failed",
-                                          "decode_stalled"};
+                                          "decode_stalled",  "drained"};
     m->registry = r;
     m->requests = sl_counter(r, "sluice_requests_total", "Requests by HTTP status", "code");
     m->ttft_seconds = sl_histogram(r, "sluice_ttft_seconds", "Arrival to first token",
@@ -21,8 +21,15 @@ void rtr_metrics_init(rtr_metrics *m, sl_metrics *r)
         sl_counter(r, "sluice_generation_tokens_total", "Tokens given to clients", NULL);
     m->prefix_hit_tokens =
         sl_counter(r, "sluice_prefix_hit_tokens_total", "Prompt tokens found in caches", NULL);
-    m->migrations = sl_counter(r, "sluice_request_migrations_total",
-                               "Requests that went on elsewhere after a loss", "reason");
+    m->migrations =
+        sl_counter(r, "sluice_request_migrations_total",
+                   "Requests that went on elsewhere, after a loss or a drain", "reason");
+    m->migrated_tokens = sl_counter(r, "sluice_request_migrated_tokens_total",
+                                    "Their tokens before that: kept = in pages that survived and "
+                                    "were fetched, computed = computed again",
+                                    "how");
+    sl_metric_add(m->migrated_tokens, "kept", 0);
+    sl_metric_add(m->migrated_tokens, "computed", 0);
     m->attaches = sl_counter(r, "sluice_request_attaches_total",
                              "Requests that went on after a decode node's stream broke", NULL);
     m->refusals = sl_counter(r, "sluice_decode_refusals_total", "Admissions refused", "node");

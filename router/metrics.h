@@ -20,7 +20,8 @@ typedef struct rtr_metrics {
     sl_metric *prompt_tokens;
     sl_metric *generation_tokens;
     sl_metric *prefix_hit_tokens;
-    sl_metric *migrations; /* {reason} */
+    sl_metric *migrations;      /* {reason} */
+    sl_metric *migrated_tokens; /* {how}: kept, computed */
     sl_metric *attaches;
     sl_metric *view_frozen;
     sl_metric *refusals; /* {node} */

@@ -341,7 +341,8 @@ void rtr_nodes_attach(rtr_nodes *nodes, uint64_t decode, Sluice__V1__Attach *att
     write_or_break(node, &message);
 }
 
-void rtr_nodes_cancel(rtr_nodes *nodes, uint64_t decode, const char *request_id, const char *reason)
+void rtr_nodes_cancel(rtr_nodes *nodes, uint64_t decode, const char *request_id, const char *reason,
+                      bool moved)
 {
     rtr_node *node = node_of_stream(nodes, decode);
     if (!node)
@@ -349,6 +350,7 @@ void rtr_nodes_cancel(rtr_nodes *nodes, uint64_t decode, const char *request_id,
     Sluice__V1__Cancel cancel = SLUICE__V1__CANCEL__INIT;
     cancel.request_id = (char *)request_id;
     cancel.reason = (char *)reason;
+    cancel.moved = moved;
     Sluice__V1__RouterMessage message = SLUICE__V1__ROUTER_MESSAGE__INIT;
     message.body_case = SLUICE__V1__ROUTER_MESSAGE__BODY_CANCEL;
     message.cancel = &cancel;

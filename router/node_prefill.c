@@ -113,7 +113,8 @@ static void on_prefill_message(void *context, const ProtobufCMessage *base)
     rtr_prefill_call *call = context;
     const Sluice__V1__PrefillEvent *event = (const Sluice__V1__PrefillEvent *)base;
     call->heard = true;
-    rtr_node_take_load(call->node, event->load);
+    if (call->node->is_prefill) /* a decode rank that hands over tells its load by its stream */
+        rtr_node_take_load(call->node, event->load);
     if (call->ended)
         return;
     switch (event->body_case) {

@@ -257,10 +257,20 @@ static rtr_candidate prefill_candidate(const rtr_node *node, bool doubtful_too)
     return c;
 }
 
+/* Hands pages over while it drains, so that no more is needed than that it can be reached. */
+static rtr_candidate source_candidate(const rtr_node *node)
+{
+    return (rtr_candidate){.id = node->id,
+                           .name = node->info.name,
+                           .stamp = &node->stamp,
+                           .usable = node->stream_id && !node->incompatible && !node->gone};
+}
+
 static void place_among(rtr_nodes *nodes, const rtr_request *request, uint32_t pages,
                         uint32_t tokens, bool self_prefill, bool doubtful_too,
                         rtr_place_result *out_result)
 {
+    rtr_candidate source;
     rtr_place_query query = {
         .tokens = tokens,
         .decodes = nodes->decodes,
@@ -276,6 +286,10 @@ static void place_among(rtr_nodes *nodes, const rtr_request *request, uint32_t p
             nodes->decodes[query.decode_count++] = decode_candidate(node, doubtful_too);
         if (node->is_prefill)
             nodes->prefills[query.prefill_count++] = prefill_candidate(node, doubtful_too);
+        if (request && request->source == node->id) {
+            source = source_candidate(node);
+            query.source = &source;
+        }
     }
     rtr_place(&query, out_result);
 }
@@ -351,6 +365,40 @@ static const rtr_node *node_by_stream(const rtr_nodes *nodes, uint64_t decode)
             return node;
     }
     return NULL;
+}
+
+static bool node_drains(const rtr_node *node)
+{
+    return node->is_decode && !node->gone && node->info.state == CLU_MEMBER_STATE_DRAINING;
+}
+
+bool rtr_nodes_any_drains(const rtr_nodes *nodes)
+{
+    for (const rtr_node *node = nodes->first; node; node = node->next) {
+        if (node_drains(node))
+            return true;
+    }
+    return false;
+}
+
+bool rtr_nodes_drains(const rtr_nodes *nodes, uint64_t decode)
+{
+    const rtr_node *node = node_by_stream(nodes, decode);
+    return node && node_drains(node);
+}
+
+uint64_t rtr_nodes_move_source(rtr_nodes *nodes, const rtr_request *request, uint32_t pages,
+                               uint32_t tokens)
+{
+    const rtr_node *node = node_by_stream(nodes, request->decode);
+    rtr_request moved = *request;
+    rtr_place_result result;
+    if (!node)
+        return 0;
+    moved.decode = 0;
+    moved.source = node->id;
+    place_among(nodes, &moved, pages, tokens, false, false, &result);
+    return result.lack == RTR_LACK_NONE && result.prefill == node->id ? node->id : 0;
 }
 
 uint64_t rtr_nodes_cache_tokens(const rtr_nodes *nodes)

@@ -69,6 +69,13 @@ void rtr_nodes_remove(rtr_nodes *nodes, const char *name, uint64_t incarnation);
  * what serves. */
 void rtr_nodes_place(rtr_nodes *nodes, const rtr_request *request, uint32_t pages, uint32_t tokens,
                      bool self_prefill, rtr_place_result *out_result);
+/* Some decode rank drains. */
+bool rtr_nodes_any_drains(const rtr_nodes *nodes);
+bool rtr_nodes_drains(const rtr_nodes *nodes, uint64_t decode);
+/* Another decode rank than the request's own, which drains, has room now and may have its pages:
+ * the number of the process that drains. 0 = none. */
+uint64_t rtr_nodes_move_source(rtr_nodes *nodes, const rtr_request *request, uint32_t pages,
+                               uint32_t tokens);
 /* What a request's machine says of nodes. */
 void rtr_nodes_note_blame(rtr_nodes *nodes, const rtr_blame *blame);
 /* At least one decode rank that can be used, and one prefill rank for it (or self_prefill). */
@@ -88,9 +95,9 @@ SL_MUST_USE sl_status rtr_nodes_admit(rtr_nodes *nodes, uint64_t decode, Sluice_
 /* A stream that cannot take it is broken off. */
 void rtr_nodes_attach(rtr_nodes *nodes, uint64_t decode, Sluice__V1__Attach *attach);
 /* Always heard: a stream that cannot take it is broken off, and the rank drops what nobody attaches
- * to again. */
-void rtr_nodes_cancel(rtr_nodes *nodes, uint64_t decode, const char *request_id,
-                      const char *reason);
+ * to again. moved: the request's pages will be asked for. */
+void rtr_nodes_cancel(rtr_nodes *nodes, uint64_t decode, const char *request_id, const char *reason,
+                      bool moved);
 
 typedef struct rtr_prefill_events {
     void (*on_progress)(void *context);

@@ -220,6 +220,14 @@ static const sl_option OPTIONS[] = {
      .max = 1000000000,
      .help = "tokens a second that a thread's requests compute again after losses, in bursts of up "
              "to 4 s of that (0: no bound)"},
+    {.name = "move-drained",
+     .section = "Limits",
+     .type = SL_OPTION_BOOL,
+     .offset = AT(move_drained),
+     .default_text = "true",
+     .help =
+         "move requests, with their pages, away from a decode node that drains; false: they end "
+         "there if its deadline allows"},
     {.name = "self-prefill",
      .section = "Limits",
      .type = SL_OPTION_BOOL,

@@ -41,6 +41,7 @@ typedef struct rtr_options {
     uint64_t attach_timeout_ns;
     int64_t attempts;
     int64_t recovery_rate;
+    bool move_drained;
     bool self_prefill;
 } rtr_options;
 

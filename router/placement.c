@@ -74,10 +74,20 @@ typedef struct prefill_choice {
     bool any_usable; /* matching, but it refused this request a moment ago */
 } prefill_choice;
 
+/* Then nobody needs to compute them. */
+static bool has_pages(const rtr_place_query *q, const clu_stamp *stamp)
+{
+    const rtr_candidate *c = q->source;
+    return c && c->usable && rtr_stamp_equal(c->stamp, stamp) &&
+           !listed(q->request->refused_prefill, q->request->refused_prefill_count, c->id);
+}
+
 static prefill_choice choose_prefill(const rtr_place_query *q, const clu_stamp *stamp)
 {
     prefill_choice choice = {NULL, false};
     const rtr_candidate *warm = NULL;
+    if (has_pages(q, stamp))
+        return (prefill_choice){q->source, true};
     for (size_t i = 0; i < q->prefill_count; i++) {
         const rtr_candidate *c = &q->prefills[i];
         if (!c->usable || !rtr_stamp_equal(c->stamp, stamp))

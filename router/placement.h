@@ -32,12 +32,13 @@ typedef struct rtr_place_query {
     size_t decode_count;
     const rtr_candidate *prefills;
     size_t prefill_count;
-    const char *model_identity; /* of the router's own model; NULL: not checked */
-    uint64_t keep_decode;       /* not 0: this one, whatever its load */
-    uint32_t pages;             /* that the request will need */
-    uint32_t tokens;            /* of its prompt, to be computed */
-    bool self_prefill;          /* without a prefill rank the decode rank may compute the prompt */
-    const rtr_request *request; /* whom it has refused; may be NULL */
+    const char *model_identity;  /* of the router's own model; NULL: not checked */
+    uint64_t keep_decode;        /* not 0: this one, whatever its load */
+    const rtr_candidate *source; /* has the pages of a request that moves; NULL = none */
+    uint32_t pages;              /* that the request will need */
+    uint32_t tokens;             /* of its prompt, to be computed */
+    bool self_prefill;           /* without a prefill rank the decode rank may compute the prompt */
+    const rtr_request *request;  /* whom it has refused; may be NULL */
 } rtr_place_query;
 
 typedef struct rtr_place_result {

@@ -314,9 +314,13 @@ static void rows_lost(rtr_request *r, const char *text, sl_time_ns now, rtr_acti
 static void prefill_lost(rtr_request *r, const char *reason, const char *text, sl_time_ns now,
                          rtr_actions *out)
 {
+    bool was_source = r->prefill && r->prefill == r->source;
     if (r->prefill)
         remember(r->refused_prefill, &r->refused_prefill_count, r->prefill);
-    r->warm_prefill = 0;
+    if (was_source)
+        r->source = 0; /* its pages are lost, or do not come: they are computed again */
+    else
+        r->warm_prefill = 0;
     r->retry_at = after(now, r->limits->refusal_pause_ns);
     count_loss(r, reason);
     drop_prefill(r, out);
@@ -326,7 +330,7 @@ static void prefill_lost(rtr_request *r, const char *reason, const char *text, s
         fail_with(r, SL_UNAVAILABLE, r->fail_text, true, out);
         return;
     }
-    if (r->decode && ++r->prefills_lost >= PREFILLS_LOST_MAX) {
+    if (r->decode && !was_source && ++r->prefills_lost >= PREFILLS_LOST_MAX) {
         out->blame.decode = r->decode;
         remember(r->refused_decode, &r->refused_decode_count, r->decode);
         drop_decode(r, true, out);
@@ -397,7 +401,8 @@ static void on_admitted(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_
     if (!r->prefill)
         return;
     r->prefill_running = true;
-    r->warm_prefill = r->prefill;
+    if (r->prefill != r->source)
+        r->warm_prefill = r->prefill;
     rtr_action *run = act(out, RTR_ACTION_RUN_PREFILL);
     run->node = r->prefill;
     run->epoch = r->epoch;
@@ -550,6 +555,7 @@ static void on_tokens(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_ac
             if (e->epoch != r->epoch && !rows_missing(r)) /* the later prefill is not needed */
                 drop_prefill(r, out);
             r->migration = NULL; /* a loss that cost nothing after all */
+            r->source = 0;
             request_set_state(r, RTR_STATE_DECODING, SL_NEVER);
         }
     }
@@ -614,6 +620,7 @@ static void on_prefill_done(rtr_request *r, const rtr_event *e, sl_time_ns now, 
     if (!r->prefill_running || e->epoch != r->epoch)
         return;
     r->prefill_running = false;
+    r->source = 0;
     if (rows_missing(r)) {
         fail_without_rows(r, SL_UNSUPPORTED, out);
         return;
@@ -623,10 +630,8 @@ static void on_prefill_done(rtr_request *r, const rtr_event *e, sl_time_ns now, 
 }
 
 /* An admission that nothing was done for yet goes elsewhere at once. */
-static void on_decode_broken(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+static void on_decode_broken(rtr_request *r, sl_time_ns now, rtr_actions *out)
 {
-    if (r->decode == 0 || e->decode != r->decode)
-        return;
     bool idle = r->state == RTR_STATE_ADMITTING && r->prefill;
     if (idle || r->limits->attach_timeout_ns == 0)
         decode_lost(r, "decode_lost", "the decode node was lost", false, now, out);
@@ -636,8 +641,6 @@ static void on_decode_broken(rtr_request *r, const rtr_event *e, sl_time_ns now,
 
 static void on_decode_back(rtr_request *r, const rtr_event *e, rtr_actions *out)
 {
-    if (r->decode == 0 || e->decode != r->decode)
-        return;
     r->decode = e->again;
     r->attach_by = SL_NEVER;
     bool asked = r->state == RTR_STATE_ADMITTING;
@@ -648,11 +651,38 @@ static void on_decode_back(rtr_request *r, const rtr_event *e, rtr_actions *out)
         act(out, RTR_ACTION_PLACE);
 }
 
-static void on_decode_gone(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+/* It goes on elsewhere, with its pages. Tokens under way are drawn again. That is no loss, so it
+ * takes no attempt. What the prompt is still to tell would be lost: then it stays. */
+static void on_decode_drains(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+{
+    bool runs = r->state == RTR_STATE_DECODING && !r->ended && r->attach_by == SL_NEVER;
+    if (!runs || rows_missing(r))
+        return;
+    rtr_action *cancel = act(out, RTR_ACTION_CANCEL_DECODE);
+    cancel->node = r->decode;
+    cancel->moved = true;
+    drop_prefill(r, out);
+    drop_decode(r, false, out);
+    r->source = e->source;
+    r->migration = "drained";
+    request_set_state(r, RTR_STATE_QUEUED, SL_NEVER);
+    if (!finish_if_complete(r, out))
+        enter_queue(r, true, now, out);
+}
+
+/* Of the node that has it. */
+static void on_decode_node(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
 {
     if (r->decode == 0 || e->decode != r->decode)
         return;
-    decode_lost(r, "decode_lost", "the decode node was lost", false, now, out);
+    if (e->kind == RTR_EVENT_DECODE_BROKEN)
+        on_decode_broken(r, now, out);
+    else if (e->kind == RTR_EVENT_DECODE_BACK)
+        on_decode_back(r, e, out);
+    else if (e->kind == RTR_EVENT_DECODE_DRAINS)
+        on_decode_drains(r, e, now, out);
+    else
+        decode_lost(r, "decode_lost", "the decode node was lost", false, now, out);
 }
 
 /* Also found in tokens taken before a loss, while a new place is sought. */
@@ -701,13 +731,10 @@ void rtr_request_step(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_ac
         on_refused(r, e, now, out);
         break;
     case RTR_EVENT_DECODE_BROKEN:
-        on_decode_broken(r, e, now, out);
-        break;
     case RTR_EVENT_DECODE_BACK:
-        on_decode_back(r, e, out);
-        break;
     case RTR_EVENT_DECODE_LOST:
-        on_decode_gone(r, e, now, out);
+    case RTR_EVENT_DECODE_DRAINS:
+        on_decode_node(r, e, now, out);
         break;
     case RTR_EVENT_PREFILL_PROGRESS:
         on_prefill_progress(r, e, now);

@@ -77,6 +77,7 @@ typedef enum rtr_event_kind {
     RTR_EVENT_DECODE_BROKEN,    /* decode: its stream broke; BACK or LOST will follow */
     RTR_EVENT_DECODE_BACK,      /* decode, again: the same process under a new number */
     RTR_EVENT_DECODE_LOST,      /* decode: it is gone */
+    RTR_EVENT_DECODE_DRAINS,    /* decode; source: its process. Another one has room */
     RTR_EVENT_PREFILL_PROGRESS, /* epoch: any sign of life */
     RTR_EVENT_PREFILL_DONE,     /* epoch */
     RTR_EVENT_PREFILL_FAILED,   /* epoch, code, text: the call is over */
@@ -95,6 +96,7 @@ typedef struct rtr_event {
     uint64_t decode;
     uint64_t again;
     uint64_t prefill;
+    uint64_t source;
     uint32_t epoch;
     uint32_t first_index;
     uint32_t count;
@@ -109,7 +111,7 @@ typedef enum rtr_action_kind {
     RTR_ACTION_ADMIT,          /* node, epoch; send prompt and tokens so far */
     RTR_ACTION_RUN_PREFILL,    /* node, epoch; with the ticket just granted */
     RTR_ACTION_ATTACH,         /* node, epoch; it still has the request: from the next token on */
-    RTR_ACTION_CANCEL_DECODE,  /* node */
+    RTR_ACTION_CANCEL_DECODE,  /* node; moved: its pages will be asked for */
     RTR_ACTION_CANCEL_PREFILL, /* node: end the call, no more events of it */
     RTR_ACTION_DELIVER,        /* tokens [skip, skip + count) of the event are new */
     RTR_ACTION_MIGRATED,       /* text: the reason, for the metric */
@@ -121,6 +123,7 @@ typedef struct rtr_action {
     rtr_action_kind kind;
     uint64_t node;
     uint32_t epoch;
+    bool moved;
     uint32_t skip;
     uint32_t count;
     rtr_finish finish;
@@ -147,6 +150,8 @@ typedef struct rtr_request {
     uint64_t prefill; /* 0 = none or by D itself */
     uint64_t
         warm_prefill; /* has computed this prompt, or some of it, and may still have its pages */
+    uint64_t source;  /* the decode node that it moves away from: hands its pages over in the place
+                         of a prefill node; 0 = none, or they are there */
     uint32_t epoch;   /* of the last admission asked for */
     uint32_t granted_epoch; /* first epoch granted by `decode`; 0 = none yet */
     uint32_t last_granted;  /* last epoch granted by `decode`; 0 = none yet */

@@ -69,6 +69,7 @@ void rtr_tuning_fill(const rtr_options *options, rtr_tuning *out_tuning)
     *out_tuning = (rtr_tuning){
         .queue_max = (uint32_t)options->queue_max,
         .self_prefill = options->self_prefill,
+        .move_drained = options->move_drained,
         .recovery_tokens_per_s = (uint64_t)options->recovery_rate,
     };
     fill_limits(options, &out_tuning->limits);

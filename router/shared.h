@@ -17,6 +17,7 @@ typedef struct rtr_tuning {
     rtr_request_limits limits; /* max_tokens is each request's own */
     uint32_t queue_max;        /* requests without a place, of one loop */
     bool self_prefill;
+    bool move_drained;              /* requests leave decode ranks that drain */
     uint64_t recovery_tokens_per_s; /* of one loop; 0: no bound */
 } rtr_tuning;
 

@@ -111,7 +111,7 @@ def test_not_at_rest_is_found():
 
 
 def test_drain_finishes_and_leaves():
-    with Cluster("ctl-drain", "--decode", 2, "--env", SLOW) as cluster:
+    with Cluster("ctl-drain", "--decode", 2, "--env", SLOW, "--router-args=--move-drained=false") as cluster:
         thread, outcome = run_story(cluster)
         drained = cluster.ctl("drain", outcome["node"])
         assert drained.returncode == 0 and drained.stdout == f"{outcome['node']} has left\n", (drained.stdout, drained.stderr)
@@ -122,9 +122,22 @@ def test_drain_finishes_and_leaves():
         cluster.check_ledger()
 
 
+def test_drain_moves_and_leaves():
+    """With room elsewhere the node leaves long before its requests would have ended."""
+    with Cluster("ctl-moves", "--decode", 2, "--env", SLOW) as cluster:
+        expected = cluster.chat(STORY, temperature=0, max_tokens=300, ignore_eos=True, stream=True).token_ids
+        thread, outcome = run_story(cluster, 300)
+        drained = cluster.ctl("drain", outcome["node"])
+        assert drained.returncode == 0 and drained.stdout == f"{outcome['node']} has left\n", (drained.stdout, drained.stderr)
+        assert thread.is_alive()
+        thread.join()
+        assert outcome["answer"].token_ids == expected
+        assert cluster.metrics("router-0")['sluice_request_migrations_total{reason="drained"}'] == 1
+
+
 def test_drain_is_bounded():
     """What has not finished in time goes on at the other node, with the same tokens."""
-    with Cluster("ctl-bounded", "--decode", 2, "--env", SLOW) as cluster:
+    with Cluster("ctl-bounded", "--decode", 2, "--env", SLOW, "--router-args=--move-drained=false") as cluster:
         expected = cluster.chat(STORY, temperature=0, max_tokens=150, ignore_eos=True, stream=True).token_ids
         thread, outcome = run_story(cluster, 150)
         drained = cluster.ctl("drain", outcome["node"], "--timeout", "500ms", "--json")

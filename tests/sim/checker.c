@@ -437,8 +437,12 @@ void __wrap_rtr_request_step(rtr_request *request, const rtr_event *event, sl_ti
         sim_last.prefill_heard = sim.now;
     if (event->kind == RTR_EVENT_TIMER && before.state == RTR_STATE_PREFILLING && out->count > 0)
         sim_last.prefill_given_up = sim.now;
-    for (uint32_t i = 0; i < out->count; i++)
-        sim_seen.migrations += out->at[i].kind == RTR_ACTION_MIGRATED;
+    for (uint32_t i = 0; i < out->count; i++) {
+        const rtr_action *action = &out->at[i];
+        bool migrated = action->kind == RTR_ACTION_MIGRATED;
+        sim_seen.migrations += migrated;
+        sim_seen.moves += migrated && strcmp(action->text, "drained") == 0;
+    }
     plant_in_request(out);
 }
 

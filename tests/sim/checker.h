@@ -30,7 +30,7 @@ void sim_checker_note_fault(void);
 uint32_t sim_checker_faults(void);
 
 typedef struct sim_counts {
-    uint64_t transfers, transfers_failed, retries, migrations, parked, attached;
+    uint64_t transfers, transfers_failed, retries, migrations, moves, parked, attached;
 } sim_counts;
 extern sim_counts sim_seen;
 

@@ -218,7 +218,8 @@ sim_request *sim_clients_ask(const sim_load *load, sim_process *router)
     make_prompt(request, load->prompt_min, load->prompt_max);
     mdl_sampling_init(&request->sampling);
     request->sampling.temperature = (float)sim_draw(2);
-    request->sampling.max_tokens = 1 + (int32_t)sim_draw(load->tokens_max);
+    request->sampling.max_tokens =
+        (int32_t)sim_between(load->tokens_min ? load->tokens_min : 1, load->tokens_max);
     request->sampling.seed = sim_draw(1u << 30);
     request->choice_count = sim_draw(8) == 0 ? 2 + (uint32_t)sim_draw(SIM_CHOICES_MAX - 1) : 1;
     make_answers(request);

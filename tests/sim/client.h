@@ -51,7 +51,7 @@ typedef struct sim_request {
 typedef struct sim_load { /* what clients do */
     uint32_t requests;
     sl_time_ns first_at, last_at;
-    uint32_t prompt_min, prompt_max, tokens_max;
+    uint32_t prompt_min, prompt_max, tokens_min, tokens_max;
     uint32_t hang_up_ppm, slow_ppm;
     bool calm; /* nobody hangs up or reads slowly, every request must be answered */
 } sim_load;

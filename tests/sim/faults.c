@@ -2,6 +2,7 @@
 #include "tests/sim/faults.h"
 
 #include "base/assert.h"
+#include "node/internal.h"
 #include "tests/sim/checker.h"
 #include "tests/sim/cluster.h"
 #include "tests/sim/disk.h"
@@ -96,9 +97,16 @@ static void slow_one(void)
     sim_post(later(200, 4000), on_slow_end, process, 0);
 }
 
+/* Rather one whose requests have to go elsewhere. */
 static void drain_one(void)
 {
     sim_process *process = any_node();
+    for (uint32_t tries = 0; tries < 8; tries++) {
+        const dec_service *decode = process->node ? process->node->decode : NULL;
+        if (decode && dec_service_live(decode) > 0)
+            break;
+        process = any_node();
+    }
     if (!process->alive || process->paused)
         return;
     sim_checker_note_fault();

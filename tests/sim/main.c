@@ -133,6 +133,7 @@ static void add_up(totals *all)
     all->disk_reads += sim_disk.reads;
     all->seen.retries += sim_seen.retries;
     all->seen.migrations += sim_seen.migrations;
+    all->seen.moves += sim_seen.moves;
     all->seen.parked += sim_seen.parked;
     all->seen.attached += sim_seen.attached;
 }
@@ -185,6 +186,7 @@ static void show(const totals *all, double seconds)
         {"transfers failed", all->seen.transfers_failed},
         {"prefills tried again", all->seen.retries},
         {"migrations", all->seen.migrations},
+        {"of drains", all->seen.moves},
         {"parked", all->seen.parked},
         {"attached again", all->seen.attached},
         {"blocks from disk", all->disk_reads},

@@ -4,9 +4,12 @@
 
 #include <stdio.h>
 
+#include "base/assert.h"
 #include "decode/internal.h"
 #include "kvtransfer/limits.h"
 #include "node/internal.h"
+#include "router/front_internal.h"
+#include "router/router.h"
 #include "tests/sim/checker.h"
 #include "tests/sim/client.h"
 #include "tests/sim/cluster.h"
@@ -43,9 +46,13 @@ static const sim_shape SHAPE = {
 
 static sim_request *asked;
 
-static void begin(const sim_shape *shape)
+static void begin_with(const sim_shape *shape, uint32_t tokens_min, uint32_t tokens_max)
 {
-    const sim_load load = {.prompt_min = 440, .prompt_max = 440, .tokens_max = 20, .calm = true};
+    const sim_load load = {.prompt_min = 440,
+                           .prompt_max = 440,
+                           .tokens_min = tokens_min,
+                           .tokens_max = tokens_max,
+                           .calm = true};
     const kvt_fake_faults even = {.delay_min_ns = KVT_NS, .delay_max_ns = KVT_NS};
     sim_worlds_begin(77);
     sim.delay_min_ns = sim.delay_max_ns = DELAY_NS;
@@ -56,6 +63,11 @@ static void begin(const sim_shape *shape)
     for (uint32_t i = 0; i < sim.process_count; i++)
         sim.processes[i].engine_percent = 400; /* a step of 64 rows: 9.3 ms */
     asked = sim_clients_ask(&load, sim_process_named("router-0"));
+}
+
+static void begin(const sim_shape *shape)
+{
+    begin_with(shape, 1, 20);
 }
 
 /* Of the two, the one that computes; NULL: none yet. */
@@ -196,6 +208,114 @@ static bool router_cut_off(void)
     return right;
 }
 
+/* ---- a decode node drains in the middle of an answer */
+
+static uint32_t answering(const sim_process *decode)
+{
+    return decode->node->decode->slots[0].log_count;
+}
+
+/* The one that has given some of the answer drains; *out_to: the other one. */
+static sim_process *drain_mid_answer(sim_process **out_to)
+{
+    sim_shape shape = SHAPE;
+    shape.decodes = 2;
+    begin_with(&shape, SIM_TOKENS_MAX, SIM_TOKENS_MAX);
+    sim_process *from = sim_process_named("decode-0"), *to = sim_process_named("decode-1");
+    while (answering(from) < 3 && answering(to) < 3 && sim_worlds_step(LIMIT_NS))
+        ;
+    if (answering(to) >= 3) {
+        sim_process *swap = from;
+        from = to;
+        to = swap;
+    }
+    sim_process_terminate(from);
+    *out_to = to;
+    return from;
+}
+
+/* Some of its pages have come, and not all. */
+static void run_until_fetched(const sim_process *to)
+{
+    const kvt_fake_faults uneven = {.delay_min_ns = SL_MS_NS, .delay_max_ns = 4 * KVT_NS};
+    kvt_stats stats = {0};
+    kvt_fake_faults_set(sim.kvt, &uneven);
+    while (stats.pieces_received < 2 && sim_worlds_step(LIMIT_NS))
+        kvt_stats_get(to->node->kvt, &stats);
+    sl_assert(to->node->decode->slots[0].core.state == DEC_STATE_FETCHING);
+}
+
+static bool moved(uint64_t kept, uint64_t computed)
+{
+    const rtr_metrics *metrics =
+        &rtr_router_front(sim_process_named("router-0")->router)->shared->metrics;
+    uint64_t got_kept = (uint64_t)sl_metric_get(metrics->migrated_tokens, "kept");
+    uint64_t got_computed = (uint64_t)sl_metric_get(metrics->migrated_tokens, "computed");
+    printf("  moved %llu times, %llu tokens kept, %llu computed again\n",
+           (unsigned long long)sim_seen.moves, (unsigned long long)got_kept,
+           (unsigned long long)got_computed);
+    return sim_seen.moves == 1 && got_kept >= kept && got_computed <= computed;
+}
+
+static bool rests(void)
+{
+    sim_worlds_run(sim.now + 20 * SL_S_NS);
+    sim_checker_rest();
+    return true;
+}
+
+/* Its pages go along: no more is computed again than the last of them. */
+static bool drain_moves(void)
+{
+    sim_process *to, *from = drain_mid_answer(&to);
+    uint64_t before = sim_seen.retries;
+    bool right = ends_well() && moved(384, 64) && sim_seen.retries == before;
+    right = right && sim_seen.migrations == 1;
+    sim_worlds_run(sim.now + 6 * SL_S_NS);
+    right = right && !from->alive;
+    sim_process_start(from);
+    return rests() && right;
+}
+
+/* It dies while its pages are fetched: computed again, on the same node, which has some of them. */
+static bool source_dies(void)
+{
+    sim_process *to, *from = drain_mid_answer(&to);
+    run_until_fetched(to);
+    sim_process_kill(from, true);
+    bool right = ends_well() && moved(0, UINT64_MAX) && sim_seen.migrations == 2;
+    sim_process_start(from);
+    return rests() && right;
+}
+
+/* It stops while its pages are fetched, for longer than anybody waits. */
+static bool source_stops(void)
+{
+    sim_process *to, *from = drain_mid_answer(&to);
+    run_until_fetched(to);
+    sim_process_pause(from, true);
+    bool right = ends_well() && moved(0, UINT64_MAX) && sim_seen.migrations == 2;
+    sim_process_pause(from, false);
+    sim_worlds_run(sim.now + 6 * SL_S_NS);
+    if (!from->alive)
+        sim_process_start(from);
+    return rests() && right;
+}
+
+/* So does the one that fetches: a third place is looked for, which here is the first again. */
+static bool taker_dies(void)
+{
+    sim_process *to, *from = drain_mid_answer(&to);
+    run_until_fetched(to);
+    sim_process_kill(to, false);
+    sim_process_start(to);
+    bool right = ends_well();
+    sim_worlds_run(sim.now + 6 * SL_S_NS);
+    if (!from->alive)
+        sim_process_start(from);
+    return rests() && right;
+}
+
 static bool run(const char *name, bool (*scenario)(void))
 {
     printf("%s\n", name);
@@ -212,6 +332,10 @@ int sim_scenarios(void)
     passed += run("a cancel frees the pages on both sides", cancel);
     passed += run("a stream that breaks comes back", reset_stream);
     passed += run("a router that does not come back is given up at its deadline", router_cut_off);
-    printf("%d passed, %d failed, 0 skipped\n", passed, 5 - passed);
-    return passed == 5 ? 0 : 1;
+    passed += run("a request moves away from a node that drains, with its pages", drain_moves);
+    passed += run("the node that drains dies while its pages are fetched", source_dies);
+    passed += run("the node that drains stops while its pages are fetched", source_stops);
+    passed += run("the node that fetches the pages dies", taker_dies);
+    printf("%d passed, %d failed, 0 skipped\n", passed, 9 - passed);
+    return passed == 9 ? 0 : 1;
 }

@@ -1062,7 +1062,7 @@ const ProtobufCMessageDescriptor sluice__v1__attach__descriptor =
   (ProtobufCMessageInit) sluice__v1__attach__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__cancel__field_descriptors[2] =
+static const ProtobufCFieldDescriptor sluice__v1__cancel__field_descriptors[3] =
 {
   {
     "request_id",
@@ -1088,15 +1088,28 @@ static const ProtobufCFieldDescriptor sluice__v1__cancel__field_descriptors[2] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "moved",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Cancel, moved),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__cancel__field_indices_by_name[] = {
+  2,   /* field[2] = moved */
   1,   /* field[1] = reason */
   0,   /* field[0] = request_id */
 };
 static const ProtobufCIntRange sluice__v1__cancel__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 2 }
+  { 0, 3 }
 };
 const ProtobufCMessageDescriptor sluice__v1__cancel__descriptor =
 {
@@ -1106,7 +1119,7 @@ const ProtobufCMessageDescriptor sluice__v1__cancel__descriptor =
   "Sluice__V1__Cancel",
   "sluice.v1",
   sizeof(Sluice__V1__Cancel),
-  2,
+  3,
   sluice__v1__cancel__field_descriptors,
   sluice__v1__cancel__field_indices_by_name,
   1,  sluice__v1__cancel__number_ranges,

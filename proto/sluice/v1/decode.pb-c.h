@@ -170,10 +170,14 @@ struct  Sluice__V1__Cancel
   ProtobufCMessage base;
   char *request_id;
   char *reason;
+  /*
+   * It moves: its pages are asked for soon (PrefillRequest.offer), and a rank that drains waits for that.
+   */
+  protobuf_c_boolean moved;
 };
 #define SLUICE__V1__CANCEL__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__cancel__descriptor) \
-    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string }
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0 }
 
 
 /*

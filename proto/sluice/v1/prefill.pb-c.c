@@ -232,7 +232,7 @@ void   sluice__v1__prefill_done__free_unpacked
   assert(message->base.descriptor == &sluice__v1__prefill_done__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor sluice__v1__prefill_request__field_descriptors[8] =
+static const ProtobufCFieldDescriptor sluice__v1__prefill_request__field_descriptors[9] =
 {
   {
     "request_id",
@@ -330,11 +330,24 @@ static const ProtobufCFieldDescriptor sluice__v1__prefill_request__field_descrip
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "offer",
+    9,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PrefillRequest, offer),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__prefill_request__field_indices_by_name[] = {
   4,   /* field[4] = cache_space */
   1,   /* field[1] = epoch */
   5,   /* field[5] = last_routing */
+  8,   /* field[8] = offer */
   7,   /* field[7] = priority */
   6,   /* field[6] = prompt_want */
   0,   /* field[0] = request_id */
@@ -344,7 +357,7 @@ static const unsigned sluice__v1__prefill_request__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__prefill_request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 8 }
+  { 0, 9 }
 };
 const ProtobufCMessageDescriptor sluice__v1__prefill_request__descriptor =
 {
@@ -354,7 +367,7 @@ const ProtobufCMessageDescriptor sluice__v1__prefill_request__descriptor =
   "Sluice__V1__PrefillRequest",
   "sluice.v1",
   sizeof(Sluice__V1__PrefillRequest),
-  8,
+  9,
   sluice__v1__prefill_request__field_descriptors,
   sluice__v1__prefill_request__field_indices_by_name,
   1,  sluice__v1__prefill_request__number_ranges,

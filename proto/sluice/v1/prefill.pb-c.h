@@ -49,10 +49,15 @@ struct  Sluice__V1__PrefillRequest
    * lower ones are computed first
    */
   int32_t priority;
+  /*
+   * The rank's cache holds these tokens, or did a moment ago: it hands over the pages that it still knows, and computes no more than is behind
+   * them (at most a chunk, else SL_NOT_FOUND). Any rank takes it, whatever its role, also while it drains.
+   */
+  protobuf_c_boolean offer;
 };
 #define SLUICE__V1__PREFILL_REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__prefill_request__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0,NULL, NULL, 0, 0, NULL, 0 }
+    , (char *)protobuf_c_empty_string, 0, 0,NULL, NULL, 0, 0, NULL, 0, 0 }
 
 
 typedef enum {

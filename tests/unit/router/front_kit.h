@@ -11,6 +11,14 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define NONE   SLUICE__V1__FINISH__FINISH_NONE
+#define STOP   SLUICE__V1__FINISH__FINISH_STOP
+#define LENGTH SLUICE__V1__FINISH__FINISH_LENGTH
+
+#define CHAT       "/v1/chat/completions"
+#define BODY(more) "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]" more "}"
+#define STREAM     BODY(",\"stream\":true,\"return_token_ids\":true,\"max_tokens\":30")
+
 /* ---- prefill node */
 
 static inline void kit_prefill_event(kit_node *n, bool done)
@@ -48,6 +56,8 @@ static inline void kit_on_run(void *context, rpc_server_call *call, const Protob
     assert_int_equal(request->ticket->epoch, request->epoch);
     snprintf(n->run_id, sizeof n->run_id, "%s", request->request_id);
     n->run_epoch = request->epoch;
+    n->run_tokens = (uint32_t)request->n_tokens;
+    n->run_offer = request->offer;
     n->runs++;
     n->run = call;
     rpc_server_call_set(call, &EVENTS, n);
@@ -222,6 +232,40 @@ static inline void kit_client_close(kit_client *c)
 {
     close(c->fd);
     sl_buf_fini(&c->text);
+}
+
+/* ---- what came of it */
+
+static inline double migrations(kit *k, const char *reason)
+{
+    return sl_metric_get(k->shared.metrics.migrations, reason);
+}
+
+/* All ids of "token_ids" lists in order. */
+static inline size_t token_ids(const kit_client *c, uint32_t *ids, size_t max)
+{
+    static const char KEY[] = "\"token_ids\":[";
+    size_t count = 0;
+    const char *at = c->text.data;
+    while (at && (at = strstr(at, KEY)) != NULL) {
+        at += sizeof KEY - 1;
+        while (*at && *at != ']') {
+            assert_true(count < max);
+            ids[count++] = (uint32_t)strtoul(at, (char **)&at, 10);
+            at += *at == ',';
+        }
+    }
+    return count;
+}
+
+static inline void check_tokens(const kit_client *c, uint32_t expected)
+{
+    uint32_t *ids = sl_alloc(expected + 1, sizeof *ids, "test ids");
+    size_t count = token_ids(c, ids, expected + 1);
+    assert_int_equal(count, expected);
+    for (uint32_t i = 0; i < expected; i++)
+        assert_int_equal(ids[i], 100 + i % 1000);
+    sl_free(ids);
 }
 
 #endif

@@ -1,46 +1,6 @@
 /* The router's loop with false nodes: placement, streams, losses, cancels, queue, long prompts. */
 #include "tests/unit/router/front_kit.h"
 
-#define NONE   SLUICE__V1__FINISH__FINISH_NONE
-#define STOP   SLUICE__V1__FINISH__FINISH_STOP
-#define LENGTH SLUICE__V1__FINISH__FINISH_LENGTH
-
-#define CHAT       "/v1/chat/completions"
-#define BODY(more) "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]" more "}"
-#define STREAM     BODY(",\"stream\":true,\"return_token_ids\":true,\"max_tokens\":30")
-
-static double migrations(kit *k, const char *reason)
-{
-    return sl_metric_get(k->shared.metrics.migrations, reason);
-}
-
-/* All ids of "token_ids" lists in order. */
-static size_t token_ids(const kit_client *c, uint32_t *ids, size_t max)
-{
-    static const char KEY[] = "\"token_ids\":[";
-    size_t count = 0;
-    const char *at = c->text.data;
-    while (at && (at = strstr(at, KEY)) != NULL) {
-        at += sizeof KEY - 1;
-        while (*at && *at != ']') {
-            assert_true(count < max);
-            ids[count++] = (uint32_t)strtoul(at, (char **)&at, 10);
-            at += *at == ',';
-        }
-    }
-    return count;
-}
-
-static void check_tokens(const kit_client *c, uint32_t expected)
-{
-    uint32_t *ids = sl_alloc(expected + 1, sizeof *ids, "test ids");
-    size_t count = token_ids(c, ids, expected + 1);
-    assert_int_equal(count, expected);
-    for (uint32_t i = 0; i < expected; i++)
-        assert_int_equal(ids[i], 100 + i % 1000);
-    sl_free(ids);
-}
-
 TEST(whole_and_streamed_answer)
 {
     kit k;

@@ -24,7 +24,7 @@ typedef struct kit_admit {
     uint32_t first_token, last_token;
     uint64_t seed;
     int32_t max_tokens, priority;
-    bool self_prefill, cancelled;
+    bool self_prefill, cancelled, moved;
     char fork_of[64];
 } kit_admit;
 
@@ -47,7 +47,8 @@ typedef struct kit_node {
     /* prefill */
     rpc_server_call *run;
     char run_id[64];
-    uint32_t run_epoch;
+    uint32_t run_epoch, run_tokens;
+    bool run_offer;
     size_t runs, runs_cancelled;
     bool finish_runs; /* answer at once that all is done */
 } kit_node;
@@ -226,7 +227,7 @@ static inline void kit_on_serve_message(void *context, rpc_server_call *call,
         n->cancels++;
         for (size_t i = 0; i < n->admit_count; i++)
             if (strcmp(n->admits[i].request_id, m->cancel->request_id) == 0)
-                n->admits[i].cancelled = true;
+                n->admits[i].cancelled = true, n->admits[i].moved = m->cancel->moved;
         break;
     case SLUICE__V1__ROUTER_MESSAGE__BODY_ATTACH:
         n->attaches++;

@@ -90,6 +90,29 @@ TEST(who_has_the_prompts_pages_computes_it_again)
     check(&f, RTR_LACK_NONE, 1, 11);
 }
 
+/* The rank that a request moves away from has its pages: nobody computes them while it can be
+ * reached. */
+TEST(who_has_the_pages_hands_them_over)
+{
+    fixture f;
+    rtr_candidate source = NODE(91, "d-old");
+    setup(&f);
+    f.query.source = &source;
+    check(&f, RTR_LACK_NONE, 1, 91);
+    f.query.prefill_count = 0;
+    check(&f, RTR_LACK_NONE, 1, 91);
+    f.query.prefill_count = 3;
+    source.stamp = &OTHER_WEIGHTS;
+    check(&f, RTR_LACK_NONE, 1, 11);
+    source.stamp = &STAMP;
+    source.usable = false;
+    check(&f, RTR_LACK_NONE, 1, 11);
+    source.usable = true;
+    f.request.refused_prefill[0] = 91;
+    f.request.refused_prefill_count = 1;
+    check(&f, RTR_LACK_NONE, 1, 11);
+}
+
 TEST(full_nodes_are_skipped)
 {
     fixture f;
@@ -182,6 +205,7 @@ TEST(kept_decode_node)
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(least_loaded_and_ties_by_name),
     cmocka_unit_test(who_has_the_prompts_pages_computes_it_again),
+    cmocka_unit_test(who_has_the_pages_hands_them_over),
     cmocka_unit_test(full_nodes_are_skipped),
     cmocka_unit_test(unusable_nodes_are_skipped),
     cmocka_unit_test(stamps_must_match),

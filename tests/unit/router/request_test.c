@@ -55,7 +55,8 @@ static void render(const script *s, const rtr_actions *actions, char *out, size_
                                    a->epoch);
             break;
         case RTR_ACTION_CANCEL_DECODE:
-            at += (size_t)snprintf(out + at, size - at, "%scancel d%d", sep, (int)a->node);
+            at += (size_t)snprintf(out + at, size - at, "%s%s d%d", sep,
+                                   a->moved ? "move from" : "cancel", (int)a->node);
             break;
         case RTR_ACTION_CANCEL_PREFILL:
             at += (size_t)snprintf(out + at, size - at, "%scancel p%d", sep, (int)a->node);
@@ -102,7 +103,7 @@ static rtr_finish finish_of(const char *name)
 
 static bool parse_event(const char *line, rtr_event *e, char words[2][32])
 {
-    int d = 0, p = 0, again = 0;
+    int d = 0, p = 0, again = 0, source = 0;
     memset(e, 0, sizeof *e);
     words[0][0] = words[1][0] = 0;
     if (strncmp(line, "submit", 6) == 0) {
@@ -134,6 +135,8 @@ static bool parse_event(const char *line, rtr_event *e, char words[2][32])
         e->kind = RTR_EVENT_DECODE_BROKEN;
     } else if (sscanf(line, "back d%d d%d", &d, &again) == 2) {
         e->kind = RTR_EVENT_DECODE_BACK;
+    } else if (sscanf(line, "drains d%d of %d", &d, &source) == 2) {
+        e->kind = RTR_EVENT_DECODE_DRAINS;
     } else if (sscanf(line, "lost d%d", &d) == 1) {
         e->kind = RTR_EVENT_DECODE_LOST;
     } else if (sscanf(line, "lost p%d", &p) == 1) {
@@ -165,6 +168,7 @@ static bool parse_event(const char *line, rtr_event *e, char words[2][32])
     e->decode = (uint64_t)d;
     e->again = (uint64_t)again;
     e->prefill = (uint64_t)p;
+    e->source = (uint64_t)source;
     return true;
 }
 
@@ -477,6 +481,63 @@ TEST(decode_node_dies_mid_stream)
         "tokens d2 e2 4+2 => deliver 0+2 | decoding",
         "tokens d2 e2 6+1 stop => deliver 0+1, cancel p7, finish stop | done");
     assert_int_equal(s.request.token_count, 7);
+}
+
+/* 91 is the process whose stream is d1. */
+TEST(decode_node_drains)
+{
+    script s;
+    begin(&s);
+    s.limits.attempts_max = 1;
+    RUN("drains d1 of 91 => | prefilling", "prefilled e1 => | decoding",
+        "tokens d1 e1 0+2 => deliver 0+2 | decoding", "drains d2 of 92 => | decoding",
+        "drains d1 of 91 => move from d1, place | queued", "tokens d1 e1 2+1 => | queued",
+        "placed d2 p91 => admit d2 e2 | admitting",
+        "admitted d2 e2 => migrated drained, prefill p91 e2 | prefilling");
+    assert_int_equal(s.request.warm_prefill, 7);
+    RUN("prefilled e2 => | decoding", "tokens d2 e2 2+1 => deliver 0+1 | decoding");
+    assert_int_equal(s.request.source, 0);
+    RUN("tokens d2 e2 3+1 stop => deliver 0+1, finish stop | done");
+}
+
+/* Its pages are lost: they are computed again, for the same rank, which has done nothing wrong. */
+TEST(pages_of_a_move_are_lost)
+{
+    static const char *const WAYS[] = {
+        "unfilled e2 not_found => place | queued",
+        "unfilled e2 unavailable => place | queued",
+        "refused d2 e2 corrupt => cancel p91, place | queued",
+    };
+    for (int i = 0; i < 3; i++) {
+        script s;
+        begin(&s);
+        RUN("prefilled e1 => | decoding", "tokens d1 e1 0+2 => deliver 0+2 | decoding",
+            "drains d1 of 91 => move from d1, place | queued",
+            "placed d2 p91 => admit d2 e2 | admitting",
+            "admitted d2 e2 => migrated drained, prefill p91 e2 | prefilling");
+        const char *const LINES[] = {WAYS[i], NULL};
+        run(&s, LINES);
+        assert_int_equal(s.request.source, 0);
+        assert_int_equal(s.request.decode, 2);
+        assert_int_equal(s.request.prefills_lost, 0);
+        assert_int_equal(s.request.warm_prefill, 7);
+    }
+}
+
+/* What waits for something else is left alone. */
+TEST(a_drain_at_a_bad_moment)
+{
+    script s;
+    begin(&s);
+    RUN("prefilled e1 => | decoding", "tokens d1 e1 0+2 => deliver 0+2 | decoding",
+        "broken d1 => | decoding", "drains d1 of 91 => | decoding",
+        "back d1 d3 => attach d3 e1 | decoding", "drains d1 of 91 => | decoding",
+        "drains d3 of 91 => move from d3, place | queued", "drains d3 of 91 => | queued",
+        "no room => | queued", "gone => fail cancelled (the client is gone) | failed");
+    s.limits.prompt_rows = true;
+    begin(&s);
+    s.limits.prompt_rows = true;
+    RUN("tokens d1 e1 0+2 => deliver 0+2 | decoding", "drains d1 of 91 => | decoding");
 }
 
 TEST(decode_node_dies_in_prefill)
@@ -844,6 +905,9 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(transfer_fails),
     cmocka_unit_test(asked_again_a_rank_has_already_begun),
     cmocka_unit_test(decode_node_dies_mid_stream),
+    cmocka_unit_test(decode_node_drains),
+    cmocka_unit_test(pages_of_a_move_are_lost),
+    cmocka_unit_test(a_drain_at_a_bad_moment),
     cmocka_unit_test(decode_node_dies_in_prefill),
     cmocka_unit_test(decode_node_dies_with_all_tokens_sent),
     cmocka_unit_test(nobody_is_left),
