@@ -27,6 +27,8 @@ void sim_checker_step(void);
 void sim_checker_rest(void);
 /* A fault was made: what is asked before or now may fail. */
 void sim_checker_note_fault(void);
+/* Connections broke between two that live. */
+void sim_checker_note_reset(void);
 uint32_t sim_checker_faults(void);
 
 typedef struct sim_counts {

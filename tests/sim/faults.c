@@ -166,6 +166,7 @@ static void on_reset(void *context, uint64_t tag)
     uint64_t left = tag / SIM_PROCESSES_MAX;
     if (now_on.none)
         return;
+    sim_checker_note_reset();
     sim_net_reset(a, &sim.processes[tag % SIM_PROCESSES_MAX], sim_draw(2));
     if (left > 0)
         sim_post(later(1, 25), on_reset, a, tag - SIM_PROCESSES_MAX);
