@@ -15,6 +15,8 @@
 #include "rpc/methods.h"
 
 #define KEEPALIVE_TIMEOUT_MS 2000
+#define LOGIN_POLL_NS        (10 * SL_MS_NS) /* of who waits for the token */
+#define LOGIN_PAUSE_NS       SL_S_NS         /* after a refusal */
 
 typedef struct listener {
     clu_connected_fn fn;
@@ -36,6 +38,13 @@ struct clu_etcd {
     listener listeners[CLU_ETCD_LISTENERS_MAX];
     size_t listener_count;
     size_t open_requests;
+    /* who we are */
+    char *user, *password;          /* NULL: nobody in particular */
+    char token[CLU_ETCD_TOKEN_MAX]; /* "" = none */
+    bool no_auth;                   /* etcd has authentication switched off */
+    rpc_call *login;
+    sl_err login_error; /* of the last attempt; code SL_OK: none */
+    sl_time_ns login_again;
 };
 
 struct clu_request {
@@ -47,6 +56,7 @@ struct clu_request {
     clu_backoff backoff;
     size_t attempts; /* of this round */
     bool idempotent;
+    bool renewed; /* the token, for this request: once */
     sl_time_ns deadline;
     sl_err last;
     rpc_done_fn fn;
@@ -94,7 +104,7 @@ static sl_status parse_endpoint(const char *text, size_t length, bool tls, endpo
         return sl_fail(err, SL_INVALID, "etcd endpoint \"%.*s\": want http://host:port",
                        (int)(length < 100 ? length : 100), text);
     if (https && !tls)
-        return sl_fail(err, SL_INVALID, "etcd endpoint https://%.*s: needs --tls-ca", (int)length,
+        return sl_fail(err, SL_INVALID, "etcd endpoint https://%.*s: needs --etcd-ca", (int)length,
                        text);
     char target[SL_ADDRESS_TEXT_MAX];
     snprintf(target, sizeof(target), "%.*s", (int)length, text);
@@ -156,6 +166,8 @@ sl_status clu_etcd_create(rpc_runtime *runtime, const clu_etcd_options *options,
     etcd->tell_timer = sl_timer_create(rpc_runtime_loop(runtime), tell_listeners, etcd);
     etcd->timeout_ns = options->timeout_ns ? options->timeout_ns : CLU_ETCD_TIMEOUT_NS;
     etcd->endpoints = sl_strdup(options->endpoints, "etcd client");
+    etcd->user = options->user ? sl_strdup(options->user, "etcd user") : NULL;
+    etcd->password = options->user ? sl_strdup(options->password, "etcd password") : NULL;
     for (size_t i = 0; i < count; i++) {
         sl_status status = add_channel(etcd, &endpoints[i], options->tls, err);
         if (!sl_is_ok(status)) {
@@ -172,10 +184,15 @@ void clu_etcd_destroy(clu_etcd *etcd)
     if (!etcd)
         return;
     sl_assert(etcd->open_requests == 0 && etcd->listener_count == 0);
+    rpc_call_drop(etcd->login);
     for (size_t i = 0; i < etcd->channel_count; i++)
         rpc_channel_destroy(etcd->channels[i]);
     sl_timer_destroy(etcd->tell_timer);
     sl_free(etcd->endpoints);
+    sl_free(etcd->user);
+    if (etcd->password)
+        explicit_bzero(etcd->password, strlen(etcd->password));
+    sl_free(etcd->password);
     sl_free(etcd);
 }
 
@@ -267,6 +284,80 @@ void clu_etcd_note(clu_etcd *etcd, const sl_err *err)
         set_connected(etcd, false);
 }
 
+/* ---- who we are ---- */
+
+static void on_login(void *context, const ProtobufCMessage *message, const sl_err *err)
+{
+    clu_etcd *etcd = context;
+    const Etcdserverpb__AuthenticateResponse *reply = (const void *)message;
+    etcd->login = NULL;
+    etcd->login_error.code = SL_OK;
+    clu_etcd_note(etcd, err);
+    if (reply && strlen(reply->token) < sizeof(etcd->token)) {
+        memcpy(etcd->token, reply->token, strlen(reply->token) + 1);
+        return;
+    }
+    etcd->no_auth = strstr(err->text, "authentication is not enabled") != NULL;
+    if (etcd->no_auth)
+        return;
+    bool refused = err->code == SL_INVALID || err->code == SL_DENIED || err->code == SL_OK;
+    (void)sl_fail(&etcd->login_error, refused ? SL_DENIED : err->code, "etcd, as user %s: %.300s%s",
+                  etcd->user, err->code == SL_OK ? "its token is too long" : err->text,
+                  refused ? ": are --etcd-user and --etcd-password-file right?" : "");
+    etcd->login_again = sl_now_ns() + (refused ? LOGIN_PAUSE_NS : LOGIN_POLL_NS);
+    clu_etcd_note(etcd, &etcd->login_error);
+}
+
+/* false: the token is being asked for, or was refused a moment ago. */
+static bool logged_in(clu_etcd *etcd)
+{
+    if (!etcd->user || etcd->no_auth || etcd->token[0])
+        return true;
+    if (etcd->login || sl_now_ns() < etcd->login_again)
+        return false;
+    Etcdserverpb__AuthenticateRequest request = ETCDSERVERPB__AUTHENTICATE_REQUEST__INIT;
+    rpc_call_options options = {.deadline = sl_now_ns() + CLU_ETCD_ATTEMPT_NS};
+    sl_err err;
+    request.name = etcd->user;
+    request.password = etcd->password;
+    if (!sl_is_ok(rpc_unary(clu_etcd_channel(etcd), &rpc_method_etcd_auth_authenticate,
+                            &request.base, &options, on_login, etcd, &etcd->login, &err)))
+        etcd->login_again = sl_now_ns() + LOGIN_POLL_NS;
+    return false;
+}
+
+static void add_token(const clu_etcd *etcd, rpc_call_options *options, rpc_metadata *metadata)
+{
+    if (!etcd->token[0])
+        return;
+    *metadata = (rpc_metadata){"token", etcd->token};
+    options->metadata = metadata;
+    options->metadata_count = 1;
+}
+
+bool clu_etcd_stream_options(clu_etcd *etcd, rpc_call_options *out_options,
+                             rpc_metadata *out_metadata)
+{
+    *out_options = (rpc_call_options){0};
+    if (!logged_in(etcd))
+        return false;
+    add_token(etcd, out_options, out_metadata);
+    return true;
+}
+
+void clu_etcd_forget_token(clu_etcd *etcd)
+{
+    etcd->token[0] = '\0';
+}
+
+/* Tokens end, and so does what they stood for when rights change: then the request did not take
+ * place. */
+static bool token_is_old(const clu_etcd *etcd, const sl_err *err)
+{
+    return etcd->token[0] && err->code != SL_OK &&
+           (strstr(err->text, "invalid auth token") || strstr(err->text, "auth store is old"));
+}
+
 /* ---- requests ---- */
 
 static void attempt(clu_request *request);
@@ -294,6 +385,12 @@ static void on_done(void *context, const ProtobufCMessage *reply, const sl_err *
     clu_etcd *etcd = request->etcd;
     request->call = NULL;
     clu_etcd_note(etcd, err);
+    if (token_is_old(etcd, err) && !request->renewed) {
+        clu_etcd_forget_token(etcd);
+        request->renewed = true;
+        attempt(request);
+        return;
+    }
     bool no_answer = err->code == SL_UNAVAILABLE || err->code == SL_DEADLINE;
     if (!no_answer || !request->idempotent || sl_now_ns() >= request->deadline) {
         request_end(request, reply, err);
@@ -313,9 +410,12 @@ static void on_done(void *context, const ProtobufCMessage *reply, const sl_err *
 static void on_timer(void *context, sl_time_ns now)
 {
     clu_request *request = context;
+    const sl_err *refused = &request->etcd->login_error;
     if (request->call)
         return;
-    if (now >= request->deadline)
+    if (refused->code == SL_DENIED && !request->etcd->login && !request->etcd->token[0])
+        request_end(request, NULL, refused);
+    else if (now >= request->deadline)
         request_end(request, NULL, &request->last);
     else
         attempt(request);
@@ -325,6 +425,16 @@ static void attempt(clu_request *request)
 {
     clu_etcd *etcd = request->etcd;
     rpc_call_options options = {.deadline = request->deadline};
+    rpc_metadata metadata;
+    if (!logged_in(etcd)) {
+        request->last = etcd->login_error;
+        if (request->last.code == SL_OK)
+            (void)sl_fail(&request->last, SL_DEADLINE, "etcd, as user %s: no token in time",
+                          etcd->user);
+        sl_timer_set(request->timer, sl_now_ns() + LOGIN_POLL_NS);
+        return;
+    }
+    add_token(etcd, &options, &metadata);
     sl_time_ns share = sl_now_ns() + CLU_ETCD_ATTEMPT_NS;
     if (request->idempotent && etcd->channel_count > 1 && share < request->deadline)
         options.deadline = share;

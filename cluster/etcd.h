@@ -1,8 +1,9 @@
 /* A small etcd v3 client: several endpoints with rotation, unary requests with deadlines, leases
  * that renew and re-grant themselves, watches that resume.
  *
- * Owns its channels. Callbacks come from the loop, never inside the call. Thread: the runtime's
- * loop. The messages are etcd's own (proto/etcd/etcd.pb-c.h). */
+ * With a user every request and stream carries a token, which is asked for when it is missing or
+ * refused. Owns its channels. Callbacks come from the loop, never inside the call. Thread: the
+ * runtime's loop. The messages are etcd's own (proto/etcd/etcd.pb-c.h). */
 #ifndef CLUSTER_ETCD_H
 #define CLUSTER_ETCD_H
 
@@ -20,6 +21,9 @@ extern "C" {
 #define CLU_BACKOFF_FIRST_NS (100 * SL_MS_NS)
 #define CLU_BACKOFF_MAX_NS   SL_S_NS
 
+#define CLU_ETCD_USER_MAX  128
+#define CLU_ETCD_TOKEN_MAX 2048
+
 #define CLU_LEASE_NS_MIN SL_S_NS
 #define CLU_LEASE_NS_MAX (3600 * SL_S_NS)
 
@@ -31,6 +35,7 @@ typedef struct clu_etcd_options {
     uint64_t timeout_ns; /* of one request over all endpoints, and of the first answer of a view or
                             registration (--etcd-timeout); 0 = CLU_ETCD_TIMEOUT_NS */
     const rpc_tls *tls;
+    const char *user, *password; /* NULL: none. Copied */
 } clu_etcd_options;
 
 /* Form of the endpoints only. */

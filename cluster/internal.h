@@ -10,6 +10,11 @@
  * the next endpoint when `code` says that this one did not answer. */
 void clu_etcd_note(clu_etcd *etcd, const sl_err *err);
 rpc_channel *clu_etcd_channel(clu_etcd *etcd);
+/* For a stream that is opened now: false, the token is not there yet, try again soon. */
+bool clu_etcd_stream_options(clu_etcd *etcd, rpc_call_options *out_options,
+                             rpc_metadata *out_metadata);
+/* etcd refused a stream for who we are: the token may be too old. */
+void clu_etcd_forget_token(clu_etcd *etcd);
 /* The last failure's text; "" = none yet. */
 const char *clu_etcd_last_error(const clu_etcd *etcd);
 

@@ -91,11 +91,13 @@ static void on_end(void *context, const sl_err *err)
 static void open_stream(clu_lease *lease)
 {
     static const rpc_stream_events EVENTS = {.on_message = on_message, .on_end = on_end};
+    rpc_call_options options;
+    rpc_metadata token;
     sl_err err;
-    sl_status status =
-        rpc_stream_open(clu_etcd_channel(lease->etcd), &rpc_method_etcd_lease_lease_keep_alive,
-                        NULL, NULL, &EVENTS, lease, &lease->stream, &err);
-    if (sl_is_ok(status))
+    if (clu_etcd_stream_options(lease->etcd, &options, &token) &&
+        sl_is_ok(rpc_stream_open(clu_etcd_channel(lease->etcd),
+                                 &rpc_method_etcd_lease_lease_keep_alive, NULL, &options, &EVENTS,
+                                 lease, &lease->stream, &err)))
         renew(lease);
     else
         sl_timer_set(lease->timer, sl_now_ns() + clu_backoff_next(&lease->backoff));

@@ -483,7 +483,8 @@ static sl_status check_name(const char *option, const char *name, sl_err *err)
 
 sl_status clu_settings_check(const clu_settings *settings, sl_err *err)
 {
-    clu_etcd_options etcd = {.endpoints = settings->etcd};
+    static const rpc_tls SOME;
+    clu_etcd_options etcd = {.endpoints = settings->etcd, .tls = settings->etcd_ca ? &SOME : NULL};
     if (settings->name)
         SL_TRY(check_name("--name", settings->name, err));
     SL_TRY(check_name("--cluster", settings->cluster, err));

@@ -26,6 +26,7 @@ typedef struct clu_registration_options {
 typedef struct clu_settings {
     const char *name, *cluster;
     const char *etcd;
+    const char *etcd_ca; /* NULL: no https */
     uint64_t lease_ns;
 } clu_settings;
 SL_MUST_USE sl_status clu_settings_check(const clu_settings *settings, sl_err *err);

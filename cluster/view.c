@@ -210,10 +210,27 @@ static void take_list(clu_view *view, const Etcdserverpb__RangeResponse *reply)
     }
 }
 
+/* At the start only. */
+static void give_up(clu_view *view, const sl_err *err)
+{
+    sl_err copy = *err;
+    view->failed = true;
+    clu_request_drop(view->list);
+    view->list = NULL;
+    sl_timer_set(view->list_timer, SL_NEVER);
+    sl_timer_set(view->start_timer, SL_NEVER);
+    if (view->events.on_failed)
+        view->events.on_failed(view->context, &copy);
+}
+
 static void on_listed(void *context, const ProtobufCMessage *message, const sl_err *err)
 {
     clu_view *view = context;
     view->list = NULL;
+    if (err->code == SL_DENIED && !view->ready) {
+        give_up(view, err);
+        return;
+    }
     if (err->code != SL_OK) {
         list_later(view);
         return;
@@ -271,17 +288,12 @@ static void on_start_timer(void *context, sl_time_ns now)
 {
     clu_view *view = context;
     (void)now;
-    view->failed = true;
-    clu_request_drop(view->list);
-    view->list = NULL;
-    sl_timer_set(view->list_timer, SL_NEVER);
     sl_err err;
     const char *last = clu_etcd_last_error(view->etcd);
     (void)sl_fail(&err, SL_UNAVAILABLE, "etcd %s: no answer within %.1f s%s%s",
                   clu_etcd_endpoints(view->etcd), (double)clu_etcd_timeout_ns(view->etcd) / 1e9,
                   *last ? ": " : "", last);
-    if (view->events.on_failed)
-        view->events.on_failed(view->context, &err);
+    give_up(view, &err);
 }
 
 static void on_suspect_timer(void *context, sl_time_ns now)

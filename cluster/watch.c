@@ -53,6 +53,8 @@ static void on_canceled(clu_watch *watch, const Etcdserverpb__WatchResponse *rep
         watch->events.on_compacted(watch->context);
         return;
     }
+    if (strstr(reply->cancel_reason, "permission denied") || strstr(reply->cancel_reason, "token"))
+        clu_etcd_forget_token(watch->etcd);
     note(watch, SL_UNAVAILABLE, reply->cancel_reason);
     retry_later(watch);
 }
@@ -104,10 +106,16 @@ static void open_stream(clu_watch *watch)
 {
     static const rpc_stream_events EVENTS = {.on_message = on_message, .on_end = on_end};
     /* An endpoint that lost its majority ends the stream instead of going on in silence. */
-    static const rpc_metadata HAS_LEADER = {"hasleader", "true"};
-    rpc_call_options options = {.metadata = &HAS_LEADER, .metadata_count = 1};
+    rpc_metadata metadata[2] = {{"hasleader", "true"}};
+    rpc_call_options options;
     sl_err err;
     watch->created = false;
+    if (!clu_etcd_stream_options(watch->etcd, &options, &metadata[1])) {
+        retry_later(watch);
+        return;
+    }
+    options.metadata = metadata;
+    options.metadata_count++;
     sl_status status = rpc_stream_open(clu_etcd_channel(watch->etcd), &rpc_method_etcd_watch_watch,
                                        NULL, &options, &EVENTS, watch, &watch->stream, &err);
     if (!sl_is_ok(status)) {

@@ -1,1 +1,2 @@
-$(eval $(call library,rpc,$(wildcard rpc/*.c),-lgrpc -lgpr,proto base))
+# libcrypto: certificates of callers and of our own.
+$(eval $(call library,rpc,$(wildcard rpc/*.c),-lgrpc -lgpr -lcrypto,proto base))

@@ -18,6 +18,7 @@
 #include "rpc/message.h"
 #include "rpc/runtime.h"
 #include "rpc/server.h"
+#include "rpc/tls.h"
 
 /* ---- lists: circular, the head is a link of its own ---- */
 
@@ -164,11 +165,14 @@ struct rpc_server {
     rpc_health *health;
     rpc_op op_shutdown;
     sl_timer *drain_timer;
+    bool checks_roles; /* callers show certificates */
     bool stopping, shut, stopped, orphaned; /* orphaned: destroyed by its owner */
     void (*on_stopped)(void *context);
     void *stopped_context;
 };
 
+/* Who the peer's certificate says it is; nobody without one. */
+void rpc_peer_identity(grpc_call *call, rpc_identity *out_identity);
 /* Starts to wait for one new call. */
 void rpc_server_call_accept(rpc_server *server);
 /* Ends it without on_closed (its owner destroyed the server). */

@@ -119,6 +119,7 @@ static sl_status bind_port(rpc_server *server, const rpc_server_options *options
     grpc_server_credentials *credentials;
     if (options->tls && (!options->tls->cert || !options->tls->key))
         return sl_fail(err, SL_INVALID, "rpc server: TLS needs a certificate and a key");
+    server->checks_roles = options->tls && options->tls->ca;
     if (options->tls) {
         grpc_ssl_pem_key_cert_pair pair = {options->tls->key, options->tls->cert};
         credentials = grpc_ssl_server_credentials_create_ex(

@@ -50,7 +50,8 @@ typedef struct rpc_server_options {
     size_t write_messages_max; /* of one call's queue; 0 = RPC_WRITE_MESSAGES_MAX (client.h) */
     size_t write_bytes_max;
     bool no_reflection;
-    const rpc_tls *tls; /* NULL = plain text */
+    const rpc_tls *tls; /* NULL = plain text. With a ca callers need a certificate of it, and the
+                           role that a method asks for (rpc/tls.h) */
 } rpc_server_options;
 
 /* A port in use: SL_IO, the text names the address. */

@@ -2,6 +2,8 @@
  *
  * A call is freed when it is over for the transport, its owner was told, and gRPC holds none of its
  * tags. Thread: the runtime's loop. Never calls back inside a public call. */
+#include <grpc/grpc_security.h>
+#include <grpc/grpc_security_constants.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -40,7 +42,8 @@ struct rpc_server_call {
     grpc_slice status_text;
     grpc_metadata status_metadata;
     char *peer;
-    char **texts; /* copies that rpc_server_call_metadata gave out */
+    rpc_identity identity; /* role 0: no certificate was asked for */
+    char **texts;          /* copies that rpc_server_call_metadata gave out */
     rpc_server_call_events events;
     void *context;
 };
@@ -319,6 +322,42 @@ static void on_close(void *owner, bool ok)
     call_settle(call);
 }
 
+/* ---- who calls ---- */
+
+void rpc_peer_identity(grpc_call *call, rpc_identity *out_identity)
+{
+    grpc_auth_context *context = grpc_call_auth_context(call);
+    memset(out_identity, 0, sizeof(*out_identity));
+    if (!context)
+        return;
+    grpc_auth_property_iterator at =
+        grpc_auth_context_find_properties_by_name(context, GRPC_X509_PEM_CERT_PROPERTY_NAME);
+    const grpc_auth_property *property = grpc_auth_property_iterator_next(&at);
+    if (property) {
+        char *pem = sl_strndup(property->value, property->value_length, "rpc certificate");
+        (void)!sl_is_ok(rpc_identity_of(pem, out_identity, NULL));
+        sl_free(pem);
+    }
+    grpc_auth_context_release(context);
+}
+
+/* false: the call has its answer. */
+static bool may_call(rpc_server_call *call)
+{
+    char text[320];
+    unsigned roles = rpc_method_roles(call->handler->method);
+    if (!call->server->checks_roles)
+        return true;
+    rpc_peer_identity(call->call, &call->identity);
+    if (call->identity.role & roles)
+        return true;
+    snprintf(text, sizeof(text), "%s %s may not call %s: it takes %s's certificate",
+             rpc_role_name(call->identity.role), call->identity.name, call->handler->method->path,
+             roles & RPC_ROLE_OPERATOR ? "an operator" : "a node");
+    finish(call, SL_DENIED, text);
+    return false;
+}
+
 static void start_call(rpc_server_call *call)
 {
     rpc_server *server = call->server;
@@ -340,6 +379,8 @@ static void start_call(rpc_server_call *call)
         finish(call, SL_FULL, text);
         return;
     }
+    if (!may_call(call))
+        return;
     if (call->handler->method->kind != RPC_UNARY) {
         grpc_op open = initial_op(call);
         call_batch(call, &open, 1, &call->op_open);
@@ -468,6 +509,10 @@ const char *rpc_server_call_metadata(const rpc_server_call *call, const char *ke
 
 void rpc_server_call_actor(rpc_server_call *call, char *out_text, size_t size)
 {
+    if (call->identity.role) {
+        snprintf(out_text, size, "%s %s", rpc_role_name(call->identity.role), call->identity.name);
+        return;
+    }
     const char *claimed = rpc_server_call_metadata(call, RPC_ACTOR_KEY);
     char name[64] = "someone";
     size_t length = 0;
