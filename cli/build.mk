@@ -1,2 +1,2 @@
-$(eval $(call library,cli,$(filter-out cli/main.c,$(wildcard cli/*.c)),,rpc proto cluster base))
+$(eval $(call library,cli,$(filter-out cli/main.c,$(wildcard cli/*.c)),-lcrypto,rpc proto cluster base))
 $(eval $(call program,sluicectl,cli/main.c,cli))

@@ -16,7 +16,6 @@ extern "C" {
 
 #define CTL_READS   1u /* again and again with --watch */
 #define CTL_CHANGES 2u /* says what it would do with --dry-run */
-#define CTL_ALONE   4u /* asks no cluster: its session is NULL */
 
 typedef struct ctl_command {
     const char *name;  /* one word or two: "settings set" */
@@ -26,6 +25,8 @@ typedef struct ctl_command {
     const char *options[8]; /* that go with it alone; NULL-terminated */
     const char *help;
     int (*run)(ctl_session *session, const char *const *words); /* NULL-terminated */
+    /* The same of a command that asks no cluster: run is NULL. */
+    int (*alone)(const ctl_options *options, const char *const *words);
 } ctl_command;
 
 /* All of them, for the command line, the manual page and completion alike. */
@@ -49,8 +50,10 @@ int ctl_weights_reload(ctl_session *session, const char *const *words);
 int ctl_doctor(ctl_session *session, const char *const *words);
 int ctl_size(ctl_session *session, const char *const *words);
 int ctl_version(ctl_session *session, const char *const *words);
-int ctl_completion(ctl_session *session, const char *const *words);
-int ctl_manual(ctl_session *session, const char *const *words);
+int ctl_pki_init(const ctl_options *options, const char *const *words);
+int ctl_pki_issue(const ctl_options *options, const char *const *words);
+int ctl_completion(const ctl_options *options, const char *const *words);
+int ctl_manual(const ctl_options *options, const char *const *words);
 
 /* "sluicectl: ..", to stderr; returns CTL_EXIT_FAILURE. */
 int ctl_fail(const sl_err *err);

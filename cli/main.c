@@ -94,8 +94,8 @@ static int run_once(const ctl_options *options, const ctl_command *command,
 {
     ctl_session *session = NULL;
     sl_err err;
-    if (command->flags & CTL_ALONE)
-        return command->run(NULL, words);
+    if (command->alone)
+        return command->alone(options, words);
     if (!sl_is_ok(ctl_session_open(options, &session, &err)))
         return ctl_fail(&err);
     int code = command->run(session, words);

@@ -67,7 +67,7 @@ static void write_completion(sl_buf *out)
                      "complete -F _sluicectl sluicectl\n");
 }
 
-int ctl_completion(ctl_session *session, const char *const *words)
+int ctl_completion(const ctl_options *options, const char *const *words)
 {
     sl_buf out;
     bool zsh = strcmp(words[0], "zsh") == 0;
@@ -143,7 +143,7 @@ static void write_options(sl_buf *out)
     }
 }
 
-int ctl_manual(ctl_session *session, const char *const *words)
+int ctl_manual(const ctl_options *options, const char *const *words)
 {
     sl_buf out;
     sl_buf_init(&out, 0);

@@ -15,6 +15,7 @@ struct ctl_session {
     const ctl_options *options;
     sl_loop *loop;
     rpc_runtime *runtime;
+    clu_trust *trust;
     clu_etcd *etcd; /* NULL: a router tells */
     clu_view *view; /* the same */
     bool ready;
@@ -54,20 +55,30 @@ static void make_room(ctl_session *session, size_t count)
 
 /* ---- members by etcd ---- */
 
+static const char *etcd_hint(const ctl_session *session)
+{
+    const char *tls = rpc_tls_hint(session->failure.text, session->options->trust.etcd_ca != NULL);
+    if (*tls)
+        return tls;
+    return session->failure.code == SL_DENIED
+               ? "who etcd knows is its administrator's to say"
+               : "is etcd running there? --etcd says where it is looked for";
+}
+
 static sl_status open_view(ctl_session *session, sl_err *err)
 {
     static const clu_view_events EVENTS = {.on_ready = on_ready, .on_failed = on_failed};
     const ctl_options *options = session->options;
     clu_etcd_options etcd = {.endpoints = options->etcd, .timeout_ns = options->etcd_timeout_ns};
+    clu_trust_etcd(session->trust, &etcd);
     SL_TRY(sl_wrap(err, clu_etcd_create(session->runtime, &etcd, &session->etcd, err), "--etcd"));
     clu_view_options view = {.cluster = options->cluster};
     SL_TRY(clu_view_create(session->etcd, &view, &EVENTS, session, &session->view, err));
     while (!session->ready && session->failure.code == SL_OK)
         sl_loop_run_once(session->loop, 100);
     if (!session->ready)
-        return sl_fail(err, session->failure.code,
-                       "%s\nis etcd running there? --etcd says where it is looked for",
-                       session->failure.text);
+        return sl_fail(err, session->failure.code, "%.400s\n%s", session->failure.text,
+                       etcd_hint(session));
     make_room(session, clu_view_count(session->view));
     for (size_t i = 0; i < session->count; i++)
         session->members[i] = clu_view_at(session->view, i)->info;
@@ -161,6 +172,7 @@ static void set_actor(ctl_session *session)
 
 static sl_status open_session(ctl_session *session, sl_err *err)
 {
+    SL_TRY(clu_trust_open(&session->options->trust, &session->trust, err));
     SL_TRY(sl_loop_create(&session->loop, err));
     SL_TRY(rpc_runtime_create(session->loop, &session->runtime, err));
     set_actor(session);
@@ -199,6 +211,7 @@ void ctl_session_close(ctl_session *session)
         rpc_runtime_destroy(session->runtime);
     if (session->loop)
         sl_loop_destroy(session->loop);
+    clu_trust_close(session->trust);
     sl_free(session->members);
     sl_free(session->channels);
     sl_free(session);
@@ -305,14 +318,15 @@ static sl_status channel_of(ctl_session *session, const clu_member_info *member,
                             rpc_channel **out_channel, sl_err *err)
 {
     rpc_channel **channel = &session->channels[member - session->members];
+    rpc_channel_options options = {.tls = clu_trust_tls(session->trust)};
     if (!*channel)
-        SL_TRY(rpc_channel_create(session->runtime, member->control, NULL, channel, err));
+        SL_TRY(rpc_channel_create(session->runtime, member->control, &options, channel, err));
     *out_channel = *channel;
     return sl_ok();
 }
 
 /* Says whose failure it is, and what to look at if it does not answer. */
-static void advise(sl_err *err, const clu_member_info *member)
+static void advise(sl_err *err, const clu_member_info *member, bool by_tls)
 {
     char text[SL_ERR_TEXT_MAX];
     memcpy(text, err->text, sizeof(text));
@@ -320,10 +334,10 @@ static void advise(sl_err *err, const clu_member_info *member)
         (void)sl_fail(err, err->code, "%s: %.400s", member->name, text);
         return;
     }
-    (void)sl_fail(err, err->code,
-                  "%s at %s does not answer (%.200s)\nis its process alive, and %s reachable from "
-                  "here?",
-                  member->name, member->control, text, member->control);
+    const char *hint = rpc_tls_hint(text, by_tls);
+    (void)sl_fail(err, err->code, "%s at %s does not answer (%.220s)\n%s%s%s", member->name,
+                  member->control, text, *hint ? hint : "is its process alive, and ",
+                  *hint ? "" : member->control, *hint ? "" : " reachable from here?");
 }
 
 static void on_done(void *context, const ProtobufCMessage *reply, const sl_err *err)
@@ -335,7 +349,7 @@ static void on_done(void *context, const ProtobufCMessage *reply, const sl_err *
         rpc_message_take(reply);
         call->reply = (ProtobufCMessage *)reply;
     } else {
-        advise(&call->err, call->member);
+        advise(&call->err, call->member, clu_trust_tls(call->session->trust) != NULL);
     }
     call->session->calls_open--;
 }
@@ -510,6 +524,6 @@ sl_status ctl_session_read(ctl_session *session, const clu_member_info *member,
         return sl_fail(err, r.refusal.code, "%s: %s", member->name, r.refusal.text);
     if (r.err.code == SL_OK)
         return sl_ok();
-    advise(&r.err, member);
+    advise(&r.err, member, clu_trust_tls(session->trust) != NULL);
     return sl_fail(err, r.err.code, "%s", r.err.text);
 }

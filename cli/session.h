@@ -5,6 +5,7 @@
 #ifndef CLI_SESSION_H
 #define CLI_SESSION_H
 
+#include "cluster/trust.h"
 #include "cluster/view.h"
 #include "rpc/methods.h"
 #include "rpc/rpc.h"
@@ -25,8 +26,11 @@ typedef struct ctl_options {
     int64_t limit;
     int64_t weights_version;
     int64_t prompt_tokens, answer_tokens, requests;
+    uint64_t valid_ns;
+    const char *dir, *host;
     const char *reason;
     const char *model;
+    clu_trust_options trust;
     bool json;
     bool watch;
     bool dry_run;

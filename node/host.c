@@ -469,8 +469,10 @@ static sl_status open_server(nod_host *host, sl_err *err)
     if (host->decode)
         handlers[count++] = dec_service_handler(host->decode);
     handlers[count++] = pre_service_handler(host->prefill);
-    rpc_server_options options = {
-        .listen = host->options->control, .handlers = handlers, .handler_count = count};
+    rpc_server_options options = {.listen = host->options->control,
+                                  .handlers = handlers,
+                                  .handler_count = count,
+                                  .tls = clu_trust_tls(host->trust)};
     return sl_wrap(err, rpc_server_create(host->runtime, &options, &host->server, err),
                    "--control");
 }
@@ -480,6 +482,9 @@ static sl_status open_etcd(nod_host *host, sl_err *err)
 {
     clu_etcd_options etcd = {.endpoints = host->options->etcd,
                              .timeout_ns = host->options->etcd_timeout_ns};
+    SL_TRY(clu_trust_open(&host->options->trust, &host->trust, err));
+    SL_TRY(clu_trust_check_role(host->trust, RPC_ROLE_NODE, err));
+    clu_trust_etcd(host->trust, &etcd);
     SL_TRY(rpc_runtime_create(host->loop, &host->runtime, err));
     return clu_etcd_create(host->runtime, &etcd, &host->etcd, err);
 }
@@ -556,6 +561,7 @@ void nod_host_destroy(nod_host *host)
         sl_loop_destroy(host->loop);
     if (host->metrics)
         sl_metrics_destroy(host->metrics);
+    clu_trust_close(host->trust);
     sl_free(host);
 }
 

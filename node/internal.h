@@ -5,6 +5,7 @@
 #include "base/daemon.h"
 #include "cluster/ranks.h"
 #include "cluster/registration.h"
+#include "cluster/trust.h"
 #include "comm/comm.h"
 #include "decode/service.h"
 #include "node/host.h"
@@ -26,6 +27,7 @@ struct nod_host {
     const nod_options *options;
     nod_state state;
     uint64_t incarnation;
+    clu_trust *trust;
     int exit_code;
     bool stopping; /* by a signal, or broken: a drain is not taken back */
     sl_loop *loop;

@@ -254,6 +254,7 @@ static const sl_option OPTIONS[] = {
      .min = 1,
      .max = 256,
      .help = "prefill: prompts queued, computed or handed over"},
+    CLU_TRUST_OPTIONS(nod_options, trust),
 };
 
 sl_status nod_kv_disk_parse(const char *text, char out_path[NOD_PATH_MAX], uint64_t *out_bytes,
@@ -318,6 +319,7 @@ static sl_status check(const void *target, sl_err *err)
     clu_settings settings = {.name = options->name,
                              .cluster = options->cluster,
                              .etcd = options->etcd,
+                             .etcd_ca = options->trust.etcd_ca,
                              .lease_ns = options->lease_ns};
     SL_TRY(clu_settings_check(&settings, err));
     SL_TRY(check_addresses(options, err));

@@ -5,6 +5,7 @@
 #define NODE_OPTIONS_H
 
 #include "base/config.h"
+#include "cluster/trust.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -52,6 +53,7 @@ typedef struct nod_options {
     uint64_t lease_ns;
     uint64_t etcd_timeout_ns;
     int log_level;
+    clu_trust_options trust;
 } nod_options;
 
 #define NOD_PATH_MAX 4096

@@ -136,8 +136,10 @@ sl_status rtr_control_create(const rtr_control_options *options, rtr_control **o
         handlers[i + 1] =
             (rpc_handler){RTR_OPERATION_TABLE[i].method, on_operation, &control->slots[i]};
     }
-    rpc_server_options server = {
-        .listen = options->listen, .handlers = handlers, .handler_count = RTR_OPERATIONS + 1};
+    rpc_server_options server = {.listen = options->listen,
+                                 .tls = options->tls,
+                                 .handlers = handlers,
+                                 .handler_count = RTR_OPERATIONS + 1};
     sl_status status = rpc_server_create(options->runtime, &server, &control->server, err);
     if (!sl_is_ok(status)) {
         sl_free(control);

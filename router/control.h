@@ -16,6 +16,7 @@ typedef struct rtr_control rtr_control;
 typedef struct rtr_control_options {
     rpc_runtime *runtime;
     const char *listen;
+    const rpc_tls *tls; /* NULL: plain text */
 } rtr_control_options;
 
 SL_MUST_USE sl_status rtr_control_create(const rtr_control_options *options,

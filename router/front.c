@@ -330,6 +330,7 @@ sl_status rtr_front_create(const rtr_front_options *options, rtr_front **out_fro
         .router_name = front->shared->router_name,
         .incarnation = front->shared->incarnation,
         .loop_index = options->index,
+        .tls = front->shared->tls,
         .model_identity = front->shared->model_identity,
     };
     front->nodes = rtr_nodes_create(&nodes, &NODE_EVENTS, front);

@@ -72,7 +72,7 @@ static void node_add(rtr_nodes *nodes, const clu_member_info *info, bool suspect
     }
     rtr_node *node = sl_alloc(1, sizeof *node, "router node");
     sl_err err;
-    rpc_channel_options options = {.own_connection = true};
+    rpc_channel_options options = {.own_connection = true, .tls = nodes->options.tls};
     sl_status status =
         rpc_channel_create(nodes->options.runtime, info->control, &options, &node->channel, &err);
     if (!sl_is_ok(status)) {

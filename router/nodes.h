@@ -45,6 +45,7 @@ typedef struct rtr_nodes_options {
     const char *router_name;
     uint64_t incarnation;
     uint32_t loop_index;
+    const rpc_tls *tls;         /* NULL: plain text */
     const char *model_identity; /* what their model hash begins with; NULL: not checked */
 } rtr_nodes_options;
 

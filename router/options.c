@@ -234,6 +234,7 @@ static const sl_option OPTIONS[] = {
      .offset = AT(self_prefill),
      .default_text = "true",
      .help = "without a prefill node, let the decode node compute the prompt"},
+    CLU_TRUST_OPTIONS(rtr_options, trust),
 };
 
 static sl_status check(const void *target, sl_err *err)
@@ -242,6 +243,7 @@ static sl_status check(const void *target, sl_err *err)
     clu_settings settings = {.name = options->name,
                              .cluster = options->cluster,
                              .etcd = options->etcd,
+                             .etcd_ca = options->trust.etcd_ca,
                              .lease_ns = options->lease_ns};
     SL_TRY(clu_settings_check(&settings, err));
     SL_TRY(sl_wrap(err, sl_net_check(options->listen, true, NULL, err), "--listen"));

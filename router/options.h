@@ -3,6 +3,7 @@
 #define ROUTER_OPTIONS_H
 
 #include "base/config.h"
+#include "cluster/trust.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -43,6 +44,7 @@ typedef struct rtr_options {
     int64_t recovery_rate;
     bool move_drained;
     bool self_prefill;
+    clu_trust_options trust;
 } rtr_options;
 
 extern const sl_config_spec RTR_CONFIG_SPEC;

@@ -47,6 +47,7 @@ struct rtr_router {
     char name[CLU_NAME_MAX];
     loop_thread threads[LOOP_THREADS_MAX];
     uint32_t thread_count;
+    clu_trust *trust;
     sl_daemon *daemon;
     rtr_control *control;
     clu_etcd *etcd;
@@ -369,6 +370,7 @@ static sl_status join_cluster(router *r, sl_err *err)
                                                                 on_failed};
     clu_etcd_options etcd = {.endpoints = r->options->etcd,
                              .timeout_ns = r->options->etcd_timeout_ns};
+    clu_trust_etcd(r->trust, &etcd);
     SL_TRY(clu_etcd_create(r->threads[0].runtime, &etcd, &r->etcd, err));
     clu_view_options view = {.cluster = r->options->cluster};
     SL_TRY(clu_view_create(r->etcd, &view, &VIEW_EVENTS, r, &r->view, err));
@@ -402,7 +404,10 @@ static sl_status join_cluster(router *r, sl_err *err)
 
 static sl_status start(router *r, sl_err *err)
 {
+    SL_TRY(clu_trust_open(&r->options->trust, &r->trust, err));
+    SL_TRY(clu_trust_check_role(r->trust, RPC_ROLE_NODE, err));
     SL_TRY(rtr_settings_load(r->options, &r->settings, err));
+    r->settings.shared.tls = clu_trust_tls(r->trust);
     rtr_metrics_init(&r->settings.shared.metrics, r->metrics);
     SL_TRY(sl_net_listen(r->options->listen, false, &r->listen_fd, r->http_address, err));
     SL_TRY(rtr_pool_create((uint32_t)r->options->encode_threads, JOBS_MAX, &r->settings.shared.pool,
@@ -410,7 +415,8 @@ static sl_status start(router *r, sl_err *err)
     /* Filled by set_name, which needs the control port that needs the first thread. */
     r->settings.shared.router_name = r->name;
     SL_TRY(thread_create(r, 0, err));
-    rtr_control_options control = {r->threads[0].runtime, r->options->control};
+    rtr_control_options control = {r->threads[0].runtime, r->options->control,
+                                   clu_trust_tls(r->trust)};
     SL_TRY(rtr_control_create(&control, &r->control, err));
     set_name(r);
     for (uint32_t i = 1; i < (uint32_t)r->options->threads; i++)
@@ -442,6 +448,7 @@ void rtr_router_destroy(router *r)
         close(r->listen_fd);
     rtr_settings_fini(&r->settings);
     sl_metrics_destroy(r->metrics);
+    clu_trust_close(r->trust);
     sl_log_set_name("router"); /* the name went with us */
     sl_free(r);
 }

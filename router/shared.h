@@ -7,6 +7,7 @@
 #include "router/metrics.h"
 #include "router/pool.h"
 #include "router/request.h"
+#include "rpc/runtime.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -28,6 +29,7 @@ typedef struct rtr_shared {
     rtr_tuning tuning; /* at the start */
     const char *router_name;
     uint64_t incarnation;
+    const rpc_tls *tls;         /* NULL: plain text */
     const char *model_identity; /* what their model hash begins with; NULL: not checked */
     uint64_t started_at;        /* seconds since 1970 */
     uint64_t call_key[2];

@@ -165,7 +165,7 @@ struct rpc_server {
     rpc_health *health;
     rpc_op op_shutdown;
     sl_timer *drain_timer;
-    bool checks_roles; /* callers show certificates */
+    bool checks_roles;                      /* callers show certificates */
     bool stopping, shut, stopped, orphaned; /* orphaned: destroyed by its owner */
     void (*on_stopped)(void *context);
     void *stopped_context;

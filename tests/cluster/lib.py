@@ -292,12 +292,23 @@ class Cluster:
 
     # ---- sluicectl ----
 
-    def ctl(self, *arguments):
+    def trust(self, name=None):
+        """The options by which sluicectl shows the certificate of that name (the operator's own by default)."""
+        options, tls = [], self.state.get("tls")
+        for prefix in ("tls", "etcd") if tls else ():
+            for what, path in tls.items():
+                path = path.replace("/operator.", f"/{name}.") if name and prefix == "tls" else path
+                options += [f"--{prefix}-{what}", path]
+        if self.state.get("etcd_password_file"):
+            options += ["--etcd-user", "sluice", "--etcd-password-file", self.state["etcd_password_file"]]
+        return options
+
+    def ctl(self, *arguments, trust=None):
         """Runs sluicectl on this cluster: the finished process."""
         namespace = self.node("router-0")["namespace"]
         enter = ["ip", "netns", "exec", namespace] if namespace else []
         return subprocess.run([*enter, os.path.join(BIN, "sluicectl"), "--etcd", ",".join(self.state["etcd"]), "--cluster",
-                               self.state["cluster"], *arguments], capture_output=True, text=True, timeout=PATIENCE)
+                               self.state["cluster"], *(self.trust() if trust is None else trust), *arguments], capture_output=True, text=True, timeout=PATIENCE)
 
     def ctl_json(self, *arguments, code=0):
         """What it says of this cluster with --json."""
@@ -305,9 +316,10 @@ class Cluster:
         assert result.returncode == code, (arguments, result.returncode, result.stdout, result.stderr)
         return json.loads(result.stdout)
 
-    def ctl_router(self, *arguments, address=None):
+    def ctl_router(self, *arguments, address=None, trust=None):
         """The same through a router, without etcd."""
-        return subprocess.run([os.path.join(BIN, "sluicectl"), "--router", address or self.state["control"], *arguments],
+        return subprocess.run([os.path.join(BIN, "sluicectl"), "--router", address or self.state["control"],
+                               *(self.trust() if trust is None else trust), *arguments],
                               capture_output=True, text=True, timeout=PATIENCE)
 
     def check_ledger(self, *arguments):
@@ -327,7 +339,12 @@ class Cluster:
     def etcdctl(self, *arguments):
         namespace = self.node("etcd-0")["namespace"]
         enter = ["ip", "netns", "exec", namespace] if namespace else []
-        result = subprocess.run([*enter, "etcdctl", "--endpoints", ",".join(self.state["etcd"]), *arguments], capture_output=True,
+        tls = self.state.get("tls")
+        secure = ["--cacert", tls["ca"], "--cert", tls["cert"], "--key", tls["key"]] if tls else []
+        if self.state.get("etcd_password_file"):
+            with open(self.state["etcd_password_file"]) as file:
+                secure += ["--user", f"root:{file.read().strip()}"]
+        result = subprocess.run([*enter, "etcdctl", "--endpoints", ",".join(self.state["etcd"]), *secure, *arguments], capture_output=True,
                                 text=True, env={**os.environ, "ETCDCTL_API": "3"})
         if result.returncode != 0:
             raise AssertionError(f"etcdctl: {result.stderr}")
