@@ -45,6 +45,8 @@ int ctl_requests(ctl_session *session, const char *const *words);
 int ctl_cancel(ctl_session *session, const char *const *words);
 int ctl_settings_get(ctl_session *session, const char *const *words);
 int ctl_settings_set(ctl_session *session, const char *const *words);
+int ctl_scale_plan(ctl_session *session, const char *const *words);
+int ctl_scale_apply(ctl_session *session, const char *const *words);
 int ctl_events(ctl_session *session, const char *const *words);
 int ctl_weights_reload(ctl_session *session, const char *const *words);
 int ctl_doctor(ctl_session *session, const char *const *words);

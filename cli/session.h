@@ -25,6 +25,7 @@ typedef struct ctl_options {
     int64_t count;
     int64_t limit;
     int64_t weights_version;
+    int64_t prefill, decode;
     int64_t prompt_tokens, answer_tokens, requests;
     uint64_t valid_ns;
     const char *dir, *host;

@@ -46,3 +46,48 @@ sl_status clu_desired_parse_json(const void *data, size_t size, clu_desired *out
     *out_desired = desired;
     return status;
 }
+
+/* ---- scale ---- */
+
+sl_status clu_scale_check(const clu_scale *scale, sl_err *err)
+{
+    if (scale->decode == 0)
+        return sl_fail(err, SL_INVALID, "decode: at least one node is needed to answer anything");
+    if (scale->prefill > CLU_SCALE_MAX || scale->decode > CLU_SCALE_MAX)
+        return sl_fail(err, SL_INVALID, "at most %u nodes of a role", CLU_SCALE_MAX);
+    return sl_ok();
+}
+
+void clu_scale_write_json(sl_buf *buf, const clu_scale *scale)
+{
+    sl_buf_printf(buf, "{\"prefill\":%u,\"decode\":%u}", scale->prefill, scale->decode);
+}
+
+static sl_status get_count(const sl_json *root, const char *key, uint32_t *out_count, sl_err *err)
+{
+    const sl_json *value = sl_json_get(root, key);
+    int64_t number;
+    if (sl_json_typeof(value) != SL_JSON_NUMBER || !sl_json_i64(value, &number) || number < 0 ||
+        number > CLU_SCALE_MAX)
+        return sl_fail(err, SL_INVALID, "scale: %s: want 0 to %u", key, CLU_SCALE_MAX);
+    *out_count = (uint32_t)number;
+    return sl_ok();
+}
+
+sl_status clu_scale_parse_json(const void *data, size_t size, clu_scale *out_scale, sl_err *err)
+{
+    static const sl_json_limits LIMITS = {CLU_DESIRED_JSON_MAX, 4};
+    clu_scale scale = {0, 0};
+    sl_json_doc *doc;
+    if (!sl_is_ok(sl_json_parse(data, size, &LIMITS, &doc, err)))
+        return sl_fail(err, SL_INVALID, "scale: not JSON of its kind");
+    sl_status status = get_count(sl_json_root(doc), "prefill", &scale.prefill, err);
+    if (sl_is_ok(status))
+        status = get_count(sl_json_root(doc), "decode", &scale.decode, err);
+    sl_json_doc_destroy(doc);
+    if (sl_is_ok(status))
+        status = clu_scale_check(&scale, err);
+    if (sl_is_ok(status))
+        *out_scale = scale;
+    return status;
+}

@@ -43,6 +43,9 @@ void rtr_metrics_init(rtr_metrics *m, sl_metrics *r)
     m->etcd_connected = sl_gauge(r, "sluice_etcd_connected", "1 while etcd answers", NULL);
     m->view_frozen =
         sl_gauge(r, "sluice_view_frozen", "1 while many members' leases are lost at once", NULL);
+    m->leader = sl_gauge(r, "sluice_leader", "1: this router leads the cluster", NULL);
+    m->scale_nodes = sl_gauge(r, "sluice_scale_nodes", "Members that take work", "role");
+    m->scale_wanted = sl_gauge(r, "sluice_scale_wanted", "Nodes that are wanted", "role");
     m->http_connections = sl_gauge(r, "sluice_http_connections", "Open client connections", NULL);
     for (size_t i = 0; i < sizeof REASONS / sizeof REASONS[0]; i++)
         sl_metric_add(m->migrations, REASONS[i], 0);

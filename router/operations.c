@@ -551,6 +551,80 @@ static void on_list_events(rtr_operations *operations, rpc_server_call *call,
         deed_fail(deed, status.code, err.text);
 }
 
+/* ---- scale ---- */
+
+static void fill_scale(const rtr_scale_status *status, Sluice__V1__GetScaleReply *out)
+{
+    sluice__v1__get_scale_reply__init(out);
+    out->set = status->set;
+    out->prefill_wanted = status->set ? status->wanted.prefill : status->prefill;
+    out->decode_wanted = status->set ? status->wanted.decode : status->decode;
+    out->prefill = status->prefill;
+    out->decode = status->decode;
+    out->hybrid = status->hybrid;
+    out->leader = (char *)status->leader;
+    out->hook = status->hook;
+    out->last = (char *)status->last;
+}
+
+static void on_get_scale(rtr_operations *operations, rpc_server_call *call,
+                         const ProtobufCMessage *request)
+{
+    Sluice__V1__GetScaleReply reply;
+    rtr_scale_status status;
+    rtr_controller_status(operations->controller, &status);
+    fill_scale(&status, &reply);
+    rpc_server_call_reply(call, &reply.base);
+}
+
+static void write_scale(rtr_operations *operations, rpc_server_call *call,
+                        const rtr_scale_status *status, const ProtobufCMessage *reply)
+{
+    char key[CLU_KEY_MAX], actor[RPC_ACTOR_MAX], detail[120];
+    sl_err err;
+    sl_buf value;
+    sl_status made = clu_key(operations->options.cluster, "scale", key, &err);
+    sl_assert(sl_is_ok(made));
+    rpc_server_call_actor(call, actor, sizeof actor);
+    snprintf(detail, sizeof detail, "prefill %u, decode %u wanted; there are %u and %u",
+             status->wanted.prefill, status->wanted.decode, status->prefill, status->decode);
+    sl_buf_init(&value, CLU_DESIRED_JSON_MAX);
+    clu_scale_write_json(&value, &status->wanted);
+    sl_buf_putc(&value, '\0');
+    clu_action action = {
+        .actor = actor,
+        .verb = "scale apply",
+        .target = "",
+        .detail = detail,
+        .changes =
+            {{.key = key, .value = value.data, .expects = true, .revision = status->revision}},
+        .change_count = 1,
+    };
+    act(operations, call, &action, reply);
+    sl_buf_fini(&value);
+}
+
+static void on_set_scale(rtr_operations *operations, rpc_server_call *call,
+                         const ProtobufCMessage *base)
+{
+    const Sluice__V1__SetScaleRequest *request = (const void *)base;
+    Sluice__V1__GetScaleReply reply;
+    rtr_scale_status status;
+    sl_err err;
+    rtr_controller_status(operations->controller, &status);
+    status.set = true;
+    status.wanted = (clu_scale){request->prefill, request->decode};
+    if (!sl_is_ok(clu_scale_check(&status.wanted, &err))) {
+        rpc_server_call_finish(call, err.code, err.text);
+        return;
+    }
+    fill_scale(&status, &reply);
+    if (request->dry_run)
+        rpc_server_call_reply(call, &reply.base);
+    else
+        write_scale(operations, call, &status, &reply.base);
+}
+
 /* ---- life ---- */
 
 const rtr_operation RTR_OPERATION_TABLE[RTR_OPERATIONS] = {
@@ -560,6 +634,8 @@ const rtr_operation RTR_OPERATION_TABLE[RTR_OPERATIONS] = {
     {&rpc_method_cluster_get_settings, on_get_settings},
     {&rpc_method_cluster_set_setting, on_set_setting},
     {&rpc_method_cluster_list_events, on_list_events},
+    {&rpc_method_cluster_get_scale, on_get_scale},
+    {&rpc_method_cluster_set_scale, on_set_scale},
 };
 
 static sl_status open_tables(rtr_operations *operations, sl_err *err)
@@ -574,8 +650,19 @@ static sl_status open_tables(rtr_operations *operations, sl_err *err)
     SL_TRY(clu_table_create(options->etcd, key, &DESIRED, operations, &operations->desired_table,
                             err));
     SL_TRY(clu_key(options->cluster, "settings", key, err));
-    return clu_table_create(options->etcd, key, &SETTINGS, operations, &operations->settings_table,
-                            err);
+    SL_TRY(clu_table_create(options->etcd, key, &SETTINGS, operations, &operations->settings_table,
+                            err));
+    rtr_controller_options controller = {
+        .etcd = options->etcd,
+        .view = options->view,
+        .cluster = options->cluster,
+        .router = options->router,
+        .lease_ns = options->own->lease_ns,
+        .hook = options->own->scale_hook,
+        .events = &operations->events,
+        .metrics = options->metrics,
+    };
+    return rtr_controller_create(&controller, &operations->controller, err);
 }
 
 sl_status rtr_operations_create(const rtr_operations_options *options,
@@ -602,6 +689,7 @@ void rtr_operations_destroy(rtr_operations *operations)
     while (operations->deeds)
         deed_end(operations->deeds);
     rtr_gathers_destroy(operations);
+    rtr_controller_destroy(operations->controller);
     clu_table_destroy(operations->desired_table);
     clu_table_destroy(operations->settings_table);
     sl_free(operations->desired);

@@ -29,6 +29,7 @@ typedef struct rtr_operations_options {
     const clu_view *view;
     const char *cluster, *router;      /* names; borrowed */
     const rtr_options *own;            /* borrowed */
+    const rtr_metrics *metrics;        /* borrowed */
     rtr_loop_ref loops[RTR_LOOPS_MAX]; /* the first is the main one */
     uint32_t loop_count;
     /* What routers may give a node has changed. */
@@ -49,7 +50,7 @@ typedef struct rtr_operation {
     void (*on_call)(rtr_operations *operations, rpc_server_call *call,
                     const ProtobufCMessage *request);
 } rtr_operation;
-#define RTR_OPERATIONS 6u
+#define RTR_OPERATIONS 8u
 extern const rtr_operation RTR_OPERATION_TABLE[RTR_OPERATIONS];
 
 #ifdef __cplusplus

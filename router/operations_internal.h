@@ -6,6 +6,7 @@
 #include "cluster/action.h"
 #include "cluster/desired.h"
 #include "cluster/table.h"
+#include "router/controller.h"
 #include "router/live_settings.h"
 #include "router/operations.h"
 
@@ -39,6 +40,7 @@ struct rtr_operations {
     rtr_operations_options options;
     rtr_events_ring events;
     clu_table *desired_table, *settings_table;
+    rtr_controller *controller;
     rtr_desired *desired; /* [RTR_DESIRED_MAX] */
     uint32_t desired_count;
     rtr_live_settings settings;

@@ -234,6 +234,12 @@ static const sl_option OPTIONS[] = {
      .offset = AT(self_prefill),
      .default_text = "true",
      .help = "without a prefill node, let the decode node compute the prompt"},
+    {.name = "scale-hook",
+     .section = "Cluster",
+     .type = SL_OPTION_STRING,
+     .offset = AT(scale_hook),
+     .help = "command that makes up the difference to `sluicectl scale apply`, run by the leading "
+             "router with SLUICE_SCALE_PREFILL and SLUICE_SCALE_DECODE in its environment"},
     CLU_TRUST_OPTIONS(rtr_options, trust),
 };
 

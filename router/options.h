@@ -44,6 +44,7 @@ typedef struct rtr_options {
     int64_t recovery_rate;
     bool move_drained;
     bool self_prefill;
+    const char *scale_hook; /* NULL: none */
     clu_trust_options trust;
 } rtr_options;
 

@@ -120,6 +120,16 @@ const rpc_method rpc_method_cluster_list_events = {
     &sluice__v1__list_events_request__descriptor,
     &sluice__v1__list_events_reply__descriptor};
 
+const rpc_method rpc_method_cluster_get_scale = {
+    "/sluice.v1.Cluster/GetScale", RPC_UNARY,
+    &sluice__v1__get_scale_request__descriptor,
+    &sluice__v1__get_scale_reply__descriptor};
+
+const rpc_method rpc_method_cluster_set_scale = {
+    "/sluice.v1.Cluster/SetScale", RPC_UNARY,
+    &sluice__v1__set_scale_request__descriptor,
+    &sluice__v1__get_scale_reply__descriptor};
+
 const rpc_method rpc_method_decode_serve = {
     "/sluice.v1.Decode/Serve", RPC_BIDI,
     &sluice__v1__router_message__descriptor,

@@ -31,6 +31,8 @@ extern const rpc_method rpc_method_cluster_cordon;
 extern const rpc_method rpc_method_cluster_get_settings;
 extern const rpc_method rpc_method_cluster_set_setting;
 extern const rpc_method rpc_method_cluster_list_events;
+extern const rpc_method rpc_method_cluster_get_scale;
+extern const rpc_method rpc_method_cluster_set_scale;
 extern const rpc_method rpc_method_decode_serve;
 extern const rpc_method rpc_method_node_get_status;
 extern const rpc_method rpc_method_node_drain;

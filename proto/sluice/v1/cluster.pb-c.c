@@ -817,6 +817,141 @@ void   sluice__v1__list_events_reply__free_unpacked
   assert(message->base.descriptor == &sluice__v1__list_events_reply__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   sluice__v1__get_scale_request__init
+                     (Sluice__V1__GetScaleRequest         *message)
+{
+  static const Sluice__V1__GetScaleRequest init_value = SLUICE__V1__GET_SCALE_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__get_scale_request__get_packed_size
+                     (const Sluice__V1__GetScaleRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__get_scale_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__get_scale_request__pack
+                     (const Sluice__V1__GetScaleRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__get_scale_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__get_scale_request__pack_to_buffer
+                     (const Sluice__V1__GetScaleRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__get_scale_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__GetScaleRequest *
+       sluice__v1__get_scale_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__GetScaleRequest *)
+     protobuf_c_message_unpack (&sluice__v1__get_scale_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__get_scale_request__free_unpacked
+                     (Sluice__V1__GetScaleRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__get_scale_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__set_scale_request__init
+                     (Sluice__V1__SetScaleRequest         *message)
+{
+  static const Sluice__V1__SetScaleRequest init_value = SLUICE__V1__SET_SCALE_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__set_scale_request__get_packed_size
+                     (const Sluice__V1__SetScaleRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__set_scale_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__set_scale_request__pack
+                     (const Sluice__V1__SetScaleRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__set_scale_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__set_scale_request__pack_to_buffer
+                     (const Sluice__V1__SetScaleRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__set_scale_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__SetScaleRequest *
+       sluice__v1__set_scale_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__SetScaleRequest *)
+     protobuf_c_message_unpack (&sluice__v1__set_scale_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__set_scale_request__free_unpacked
+                     (Sluice__V1__SetScaleRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__set_scale_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__get_scale_reply__init
+                     (Sluice__V1__GetScaleReply         *message)
+{
+  static const Sluice__V1__GetScaleReply init_value = SLUICE__V1__GET_SCALE_REPLY__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__get_scale_reply__get_packed_size
+                     (const Sluice__V1__GetScaleReply *message)
+{
+  assert(message->base.descriptor == &sluice__v1__get_scale_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__get_scale_reply__pack
+                     (const Sluice__V1__GetScaleReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__get_scale_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__get_scale_reply__pack_to_buffer
+                     (const Sluice__V1__GetScaleReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__get_scale_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__GetScaleReply *
+       sluice__v1__get_scale_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__GetScaleReply *)
+     protobuf_c_message_unpack (&sluice__v1__get_scale_reply__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__get_scale_reply__free_unpacked
+                     (Sluice__V1__GetScaleReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__get_scale_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 #define sluice__v1__list_members_request__field_descriptors NULL
 #define sluice__v1__list_members_request__field_indices_by_name NULL
 #define sluice__v1__list_members_request__number_ranges NULL
@@ -2059,7 +2194,231 @@ const ProtobufCMessageDescriptor sluice__v1__list_events_reply__descriptor =
   (ProtobufCMessageInit) sluice__v1__list_events_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCMethodDescriptor sluice__v1__cluster__method_descriptors[7] =
+#define sluice__v1__get_scale_request__field_descriptors NULL
+#define sluice__v1__get_scale_request__field_indices_by_name NULL
+#define sluice__v1__get_scale_request__number_ranges NULL
+const ProtobufCMessageDescriptor sluice__v1__get_scale_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.GetScaleRequest",
+  "GetScaleRequest",
+  "Sluice__V1__GetScaleRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__GetScaleRequest),
+  0,
+  sluice__v1__get_scale_request__field_descriptors,
+  sluice__v1__get_scale_request__field_indices_by_name,
+  0,  sluice__v1__get_scale_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__get_scale_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__set_scale_request__field_descriptors[3] =
+{
+  {
+    "prefill",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__SetScaleRequest, prefill),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "decode",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__SetScaleRequest, decode),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "dry_run",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__SetScaleRequest, dry_run),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__set_scale_request__field_indices_by_name[] = {
+  1,   /* field[1] = decode */
+  2,   /* field[2] = dry_run */
+  0,   /* field[0] = prefill */
+};
+static const ProtobufCIntRange sluice__v1__set_scale_request__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor sluice__v1__set_scale_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.SetScaleRequest",
+  "SetScaleRequest",
+  "Sluice__V1__SetScaleRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__SetScaleRequest),
+  3,
+  sluice__v1__set_scale_request__field_descriptors,
+  sluice__v1__set_scale_request__field_indices_by_name,
+  1,  sluice__v1__set_scale_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__set_scale_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__get_scale_reply__field_descriptors[9] =
+{
+  {
+    "set",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, set),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "prefill_wanted",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, prefill_wanted),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "decode_wanted",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, decode_wanted),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "prefill",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, prefill),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "decode",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, decode),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "hybrid",
+    6,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, hybrid),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "leader",
+    7,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, leader),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "hook",
+    8,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, hook),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "last",
+    9,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, last),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__get_scale_reply__field_indices_by_name[] = {
+  4,   /* field[4] = decode */
+  2,   /* field[2] = decode_wanted */
+  7,   /* field[7] = hook */
+  5,   /* field[5] = hybrid */
+  8,   /* field[8] = last */
+  6,   /* field[6] = leader */
+  3,   /* field[3] = prefill */
+  1,   /* field[1] = prefill_wanted */
+  0,   /* field[0] = set */
+};
+static const ProtobufCIntRange sluice__v1__get_scale_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 9 }
+};
+const ProtobufCMessageDescriptor sluice__v1__get_scale_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.GetScaleReply",
+  "GetScaleReply",
+  "Sluice__V1__GetScaleReply",
+  "sluice.v1",
+  sizeof(Sluice__V1__GetScaleReply),
+  9,
+  sluice__v1__get_scale_reply__field_descriptors,
+  sluice__v1__get_scale_reply__field_indices_by_name,
+  1,  sluice__v1__get_scale_reply__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__get_scale_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCMethodDescriptor sluice__v1__cluster__method_descriptors[9] =
 {
   { "ListMembers", &sluice__v1__list_members_request__descriptor, &sluice__v1__list_members_reply__descriptor },
   { "ListRequests", &sluice__v1__list_requests_request__descriptor, &sluice__v1__list_requests_reply__descriptor },
@@ -2068,14 +2427,18 @@ static const ProtobufCMethodDescriptor sluice__v1__cluster__method_descriptors[7
   { "GetSettings", &sluice__v1__get_settings_request__descriptor, &sluice__v1__get_settings_reply__descriptor },
   { "SetSetting", &sluice__v1__set_setting_request__descriptor, &sluice__v1__set_setting_reply__descriptor },
   { "ListEvents", &sluice__v1__list_events_request__descriptor, &sluice__v1__list_events_reply__descriptor },
+  { "GetScale", &sluice__v1__get_scale_request__descriptor, &sluice__v1__get_scale_reply__descriptor },
+  { "SetScale", &sluice__v1__set_scale_request__descriptor, &sluice__v1__get_scale_reply__descriptor },
 };
 const unsigned sluice__v1__cluster__method_indices_by_name[] = {
   2,        /* CancelRequest */
   3,        /* Cordon */
+  7,        /* GetScale */
   4,        /* GetSettings */
   6,        /* ListEvents */
   0,        /* ListMembers */
   1,        /* ListRequests */
+  8,        /* SetScale */
   5         /* SetSetting */
 };
 const ProtobufCServiceDescriptor sluice__v1__cluster__descriptor =
@@ -2085,7 +2448,7 @@ const ProtobufCServiceDescriptor sluice__v1__cluster__descriptor =
   "Cluster",
   "Sluice__V1__Cluster",
   "sluice.v1",
-  7,
+  9,
   sluice__v1__cluster__method_descriptors,
   sluice__v1__cluster__method_indices_by_name
 };
@@ -2144,6 +2507,22 @@ void sluice__v1__cluster__list_events(ProtobufCService *service,
 {
   assert(service->descriptor == &sluice__v1__cluster__descriptor);
   service->invoke(service, 6, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void sluice__v1__cluster__get_scale(ProtobufCService *service,
+                                    const Sluice__V1__GetScaleRequest *input,
+                                    Sluice__V1__GetScaleReply_Closure closure,
+                                    void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__cluster__descriptor);
+  service->invoke(service, 7, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void sluice__v1__cluster__set_scale(ProtobufCService *service,
+                                    const Sluice__V1__SetScaleRequest *input,
+                                    Sluice__V1__GetScaleReply_Closure closure,
+                                    void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__cluster__descriptor);
+  service->invoke(service, 8, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__cluster__init (Sluice__V1__Cluster_Service *service,
                                 Sluice__V1__Cluster_ServiceDestroy destroy)

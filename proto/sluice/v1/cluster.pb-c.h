@@ -34,6 +34,9 @@ typedef struct Sluice__V1__SetSettingReply Sluice__V1__SetSettingReply;
 typedef struct Sluice__V1__ListEventsRequest Sluice__V1__ListEventsRequest;
 typedef struct Sluice__V1__Event Sluice__V1__Event;
 typedef struct Sluice__V1__ListEventsReply Sluice__V1__ListEventsReply;
+typedef struct Sluice__V1__GetScaleRequest Sluice__V1__GetScaleRequest;
+typedef struct Sluice__V1__SetScaleRequest Sluice__V1__SetScaleRequest;
+typedef struct Sluice__V1__GetScaleReply Sluice__V1__GetScaleReply;
 
 
 /* --- enums --- */
@@ -333,6 +336,60 @@ struct  Sluice__V1__ListEventsReply
 #define SLUICE__V1__LIST_EVENTS_REPLY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__list_events_reply__descriptor) \
     , (char *)protobuf_c_empty_string, 0,NULL }
+
+
+struct  Sluice__V1__GetScaleRequest
+{
+  ProtobufCMessage base;
+};
+#define SLUICE__V1__GET_SCALE_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__get_scale_request__descriptor) \
+     }
+
+
+struct  Sluice__V1__SetScaleRequest
+{
+  ProtobufCMessage base;
+  uint32_t prefill;
+  uint32_t decode;
+  protobuf_c_boolean dry_run;
+};
+#define SLUICE__V1__SET_SCALE_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__set_scale_request__descriptor) \
+    , 0, 0, 0 }
+
+
+struct  Sluice__V1__GetScaleReply
+{
+  ProtobufCMessage base;
+  /*
+   * there is a wish
+   */
+  protobuf_c_boolean set;
+  uint32_t prefill_wanted;
+  uint32_t decode_wanted;
+  /*
+   * members that take work, or will again
+   */
+  uint32_t prefill;
+  uint32_t decode;
+  uint32_t hybrid;
+  /*
+   * the router that acts; "" = none at the moment
+   */
+  char *leader;
+  /*
+   * this router has one
+   */
+  protobuf_c_boolean hook;
+  /*
+   * what came of its last run, on the leader
+   */
+  char *last;
+};
+#define SLUICE__V1__GET_SCALE_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__get_scale_reply__descriptor) \
+    , 0, 0, 0, 0, 0, 0, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string }
 
 
 /* Sluice__V1__ListMembersRequest methods */
@@ -677,6 +734,63 @@ Sluice__V1__ListEventsReply *
 void   sluice__v1__list_events_reply__free_unpacked
                      (Sluice__V1__ListEventsReply *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__GetScaleRequest methods */
+void   sluice__v1__get_scale_request__init
+                     (Sluice__V1__GetScaleRequest         *message);
+size_t sluice__v1__get_scale_request__get_packed_size
+                     (const Sluice__V1__GetScaleRequest   *message);
+size_t sluice__v1__get_scale_request__pack
+                     (const Sluice__V1__GetScaleRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__get_scale_request__pack_to_buffer
+                     (const Sluice__V1__GetScaleRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__GetScaleRequest *
+       sluice__v1__get_scale_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__get_scale_request__free_unpacked
+                     (Sluice__V1__GetScaleRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__SetScaleRequest methods */
+void   sluice__v1__set_scale_request__init
+                     (Sluice__V1__SetScaleRequest         *message);
+size_t sluice__v1__set_scale_request__get_packed_size
+                     (const Sluice__V1__SetScaleRequest   *message);
+size_t sluice__v1__set_scale_request__pack
+                     (const Sluice__V1__SetScaleRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__set_scale_request__pack_to_buffer
+                     (const Sluice__V1__SetScaleRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__SetScaleRequest *
+       sluice__v1__set_scale_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__set_scale_request__free_unpacked
+                     (Sluice__V1__SetScaleRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__GetScaleReply methods */
+void   sluice__v1__get_scale_reply__init
+                     (Sluice__V1__GetScaleReply         *message);
+size_t sluice__v1__get_scale_reply__get_packed_size
+                     (const Sluice__V1__GetScaleReply   *message);
+size_t sluice__v1__get_scale_reply__pack
+                     (const Sluice__V1__GetScaleReply   *message,
+                      uint8_t             *out);
+size_t sluice__v1__get_scale_reply__pack_to_buffer
+                     (const Sluice__V1__GetScaleReply   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__GetScaleReply *
+       sluice__v1__get_scale_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__get_scale_reply__free_unpacked
+                     (Sluice__V1__GetScaleReply *message,
+                      ProtobufCAllocator *allocator);
 /* --- per-message closures --- */
 
 typedef void (*Sluice__V1__ListMembersRequest_Closure)
@@ -733,6 +847,15 @@ typedef void (*Sluice__V1__Event_Closure)
 typedef void (*Sluice__V1__ListEventsReply_Closure)
                  (const Sluice__V1__ListEventsReply *message,
                   void *closure_data);
+typedef void (*Sluice__V1__GetScaleRequest_Closure)
+                 (const Sluice__V1__GetScaleRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__SetScaleRequest_Closure)
+                 (const Sluice__V1__SetScaleRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__GetScaleReply_Closure)
+                 (const Sluice__V1__GetScaleReply *message,
+                  void *closure_data);
 
 /* --- services --- */
 
@@ -768,6 +891,14 @@ struct Sluice__V1__Cluster_Service
                       const Sluice__V1__ListEventsRequest *input,
                       Sluice__V1__ListEventsReply_Closure closure,
                       void *closure_data);
+  void (*get_scale)(Sluice__V1__Cluster_Service *service,
+                    const Sluice__V1__GetScaleRequest *input,
+                    Sluice__V1__GetScaleReply_Closure closure,
+                    void *closure_data);
+  void (*set_scale)(Sluice__V1__Cluster_Service *service,
+                    const Sluice__V1__SetScaleRequest *input,
+                    Sluice__V1__GetScaleReply_Closure closure,
+                    void *closure_data);
 };
 typedef void (*Sluice__V1__Cluster_ServiceDestroy)(Sluice__V1__Cluster_Service *);
 void sluice__v1__cluster__init (Sluice__V1__Cluster_Service *service,
@@ -782,7 +913,9 @@ void sluice__v1__cluster__init (Sluice__V1__Cluster_Service *service,
       function_prefix__ ## cordon,\
       function_prefix__ ## get_settings,\
       function_prefix__ ## set_setting,\
-      function_prefix__ ## list_events  }
+      function_prefix__ ## list_events,\
+      function_prefix__ ## get_scale,\
+      function_prefix__ ## set_scale  }
 void sluice__v1__cluster__list_members(ProtobufCService *service,
                                        const Sluice__V1__ListMembersRequest *input,
                                        Sluice__V1__ListMembersReply_Closure closure,
@@ -811,6 +944,14 @@ void sluice__v1__cluster__list_events(ProtobufCService *service,
                                       const Sluice__V1__ListEventsRequest *input,
                                       Sluice__V1__ListEventsReply_Closure closure,
                                       void *closure_data);
+void sluice__v1__cluster__get_scale(ProtobufCService *service,
+                                    const Sluice__V1__GetScaleRequest *input,
+                                    Sluice__V1__GetScaleReply_Closure closure,
+                                    void *closure_data);
+void sluice__v1__cluster__set_scale(ProtobufCService *service,
+                                    const Sluice__V1__SetScaleRequest *input,
+                                    Sluice__V1__GetScaleReply_Closure closure,
+                                    void *closure_data);
 
 /* --- descriptors --- */
 
@@ -832,6 +973,9 @@ extern const ProtobufCMessageDescriptor sluice__v1__set_setting_reply__descripto
 extern const ProtobufCMessageDescriptor sluice__v1__list_events_request__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__event__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__list_events_reply__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__get_scale_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__set_scale_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__get_scale_reply__descriptor;
 extern const ProtobufCServiceDescriptor sluice__v1__cluster__descriptor;
 
 PROTOBUF_C__END_DECLS
