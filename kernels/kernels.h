@@ -65,10 +65,10 @@ extern "C" {
 #define KRN_NUMERICS_F32 "cpu-f32-v1"
 #define KRN_NUMERICS_AMX "cpu-amx-v1"
 
-/* Chooses the variant: "amx", "avx512", "avx2", "ref", "amx-ref", a numerics id (its best variant
- * here), or NULL = SLUICE_CPU from the environment, else the best this CPU has. Without a call the
- * first kernel selects as for NULL. SL_UNSUPPORTED: the CPU lacks it; SL_INVALID: no such variant.
- * Not while kernels run. */
+/* Chooses the variant: "amx", "avx512", "zen" (AVX2 of AMD's), "avx2", "ref", "amx-ref", a numerics
+ * id (its best variant here), or NULL = SLUICE_CPU from the environment, else the best this CPU
+ * has. Without a call the first kernel selects as for NULL. SL_UNSUPPORTED: the CPU lacks it;
+ * SL_INVALID: no such variant. Not while kernels run. */
 SL_MUST_USE sl_status krn_cpu_select(const char *variant, sl_err *err);
 /* As krn_cpu_select(NULL), unless a variant was chosen before. */
 SL_MUST_USE sl_status krn_cpu_ready(sl_err *err);

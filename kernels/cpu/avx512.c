@@ -5,7 +5,13 @@
 #define LANES       16
 #define GEMM_ROWS   12
 #define FEW_ROWS    8
-#define SCORE_HEADS 8
+#define STREAM_ROWS 8
+/* 32 registers. */
+#define STREAM_VECTORS(rows) ((rows) == 1 ? 8 : (rows) <= 4 ? 4 : 2)
+#define STREAM_AHEAD         2048
+#define STREAM_UNROLL        _Pragma("GCC unroll 1")
+#define BARE_CODES           0
+#define SCORE_HEADS          8
 
 #include "kernels/cpu/variant.h"
 #include "kernels/cpu/vec16.h"

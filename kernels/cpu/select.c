@@ -27,6 +27,12 @@ static bool has_avx2(void)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
+/* And f32 subnormals cost nothing. */
+static bool has_zen(void)
+{
+    return has_avx2() && __builtin_cpu_is("amd");
+}
+
 static bool has_avx512(void)
 {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -42,17 +48,16 @@ static bool has_amx(void)
 #else
 #define VARIANT(name) NULL
 #define has_avx2      always
+#define has_zen       always
 #define has_avx512    always
 #define has_amx       always
 #endif
 
 /* The best first. */
 static const choice CHOICES[] = {
-    {"amx", VARIANT(amx), has_amx},
-    {"avx512", VARIANT(avx512), has_avx512},
-    {"avx2", VARIANT(avx2), has_avx2},
-    {"ref", &krn_variant_ref, always},
-    {"amx-ref", &krn_variant_amx_ref, always},
+    {"amx", VARIANT(amx), has_amx},    {"avx512", VARIANT(avx512), has_avx512},
+    {"zen", VARIANT(zen), has_zen},    {"avx2", VARIANT(avx2), has_avx2},
+    {"ref", &krn_variant_ref, always}, {"amx-ref", &krn_variant_amx_ref, always},
 };
 #define CHOICE_COUNT (sizeof(CHOICES) / sizeof(CHOICES[0]))
 
@@ -89,8 +94,8 @@ sl_status krn_cpu_select(const char *variant, sl_err *err)
     const choice *chosen = any ? best(NULL) : named(variant);
     if (chosen == NULL)
         return sl_fail(err, SL_INVALID,
-                       "CPU variant \"%s\": use amx, avx512, avx2, ref, amx-ref or the numerics "
-                       "id " KRN_NUMERICS_F32 " or " KRN_NUMERICS_AMX,
+                       "CPU variant \"%s\": use amx, avx512, zen, avx2, ref, amx-ref or the "
+                       "numerics id " KRN_NUMERICS_F32 " or " KRN_NUMERICS_AMX,
                        variant);
     if (!usable(chosen))
         return sl_fail(err, SL_UNSUPPORTED, "this CPU or its kernel lacks what variant %s needs",

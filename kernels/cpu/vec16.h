@@ -53,6 +53,11 @@ VEC_INLINE v16_f v16_fma_scalar(v16_f acc, const float *p, v16_f a)
     __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(a), "m"(*p));
     return acc;
 }
+VEC_INLINE void v16_fma_two(v16_f acc[2], const float *p, const v16_f a[2])
+{
+    acc[0] = v16_fma_scalar(acc[0], p, a[0]);
+    acc[1] = v16_fma_scalar(acc[1], p, a[1]);
+}
 VEC_INLINE v16_f v16_add_scaled(v16_f acc, const float *p, v16_f a)
 {
     v16_f product;

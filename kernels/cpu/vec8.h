@@ -49,13 +49,14 @@ VEC_INLINE v8_f v8_div(v8_f a, v8_f b)
 {
     return _mm256_div_ps(a, b);
 }
-/* a * *p + acc, rounded once. */
-VEC_INLINE v8_f v8_fma_scalar(v8_f acc, const float *p, v8_f a)
+/* a[i] * *p + acc[i], rounded once. */
+VEC_INLINE void v8_fma_two(v8_f acc[2], const float *p, const v8_f a[2])
 {
     v8_f x;
     /* Loaded anew each time: kept in registers, scalars would push sums out of them. */
     __asm__ volatile("vbroadcastss %1, %0" : "=x"(x) : "m"(*p));
-    return _mm256_fmadd_ps(a, x, acc);
+    acc[0] = _mm256_fmadd_ps(a[0], x, acc[0]);
+    acc[1] = _mm256_fmadd_ps(a[1], x, acc[1]);
 }
 /* acc + (*p * a), both rounded. */
 VEC_INLINE v8_f v8_add_scaled(v8_f acc, const float *p, v8_f a)
@@ -104,20 +105,30 @@ VEC_INLINE bool v8_any_low_code(v8_i x)
     v8_i exponents = _mm256_and_si256(x, _mm256_set1_epi8(0x78));
     return _mm256_movemask_epi8(_mm256_cmpeq_epi8(exponents, _mm256_setzero_si256())) != 0;
 }
-/* Words of four codes: code i of each word times KRN_CODE_DOWN in out[i]. Shifts of 16 bits and
- * masks: widening bytes one by one takes twice the time (Zen 4). */
-VEC_INLINE void v8_four_of_words(v8_i x, v8_f out[4])
+/* Halves of words of four codes, each code's bits where bf16 has them: codes 1 and 3 in odd, 0 and
+ * 2 in even. 16 bits at a time: widening bytes one by one takes twice the time (Zen 4). A multiply
+ * does what two shifts would, on a port that has less to do (Zen 3). */
+VEC_INLINE void v8_halves_of_words(v8_i x, v8_i *even, v8_i *odd)
 {
-    const v8_i kept = _mm256_set1_epi16((short)0x87F0), upper = _mm256_set1_epi32((int)0xFFFF0000);
-    const v8_i up = _mm256_set1_epi16(0x0800);
-    v8_i odd = _mm256_and_si256(_mm256_srai_epi16(x, 4), kept);
-    v8_i even = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(x, 8), 4), kept);
-    odd = _mm256_or_si256(odd, up);
-    even = _mm256_or_si256(even, up);
+    const v8_i kept = _mm256_set1_epi16((short)0x87F0);
+    *even = _mm256_and_si256(_mm256_maddubs_epi16(_mm256_set1_epi16(16), x), kept);
+    *odd = _mm256_and_si256(_mm256_srai_epi16(x, 4), kept);
+}
+VEC_INLINE void v8_four_of_halves(v8_i even, v8_i odd, v8_f out[4])
+{
+    const v8_i upper = _mm256_set1_epi32((int)0xFFFF0000);
     out[0] = _mm256_castsi256_ps(_mm256_slli_epi32(even, 16));
     out[1] = _mm256_castsi256_ps(_mm256_slli_epi32(odd, 16));
     out[2] = _mm256_castsi256_ps(_mm256_and_si256(even, upper));
     out[3] = _mm256_castsi256_ps(_mm256_and_si256(odd, upper));
+}
+/* Code i of each word times KRN_CODE_DOWN in out[i]. */
+VEC_INLINE void v8_four_of_words(v8_i x, v8_f out[4])
+{
+    const v8_i up = _mm256_set1_epi16(0x0800);
+    v8_i even, odd;
+    v8_halves_of_words(x, &even, &odd);
+    v8_four_of_halves(_mm256_or_si256(even, up), _mm256_or_si256(odd, up), out);
     if (__builtin_expect(v8_any_low_code(x), 0)) {
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++)

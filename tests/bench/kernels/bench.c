@@ -224,10 +224,11 @@ static void choose_read_loops(weights *w)
 static void tell_roofs(weights *w)
 {
     const char *variant = krn_cpu_variant();
-    lanes = strcmp(variant, "avx2") == 0 ? 8 : 16;
-    path = strcmp(variant, "amx") == 0 ? ROOF_PATH_TILES
-           : lanes == 8                ? ROOF_PATH_F32_8
-                                       : ROOF_PATH_F32_16;
+    path = strcmp(variant, "amx") == 0    ? ROOF_PATH_TILES
+           : strcmp(variant, "zen") == 0  ? ROOF_PATH_ZEN
+           : strcmp(variant, "avx2") == 0 ? ROOF_PATH_F32_8
+                                          : ROOF_PATH_F32_16;
+    lanes = path == ROOF_PATH_F32_8 || path == ROOF_PATH_ZEN ? 8 : 16;
     cache_memory = memory_of(CACHE_READ);
     choose_read_loops(w);
     printf("variant %s, one thread; fma %.1f GFLOP/s, multiply then add %.1f GFLOP/s", variant,

@@ -9,7 +9,7 @@
 
 /* Each call does some work and returns how much of it: bench.c times it. */
 
-/* Fused multiply-adds on 16 chains of vectors of `lanes` f32 (8 or 16); FLOP. */
+/* Fused multiply-adds on 12 chains of vectors of `lanes` f32 (8 or 16); FLOP. */
 double roof_fma(uint32_t lanes);
 /* The same with a rounded product: what P.V and the norms may use. */
 double roof_mul_add(uint32_t lanes);
@@ -27,6 +27,7 @@ double roof_read_cache(uint32_t lanes, const void *memory, size_t bytes);
 /* How a variant turns fp8 weights into operands. */
 typedef enum roof_path {
     ROOF_PATH_F32_8,  /* 8 lanes, one chain an output */
+    ROOF_PATH_ZEN,    /* the same without care for subnormals */
     ROOF_PATH_F32_16, /* 16 lanes */
     ROOF_PATH_TILES,  /* bf16 in the first cache, then tiles */
     ROOF_PATH_COUNT,

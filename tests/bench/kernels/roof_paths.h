@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 double roof_convert8(uint32_t rows);
+double roof_convert_zen(uint32_t rows);
 double roof_convert16(uint32_t rows);
 double roof_convert_tiles(uint32_t rows);
 
