@@ -58,7 +58,10 @@ sl_status clu_place_check_shape(const clu_place_shape *shape, sl_err *err)
     if (shape->ranks % hosts != 0 || shape->experts % groups != 0)
         return sl_fail(err, SL_INVALID, "placement: %u ranks on %u hosts, %u experts in %u groups",
                        shape->ranks, hosts, shape->experts, groups);
-    uint32_t left = shape->ranks > 1 ? shape->ranks - 1 : 1;
+    if (shape->ranks * shape->slots < shape->experts)
+        return sl_fail(err, SL_INVALID, "placement: %u experts, %u slots", shape->experts,
+                       shape->ranks * shape->slots);
+    uint32_t left = shape->ranks > 1 && !shape->fragile ? shape->ranks - 1 : shape->ranks;
     if (left * shape->slots < shape->experts)
         return sl_fail(err, SL_INVALID,
                        "placement: %u experts need a slot, %u ranks have %u: with one rank less "
@@ -88,16 +91,85 @@ sl_status clu_place_check(const clu_place_shape *shape, const uint16_t *slots, s
     return sl_ok();
 }
 
+/* ---- healing ---- */
+
+/* Copies of each expert among the slots that are left. */
+static void count_copies(const clu_place_shape *shape, const uint16_t *slots, uint32_t *out_copies)
+{
+    memset(out_copies, 0, shape->experts * sizeof(*out_copies));
+    for (uint32_t i = 0; i < shape->ranks * shape->slots; i++)
+        if (slots[i] != CLU_PLACE_EMPTY)
+            out_copies[slots[i]]++;
+}
+
+/* The rank's slot with the expert that has the most copies; shape->slots: none has two. */
+static uint32_t spare_slot(const clu_place_shape *shape, const uint16_t *of_rank,
+                           const uint32_t *copies)
+{
+    uint32_t best = shape->slots;
+    for (uint32_t i = 0; i < shape->slots; i++)
+        if (copies[of_rank[i]] > 1 &&
+            (best == shape->slots || copies[of_rank[i]] > copies[of_rank[best]]))
+            best = i;
+    return best;
+}
+
+static bool heal_expert(const clu_place_shape *shape, uint64_t mask, uint32_t expert,
+                        uint32_t *came, uint32_t *copies, uint16_t *slots)
+{
+    uint32_t to = shape->ranks, at = 0;
+    for (uint32_t rank = 0; rank < shape->ranks; rank++) {
+        if ((mask >> rank & 1) == 0 || (to < shape->ranks && came[rank] >= came[to]))
+            continue;
+        uint32_t spare = spare_slot(shape, slots + (size_t)rank * shape->slots, copies);
+        if (spare == shape->slots)
+            continue;
+        to = rank;
+        at = spare;
+    }
+    if (to == shape->ranks)
+        return false;
+    uint16_t *slot = slots + (size_t)to * shape->slots + at;
+    copies[*slot]--;
+    copies[expert]++;
+    came[to]++;
+    *slot = (uint16_t)expert;
+    return true;
+}
+
+sl_status clu_place_heal(const clu_place_shape *shape, const uint16_t *slots, uint64_t mask,
+                         uint16_t *out_slots, sl_err *err)
+{
+    size_t of_layer = (size_t)shape->ranks * shape->slots;
+    memcpy(out_slots, slots, shape->layers * of_layer * sizeof(*slots));
+    for (size_t i = 0; i < shape->layers * of_layer; i++)
+        if ((mask >> (i % of_layer / shape->slots) & 1) == 0)
+            out_slots[i] = CLU_PLACE_EMPTY;
+    for (uint32_t layer = 0; layer < shape->layers; layer++) {
+        uint32_t copies[CLU_PLACE_EXPERTS_MAX], came[CLU_PLACE_RANKS_MAX] = {0};
+        uint16_t *of = out_slots + layer * of_layer;
+        count_copies(shape, of, copies);
+        for (uint32_t e = 0; e < shape->experts; e++)
+            if (copies[e] == 0 && !heal_expert(shape, mask, e, came, copies, of))
+                return sl_fail(err, SL_INVALID, "layer %u: no room for expert %u on the ranks left",
+                               layer, e);
+    }
+    return sl_ok();
+}
+
 double clu_place_imbalance(const clu_place_shape *shape, const double *loads, const uint16_t *slots)
 {
     uint32_t replicas[CLU_PLACE_EXPERTS_MAX] = {0};
     double most = 0, total = 0;
     for (uint32_t i = 0; i < shape->ranks * shape->slots; i++)
-        replicas[slots[i]]++;
+        if (slots[i] != CLU_PLACE_EMPTY)
+            replicas[slots[i]]++;
     for (uint32_t rank = 0; rank < shape->ranks; rank++) {
         double load = 0;
         for (uint32_t i = 0; i < shape->slots; i++) {
             uint32_t expert = slots[rank * shape->slots + i];
+            if (expert == CLU_PLACE_EMPTY)
+                continue;
             load += loads[expert] / replicas[expert];
         }
         most = load > most ? load : most;

@@ -28,10 +28,14 @@ typedef struct clu_place_shape {
     uint32_t ranks;
     uint32_t hosts; /* the ranks' machines, consecutive, alike; 0 = 1 */
     uint32_t slots; /* of a rank in a layer */
+    bool fragile;   /* no room to heal the death of a rank is asked for */
 } clu_place_shape;
 
+#define CLU_PLACE_EMPTY UINT16_MAX /* a slot of a rank that is gone */
+
 /* SL_INVALID: sizes out of range or not divisible, or no place for all experts with one rank less:
- * then the death of a rank could not be healed. A single rank needs only its own. */
+ * then the death of a rank could not be healed. A single rank, and a fragile shape, need only their
+ * own. */
 SL_MUST_USE sl_status clu_place_check_shape(const clu_place_shape *shape, sl_err *err);
 
 /* loads [layers][experts], none negative -> out_slots [layers][ranks][slots]: the expert of each.
@@ -41,6 +45,12 @@ SL_MUST_USE sl_status clu_place_plan(const clu_place_shape *shape, const double 
 /* A table from elsewhere: experts in range, each there. SL_INVALID names the layer. */
 SL_MUST_USE sl_status clu_place_check(const clu_place_shape *shape, const uint16_t *slots,
                                       sl_err *err);
+/* What `slots`, a checked table, becomes with only the ranks of `mask`: the slots of the others are
+ * CLU_PLACE_EMPTY, and experts that only those held take the place of copies of others, each where
+ * the fewest have come to. Equal input gives equal output, so ranks need not tell each other.
+ * SL_INVALID: they have no room for all. */
+SL_MUST_USE sl_status clu_place_heal(const clu_place_shape *shape, const uint16_t *slots,
+                                     uint64_t mask, uint16_t *out_slots, sl_err *err);
 /* Load of the heaviest rank over the mean of all, in one layer: 1 is perfect; 1 without load.
  * loads [experts] and slots [ranks][slots] of the layer. */
 double clu_place_imbalance(const clu_place_shape *shape, const double *loads,

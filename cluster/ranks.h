@@ -1,58 +1,58 @@
-/* How the ranks of one instance find each other, through etcd.
+/* One rank of an instance in etcd: its record `instances/<instance>/<rank>`, the instance's
+ * formation `instances/<instance>/formation` and its placement table (cluster/placement_table.h).
  *
- * Each rank has a record /sluice/v1/<cluster>/instances/<instance>/<rank> under a lease: who it is,
- * its contact (comm/comm.h), whether it leaves. A rank looks at all of them while the instance
- * comes together, and again when it leaves: an instance leaves as a whole. In between the record is
- * only kept alive. Thread: the loop of etcd's runtime; callbacks never come inside a call. */
+ * Watches all three and does what clu_form_decide says (cluster/formation.h): proposes formations
+ * itself, has its owner try them. An instance leaves as a whole. Thread: the loop of etcd's
+ * runtime; callbacks never come inside a call. */
 #ifndef CLUSTER_RANKS_H
 #define CLUSTER_RANKS_H
 
 #include "cluster/etcd.h"
-#include "cluster/member.h"
+#include "cluster/formation.h"
+#include "cluster/placement_table.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-#define CLU_RANKS_MAX     64u
-#define CLU_CONTACT_MAX   304u
-#define CLU_RANK_JSON_MAX 1024u
-
-typedef struct clu_rank_record {
-    char node[CLU_NAME_MAX];
-    char contact[CLU_CONTACT_MAX];
-    uint32_t size; /* of the instance */
-    bool leaving;
-} clu_rank_record;
-
-void clu_rank_write_json(sl_buf *buf, const clu_rank_record *record);
-/* Untrusted bytes. SL_INVALID names the field. */
-SL_MUST_USE sl_status clu_rank_parse_json(const void *data, size_t size,
-                                          clu_rank_record *out_record, sl_err *err);
-
 typedef struct clu_ranks clu_ranks;
 
 typedef struct clu_ranks_options {
-    const char *cluster, *instance; /* copied, like node and contact */
+    const char *cluster, *instance; /* copied, like node */
     uint32_t rank, size;
-    const char *node, *contact;
-    uint64_t lease_ns; /* 0 = 10 s */
+    const char *node;
+    clu_place_shape
+        shape;          /* of the table: ranks is size. Rank 0 writes one that fits if none does */
+    uint64_t lease_ns;  /* 0 = 10 s */
+    uint64_t reform_ns; /* how long a failed formation may wait for another */
 } clu_ranks_options;
 
 typedef struct clu_ranks_events {
-    /* All are there, as far as etcd knows: contacts [size], borrowed for the call. Again and again
-     * until clu_ranks_met: a record may be of a process that has ended. */
-    void (*on_complete)(void *context, const char *const *contacts);
-    /* SL_EXISTS: another live node has this rank; SL_INVALID: a rank counts other ranks. Only
-     * destroy is left. */
+    /* Try this formation, with this table; an attempt under way is of no use any more. Answered by
+     * clu_ranks_tried. Borrowed for the call. */
+    void (*on_join)(void *context, const clu_formation *formation, const clu_placement *table);
+    /* A table in etcd that is not followed, and why. */
+    void (*on_refused)(void *context, const sl_err *err);
+    /* The others go on without this rank (SL_CONFLICT), no formation can follow the one that failed
+     * (SL_UNAVAILABLE), another live node has this rank (SL_EXISTS), or a rank counts other ranks
+     * (SL_INVALID). Only destroy is left. */
     void (*on_failed)(void *context, const sl_err *err);
 } clu_ranks_events;
 
+/* Looks at the table only, until clu_ranks_enter. */
 SL_MUST_USE sl_status clu_ranks_create(clu_etcd *etcd, const clu_ranks_options *options,
                                        const clu_ranks_events *events, void *context,
                                        clu_ranks **out_ranks, sl_err *err);
-/* They are connected: looks no more, keeps the record. */
-void clu_ranks_met(clu_ranks *ranks);
+/* The newest table that fits; NULL: none yet. Until the loop runs again. */
+const clu_placement *clu_ranks_table(const clu_ranks *ranks);
+/* Writes the record from now on: this rank may be in formations. contact: where it is met. */
+void clu_ranks_enter(clu_ranks *ranks, const char *contact);
+/* An attempt ended; contact: that of the next one. */
+void clu_ranks_tried(clu_ranks *ranks, uint64_t number, bool ready, const char *contact);
+/* The rank steps with this formation. */
+void clu_ranks_used(clu_ranks *ranks, uint64_t number, uint64_t mask, uint64_t placement);
+/* The formation in use has failed; lost: who is missed, as bits. */
+void clu_ranks_lost(clu_ranks *ranks, uint64_t lost);
 /* Ranks without a record yet, for messages: "1, 3". */
 void clu_ranks_missing(const clu_ranks *ranks, char *out_text, size_t size);
 /* Says that this rank leaves; on_left once all others do too, or are gone. */

@@ -30,6 +30,9 @@ extern "C" {
 #define COM_NAME_MAX    64u
 #define COM_WAIT_MS     30000u
 #define COM_LOCAL       UINT32_MAX
+#define COM_LAYERS_MAX  128u
+#define COM_SLOTS_MAX   512u /* of a rank in a layer */
+#define COM_NO_EXPERT   UINT16_MAX
 
 typedef struct com_group com_group;
 typedef struct com_backend com_backend; /* com_backend_ucx (comm/ucx.h), or comm/fake.h */
@@ -44,16 +47,20 @@ typedef struct com_options {
     void *backend_context;
 } com_options;
 
-/* What a row is and where its experts are; equal on all ranks. */
+/* What a row is and where its experts are; equal on all ranks. An expert may be in several slots:
+ * its rows take them in turn, so that each slot gets an even share. */
 typedef struct com_layout {
     uint32_t rows_max; /* of one rank in one layer */
     uint32_t chosen;   /* experts of a row */
     uint32_t expert_count;
-    uint32_t row_bytes;    /* of a row on its way to experts: FP8 codes */
-    uint32_t scale_bytes;  /* and what travels with it; may be 0 */
-    uint32_t output_bytes; /* of one expert's output for one row */
-    uint64_t placement_version;
-    const uint16_t *rank_of; /* [expert_count], copied */
+    uint32_t row_bytes;               /* of a row on its way to experts: FP8 codes */
+    uint32_t scale_bytes;             /* and what travels with it; may be 0 */
+    uint32_t output_bytes;            /* of one expert's output for one row */
+    uint32_t layer_count, slot_count; /* slots of a rank in a layer */
+    uint64_t formation;    /* number of this coming together; ranks of another one do not meet */
+    uint64_t rank_mask;    /* the ranks that come together; 0: all */
+    const uint16_t *slots; /* [layer_count][rank_count][slot_count]: the expert in each, copied;
+                              COM_NO_EXPERT: empty. Each expert is on a rank of the mask */
 } com_layout;
 
 /* Starts to listen. */
@@ -64,10 +71,11 @@ void com_group_close(com_group *group); /* NULL is fine; the other ranks' groups
 const char *com_group_contact(const com_group *group);
 uint32_t com_group_rank(const com_group *group);
 uint32_t com_group_size(const com_group *group);
-/* Connects to all others: contacts[rank], this rank's own among them. They must have been given the
- * same ones: a mixed set (somebody was started again) ends in SL_CONFLICT, SL_UNAVAILABLE or
- * SL_DEADLINE, and connect may be tried again with a newer one. SL_INCOMPATIBLE: another layout.
- * `now or never` at `deadline`; *stop (may be NULL) ends it early, SL_CANCELLED. */
+/* Connects to all others of the mask: contacts[rank], this rank's own among them; those outside the
+ * mask are not looked at. They must have been given the same ones: a mixed set (somebody was
+ * started again) ends in SL_CONFLICT, SL_UNAVAILABLE or SL_DEADLINE, and connect may be tried again
+ * with a newer one. SL_INCOMPATIBLE: another layout. `now or never` at `deadline`; *stop (may be
+ * NULL) ends it early, SL_CANCELLED. */
 SL_MUST_USE sl_status com_group_connect(com_group *group, const char *const *contacts,
                                         const com_layout *layout, sl_time_ns deadline,
                                         const volatile bool *stop, sl_err *err);
@@ -86,16 +94,16 @@ SL_MUST_USE sl_status com_gather(com_group *group, const void *data, uint64_t by
 /* ---- runs */
 
 typedef struct com_header {
-    uint32_t wish;            /* what this rank would run next; 0: nothing, it takes part */
-    uint32_t rows;            /* how many rows it brings */
-    uint64_t rank_mask;       /* the ranks it steps with */
-    uint64_t placement_ready; /* newest placement it could switch to */
+    uint32_t wish;      /* what this rank would run next; 0: nothing, it takes part */
+    uint32_t rows;      /* how many rows it brings */
+    uint64_t rank_mask; /* the ranks it steps with */
+    uint64_t ready;     /* newest formation that it could switch to */
 } com_header;
 
 /* Tells the others; what they tell is awaited by com_header_wait, later, when this rank's own work
  * needs theirs: the exchange hides behind the layers before the first dispatch. */
 SL_MUST_USE sl_status com_header_post(com_group *group, const com_header *header, sl_err *err);
-/* out_headers [rank_count], own included. */
+/* out_headers [rank_count], own included; zeros where no rank is. */
 SL_MUST_USE sl_status com_header_wait(com_group *group, com_header *out_headers, sl_err *err);
 /* Another rank has posted a header that this one has not answered. Never blocks. True as well once
  * the group has failed: whoever posts then hears why. */
@@ -108,15 +116,16 @@ bool com_arm(com_group *group);
 /* ---- a layer */
 
 typedef struct com_rows {
+    uint32_t layer; /* of layer_count */
     uint32_t row_count;
     const void *rows;        /* [row_count][row_bytes] */
     const void *scales;      /* [row_count][scale_bytes] */
     const uint32_t *experts; /* [row_count][chosen], ascending in a row */
 } com_rows;
 
-/* Sends each row once to every other rank that has experts of it, with their list. out_places
- * [row_count][chosen]: COM_LOCAL for this rank's own experts, else the row of the returns memory
- * where that output will be. */
+/* Sends each row once to every other rank that it takes experts of, with their list. out_places
+ * [row_count][chosen]: COM_LOCAL for those that this rank computes itself, else the row of the
+ * returns memory where that output will be. */
 SL_MUST_USE sl_status com_dispatch_post(com_group *group, const com_rows *rows,
                                         uint32_t *out_places, sl_err *err);
 
@@ -145,6 +154,11 @@ SL_MUST_USE sl_status com_combine_wait(com_group *group, uint32_t *out_faulty, s
 void com_abort(com_group *group, const char *text);
 /* Why it failed, until close; NULL: it has not. */
 const char *com_group_failed(const com_group *group);
+/* Once it has failed, or connect has: the ranks that this one found gone or silent, as bits. Others
+ * may know better. */
+uint64_t com_group_lost(const com_group *group);
+/* The ranks that it connects, as bits. */
+uint64_t com_group_mask(const com_group *group);
 
 typedef struct com_stats {
     uint64_t runs, layers;

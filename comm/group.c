@@ -45,7 +45,13 @@ struct com_group {
     com_transport *transport;
     uint64_t epoch, instance_hash, layout_hash;
     com_layout layout;
-    uint16_t rank_of[COM_EXPERTS_MAX];
+    uint64_t mask;     /* the ranks of it */
+    uint64_t *holders; /* [layer_count][expert_count] ranks that have an expert, as bits */
+    uint32_t *firsts;  /* [layer_count * expert_count + 1] where its slots begin in: */
+    uint8_t *slot_ranks;
+    uint32_t *turns;  /* [layer_count][expert_count] which slot is next */
+    uint8_t *choices; /* [rows_max][chosen] of a dispatch: the rank of each entry */
+    uint32_t layer;   /* of the dispatch that is under way */
     uint64_t window_bytes, return_bytes;
     void *windows; /* one mapping for all peers */
     uint64_t windows_bytes;
@@ -59,6 +65,7 @@ struct com_group {
     bool connecting;
     bool told; /* the others, that it failed */
     sl_code code;
+    uint64_t lost; /* ranks that were found gone or silent */
     char text[FAILED_TEXT];
     _Atomic bool failed;              /* publishes code and text */
     _Atomic(const char *) abort_text; /* the abort word */
@@ -76,6 +83,12 @@ static bool is_failed(const com_group *group)
     return atomic_load_explicit(&group->failed, memory_order_relaxed);
 }
 
+/* One of those that it is connected to, or is to be. */
+static bool is_peer(const com_group *group, uint32_t rank)
+{
+    return rank < group->count && rank != group->rank && (group->mask >> rank & 1) != 0;
+}
+
 /* ---- sending */
 
 static com_wire wire_of(const com_group *group, com_kind kind)
@@ -87,7 +100,7 @@ static com_wire wire_of(const com_group *group, com_kind kind)
         .epoch = group->epoch,
         .instance = group->instance_hash,
         .layout = group->layout_hash,
-        .placement_version = group->layout.placement_version,
+        .formation = group->layout.formation,
     };
 }
 
@@ -119,7 +132,7 @@ static void group_tell(com_group *group)
     com_wire wire = wire_of(group, COM_KIND_ABORT);
     wire.wish = (uint32_t)group->code;
     for (uint32_t r = 0; r < group->count; r++)
-        if (r != group->rank)
+        if (is_peer(group, r))
             send_to(group, r, &wire, NULL);
     for (uint32_t i = 0; i < SPINS_MAX; i++)
         (void)group->ops->progress(group->transport);
@@ -150,9 +163,12 @@ const char *com_group_failed(const com_group *group)
 void com_group_broken(com_group *group, uint32_t rank, const char *text)
 {
     char words[FAILED_TEXT];
-    if (rank < COM_RANKS_MAX)
+    if (is_failed(group))
+        return; /* links end for other reasons then */
+    if (rank < COM_RANKS_MAX) {
+        group->lost |= UINT64_C(1) << rank;
         snprintf(words, sizeof(words), "rank %u is gone: %s", rank, text);
-    else
+    } else
         snprintf(words, sizeof(words), "%s", text);
     group_fail(group, SL_UNAVAILABLE, words);
 }
@@ -169,7 +185,7 @@ static void peer_fault(com_group *group, uint32_t rank, const char *what)
 bool com_group_hello(com_group *group, const com_wire *wire)
 {
     char words[FAILED_TEXT];
-    if (!group->connecting || wire->rank >= group->count || wire->rank == group->rank)
+    if (!group->connecting || !is_peer(group, wire->rank))
         return false;
     if (wire->instance != group->instance_hash || wire->epoch != group->epoch) {
         snprintf(words, sizeof(words), "rank %u knows other ranks than this one", wire->rank);
@@ -193,8 +209,8 @@ static const char *arrive_fault(const com_group *group, const com_wire *wire, co
     uint32_t ahead = wire->phase - group->phase;
     if (!from->hello_in || wire->epoch != group->epoch)
         return "a message from before its hello";
-    if (wire->placement_version != group->layout.placement_version)
-        return "a message of another placement";
+    if (wire->formation != group->layout.formation)
+        return "a message of another formation";
     if (ahead > 1 || at->full || at->arriving)
         return "a message out of turn";
     if (wire->kind == COM_KIND_COMBINE && wire->bytes > (group->returns ? group->return_bytes : 0))
@@ -213,8 +229,7 @@ static uint8_t *gather_window(const com_group *group, uint32_t rank, uint32_t ph
 
 void *com_group_arrive(com_group *group, const com_wire *wire)
 {
-    if (is_failed(group) || wire->rank >= group->count || wire->rank == group->rank ||
-        wire->kind == COM_KIND_HELLO)
+    if (is_failed(group) || !is_peer(group, wire->rank) || wire->kind == COM_KIND_HELLO)
         return NULL;
     if (wire->kind == COM_KIND_ABORT) {
         char words[FAILED_TEXT];
@@ -265,15 +280,18 @@ static void group_sleep(com_group *group, sl_time_ns now, sl_time_ns deadline)
     (void)poll(&at, 1, (int)(left_ms < SLEEP_MAX_MS ? left_ms : SLEEP_MAX_MS));
 }
 
-static void say_missing(const com_group *group, char *out_text, size_t size)
+/* Words, and who is lost. */
+static void say_missing(com_group *group, char *out_text, size_t size)
 {
     int at = snprintf(out_text, size, "no answer within %.1f s from rank",
                       (double)group->wait_ns / (double)SL_S_NS);
     for (uint32_t r = 0; r < group->count && at > 0 && (size_t)at < size; r++) {
         const peer *of = &group->peers[r];
         bool there = group->connecting ? of->hello_in : of->slots[group->phase % 2].full;
-        if (r != group->rank && !there)
-            at += snprintf(out_text + at, size - (size_t)at, " %u", r);
+        if (!is_peer(group, r) || there)
+            continue;
+        group->lost |= UINT64_C(1) << r;
+        at += snprintf(out_text + at, size - (size_t)at, " %u", r);
     }
 }
 
@@ -308,7 +326,7 @@ static bool phase_done(com_group *group)
     if (group->sending > 0)
         return false;
     for (uint32_t r = 0; r < group->count; r++)
-        if (r != group->rank && !group->peers[r].slots[group->phase % 2].full)
+        if (is_peer(group, r) && !group->peers[r].slots[group->phase % 2].full)
             return false;
     return true;
 }
@@ -322,6 +340,11 @@ static void phase_open(com_group *group, com_kind kind)
     group->kind = kind;
 }
 
+static const com_wire *phase_wire(const com_group *group, uint32_t rank)
+{
+    return &group->peers[rank].slots[group->phase % 2].wire;
+}
+
 /* Everybody's message is there, and of this kind. */
 static sl_status phase_wait(com_group *group, com_kind kind, sl_err *err)
 {
@@ -330,14 +353,9 @@ static sl_status phase_wait(com_group *group, com_kind kind, sl_err *err)
     SL_TRY(group_wait(group, phase_done, begun + group->wait_ns, NULL, err));
     count(&group->wait, sl_now_ns() - begun);
     for (uint32_t r = 0; r < group->count; r++)
-        if (r != group->rank && group->peers[r].slots[group->phase % 2].wire.kind != kind)
+        if (is_peer(group, r) && phase_wire(group, r)->kind != kind)
             peer_fault(group, r, "it is elsewhere in the step");
     return group_status(group, err);
-}
-
-static const com_wire *phase_wire(const com_group *group, uint32_t rank)
-{
-    return &group->peers[rank].slots[group->phase % 2].wire;
 }
 
 static void phase_close(com_group *group)
@@ -358,13 +376,13 @@ static sl_status gather_part(com_group *group, const uint8_t *data, uint64_t at,
     wire.bytes = bytes;
     phase_open(group, COM_KIND_GATHER);
     for (uint32_t r = 0; r < group->count; r++)
-        if (r != group->rank)
+        if (is_peer(group, r))
             send_to(group, r, &wire, bytes > 0 ? data + at : NULL);
     SL_TRY(phase_wait(group, COM_KIND_GATHER, err));
     for (uint32_t r = 0; r < group->count; r++) {
-        if (r != group->rank && phase_wire(group, r)->bytes != bytes)
+        if (is_peer(group, r) && phase_wire(group, r)->bytes != bytes)
             peer_fault(group, r, "it gathers another number of bytes");
-        else if (bytes > 0)
+        else if (bytes > 0 && (r == group->rank || is_peer(group, r)))
             memcpy(out_all + r * stride + at,
                    r == group->rank ? data + at : gather_window(group, r, group->phase), bytes);
     }
@@ -392,11 +410,11 @@ sl_status com_header_post(com_group *group, const com_header *header, sl_err *er
     wire.wish = header->wish;
     wire.rows = header->rows;
     wire.rank_mask = header->rank_mask;
-    wire.placement_ready = header->placement_ready;
+    wire.ready = header->ready;
     group->own_header = *header;
     phase_open(group, COM_KIND_HEADER);
     for (uint32_t r = 0; r < group->count; r++)
-        if (r != group->rank)
+        if (is_peer(group, r))
             send_to(group, r, &wire, NULL);
     count(&group->runs, 1);
     return sl_ok();
@@ -407,11 +425,13 @@ sl_status com_header_wait(com_group *group, com_header *out_headers, sl_err *err
     SL_TRY(phase_wait(group, COM_KIND_HEADER, err));
     for (uint32_t r = 0; r < group->count; r++) {
         const com_wire *wire = phase_wire(group, r);
-        out_headers[r] =
-            (com_header){wire->wish, wire->rows, wire->rank_mask, wire->placement_ready};
+        out_headers[r] = (com_header){0};
         if (r == group->rank)
             out_headers[r] = group->own_header;
-        else if (wire->rank_mask != group->own_header.rank_mask)
+        if (!is_peer(group, r))
+            continue;
+        out_headers[r] = (com_header){wire->wish, wire->rows, wire->rank_mask, wire->ready};
+        if (wire->rank_mask != group->own_header.rank_mask)
             peer_fault(group, r, "it steps with other ranks");
     }
     phase_close(group);
@@ -426,7 +446,7 @@ bool com_header_pending(com_group *group)
     for (uint32_t i = 0; i < SPINS_MAX && group->ops->progress(group->transport); i++)
         ;
     for (uint32_t r = 0; r < group->count; r++)
-        if (r != group->rank && group->peers[r].slots[group->phase % 2].full)
+        if (is_peer(group, r) && group->peers[r].slots[group->phase % 2].full)
             return true;
     return !sl_is_ok(group_status(group, NULL));
 }
@@ -443,6 +463,17 @@ bool com_arm(com_group *group)
 
 /* ---- a layer */
 
+/* Which rank computes each entry: the slots of an expert take turns. */
+static void choose(com_group *group, const com_rows *rows)
+{
+    size_t layer = (size_t)rows->layer * group->layout.expert_count;
+    for (size_t i = 0; i < (size_t)rows->row_count * group->layout.chosen; i++) {
+        size_t expert = layer + rows->experts[i];
+        uint32_t first = group->firsts[expert], slots = group->firsts[expert + 1] - first;
+        group->choices[i] = group->slot_ranks[first + group->turns[expert]++ % slots];
+    }
+}
+
 /* The experts of row `row` on `rank`, to `experts`; where their outputs will be, to places. */
 static uint32_t row_list(const com_group *group, const com_rows *rows, uint32_t row, uint32_t rank,
                          uint32_t entries, uint16_t *experts, uint32_t *out_places)
@@ -451,7 +482,7 @@ static uint32_t row_list(const com_group *group, const com_rows *rows, uint32_t 
     uint32_t base = rank * (uint32_t)(group->return_bytes / group->layout.output_bytes);
     for (uint32_t i = 0; i < chosen; i++) {
         uint32_t expert = rows->experts[(size_t)row * chosen + i];
-        if (group->rank_of[expert] != rank)
+        if (group->choices[(size_t)row * chosen + i] != rank)
             continue;
         if (experts)
             experts[found] = (uint16_t)expert;
@@ -493,6 +524,7 @@ static com_wire pack(com_group *group, const com_rows *rows, uint32_t rank, uint
         at += found;
     }
     com_wire wire = wire_of(group, COM_KIND_DISPATCH);
+    wire.wish = rows->layer;
     wire.rows = count_rows;
     wire.entries = entries;
     wire.bytes = com_wire_dispatch_bytes(layout, count_rows, entries);
@@ -502,15 +534,19 @@ static com_wire pack(com_group *group, const com_rows *rows, uint32_t rank, uint
 sl_status com_dispatch_post(com_group *group, const com_rows *rows, uint32_t *out_places,
                             sl_err *err)
 {
-    sl_assert(rows->row_count <= group->layout.rows_max);
+    sl_assert(rows->row_count <= group->layout.rows_max && rows->layer < group->layout.layer_count);
     SL_TRY(group_status(group, err));
     phase_open(group, COM_KIND_DISPATCH);
+    group->layer = rows->layer;
+    choose(group, rows);
     for (uint32_t r = 0; r < group->count; r++) {
         if (r == group->rank) {
             for (uint32_t row = 0; row < rows->row_count; row++)
                 (void)row_list(group, rows, row, r, 0, NULL, out_places);
             continue;
         }
+        if (!is_peer(group, r))
+            continue;
         com_wire wire = pack(group, rows, r, out_places);
         group->peers[r].expected = wire.entries;
         count(&group->rows_sent, wire.rows);
@@ -524,13 +560,16 @@ sl_status com_dispatch_post(com_group *group, const com_rows *rows, uint32_t *ou
 sl_status com_dispatch_wait(com_group *group, com_part *out_parts, sl_err *err)
 {
     SL_TRY(phase_wait(group, COM_KIND_DISPATCH, err));
+    const uint64_t *holders = group->holders + (size_t)group->layer * group->layout.expert_count;
     for (uint32_t r = 0; r < group->count; r++) {
         com_part *part = &group->peers[r].part;
         sl_err words;
         *part = (com_part){0};
-        if (r != group->rank &&
-            !sl_is_ok(com_wire_part(&group->layout, group->rank, phase_wire(group, r),
-                                    group->peers[r].in, part, &words)))
+        if (is_peer(group, r) && phase_wire(group, r)->wish != group->layer)
+            peer_fault(group, r, "it is in another layer");
+        else if (is_peer(group, r) &&
+                 !sl_is_ok(com_wire_part(&group->layout, holders, group->rank, phase_wire(group, r),
+                                         group->peers[r].in, part, &words)))
             peer_fault(group, r, words.text);
         count(&group->rows_received, part->row_count);
         out_parts[r] = *part;
@@ -547,7 +586,7 @@ sl_status com_combine_post(com_group *group, const void *outputs, const uint32_t
     phase_open(group, COM_KIND_COMBINE);
     for (uint32_t r = 0; r < group->count; r++) {
         peer *to = &group->peers[r];
-        if (r == group->rank)
+        if (!is_peer(group, r))
             continue;
         com_wire wire = wire_of(group, COM_KIND_COMBINE);
         wire.wish = faulty;
@@ -568,7 +607,7 @@ sl_status com_combine_wait(com_group *group, uint32_t *out_faulty, sl_err *err)
     SL_TRY(phase_wait(group, COM_KIND_COMBINE, err));
     for (uint32_t r = 0; r < group->count; r++) {
         const com_wire *wire = phase_wire(group, r);
-        if (r == group->rank)
+        if (!is_peer(group, r))
             continue;
         if (wire->wish != 0)
             faulty = faulty < r ? faulty : r;
@@ -627,6 +666,15 @@ sl_status com_group_open(const com_options *options, com_group **out_group, sl_e
     return sl_ok();
 }
 
+static void tables_free(com_group *group)
+{
+    sl_free(group->holders);
+    sl_free(group->firsts);
+    sl_free(group->slot_ranks);
+    sl_free(group->turns);
+    sl_free(group->choices);
+}
+
 static void windows_free(com_group *group)
 {
     if (group->windows)
@@ -640,6 +688,7 @@ void com_group_close(com_group *group)
         return;
     group->ops->close(group->transport);
     windows_free(group);
+    tables_free(group);
     sl_free(group);
 }
 
@@ -648,8 +697,7 @@ static uint64_t aligned(uint64_t bytes)
     return (bytes + 63) / 64 * 64;
 }
 
-/* The layout's own numbers, as they are on all ranks. */
-static sl_status set_layout(com_group *group, const com_layout *layout, sl_err *err)
+static sl_status layout_check(const com_group *group, const com_layout *layout, sl_err *err)
 {
     if (layout->rows_max == 0 || layout->rows_max > COM_ROWS_MAX || layout->chosen == 0 ||
         layout->chosen > COM_CHOSEN_MAX || layout->expert_count == 0 ||
@@ -657,18 +705,84 @@ static sl_status set_layout(com_group *group, const com_layout *layout, sl_err *
         layout->scale_bytes % 2 != 0 || layout->output_bytes == 0)
         return sl_fail(err, SL_INVALID, "%u rows, %u of %u experts a row: not possible",
                        layout->rows_max, layout->chosen, layout->expert_count);
-    for (uint32_t e = 0; e < layout->expert_count; e++)
-        if (layout->rank_of[e] >= group->count)
-            return sl_fail(err, SL_INVALID, "expert %u is placed on rank %u of %u", e,
-                           layout->rank_of[e], group->count);
+    if (layout->layer_count == 0 || layout->layer_count > COM_LAYERS_MAX ||
+        layout->slot_count == 0 || layout->slot_count > COM_SLOTS_MAX)
+        return sl_fail(err, SL_INVALID, "%u layers of %u expert slots a rank: not possible",
+                       layout->layer_count, layout->slot_count);
+    uint64_t all = UINT64_MAX >> (64 - group->count);
+    if ((layout->rank_mask & ~all) != 0 ||
+        (layout->rank_mask != 0 && (layout->rank_mask >> group->rank & 1) == 0))
+        return sl_fail(err, SL_INVALID, "ranks %llx of %u, without this one",
+                       (unsigned long long)layout->rank_mask, group->count);
+    return sl_ok();
+}
+
+static sl_status slots_check(const com_group *group, const com_layout *layout, sl_err *err)
+{
+    size_t slots = (size_t)group->count * layout->slot_count;
+    for (uint32_t layer = 0; layer < layout->layer_count; layer++) {
+        bool there[COM_EXPERTS_MAX] = {false};
+        for (size_t i = 0; i < slots; i++) {
+            uint32_t expert = layout->slots[layer * slots + i];
+            uint32_t rank = (uint32_t)(i / layout->slot_count);
+            if (expert == COM_NO_EXPERT)
+                continue;
+            if (expert >= layout->expert_count || (group->mask >> rank & 1) == 0)
+                return sl_fail(err, SL_INVALID, "layer %u: expert %u of %u is placed on rank %u",
+                               layer, expert, layout->expert_count, rank);
+            there[expert] = true;
+        }
+        for (uint32_t e = 0; e < layout->expert_count; e++)
+            if (!there[e])
+                return sl_fail(err, SL_INVALID, "layer %u: expert %u is placed nowhere", layer, e);
+    }
+    return sl_ok();
+}
+
+/* Lists of each expert's slots, from slots that were checked. */
+static void tables_create(com_group *group)
+{
+    const com_layout *layout = &group->layout;
+    size_t experts = layout->expert_count, all = layout->layer_count * experts;
+    size_t slots = (size_t)group->count * layout->slot_count;
+    tables_free(group);
+    group->holders = sl_alloc(all, sizeof(uint64_t), "comm holders");
+    group->firsts = sl_alloc(all + 1, sizeof(uint32_t), "comm slots");
+    group->slot_ranks = sl_alloc(layout->layer_count * slots, 1, "comm slots");
+    group->turns = sl_alloc(all, sizeof(uint32_t), "comm turns");
+    group->choices = sl_alloc((size_t)layout->rows_max * layout->chosen, 1, "comm choices");
+    uint32_t at = 0;
+    for (size_t i = 0; i < all; i++) {
+        const uint16_t *of = layout->slots + i / experts * slots;
+        group->firsts[i] = at;
+        for (size_t j = 0; j < slots; j++) {
+            if (of[j] != i % experts)
+                continue;
+            uint8_t rank = (uint8_t)(j / layout->slot_count);
+            group->slot_ranks[at++] = rank;
+            group->holders[i] |= UINT64_C(1) << rank;
+        }
+        group->turns[i] = group->rank; /* so that ranks do not begin with the same one */
+    }
+    group->firsts[all] = at;
+}
+
+/* The layout's own numbers, as they are on all ranks. */
+static sl_status set_layout(com_group *group, const com_layout *layout, sl_err *err)
+{
+    SL_TRY(layout_check(group, layout, err));
+    group->mask = layout->rank_mask ? layout->rank_mask : UINT64_MAX >> (64 - group->count);
+    SL_TRY(slots_check(group, layout, err));
     group->layout = *layout;
-    memcpy(group->rank_of, layout->rank_of, layout->expert_count * sizeof(uint16_t));
-    group->layout.rank_of = group->rank_of;
+    tables_create(group);
+    group->layout.slots = NULL; /* the caller's */
+    size_t slots = (size_t)layout->layer_count * group->count * layout->slot_count;
     const uint64_t numbers[] = {
-        layout->rows_max,          layout->chosen,
-        layout->expert_count,      layout->row_bytes,
-        layout->scale_bytes,       layout->output_bytes,
-        layout->placement_version, hash(group->rank_of, layout->expert_count * sizeof(uint16_t)),
+        layout->rows_max,     layout->chosen,
+        layout->expert_count, layout->row_bytes,
+        layout->scale_bytes,  layout->output_bytes,
+        layout->layer_count,  layout->slot_count,
+        group->mask,          hash(layout->slots, slots * sizeof(uint16_t)),
     };
     group->layout_hash = hash(numbers, sizeof(numbers));
     uint32_t entries = layout->rows_max * layout->chosen;
@@ -707,7 +821,7 @@ static bool connected(com_group *group)
     bool all = group->sending == 0;
     for (uint32_t r = 0; r < group->count; r++) {
         peer *of = &group->peers[r];
-        if (r == group->rank)
+        if (!is_peer(group, r))
             continue;
         if (r > group->rank && of->hello_in && !of->hello_out)
             hello(group, r);
@@ -718,13 +832,15 @@ static bool connected(com_group *group)
 
 static sl_status set_epoch(com_group *group, const char *const *contacts, sl_err *err)
 {
-    group->epoch = 0;
+    group->epoch = group->layout.formation;
     for (uint32_t r = 0; r < group->count; r++) {
+        if ((group->mask >> r & 1) == 0)
+            continue;
         size_t size = strlen(contacts[r]);
         if (size >= COM_CONTACT_MAX || !strrchr(contacts[r], '#'))
             return sl_fail(err, SL_INVALID, "rank %u: \"%.64s\" is no contact", r, contacts[r]);
-        uint64_t both[2] = {group->epoch, hash(contacts[r], size)};
-        group->epoch = hash(both, sizeof(both));
+        uint64_t all[3] = {group->epoch, r, hash(contacts[r], size)};
+        group->epoch = hash(all, sizeof(all));
     }
     if (strcmp(contacts[group->rank], group->contact) != 0)
         return sl_fail(err, SL_CONFLICT, "rank %u is also at %s", group->rank,
@@ -736,6 +852,8 @@ static sl_status connect_all(com_group *group, const char *const *contacts, sl_t
                              const volatile bool *stop, sl_err *err)
 {
     for (uint32_t r = 0; r < group->rank; r++) {
+        if (!is_peer(group, r))
+            continue;
         char address[COM_CONTACT_MAX];
         snprintf(address, sizeof(address), "%s", contacts[r]);
         *strrchr(address, '#') = '\0';
@@ -751,10 +869,11 @@ sl_status com_group_connect(com_group *group, const char *const *contacts, const
                             sl_time_ns deadline, const volatile bool *stop, sl_err *err)
 {
     sl_assert(!group->open && !group->connecting);
-    SL_TRY(set_epoch(group, contacts, err));
     SL_TRY(set_layout(group, layout, err));
+    SL_TRY(set_epoch(group, contacts, err));
     SL_TRY(windows_create(group, err));
     group->phase = 0;
+    group->lost = 0;
     group->connecting = true;
     sl_status status = connect_all(group, contacts, deadline, stop, err);
     group->connecting = false;
@@ -780,6 +899,16 @@ uint32_t com_group_rank(const com_group *group)
 uint32_t com_group_size(const com_group *group)
 {
     return group->count;
+}
+
+uint64_t com_group_lost(const com_group *group)
+{
+    return group->lost;
+}
+
+uint64_t com_group_mask(const com_group *group)
+{
+    return group->mask;
 }
 
 uint64_t com_group_return_bytes(const com_group *group)

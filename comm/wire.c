@@ -4,7 +4,7 @@
 #include "base/bytes.h"
 
 #define MAGIC        0x70656c73u /* "slep" */
-#define WIRE_VERSION 1u
+#define WIRE_VERSION 2u
 
 void com_wire_pack(const com_wire *wire, uint8_t out_bytes[COM_WIRE_SIZE])
 {
@@ -21,9 +21,9 @@ void com_wire_pack(const com_wire *wire, uint8_t out_bytes[COM_WIRE_SIZE])
     sl_write_u64(&w, wire->epoch);
     sl_write_u64(&w, wire->instance);
     sl_write_u64(&w, wire->layout);
-    sl_write_u64(&w, wire->placement_version);
+    sl_write_u64(&w, wire->formation);
     sl_write_u64(&w, wire->rank_mask);
-    sl_write_u64(&w, wire->placement_ready);
+    sl_write_u64(&w, wire->ready);
     sl_write_u64(&w, wire->bytes);
 }
 
@@ -42,9 +42,9 @@ sl_status com_wire_unpack(const void *bytes, size_t size, com_wire *out_wire, sl
     wire.epoch = sl_read_u64(&r);
     wire.instance = sl_read_u64(&r);
     wire.layout = sl_read_u64(&r);
-    wire.placement_version = sl_read_u64(&r);
+    wire.formation = sl_read_u64(&r);
     wire.rank_mask = sl_read_u64(&r);
-    wire.placement_ready = sl_read_u64(&r);
+    wire.ready = sl_read_u64(&r);
     wire.bytes = sl_read_u64(&r);
     if (size != COM_WIRE_SIZE || !sl_reader_ok(&r) || magic != MAGIC || zero != 0)
         return sl_fail(err, SL_CORRUPT, "not a message between ranks");
@@ -65,8 +65,8 @@ uint64_t com_wire_dispatch_bytes(const com_layout *layout, uint32_t rows, uint32
     return rows * row + entries * sizeof(uint16_t);
 }
 
-static sl_status lists_check(const com_layout *layout, uint32_t rank, const com_part *part,
-                             sl_err *err)
+static sl_status lists_check(const com_layout *layout, const uint64_t *holders, uint32_t rank,
+                             const com_part *part, sl_err *err)
 {
     uint32_t at = 0;
     for (uint32_t row = 0; row < part->row_count; row++) {
@@ -75,7 +75,7 @@ static sl_status lists_check(const com_layout *layout, uint32_t rank, const com_
             return sl_fail(err, SL_CORRUPT, "row %u has %u experts", row, count);
         for (uint32_t i = 0; i < count; i++, at++) {
             uint32_t expert = part->experts[at];
-            if (expert >= layout->expert_count || layout->rank_of[expert] != rank)
+            if (expert >= layout->expert_count || (holders[expert] >> rank & 1) == 0)
                 return sl_fail(err, SL_CORRUPT, "row %u wants expert %u of this rank", row, expert);
             if (i > 0 && expert <= part->experts[at - 1])
                 return sl_fail(err, SL_CORRUPT, "the experts of row %u do not ascend", row);
@@ -87,8 +87,8 @@ static sl_status lists_check(const com_layout *layout, uint32_t rank, const com_
     return sl_ok();
 }
 
-sl_status com_wire_part(const com_layout *layout, uint32_t rank, const com_wire *wire,
-                        const void *data, com_part *out_part, sl_err *err)
+sl_status com_wire_part(const com_layout *layout, const uint64_t *holders, uint32_t rank,
+                        const com_wire *wire, const void *data, com_part *out_part, sl_err *err)
 {
     uint64_t scales_at = (uint64_t)wire->rows * layout->row_bytes;
     uint64_t counts_at = scales_at + (uint64_t)wire->rows * layout->scale_bytes;
@@ -106,7 +106,7 @@ sl_status com_wire_part(const com_layout *layout, uint32_t rank, const com_wire 
         .counts = (const uint16_t *)(bytes + counts_at),
         .experts = (const uint16_t *)(bytes + experts_at),
     };
-    SL_TRY(lists_check(layout, rank, &part, err));
+    SL_TRY(lists_check(layout, holders, rank, &part, err));
     *out_part = part;
     return sl_ok();
 }

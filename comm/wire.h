@@ -29,13 +29,13 @@ typedef struct com_wire {
     uint32_t phase;    /* counts from 0 */
     uint32_t rows;     /* HEADER: brought; DISPATCH */
     uint32_t entries;  /* DISPATCH, COMBINE */
-    uint32_t wish;     /* HEADER; COMBINE: 1 = faulty */
+    uint32_t wish;     /* HEADER; DISPATCH: the layer; COMBINE: 1 = faulty */
     uint64_t epoch;    /* of the ranks' incarnations */
     uint64_t instance; /* hash of its name */
     uint64_t layout;   /* hash of it */
-    uint64_t placement_version;
-    uint64_t rank_mask, placement_ready; /* HEADER */
-    uint64_t bytes;                      /* that follow */
+    uint64_t formation;
+    uint64_t rank_mask, ready; /* HEADER */
+    uint64_t bytes;            /* that follow */
 } com_wire;
 
 void com_wire_pack(const com_wire *wire, uint8_t out_bytes[COM_WIRE_SIZE]);
@@ -46,9 +46,10 @@ SL_MUST_USE sl_status com_wire_unpack(const void *bytes, size_t size, com_wire *
 /* Bytes of a dispatch of so many rows and entries. */
 uint64_t com_wire_dispatch_bytes(const com_layout *layout, uint32_t rows, uint32_t entries);
 /* The parts of `data`, checked: counts of 1 to chosen that add up, experts ascending in a row and
- * on `rank`. */
-SL_MUST_USE sl_status com_wire_part(const com_layout *layout, uint32_t rank, const com_wire *wire,
-                                    const void *data, com_part *out_part, sl_err *err);
+ * on `rank`. holders [expert_count]: the ranks that have each expert in this layer, as bits. */
+SL_MUST_USE sl_status com_wire_part(const com_layout *layout, const uint64_t *holders,
+                                    uint32_t rank, const com_wire *wire, const void *data,
+                                    com_part *out_part, sl_err *err);
 
 #ifdef __cplusplus
 }

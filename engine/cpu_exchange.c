@@ -140,10 +140,22 @@ static bool experts_run(eng_engine *engine, const eng_layer *layer, uint32_t sta
     return eng_cpu_linear(engine, s->gate, stacked, downs, down_count);
 }
 
-static bool broken(eng_engine *engine)
+static bool lost(eng_engine *engine)
 {
-    engine->broken = com_group_failed(engine->ranks->group);
+    engine->ranks->lost = true;
     return false;
+}
+
+/* What this rank's experts have worked on, for whoever plans where they should be. */
+static void loads_count(eng_engine *engine, uint32_t layer)
+{
+    uint32_t experts = (uint32_t)engine->model->shape.expert_count;
+    uint64_t *loads = engine->ranks->loads + (size_t)layer * experts;
+    for (uint32_t e = 0; e < experts; e++) {
+        uint64_t rows = engine->s.expert_offsets[e + 1] - engine->s.expert_offsets[e];
+        if (rows > 0)
+            (void)__atomic_fetch_add(&loads[e], rows, __ATOMIC_RELAXED);
+    }
 }
 
 bool eng_cpu_exchange(eng_engine *engine, const eng_layer *layer, uint32_t rows)
@@ -155,18 +167,21 @@ bool eng_cpu_exchange(eng_engine *engine, const eng_layer *layer, uint32_t rows)
     bool own = rows_prepare(engine, rows);
     if (!own)
         rows = 0; /* those of others do not suffer for it */
-    const com_rows sent = {rows, ranks->rows, ranks->scales, s->experts};
+    const com_rows sent = {
+        eng_moe_index(engine, layer), rows, ranks->rows, ranks->scales, s->experts,
+    };
     if (!sl_is_ok(com_dispatch_post(ranks->group, &sent, s->expert_places, NULL)))
-        return broken(engine);
+        return lost(engine);
     own = shared_run(engine, layer, rows) && own; /* while the rows are on their way */
     if (!sl_is_ok(com_dispatch_wait(ranks->group, parts, NULL)))
-        return broken(engine);
+        return lost(engine);
     rows_take(engine, rows, parts);
     uint32_t stacked = places_group(engine, rows, parts);
+    loads_count(engine, sent.layer);
     bool computed = experts_run(engine, layer, stacked);
     if (!sl_is_ok(com_combine_post(ranks->group, s->down, ranks->places, !computed, NULL)) ||
         !sl_is_ok(com_combine_wait(ranks->group, &faulty, NULL)))
-        return broken(engine);
+        return lost(engine);
     if (faulty < ranks->size)
         engine->fault = "an expert of another rank";
     return own && computed && faulty == ranks->size;

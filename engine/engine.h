@@ -65,6 +65,10 @@ typedef struct eng_model_options {
     /* One of ep_size processes with a share of the experts each (engine/parallel.h); 0 = 1: all of
      * them. CPU, fp8 numerics, whole models. */
     uint32_t ep_rank, ep_size;
+    /* What each rank loads: [eng_moe_layers][ep_size][ep_slots], as com_layout.slots; copied. NULL:
+     * consecutive experts, each once. */
+    const uint16_t *ep_table;
+    uint32_t ep_slots;
     /* Called on the opening thread every second, later less often, and when all is loaded. NULL:
      * never. */
     void (*progress)(void *context, const eng_load_progress *progress);
@@ -108,7 +112,8 @@ typedef struct eng_options {
     uint64_t tier_bytes;
     uint64_t transit_bytes;  /* memory for blocks on their way (engine/transit.h); 0 = the cache
                                 itself, which only the host's own can be */
-    struct com_group *group; /* of a model with ep_size > 1, joined; borrowed */
+    struct com_group *group; /* of a model with ep_size > 1, joined; borrowed. NULL: its formations
+                                are offered later (engine/parallel.h) */
     bool cache_on_host; /* CUDA: the cache in pinned host memory, which the host may read and write
                            between steps; slow. The CPU's always is there */
 } eng_options;

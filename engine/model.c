@@ -2,7 +2,7 @@
  *
  * Thread: any at open; immutable afterwards. */
 #include "engine/ops.h"
-#include "engine/parallel.h"
+#include "engine/ranks.h"
 
 #include <string.h>
 #include <unistd.h>
@@ -76,8 +76,6 @@ static sl_status model_set_ranks(eng_model *model, const eng_model_options *opti
     model->ep_rank = options->ep_rank;
     if (model->ep_rank >= model->ep_size)
         return sl_fail(err, SL_INVALID, "rank %u of %u", model->ep_rank, model->ep_size);
-    for (uint32_t e = 0; e < experts; e++)
-        model->rank_of[e] = (uint16_t)eng_expert_rank(e, experts, model->ep_size);
     if (model->ep_size == 1)
         return sl_ok();
     if (model->ep_size > experts || model->ep_size > COM_RANKS_MAX ||
@@ -88,7 +86,7 @@ static sl_status model_set_ranks(eng_model *model, const eng_model_options *opti
         shape->dense_layer_count >= shape->layer_count)
         return sl_fail(err, SL_UNSUPPORTED,
                        "several ranks: with the CPU backend, fp8 numerics and whole models only");
-    return sl_ok();
+    return eng_model_set_table(model, options->ep_table, options->ep_slots, err);
 }
 
 static sl_status model_open(eng_model *model, const eng_model_options *options, sl_err *err)
@@ -142,6 +140,7 @@ void eng_model_close(eng_model *model)
     if (!model)
         return;
     eng_weights_free(model);
+    eng_model_free_ranks(model);
     mdl_checkpoint_close(model->checkpoint);
     sl_free(model->undefined);
     mdl_tokenizer_destroy(model->tokenizer);

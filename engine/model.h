@@ -47,6 +47,7 @@ typedef struct eng_layer {
 } eng_layer;
 
 typedef struct eng_ops eng_ops;
+typedef struct eng_expert_memory eng_expert_memory;
 
 struct eng_model {
     mdl_shape shape;
@@ -77,15 +78,44 @@ struct eng_model {
     bool pow2; /* scales of activations are powers of two */
     void *arena;
     size_t arena_bytes;
-    uint32_t ep_rank, ep_size;         /* of how many processes with a share of the experts each */
-    uint16_t rank_of[KRN_EXPERTS_MAX]; /* which of them holds an expert */
-    uint64_t expert_bytes;             /* of the arena */
-    mdl_tensor_sum *sums;              /* until all ranks have told theirs: in the plan's order */
-    uint16_t *sum_ranks;               /* who has loaded it */
+    uint32_t ep_rank, ep_size; /* of how many processes with a share of the experts each */
+    uint32_t moe_layers, ep_slots;
+    uint16_t *ep_table; /* [moe_layers][ep_size][ep_slots]: which experts they hold; NULL: alone */
+    eng_expert_memory *expert_memory; /* [moe_layers][experts] of those that are here */
+    uint64_t expert_bytes;            /* of all those; atomic accesses only */
+    uint64_t swaps;                   /* of sets of experts; the same */
+    mdl_tensor_sum *sums; /* several ranks: of all tensors, by name; 0: not loaded here, and the
+                             ranks have not joined */
     size_t sum_count;
 };
 
-#define ENG_EVERY_RANK UINT16_MAX
+/* The place of one expert's matrices. */
+struct eng_expert_memory {
+    void *memory;
+    size_t bytes;
+    bool owned; /* pages of its own, not the arena's */
+};
+
+/* One expert of one layer (counted over those that have experts), outside the model. */
+typedef struct eng_expert {
+    uint32_t layer, expert;
+    eng_mlp mlp;
+    eng_expert_memory memory;
+} eng_expert;
+
+/* Layer `layer` of those with experts. */
+static inline eng_layer *eng_moe_layer(const eng_model *model, uint32_t layer)
+{
+    return &model->layers[(uint32_t)model->shape.dense_layer_count + layer];
+}
+
+/* Whether `table` (of the model's form) gives an expert to `rank`. */
+bool eng_table_has(const eng_model *model, const uint16_t *table, uint32_t layer, uint32_t rank,
+                   uint32_t expert);
+/* weights.c. Reads and packs one expert beside those in use; its tensors' sums must be those that
+ * the ranks have told each other: SL_CORRUPT. layer and expert of out_expert are set before. */
+SL_MUST_USE sl_status eng_expert_load(const eng_model *model, eng_expert *out_expert, sl_err *err);
+void eng_expert_free(eng_expert *expert);
 
 /* Exchanges their weights; shape, tokenizer and ids, which are equal, stay where others have
  * pointers to them. */
@@ -95,8 +125,8 @@ void eng_model_exchange(eng_model *model, eng_model *fresh);
 SL_MUST_USE sl_status eng_weights_load(eng_model *model, const eng_model_options *options,
                                        sl_err *err);
 void eng_weights_free(eng_model *model);
-/* parallel.c */
-void eng_model_free_sums(eng_model *model);
+/* experts.c */
+void eng_model_free_ranks(eng_model *model);
 
 #ifdef __cplusplus
 }

@@ -1,9 +1,12 @@
-/* One rank of an instance: which run comes next, and how it takes part in it.
+/* One rank of an instance: which run comes next, how it takes part in it, and how the ranks go over
+ * to another formation.
  *
- * A run begins with a header: what each rank would run. It is posted when a step begins and awaited
- * before its first layer with experts; drafts go before steps, so that all steps meet. A rank whose
- * wish does not come first takes part with no rows, then asks again. After a fault a rank goes on
- * without rows to the run's end: the others need its experts. Thread: the engine thread. */
+ * A run begins with a header: what each rank would run, and for which formation it is ready. It is
+ * posted when a step begins and awaited before its first layer with experts; drafts go before
+ * steps, so that all steps meet. A rank whose wish does not come first takes part with no rows,
+ * then asks again. After a fault a rank goes on without rows to the run's end: the others need its
+ * experts. Headers in which all are ready for the same formation open no run: all go over to it and
+ * ask there. Thread: the engine thread, but where parallel.h says so. */
 #include "engine/parallel.h"
 
 #include <string.h>
@@ -25,45 +28,50 @@ void eng_model_ranks_layout(const eng_model *model, uint32_t rows_max, com_layou
         .row_bytes = shape->quantised ? hidden : hidden * (uint32_t)sizeof(uint16_t),
         .scale_bytes = shape->quantised ? hidden / KRN_BLOCK * (uint32_t)sizeof(float) : 0,
         .output_bytes = hidden * (uint32_t)sizeof(uint16_t),
-        .placement_version = 1,
-        .rank_of = model->rank_of,
+        .layer_count = model->moe_layers,
+        .slot_count = model->ep_slots,
+        .slots = model->ep_table,
     };
 }
 
 uint64_t eng_model_expert_bytes(const eng_model *model)
 {
-    return model->expert_bytes;
-}
-
-void eng_model_free_sums(eng_model *model)
-{
-    sl_free(model->sums);
-    sl_free(model->sum_ranks);
-    model->sums = NULL;
-    model->sum_ranks = NULL;
+    return __atomic_load_n(&model->expert_bytes, __ATOMIC_RELAXED);
 }
 
 #define IDENTITY_WORDS ((MDL_IDENTITY_CHARS + 7) / 8)
 
-/* Sums of all tensors from the ranks that loaded them; all [size][words], sums behind the identity.
- */
-static sl_status join_sums(eng_model *model, const uint64_t *all, uint32_t size, sl_err *err)
+/* Sums of all tensors from the ranks that know them; all [size][words], sums behind the identity,
+ * those of ranks outside the mask are not looked at. */
+static sl_status join_sums(eng_model *model, const uint64_t *all, uint64_t mask, sl_err *err)
 {
     size_t words = IDENTITY_WORDS + model->sum_count;
-    for (uint32_t r = 0; r < size; r++) {
-        if (memcmp(all + r * words, all, IDENTITY_WORDS * sizeof(*all)) != 0)
-            return sl_fail(err, SL_INCOMPATIBLE, "ranks 0 and %u have opened different models", r);
-        for (size_t i = 0; i < model->sum_count; i++) {
-            if (model->sum_ranks[i] != ENG_EVERY_RANK)
-                continue;
-            if (all[r * words + IDENTITY_WORDS + i] != all[IDENTITY_WORDS + i])
-                return sl_fail(err, SL_INCOMPATIBLE, "ranks 0 and %u have loaded different %s", r,
-                               model->sums[i].name);
-        }
+    uint32_t own = model->ep_rank;
+    for (uint32_t r = 0; r < model->ep_size; r++) {
+        if ((mask >> r & 1) == 0)
+            continue;
+        if (memcmp(all + r * words, all + own * words, IDENTITY_WORDS * sizeof(*all)) != 0)
+            return sl_fail(err, SL_INCOMPATIBLE, "ranks %u and %u have opened different models",
+                           own < r ? own : r, own < r ? r : own);
     }
-    for (size_t i = 0; i < model->sum_count; i++)
-        if (model->sum_ranks[i] != ENG_EVERY_RANK)
-            model->sums[i].sum = all[model->sum_ranks[i] * words + IDENTITY_WORDS + i];
+    for (size_t i = 0; i < model->sum_count; i++) {
+        uint64_t known = 0;
+        uint32_t first = 0;
+        for (uint32_t r = 0; r < model->ep_size; r++) {
+            uint64_t sum = mask >> r & 1 ? all[r * words + IDENTITY_WORDS + i] : 0;
+            if (sum != 0 && known != 0 && sum != known)
+                return sl_fail(err, SL_INCOMPATIBLE, "ranks %u and %u have loaded different %s",
+                               first, r, model->sums[i].name);
+            first = known == 0 && sum != 0 ? r : first;
+            known = sum != 0 ? sum : known;
+        }
+        if (known == 0)
+            return sl_fail(err, SL_INCOMPATIBLE, "no rank has loaded %s", model->sums[i].name);
+        if (model->hash[0] == '\0')
+            model->sums[i].sum = known;
+    }
+    if (model->hash[0] != '\0')
+        return sl_ok(); /* whoever reads it may go on */
     return mdl_model_hash(model->identity, model->sums, model->sum_count, model->hash, err);
 }
 
@@ -76,8 +84,6 @@ sl_status eng_model_join(eng_model *model, com_group *group, sl_err *err)
                        model->ep_rank, model->ep_size, com_group_rank(group), size);
     if (size == 1)
         return sl_ok();
-    if (!model->sums)
-        return sl_fail(err, SL_CONFLICT, "the model has joined its ranks already");
     uint64_t *mine = sl_alloc(words, sizeof(*mine), "tensor sums of a rank");
     uint64_t *all = sl_alloc(words * size, sizeof(*all), "tensor sums of all ranks");
     memcpy(mine, model->identity, MDL_IDENTITY_CHARS);
@@ -85,11 +91,9 @@ sl_status eng_model_join(eng_model *model, com_group *group, sl_err *err)
         mine[IDENTITY_WORDS + i] = model->sums[i].sum;
     sl_status status = com_gather(group, mine, words * sizeof(*mine), all, err);
     if (sl_is_ok(status))
-        status = join_sums(model, all, size, err);
+        status = join_sums(model, all, com_group_mask(group), err);
     sl_free(mine);
     sl_free(all);
-    if (sl_is_ok(status))
-        eng_model_free_sums(model);
     return status;
 }
 
@@ -107,7 +111,7 @@ sl_status eng_ranks_create(eng_engine *engine, com_group *group, sl_err *err)
     const eng_model *model = engine->model;
     if (model->ep_size <= 1 && !group)
         return sl_ok();
-    if (!group || model->ep_size != com_group_size(group) || model->hash[0] == '\0')
+    if (model->hash[0] == '\0' || (group && model->ep_size != com_group_size(group)))
         return sl_fail(err, SL_INVALID, "the model is one of %u ranks that have not been joined",
                        model->ep_size);
     if (model->ep_size == 1)
@@ -117,10 +121,15 @@ sl_status eng_ranks_create(eng_engine *engine, com_group *group, sl_err *err)
     size_t rows = (size_t)engine->rows_max * model->ep_size;
     eng_ranks *ranks = engine->ranks = sl_alloc(1, sizeof(*ranks), "ranks");
     ranks->group = group;
+    ranks->fixed = group != NULL;
     ranks->rank = model->ep_rank;
     ranks->size = model->ep_size;
     ranks->row_bytes = layout.row_bytes;
     ranks->scale_bytes = layout.scale_bytes;
+    pthread_mutex_init(&ranks->lock, NULL);
+    ranks->loads = sl_alloc((size_t)model->moe_layers * layout.expert_count, sizeof(*ranks->loads),
+                            "expert loads");
+    SL_TRY(sl_mailbox_create(1, 2, &ranks->doorbell, err));
     size_t used = 0;
     size_t rows_at = take(&used, rows, layout.row_bytes);
     size_t scales_at = take(&used, rows, layout.scale_bytes);
@@ -134,50 +143,221 @@ sl_status eng_ranks_create(eng_engine *engine, com_group *group, sl_err *err)
     return sl_ok();
 }
 
+/* Outputs come back behind the engine's own. */
+static void returns_set(eng_engine *engine, com_group *group)
+{
+    com_group_set_returns(group, eng_row_at(engine, engine->s.down, eng_places_max(engine),
+                                            (size_t)engine->model->shape.hidden_size));
+}
+
 sl_status eng_ranks_prepare(eng_engine *engine, sl_err *err)
 {
-    if (!engine->ranks)
+    if (!engine->ranks || !engine->ranks->group)
         return sl_ok();
     com_group *group = engine->ranks->group;
     uint64_t bytes = (uint64_t)engine->rows_max * (uint32_t)engine->model->shape.experts_per_token *
                      eng_hidden_bytes(engine);
     if (com_group_return_bytes(group) != bytes)
         return sl_fail(err, SL_INVALID, "the ranks were connected for steps of other size");
-    com_group_set_returns(group, eng_row_at(engine, engine->s.down, eng_places_max(engine),
-                                            (size_t)engine->model->shape.hidden_size));
+    returns_set(engine, group);
     return sl_ok();
 }
 
 void eng_ranks_destroy(eng_engine *engine)
 {
+    eng_ranks *ranks = engine->ranks;
+    if (!ranks)
+        return;
+    if (ranks->memory)
+        sl_free_pages(ranks->memory, ranks->bytes);
+    sl_mailbox_destroy(ranks->doorbell);
+    sl_free(ranks->loads);
+    pthread_mutex_destroy(&ranks->lock);
+    sl_free(ranks);
+    engine->ranks = NULL;
+}
+
+/* ---- formations ---- */
+
+static void ring(eng_engine *engine)
+{
+    sl_mailbox_wake(engine->ranks->doorbell);
+    if (engine->wake)
+        engine->wake(engine->wake_context);
+}
+
+void eng_engine_offer(eng_engine *engine, eng_formation *formation)
+{
+    __atomic_store_n(&engine->ranks->offered, formation, __ATOMIC_RELEASE);
+    ring(engine);
+}
+
+void eng_engine_give_up(eng_engine *engine, const char *text)
+{
     if (!engine->ranks)
         return;
-    if (engine->ranks->memory)
-        sl_free_pages(engine->ranks->memory, engine->ranks->bytes);
-    sl_free(engine->ranks);
-    engine->ranks = NULL;
+    __atomic_store_n(&engine->ranks->give_up, text, __ATOMIC_RELEASE);
+    ring(engine);
+}
+
+void eng_engine_on_ranks(eng_engine *engine, void (*fn)(void *context), void *context)
+{
+    engine->ranks->on_change = fn;
+    engine->ranks->on_change_context = context;
+}
+
+void eng_engine_ranks_state(eng_engine *engine, eng_ranks_state *out_state)
+{
+    pthread_mutex_lock(&engine->ranks->lock);
+    *out_state = engine->ranks->state;
+    pthread_mutex_unlock(&engine->ranks->lock);
+}
+
+void eng_engine_expert_loads(const eng_engine *engine, uint64_t *out_rows)
+{
+    const eng_model *model = engine->model;
+    size_t count = (size_t)model->moe_layers * (size_t)model->shape.expert_count;
+    for (size_t i = 0; i < count; i++)
+        out_rows[i] = __atomic_load_n(&engine->ranks->loads[i], __ATOMIC_RELAXED);
+}
+
+static void changed(eng_ranks *ranks, const eng_ranks_state *state)
+{
+    pthread_mutex_lock(&ranks->lock);
+    ranks->state = *state;
+    pthread_mutex_unlock(&ranks->lock);
+    if (ranks->on_change)
+        ranks->on_change(ranks->on_change_context);
+}
+
+/* What was offered, if it may be used. */
+static eng_formation *ranks_offer(const eng_ranks *ranks)
+{
+    eng_formation *next = __atomic_load_n(&ranks->offered, __ATOMIC_ACQUIRE);
+    const eng_ranks_state *state = &ranks->state; /* written by this thread only */
+    return next && next->number > state->used && next->number > state->failed ? next : NULL;
+}
+
+/* Made for experts that have been exchanged since: the owner took another one for failed that this
+ * rank then went over to. The others of it hear that this rank cannot. */
+static void ranks_refuse(eng_ranks *ranks, eng_formation *next)
+{
+    eng_ranks_state state = ranks->state;
+    com_abort(next->group, "its experts are not the right ones any more");
+    (void)com_header_pending(next->group); /* says so */
+    ranks->lost = true;
+    state.failed = next->number;
+    state.why = com_group_failed(next->group);
+    state.failed_at = sl_now_ns();
+    changed(ranks, &state);
+}
+
+static void ranks_take(eng_engine *engine, eng_formation *next)
+{
+    eng_ranks *ranks = engine->ranks;
+    eng_ranks_state state = ranks->state;
+    if (!eng_experts_fit(next->model, next->experts)) {
+        ranks_refuse(ranks, next);
+        return;
+    }
+    eng_experts_swap(next->model, next->experts);
+    ranks->group = next->group;
+    ranks->lost = false;
+    ranks->next = NULL;
+    ranks->told = next->number;
+    returns_set(engine, next->group);
+    state.used = next->number;
+    changed(ranks, &state);
+}
+
+/* The group has failed. One that was to follow it has no part any more in what comes: some ranks
+ * may have gone over to it, and hear of that at once. */
+static bool ranks_fail(eng_engine *engine)
+{
+    eng_ranks *ranks = engine->ranks;
+    eng_ranks_state state = ranks->state;
+    const char *why = com_group_failed(ranks->group);
+    sl_assert(why);
+    ranks->lost = true;
+    ranks->wish = ENG_WISH_NONE;
+    if (ranks->fixed) {
+        engine->broken = why;
+        return false;
+    }
+    if (state.failed >= state.used && state.used > 0)
+        return false; /* told already */
+    eng_formation *next = ranks_offer(ranks);
+    if (next) {
+        com_abort(next->group, "the formation before it has failed");
+        (void)com_header_pending(next->group); /* says so */
+    }
+    state.failed = next ? next->number : state.used;
+    state.lost = com_group_lost(ranks->group);
+    state.why = why;
+    state.failed_at = sl_now_ns();
+    state.again_at = 0;
+    changed(ranks, &state);
+    return false;
+}
+
+/* After a failure, or at the start. false: there is nothing to go over to yet; or for good, then
+ * engine->broken is set. */
+static bool ranks_take_offer(eng_engine *engine)
+{
+    eng_ranks *ranks = engine->ranks;
+    eng_formation *next = ranks_offer(ranks);
+    const char *text = __atomic_load_n(&ranks->give_up, __ATOMIC_ACQUIRE);
+    if (next && !text)
+        ranks_take(engine, next);
+    else if (text)
+        engine->broken = ranks->state.why ? ranks->state.why : text;
+    return next && !text && !ranks->lost;
+}
+
+static bool ranks_idle(const eng_ranks *ranks)
+{
+    return !ranks->group || ranks->lost;
+}
+
+bool eng_ranks_recover(eng_engine *engine)
+{
+    eng_ranks *ranks = engine->ranks;
+    if (!ranks || engine->broken || !ranks_idle(ranks))
+        return false;
+    for (;;) {
+        sl_mailbox_clear(ranks->doorbell);
+        if (ranks_take_offer(engine))
+            return true;
+        if (engine->broken)
+            return false;
+        sl_mailbox_wait(ranks->doorbell, SL_NEVER);
+    }
+}
+
+/* A run has ended well. */
+static void ranks_note(eng_ranks *ranks)
+{
+    eng_ranks_state state = ranks->state;
+    if (state.failed_at == 0 || state.again_at != 0)
+        return;
+    state.again_at = sl_now_ns();
+    changed(ranks, &state);
 }
 
 /* ---- runs ---- */
 
-static bool ranks_broken(eng_engine *engine)
-{
-    engine->broken = com_group_failed(engine->ranks->group);
-    sl_assert(engine->broken);
-    engine->ranks->wish = ENG_WISH_NONE;
-    return false;
-}
-
 static bool ranks_post(eng_engine *engine, eng_wish wish, uint32_t rows)
 {
-    const eng_ranks *ranks = engine->ranks;
+    eng_ranks *ranks = engine->ranks;
+    ranks->next = ranks_offer(ranks);
+    ranks->told = ranks->next ? ranks->next->number : ranks->state.used;
     const com_header header = {
         .wish = wish,
         .rows = rows,
-        .rank_mask = UINT64_MAX >> (64 - ranks->size),
-        .placement_ready = 1,
+        .rank_mask = com_group_mask(ranks->group),
+        .ready = ranks->told,
     };
-    return sl_is_ok(com_header_post(ranks->group, &header, NULL)) || ranks_broken(engine);
+    return sl_is_ok(com_header_post(ranks->group, &header, NULL)) || ranks_fail(engine);
 }
 
 /* Layers of a run, of model->layers. */
@@ -195,20 +375,43 @@ static bool run_idle(eng_engine *engine, uint32_t first, uint32_t end)
 {
     for (uint32_t layer = first; layer < end; layer++) {
         engine->step_layer = layer;
-        if (!engine->ops->exchange(engine, &engine->model->layers[layer], 0) && engine->broken)
-            return false; /* a fault of another kind fails those whose rows these are */
+        if (!engine->ops->exchange(engine, &engine->model->layers[layer], 0) && engine->ranks->lost)
+            return ranks_fail(
+                engine); /* a fault of another kind fails those whose rows these are */
     }
     return true;
 }
 
-/* Awaits the others' headers. out_run: NONE if nobody wants anything, or it failed. */
-static eng_wish ranks_agree(eng_engine *engine)
+/* All ranks of the group say that they are ready for what this rank was offered. */
+static bool ranks_all_ready(const eng_ranks *ranks, const com_header *headers)
+{
+    uint64_t mask = com_group_mask(ranks->group);
+    for (uint32_t r = 0; r < ranks->size && ranks->next; r++)
+        if ((mask >> r & 1) != 0 && headers[r].ready != ranks->next->number)
+            return false;
+    return ranks->next != NULL;
+}
+
+/* Awaits the others' headers. out_run: NONE if nobody wants anything, or it failed, or all have
+ * gone over to another formation: out_over. */
+static eng_wish ranks_agree(eng_engine *engine, bool *out_over)
 {
     com_header headers[COM_RANKS_MAX];
     eng_ranks *ranks = engine->ranks;
     uint32_t run = ENG_WISH_NONE;
+    *out_over = false;
     if (!sl_is_ok(com_header_wait(ranks->group, headers, NULL))) {
-        (void)ranks_broken(engine);
+        (void)ranks_fail(engine);
+        return ENG_WISH_NONE;
+    }
+    if (ranks->state.settled < ranks->state.used) {
+        eng_ranks_state state = ranks->state;
+        state.settled = state.used;
+        changed(ranks, &state);
+    }
+    if (ranks_all_ready(ranks, headers)) {
+        ranks_take(engine, ranks->next);
+        *out_over = !ranks->lost;
         return ENG_WISH_NONE;
     }
     for (uint32_t r = 0; r < ranks->size; r++)
@@ -228,7 +431,7 @@ bool eng_ranks_begin(eng_engine *engine, eng_wish wish, uint32_t rows)
     if (!ranks)
         return true;
     sl_assert(ranks->wish == ENG_WISH_NONE && wish != ENG_WISH_NONE && !engine->tap);
-    if (engine->broken)
+    if (engine->broken || ranks_idle(ranks))
         return false;
     ranks->wish = wish;
     ranks->joined = false;
@@ -242,16 +445,17 @@ bool eng_ranks_join(eng_engine *engine)
         return true;
     uint32_t first, end, layer = engine->step_layer;
     for (;;) {
-        eng_wish run = ranks_agree(engine);
-        if (engine->broken)
+        bool over;
+        eng_wish run = ranks_agree(engine, &over), wish = ranks->wish;
+        if (ranks->lost)
             return false;
-        run_layers(engine, run, &first, &end);
-        if (run == ranks->wish)
+        if (run == wish)
             break;
-        eng_wish wish = ranks->wish;
-        if (!run_idle(engine, first, end) || !ranks_post(engine, wish, 0))
+        run_layers(engine, run, &first, &end);
+        if ((!over && !run_idle(engine, first, end)) || !ranks_post(engine, wish, 0))
             return false;
     }
+    run_layers(engine, ranks->wish, &first, &end);
     engine->step_layer = layer;
     ranks->at = first;
     ranks->end = end;
@@ -265,18 +469,20 @@ bool eng_ranks_moe(eng_engine *engine, const eng_layer *layer, uint32_t rows)
     sl_assert(ranks->joined && layer == &engine->model->layers[ranks->at] &&
               ranks->at < ranks->end);
     ranks->at++;
-    return engine->ops->exchange(engine, layer, rows) || (engine->broken && ranks_broken(engine));
+    return engine->ops->exchange(engine, layer, rows) || (ranks->lost && ranks_fail(engine));
 }
 
 void eng_ranks_end(eng_engine *engine)
 {
     eng_ranks *ranks = engine->ranks;
-    if (!ranks || ranks->wish == ENG_WISH_NONE || engine->broken)
+    if (!ranks || ranks->wish == ENG_WISH_NONE || ranks->lost)
         return;
     const char *fault = engine->fault;
     uint32_t layer = engine->step_layer;
     if (eng_ranks_join(engine))
-        (void)run_idle(engine, ranks->at, ranks->end); /* broken: engine->broken says it */
+        (void)run_idle(engine, ranks->at, ranks->end); /* lost: ranks->lost says it */
+    if (!ranks->lost)
+        ranks_note(ranks);
     engine->fault = fault;
     engine->step_layer = layer;
     ranks->wish = ENG_WISH_NONE;
@@ -286,15 +492,23 @@ bool eng_engine_take_part(eng_engine *engine)
 {
     eng_ranks *ranks = engine->ranks;
     uint32_t first, end;
-    if (!ranks || engine->broken || !com_header_pending(ranks->group))
+    bool over;
+    if (!ranks || engine->broken)
+        return false;
+    if (ranks_idle(ranks))
+        return ranks_take_offer(engine);
+    const eng_formation *next = ranks_offer(ranks);
+    bool news = next && next->number != ranks->told; /* worth a header of its own */
+    if (!news && !com_header_pending(ranks->group))
         return false;
     if (!ranks_post(engine, ENG_WISH_NONE, 0))
         return true;
-    eng_wish run = ranks_agree(engine);
+    eng_wish run = ranks_agree(engine, &over);
     if (run == ENG_WISH_NONE)
         return true;
     run_layers(engine, run, &first, &end);
-    (void)run_idle(engine, first, end);
+    if (run_idle(engine, first, end))
+        ranks_note(ranks);
     return true;
 }
 
@@ -305,10 +519,12 @@ uint64_t eng_engine_runs(const eng_engine *engine)
 
 int eng_engine_ranks_fd(const eng_engine *engine)
 {
-    return engine->ranks && !engine->broken ? com_fd(engine->ranks->group) : -1;
+    const eng_ranks *ranks = engine->ranks;
+    return ranks && !engine->broken && !ranks_idle(ranks) ? com_fd(ranks->group) : -1;
 }
 
 bool eng_engine_ranks_arm(eng_engine *engine)
 {
-    return !engine->ranks || com_arm(engine->ranks->group);
+    const eng_ranks *ranks = engine->ranks;
+    return !ranks || ranks_idle(ranks) || com_arm(ranks->group);
 }

@@ -2,6 +2,9 @@
 #ifndef ENGINE_RANKS_H
 #define ENGINE_RANKS_H
 
+#include <pthread.h>
+
+#include "base/ring.h"
 #include "engine/ops.h"
 #include "engine/parallel.h"
 
@@ -18,7 +21,9 @@ typedef enum eng_wish {
 
 /* One rank's part in the runs. */
 struct eng_ranks {
-    com_group *group;
+    com_group *group; /* NULL: no formation is in use yet */
+    bool fixed;       /* it is the only one */
+    bool lost;        /* it has failed */
     uint32_t rank, size;
     uint64_t runs;
     eng_wish wish; /* of the run that has begun; NONE: none */
@@ -30,13 +35,30 @@ struct eng_ranks {
     uint8_t *scales;  /* [size * rows_max][scale_bytes] */
     uint32_t *places; /* [size * rows_max * chosen] of the entries of others */
     uint32_t row_bytes, scale_bytes;
+    /* of other threads too: atomic accesses only */
+    uint64_t *loads;        /* [moe_layers][experts] */
+    eng_formation *offered; /* by another thread */
+    const char *give_up;    /* the same */
+    sl_mailbox *doorbell;   /* carries no items: rung with the two above */
+    eng_formation *next;    /* the offer that the posted header told of; NULL: none */
+    uint64_t told;          /* the formation that the last header called ready */
+    pthread_mutex_t lock;   /* of: */
+    eng_ranks_state state;
+    void (*on_change)(void *context);
+    void *on_change_context;
 };
 
-/* `group` is connected with this model's layout; options as eng_options. Before the scratch is
- * carved; prepare after it. */
+/* `group` is connected with this model's layout, or NULL; options as eng_options. Before the
+ * scratch is carved; prepare after it. */
 SL_MUST_USE sl_status eng_ranks_create(eng_engine *engine, com_group *group, sl_err *err);
 SL_MUST_USE sl_status eng_ranks_prepare(eng_engine *engine, sl_err *err);
 void eng_ranks_destroy(eng_engine *engine);
+
+/* Of layers with experts, counted from the first. */
+static inline uint32_t eng_moe_index(const eng_engine *engine, const eng_layer *layer)
+{
+    return (uint32_t)(layer - eng_moe_layer(engine->model, 0));
+}
 
 /* A run of this rank's own begins: the others hear of it. false: the group has failed. Nothing to
  * do, and true, without ranks; so all below. */
@@ -48,6 +70,17 @@ SL_MUST_USE bool eng_ranks_moe(eng_engine *engine, const eng_layer *layer, uint3
 SL_MUST_USE bool eng_ranks_join(eng_engine *engine);
 /* The run has ended here. What is left of it, if a fault ended it early, still needs this rank. */
 void eng_ranks_end(eng_engine *engine);
+/* A run that failed: true if that was because of the group, and another formation is in its place.
+ * Waits for it. */
+SL_MUST_USE bool eng_ranks_recover(eng_engine *engine);
+
+/* experts.c */
+SL_MUST_USE sl_status eng_model_set_table(eng_model *model, const uint16_t *table, uint32_t slots,
+                                          sl_err *err);
+/* Whether the model's experts are those that the set was made for. */
+bool eng_experts_fit(const eng_model *model, const eng_experts *set);
+/* Puts the set's experts in, takes out those that its table does not give this rank. */
+void eng_experts_swap(eng_model *model, eng_experts *set);
 
 #ifdef __cplusplus
 }

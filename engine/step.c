@@ -259,6 +259,22 @@ static sl_status step_fault(const eng_engine *engine, sl_err *err)
                    engine->fault);
 }
 
+/* A step that is run again tells of each group once. */
+typedef struct told_groups {
+    eng_group_fn on_group;
+    void *context;
+    uint32_t count;
+} told_groups;
+
+static void tell_group(void *context, uint32_t group)
+{
+    told_groups *told = context;
+    if (group < told->count)
+        return;
+    told->count = group + 1;
+    told->on_group(told->context, group);
+}
+
 sl_status eng_step(eng_engine *engine, const eng_span *spans, uint32_t span_count,
                    eng_group_fn on_group, void *context, sl_err *err)
 {
@@ -267,9 +283,13 @@ sl_status eng_step(eng_engine *engine, const eng_span *spans, uint32_t span_coun
         engine->broken = "fault site engine.device";
     SL_TRY(eng_engine_check(engine, err));
     engine->step_id++;
-    bool ok = eng_ranks_begin(engine, ENG_WISH_STEP, span_rows(spans, span_count)) &&
-              step_run(engine, spans, span_count, on_group, context);
-    eng_ranks_end(engine);
+    told_groups told = {.on_group = on_group, .context = context};
+    bool ok;
+    do {
+        ok = eng_ranks_begin(engine, ENG_WISH_STEP, span_rows(spans, span_count)) &&
+             step_run(engine, spans, span_count, on_group ? tell_group : NULL, &told);
+        eng_ranks_end(engine);
+    } while (!ok && eng_ranks_recover(engine)); /* the same rows again give the same bytes */
     for (uint32_t i = 0; i < span_count; i++) {
         eng_sequence *sequence = spans[i].sequence;
         uint32_t end = sequence->length + spans[i].token_count;
@@ -380,9 +400,12 @@ static bool draft_layer(eng_engine *engine, uint32_t rows, bool masked, uint32_t
 /* out_drafts[i]: what the layer likes best for row i; masked: the rows' logits for logits_row. */
 static bool draft_run(eng_engine *engine, uint32_t rows, bool masked, uint32_t *out_drafts)
 {
-    bool ok = eng_ranks_begin(engine, ENG_WISH_DRAFT, rows) &&
-              draft_layer(engine, rows, masked, out_drafts);
-    eng_ranks_end(engine);
+    bool ok;
+    do {
+        ok = eng_ranks_begin(engine, ENG_WISH_DRAFT, rows) &&
+             draft_layer(engine, rows, masked, out_drafts);
+        eng_ranks_end(engine);
+    } while (!ok && eng_ranks_recover(engine));
     return ok;
 }
 

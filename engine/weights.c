@@ -11,6 +11,7 @@
 #include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -38,7 +39,6 @@ typedef struct job {
     const mdl_tensor *tensor;
     const mdl_tensor *scale;    /* fp8 only */
     const mdl_tensor *original; /* JOB_SAME only */
-    uint16_t rank;              /* that loads it */
     uint32_t n, k;
     krn_matrix_kind matrix_kind;
     size_t offset;
@@ -69,7 +69,7 @@ static job *loader_add(loader *load, job_kind kind, const mdl_tensor *tensor)
         load->jobs = sl_realloc(load->jobs, load->job_capacity, sizeof(job), "weight jobs");
     }
     job *added = &load->jobs[load->job_count++];
-    *added = (job){.kind = kind, .tensor = tensor, .rank = ENG_EVERY_RANK};
+    *added = (job){.kind = kind, .tensor = tensor};
     load->bytes_total += tensor->bytes;
     return added;
 }
@@ -244,16 +244,17 @@ static sl_status plan_expert(loader *load, const char *prefix, uint32_t expert, 
     eng_model *model = load->model;
     char name[MDL_TENSOR_NAME_MAX + 1];
     snprintf(name, sizeof(name), "%smlp.experts.%u.", prefix, expert);
-    uint32_t first = load->job_count, rank = model->rank_of[expert];
     size_t before = load->arena_bytes;
-    if (rank == model->ep_rank)
-        SL_TRY(plan_mlp(load, name, (uint32_t)model->shape.moe_intermediate_size,
-                        &layer->experts[expert], err));
-    else
-        SL_TRY(plan_elsewhere(load, name, err));
-    for (uint32_t i = first; i < load->job_count; i++)
-        load->jobs[i].rank = (uint16_t)rank;
-    model->expert_bytes += load->arena_bytes - before;
+    uint32_t at = model->ep_table ? (uint32_t)(layer - eng_moe_layer(model, 0)) : 0;
+    if (model->ep_table && !eng_table_has(model, model->ep_table, at, model->ep_rank, expert))
+        return plan_elsewhere(load, name, err);
+    SL_TRY(plan_mlp(load, name, (uint32_t)model->shape.moe_intermediate_size,
+                    &layer->experts[expert], err));
+    size_t bytes = load->arena_bytes - before;
+    (void)__atomic_fetch_add(&model->expert_bytes, bytes, __ATOMIC_RELAXED);
+    if (model->ep_table) /* an offset as yet: the arena is to come */
+        model->expert_memory[at * (uint32_t)model->shape.expert_count + expert] =
+            (eng_expert_memory){.memory = (void *)(uintptr_t)before, .bytes = bytes};
     return sl_ok();
 }
 
@@ -532,6 +533,12 @@ static sl_status loader_faults(const loader *load, sl_err *err)
     return sl_ok();
 }
 
+static int by_name(const void *a, const void *b)
+{
+    const mdl_tensor_sum *x = a, *y = b;
+    return strcmp(x->name, y->name);
+}
+
 /* The copies that were only compared are not part of what was loaded. One rank of several has only
  * its part: eng_model_join completes it. */
 static sl_status loader_hash(const loader *load, sl_err *err)
@@ -539,22 +546,21 @@ static sl_status loader_hash(const loader *load, sl_err *err)
     eng_model *model = load->model;
     size_t most = 2 * (size_t)load->job_count, count = 0;
     model->sums = sl_alloc(most, sizeof(*model->sums), "tensor sums");
-    model->sum_ranks = sl_alloc(most, sizeof(*model->sum_ranks), "tensor sums' ranks");
     for (uint32_t i = 0; i < load->job_count; i++) {
         const job *work = &load->jobs[i];
         if (work->kind == JOB_SAME)
             continue;
-        model->sum_ranks[count] = work->rank;
         model->sums[count++] = (mdl_tensor_sum){work->tensor->name, work->read.sum};
-        model->sum_ranks[count] = work->rank;
         if (work->scale)
             model->sums[count++] = (mdl_tensor_sum){work->scale->name, work->scale_read.sum};
     }
     model->sum_count = count;
-    if (model->ep_size > 1)
+    if (model->ep_size > 1) {
+        qsort(model->sums, count, sizeof(*model->sums), by_name);
         return sl_ok();
+    }
     sl_status status = mdl_model_hash(model->identity, model->sums, count, model->hash, err);
-    eng_model_free_sums(model);
+    eng_model_free_ranks(model);
     return status;
 }
 
@@ -605,6 +611,12 @@ static sl_status loader_run(loader *load, sl_err *err)
     SL_TRY(loader_check_memory(load, err));
     SL_TRY(sl_alloc_pages(load->arena_bytes, &model->arena, err));
     model->arena_bytes = load->arena_bytes;
+    size_t places =
+        model->expert_memory ? model->moe_layers * (size_t)model->shape.expert_count : 0;
+    for (size_t i = 0; i < places; i++)
+        if (model->expert_memory[i].bytes > 0)
+            model->expert_memory[i].memory =
+                (uint8_t *)model->arena + (uintptr_t)model->expert_memory[i].memory;
     sl_numa_interleave(model->arena, model->arena_bytes);
     krn_pool *pool = NULL;
     SL_TRY(krn_pool_create(load->options->threads, &pool, err));
@@ -633,6 +645,55 @@ sl_status eng_weights_load(eng_model *model, const eng_model_options *options, s
     return status;
 }
 
+static sl_status check_sum(const eng_model *model, const mdl_tensor *tensor, uint64_t sum,
+                           sl_err *err)
+{
+    const mdl_tensor_sum key = {.name = tensor->name};
+    const mdl_tensor_sum *known =
+        bsearch(&key, model->sums, model->sum_count, sizeof(key), by_name);
+    if (known && known->sum == sum)
+        return sl_ok();
+    return sl_fail(err, SL_CORRUPT, "%s: tensor %s is not what the ranks have loaded", tensor->file,
+                   tensor->name);
+}
+
+static sl_status expert_run(loader *load, sl_err *err)
+{
+    eng_model *model = load->model;
+    SL_TRY(loader_check_memory(load, err));
+    SL_TRY(sl_alloc_pages(load->arena_bytes, &model->arena, err));
+    for (uint32_t i = 0; i < load->job_count; i++)
+        run_job(load, i, 0);
+    SL_TRY(loader_faults(load, err));
+    for (uint32_t i = 0; i < load->job_count; i++) {
+        const job *work = &load->jobs[i];
+        SL_TRY(check_sum(model, work->tensor, work->read.sum, err));
+        if (work->scale)
+            SL_TRY(check_sum(model, work->scale, work->scale_read.sum, err));
+    }
+    return sl_ok();
+}
+
+sl_status eng_expert_load(const eng_model *model, eng_expert *out_expert, sl_err *err)
+{
+    static const eng_model_options QUIET = {0};
+    eng_model beside = *model; /* of which the jobs know checkpoint, numerics, backend */
+    loader load = {.model = &beside, .options = &QUIET};
+    char prefix[MDL_TENSOR_NAME_MAX + 1];
+    snprintf(prefix, sizeof(prefix), "model.layers.%u.mlp.experts.%u.",
+             (uint32_t)model->shape.dense_layer_count + out_expert->layer, out_expert->expert);
+    beside.arena = NULL;
+    sl_status status = plan_mlp(&load, prefix, (uint32_t)model->shape.moe_intermediate_size,
+                                &out_expert->mlp, err);
+    if (sl_is_ok(status))
+        status = expert_run(&load, err);
+    out_expert->memory = (eng_expert_memory){beside.arena, load.arena_bytes, true};
+    if (!sl_is_ok(status))
+        eng_expert_free(out_expert);
+    sl_free(load.jobs);
+    return status;
+}
+
 void eng_weights_free(eng_model *model)
 {
     for (uint32_t i = 0; model->layers && i < model->layer_count; i++) {
@@ -641,7 +702,6 @@ void eng_weights_free(eng_model *model)
         sl_free(model->layers[i].experts);
     }
     sl_free(model->layers);
-    eng_model_free_sums(model);
     if (model->arena)
         sl_free_pages(model->arena, model->arena_bytes);
     if (model->resident)

@@ -1,5 +1,8 @@
 /* Numbers that are read off the services rather than counted: refreshed by a timer. Thread: control
  * loop. */
+#include <stdio.h>
+
+#include "base/alloc.h"
 #include "base/log.h"
 #include "engine/parallel.h"
 #include "node/internal.h"
@@ -9,11 +12,20 @@ static void ranks_create(nod_host *host)
     sl_metrics *metrics = host->metrics;
     if (!nod_ranks_used(host))
         return;
-    sl_metric *ranks = sl_gauge(metrics, "sluice_ep_ranks", "ranks of the instance", NULL);
-    sl_metric_set(ranks, NULL, com_group_size(host->group));
-    sl_metric *bytes = sl_gauge(metrics, "sluice_ep_expert_bytes",
-                                "memory of the experts' weights that this rank holds", NULL);
-    sl_metric_set(bytes, NULL, (double)eng_model_expert_bytes(host->model));
+    const mdl_shape *shape = eng_model_shape(host->model);
+    size_t experts = (size_t)shape->expert_count;
+    host->expert_rows = sl_alloc(eng_moe_layers(shape) * experts, sizeof(uint64_t), "expert loads");
+    host->expert_seen = sl_alloc(experts, sizeof(uint64_t), "expert loads");
+    host->ep_ranks = sl_gauge(metrics, "sluice_ep_ranks", "ranks that step together", NULL);
+    host->ep_expert_bytes = sl_gauge(metrics, "sluice_ep_expert_bytes",
+                                     "memory of the experts' weights that this rank holds", NULL);
+    host->ep_placement = sl_gauge(metrics, "sluice_ep_placement_version",
+                                  "version of the placement table in use", NULL);
+    host->ep_formations = sl_counter(metrics, "sluice_ep_formations_total",
+                                     "formations that this rank has gone over to", NULL);
+    host->expert_tokens =
+        sl_counter(metrics, "sluice_expert_tokens_total",
+                   "rows that each expert has worked on here, over all layers", "expert");
     host->ep_bytes =
         sl_counter(metrics, "sluice_ep_bytes_total",
                    "bytes sent to other ranks: rows (dispatch), outputs (combine)", "phase");
@@ -28,11 +40,36 @@ static void ranks_create(nod_host *host)
                                "time that this rank has waited for others inside runs", NULL);
 }
 
+static void show_formation(nod_host *host)
+{
+    sl_metric_set(host->ep_ranks, NULL, __builtin_popcountll(com_group_mask(host->group)));
+    sl_metric_set(host->ep_placement, NULL, (double)host->placement);
+    sl_metric_add(host->ep_formations, NULL, 1);
+}
+
+static void update_experts(nod_host *host)
+{
+    const mdl_shape *shape = eng_model_shape(host->model);
+    uint32_t layers = eng_moe_layers(shape), experts = (uint32_t)shape->expert_count;
+    char name[12];
+    eng_engine_expert_loads(host->engine, host->expert_rows);
+    for (uint32_t e = 0; e < experts; e++) {
+        uint64_t rows = 0;
+        for (uint32_t layer = 0; layer < layers; layer++)
+            rows += host->expert_rows[(size_t)layer * experts + e];
+        snprintf(name, sizeof(name), "%u", e);
+        sl_metric_add(host->expert_tokens, name, (double)(rows - host->expert_seen[e]));
+        host->expert_seen[e] = rows;
+    }
+    sl_metric_set(host->ep_expert_bytes, NULL, (double)eng_model_expert_bytes(host->model));
+}
+
 static void update_ranks(nod_host *host)
 {
     com_stats now, *seen = &host->ep_seen;
-    if (!nod_ranks_used(host))
+    if (!host->group)
         return;
+    update_experts(host);
     com_stats_get(host->group, &now);
     sl_metric_add(host->ep_bytes, "dispatch", (double)(now.dispatch_bytes - seen->dispatch_bytes));
     sl_metric_add(host->ep_bytes, "combine", (double)(now.combine_bytes - seen->combine_bytes));
@@ -43,9 +80,28 @@ static void update_ranks(nod_host *host)
     *seen = now;
 }
 
+void nod_gauges_group(nod_host *host, com_group *group, uint64_t placement)
+{
+    if (host->group && host->ep_ranks)
+        update_ranks(host);
+    host->group = group;
+    host->placement = placement;
+    host->ep_seen = (com_stats){0};
+    if (host->ep_ranks)
+        show_formation(host);
+}
+
+void nod_gauges_destroy(nod_host *host)
+{
+    sl_free(host->expert_rows);
+    sl_free(host->expert_seen);
+}
+
 void nod_gauges_create(nod_host *host)
 {
     ranks_create(host);
+    if (host->group)
+        show_formation(host);
     sl_metrics *metrics = host->metrics;
     host->pages_gauge = sl_gauge(metrics, "sluice_kv_pages", "cache pages by state", "state");
     host->running_gauge =

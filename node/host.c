@@ -164,7 +164,7 @@ static void leave_together(nod_host *host)
         return;
     }
     host->left_alone = true;
-    clu_ranks_leave(host->ranks, on_all_leave, host);
+    nod_ranks_leave(host, on_all_leave);
 }
 
 static void on_drain_timeout(void *context, sl_time_ns now)
@@ -234,8 +234,7 @@ sl_status nod_host_resume(nod_host *host, sl_err *err)
                        host->stopping ? " for good" : "");
     sl_info("serving on: the drain was taken back");
     host->left_alone = false;
-    if (host->ranks)
-        clu_ranks_stay(host->ranks);
+    nod_ranks_stay(host);
     bool registered = clu_registration_registered(host->registration);
     host->state = registered ? NOD_STATE_READY : NOD_STATE_STARTING;
     sl_timer_set(host->drain_timer, SL_NEVER);
@@ -278,7 +277,7 @@ static void leave_broken(nod_host *host)
     if (!broken || host->exit_code != 0 || host->left_alone)
         return;
     host->stopping = true;
-    sl_error("the %s failed, and this process with it: %s", host->group ? "instance" : "device",
+    sl_error("the %s failed, and this process with it: %s", host->ranks ? "instance" : "device",
              broken);
     host->exit_code = 1;
     nod_host_drain(host, 0);
@@ -327,6 +326,7 @@ void nod_model_options(const nod_host *host, const char *dir, eng_model_options 
         .ep_size = (uint32_t)host->options->ep_size,
         .progress = on_load_progress,
     };
+    nod_ranks_model_options(host, out_options);
 }
 
 /* Bytes for blocks on their way, where the cache itself cannot be read and written. */
@@ -370,10 +370,10 @@ static sl_status open_engine(nod_host *host, sl_err *err)
         .weights_version = (uint32_t)options->weights_version,
         .tier_path = options->kv_disk ? tier_path : NULL,
         .tier_bytes = tier_bytes,
-        .group = host->group,
         .overcommit_percent = (uint32_t)(options->kv_overcommit * 100.0 + 0.5),
     };
     SL_TRY(eng_engine_create(host->model, &engine, &host->engine, err));
+    nod_ranks_watch(host);
     tell_tier(host);
     const eng_cache_layout *layout = eng_engine_layout(host->engine);
     sl_info("numerics %s, by %s", eng_engine_stamp(host->engine)->numerics_id,
@@ -522,6 +522,7 @@ static sl_status start(nod_host *host, sl_err *err)
     SL_TRY(open_engine(host, err));
     SL_TRY(open_transfer(host, err));
     SL_TRY(open_services(host, err));
+    SL_TRY(nod_ranks_aboard(host, err));
     SL_TRY(open_server(host, err));
     SL_TRY(sl_daemon_start(host->loop, &daemon, &host->daemon, err));
     nod_gauges_create(host);
@@ -536,7 +537,7 @@ void nod_host_destroy(nod_host *host)
     if (!host)
         return;
     clu_registration_destroy(host->registration);
-    nod_ranks_destroy(host);
+    nod_ranks_stop(host);
     nod_audit_destroy(host->audit);
     clu_etcd_destroy(host->etcd);
     rpc_server_destroy(host->server);
@@ -552,7 +553,8 @@ void nod_host_destroy(nod_host *host)
     dec_service_destroy(host->decode);
     eng_worker_destroy(host->worker);
     eng_engine_destroy(host->engine);
-    com_group_close(host->group);
+    nod_ranks_destroy(host);
+    nod_gauges_destroy(host);
     eng_model_close(host->model);
     sl_timer_destroy(host->gauge_timer);
     sl_timer_destroy(host->drain_timer);

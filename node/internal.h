@@ -3,7 +3,6 @@
 #define NODE_INTERNAL_H
 
 #include "base/daemon.h"
-#include "cluster/ranks.h"
 #include "cluster/registration.h"
 #include "cluster/trust.h"
 #include "comm/comm.h"
@@ -22,6 +21,7 @@ typedef enum nod_state {
 typedef struct nod_reload nod_reload;
 typedef struct nod_ledger nod_ledger;
 typedef struct nod_audit nod_audit;
+typedef struct nod_ranks nod_ranks;
 
 struct nod_host {
     const nod_options *options;
@@ -42,9 +42,8 @@ struct nod_host {
     pre_service *prefill; /* a decode rank: offers only */
     rpc_runtime *runtime;
     rpc_server *server;
-    com_group *group; /* NULL: all of the model is here */
-    clu_ranks *ranks; /* the same */
-    void *meeting;    /* ranks.c's */
+    nod_ranks *ranks; /* NULL: all of the model is here */
+    com_group *group; /* of the formation in use, for its numbers */
     bool left_alone;  /* all ranks leave: a group that ends is no fault */
     clu_etcd *etcd;
     clu_registration *registration;
@@ -58,8 +57,11 @@ struct nod_host {
     uint64_t kv_received_seen, kv_pieces_seen, kv_mismatches_seen;
     sl_metric *tier_pages, *tier_lookups, *tier_bytes, *tier_dropped;
     eng_tier_stats tier_seen;
-    sl_metric *ep_bytes, *ep_rows, *ep_runs, *ep_wait;
+    sl_metric *ep_ranks, *ep_expert_bytes, *ep_bytes, *ep_rows, *ep_runs, *ep_wait;
+    sl_metric *ep_placement, *ep_formations, *expert_tokens;
+    uint64_t *expert_rows, *expert_seen; /* [moe_layers][experts], [experts] */
     com_stats ep_seen;
+    uint64_t placement; /* version in use */
     uint32_t context_max;
     uint32_t rows_max; /* of one step of the engine */
 };
@@ -108,11 +110,22 @@ void nod_audit_note(nod_audit *audit, rpc_server_call *call, const char *verb, c
 
 /* ranks.c: nothing to do where the node is no rank of several. */
 bool nod_ranks_used(const nod_host *host);
-/* Listens for the other ranks; before the model is loaded. */
+/* Before the model is loaded: listens for the other ranks, and learns which experts this one has;
+ * runs the loop meanwhile, as do the next two. */
 SL_MUST_USE sl_status nod_ranks_open(nod_host *host, sl_err *err);
-/* Waits for the others, connects and joins the model; runs the loop meanwhile. */
+void nod_ranks_model_options(const nod_host *host, eng_model_options *options);
+/* The model is there: waits for the others, connects and joins it. */
 SL_MUST_USE sl_status nod_ranks_meet(nod_host *host, sl_err *err);
-/* The records; the group goes after the engine. */
+/* The engine is there, its thread does not run yet. */
+void nod_ranks_watch(nod_host *host);
+/* It runs: waits until it is part of a formation. */
+SL_MUST_USE sl_status nod_ranks_aboard(nod_host *host, sl_err *err);
+/* on_left(host) once all ranks leave. */
+void nod_ranks_leave(nod_host *host, void (*on_left)(void *context));
+void nod_ranks_stay(nod_host *host);
+/* Before etcd's client and the engine thread go. */
+void nod_ranks_stop(nod_host *host);
+/* After the engine. */
 void nod_ranks_destroy(nod_host *host);
 
 /* service.c: the Node service's handlers. */
@@ -122,5 +135,8 @@ void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS]
 /* gauges.c */
 void nod_gauges_create(nod_host *host);
 void nod_gauges_update(nod_host *host);
+/* Another group is in use. */
+void nod_gauges_group(nod_host *host, com_group *group, uint64_t placement);
+void nod_gauges_destroy(nod_host *host);
 
 #endif

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/net.h"
+#include "cluster/placement.h"
 #include "cluster/registration.h"
 #include "comm/comm.h"
 #include "engine/engine.h"
@@ -106,6 +107,15 @@ static const sl_option OPTIONS[] = {
      .min = 0,
      .max = COM_RANKS_MAX - 1,
      .help = "which of them this node is"},
+    {.name = "ep-slots",
+     .section = "Instance",
+     .type = SL_OPTION_INT,
+     .offset = AT(ep_slots),
+     .default_text = "0",
+     .min = 0,
+     .max = CLU_PLACE_SLOTS_MAX,
+     .help = "room for experts on a rank in each layer, equal on all ranks (0: so much that the "
+             "others hold all experts if one dies; of two ranks, just their halves)"},
     {.name = "instance",
      .section = "Instance",
      .type = SL_OPTION_STRING,

@@ -29,6 +29,7 @@ typedef struct nod_options {
     int role; /* nod_role */
     int64_t ep_size;
     int64_t ep_rank;
+    int64_t ep_slots;
     const char *instance;
     const char *ep_listen;
     uint64_t ep_timeout_ns;

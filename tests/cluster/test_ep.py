@@ -1,7 +1,12 @@
-"""Expert parallelism: instances of several ranks, of different sizes on the two sides, equal one process; a rank that dies ends its instance,
-and no stream is wrong."""
+"""Expert parallelism: instances of several ranks, of different sizes on the two sides, equal one process; the placement of experts is changed while
+they serve, a rank dies and comes back, and no stream is wrong."""
 
+import json
+import re
+import statistics
+import subprocess
 import threading
+import time
 
 from lib import Cluster, wait_for
 from test_one_answer import ask_all, compare, prompts, work_list
@@ -12,7 +17,7 @@ def ep_metric(cluster, name, what):
 
 
 def check_shares(cluster, sizes):
-    """Every rank holds a part of the experts, all of them together each expert once; rows went both ways."""
+    """Every rank holds a part of the experts, of three and more all together have some twice; rows went both ways."""
     for role, size in sizes.items():
         names = [node["name"] for node in cluster.nodes(role)]
         shares = {name: ep_metric(cluster, name, "expert_bytes") for name in names}
@@ -59,6 +64,139 @@ def test_a_rank_dies():
             cluster.start(name)
         wait_for(lambda: cluster.metric("router-0", 'sluice_usable_nodes{role="decode"}') == 4, "both instances")
         compare(work[:4], ask_all(cluster, work[:4], 4), "after it came back")
+
+
+def ranks_of(cluster):
+    return [node["name"] for node in cluster.nodes("decode")]
+
+
+class Stream(threading.Thread):
+    """One streamed answer, and when its tokens came."""
+
+    def __init__(self, cluster, item):
+        super().__init__()
+        self.cluster, self.item, self.times, self.answer = cluster, item, [], None
+
+    def run(self):
+        ids, max_tokens, temperature, seed = self.item
+        self.answer = self.cluster.completion(ids, max_tokens=max_tokens, temperature=temperature, top_p=1.0, seed=seed, ignore_eos=True,
+                                              stream=True, on_chunk=lambda answer: self.times.append(time.monotonic()))
+
+    def gaps(self):
+        return [after - before for before, after in zip(self.times, self.times[1:])]
+
+
+def start_streams(cluster, work):
+    streams = [Stream(cluster, item) for item in work]
+    for stream in streams:
+        stream.start()
+    return streams
+
+
+def end_streams(streams, what):
+    for stream in streams:
+        stream.join()
+    compare([stream.item for stream in streams], [stream.answer for stream in streams], what)
+
+
+def placement_key(cluster, instance="decode-0"):
+    return f"/sluice/v1/{cluster.state['cluster']}/placement/{instance}"
+
+
+def read_placement(cluster):
+    found = json.loads(cluster.etcdctl("get", placement_key(cluster), "-w", "json"))["kvs"][0]
+    text = cluster.etcdctl("get", "--print-value-only", placement_key(cluster))
+    return json.loads(text), found["mod_revision"]
+
+
+def write_placement(cluster, table, revision):
+    """As an operator would: a transaction that compares the revision. Whether it took place."""
+    key = placement_key(cluster)
+    text = f'mod("{key}") = "{revision}"\n\nput {key} {json.dumps(json.dumps(table))}\n\n\n'
+    done = subprocess.run(["etcdctl", "--endpoints", ",".join(cluster.state["etcd"]), "txn"], input=text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[0].strip() == "SUCCESS"
+
+
+def expert_tokens(cluster, name, expert):
+    return cluster.metrics(name).get(f'sluice_expert_tokens_total{{expert="{expert}"}}', 0)
+
+
+def on_version(cluster, version):
+    return all(ep_metric(cluster, name, "placement_version") == version for name in ranks_of(cluster))
+
+
+def generated(cluster):
+    return sum(cluster.metric(name, "sluice_generation_tokens_total") for name in ranks_of(cluster))
+
+
+def test_an_expert_moves_by_transaction():
+    """Expert 15 goes from rank 3 to rank 0 in every layer while eight streams run: afterwards steps use it there, and nowhere else."""
+    work = [(ids, 60, float(index % 2), 900 + index) for index, ids in enumerate(prompts(8, 5, 60))]
+    with Cluster("ep-move", "--decode-ep", 4, "--threads", 1, "--env", "*:SLUICE_FAULTS=decode.step=slow=30") as cluster:
+        table, revision = read_placement(cluster)
+        assert table["version"] == 1, table
+        for ranks in table["layers"]:
+            ranks[3][ranks[3].index(15)] = 0
+            ranks[0][ranks[0].index(0)] = 15
+        table["version"] = 2
+        streams = start_streams(cluster, work)
+        wait_for(lambda: generated(cluster) > 40, "tokens")
+        assert expert_tokens(cluster, "decode-0-3", 15) > 0 and expert_tokens(cluster, "decode-0-0", 15) == 0
+        assert not write_placement(cluster, table, revision + 1), "a transaction on a revision that is not there took place"
+        begun = time.monotonic()
+        assert write_placement(cluster, table, revision)
+        wait_for(lambda: on_version(cluster, 2), "the new placement")
+        ended = time.monotonic()
+        before = expert_tokens(cluster, "decode-0-3", 15)
+        end_streams(streams, "an expert moved")
+        assert expert_tokens(cluster, "decode-0-0", 15) > 0, "rank 0 has not worked on it"
+        assert expert_tokens(cluster, "decode-0-3", 15) == before, "rank 3 still works on it"
+        gaps = [gap for stream in streams for gap in stream.gaps()]
+        during = [after - at for stream in streams for at, after in zip(stream.times, stream.times[1:]) if begun <= after and at <= ended]
+        print(f"rolled out in {ended - begun:.2f} s; slowest token during it {max(during) * 1e3:.0f} ms, median of all "
+              f"{statistics.median(gaps) * 1e3:.0f} ms, slowest of all {max(gaps) * 1e3:.0f} ms", flush=True)
+        table["version"] = 3
+        table["layers"][0][0] = table["layers"][0][1]  # some experts are nowhere: not followed
+        _, revision = read_placement(cluster)
+        assert write_placement(cluster, table, revision)
+        compare(work[:2], ask_all(cluster, work[:2], 2), "after a table that cannot be")
+        assert on_version(cluster, 2)
+        cluster.wait_at_rest()
+
+
+def check_death(cluster, work, victim, what):
+    """A rank is killed under load, the others go on in its absence; it comes back. Times in the log, right streams."""
+    others = [name for name in ranks_of(cluster) if name != victim]
+    before = {name: cluster.log(name).count("steps again") for name in others}
+    streams = start_streams(cluster, work)
+    wait_for(lambda: generated(cluster) > 40, "tokens")
+    killed = time.monotonic()
+    cluster.kill(victim)
+    wait_for(lambda: all(cluster.log(name).count("steps again") > before[name] for name in others), "the others to step again")
+    print(f"{what}: noticed by the test after {time.monotonic() - killed:.2f} s", flush=True)
+    for name in others:
+        print(f"{name}: {re.findall('steps again.*', cluster.log(name))[-1]}", flush=True)
+        assert ep_metric(cluster, name, "ranks") == len(others)
+    end_streams(streams, what)
+    gaps = [gap for stream in streams for gap in stream.gaps()]
+    print(f"{what}: slowest token {max(gaps):.2f} s, median {statistics.median(gaps) * 1e3:.0f} ms", flush=True)
+
+
+def test_a_rank_of_four_dies_and_comes_back():
+    work = [(ids, 60, float(index % 2), 400 + index) for index, ids in enumerate(prompts(12, 5, 60))]
+    with Cluster("ep-four", "--decode-ep", 4, "--threads", 1, "--lease", "2s", "--env", "*:SLUICE_FAULTS=decode.step=slow=30") as cluster:
+        check_death(cluster, work, "decode-0-2", "rank 2 of four was killed")
+        streams = start_streams(cluster, work)
+        wait_for(lambda: generated(cluster) > 40, "tokens")
+        cluster.start("decode-0-2")
+        wait_for(lambda: all(ep_metric(cluster, name, "ranks") == 4 for name in ranks_of(cluster)), "all four to step together")
+        end_streams(streams, "rank 2 came back")
+        wait_for(lambda: cluster.metric("router-0", 'sluice_usable_nodes{role="decode"}') == 4, "the router to use it")
+        compare(work, ask_all(cluster, work, 12), "all four again")
+        assert ep_metric(cluster, "decode-0-2", "expert_bytes") > 0 and cluster.metric("decode-0-2", "sluice_expert_tokens_total") > 0
+        check_death(cluster, work, "decode-0-0", "rank 0 of four was killed")  # which proposes, as the lowest
+        cluster.wait_at_rest()
 
 
 def full_sizes():

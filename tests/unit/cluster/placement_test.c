@@ -3,7 +3,7 @@
 #include <math.h>
 
 #include "base/rng.h"
-#include "cluster/placement.h"
+#include "cluster/placement_table.h"
 #include "tests/unit/test.h"
 
 enum { SLOTS_ALL = 1024 };
@@ -193,10 +193,116 @@ TEST(what_cannot_be_healed_or_is_wrong_is_refused)
     assert_text_contains(err.text, "1 experts are nowhere");
 }
 
+/* ---- healing ---- */
+
+static bool holds(const clu_place_shape *shape, const uint16_t *slots, uint32_t rank, uint16_t e)
+{
+    for (uint32_t i = 0; i < shape->slots; i++)
+        if (slots[rank * shape->slots + i] == e)
+            return true;
+    return false;
+}
+
+TEST(any_rank_may_die)
+{
+    double loads[CLU_PLACE_EXPERTS_MAX];
+    uint16_t slots[SLOTS_ALL], healed[SLOTS_ALL];
+    sl_err err;
+    for (size_t s = 0; s < 5; s++) {
+        const clu_place_shape *shape = &SHAPES[s];
+        for (uint32_t dead = 0; dead < shape->ranks && shape->experts <= 16 * shape->ranks;
+             dead++) {
+            uint64_t mask = (UINT64_MAX >> (64 - shape->ranks)) & ~(UINT64_C(1) << dead);
+            uint32_t most = 0, least = UINT32_MAX;
+            fill(ZIPF, dead, shape, loads);
+            assert_ok(clu_place_plan(shape, loads, slots, &err), &err);
+            assert_ok(clu_place_heal(shape, slots, mask, healed, &err), &err);
+            for (uint32_t rank = 0; rank < shape->ranks; rank++) {
+                uint32_t came = 0;
+                for (uint32_t i = 0; i < shape->slots; i++) {
+                    uint16_t e = healed[rank * shape->slots + i];
+                    assert_int_equal(e == CLU_PLACE_EMPTY, rank == dead);
+                    came += rank != dead && !holds(shape, slots, rank, e);
+                }
+                most = came > most && rank != dead ? came : most;
+                least = came < least && rank != dead ? came : least;
+            }
+            for (uint16_t e = 0; e < shape->experts; e++) {
+                bool there = false;
+                for (uint32_t rank = 0; rank < shape->ranks; rank++)
+                    there |= holds(shape, healed, rank, e);
+                if (!there)
+                    fail_msg("shape %zu without rank %u: expert %u is nowhere", s, dead, e);
+            }
+            assert_true(most <=
+                        least + 2); /* they come to all ranks alike, where these have room */
+        }
+    }
+}
+
+TEST(what_has_no_room_is_not_healed)
+{
+    const clu_place_shape shape = {
+        .layers = 1, .experts = 4, .ranks = 2, .slots = 2, .fragile = true};
+    const uint16_t slots[4] = {0, 1, 2, 3};
+    uint16_t healed[4];
+    sl_err err;
+    assert_ok(clu_place_check(&shape, slots, &err), &err);
+    assert_ok(clu_place_heal(&shape, slots, 3, healed, &err), &err);
+    assert_memory_equal(slots, healed, sizeof(slots));
+    assert_code(clu_place_heal(&shape, slots, 1, healed, &err), SL_INVALID);
+    assert_text_contains(err.text, "no room for expert 2");
+}
+
+/* ---- tables ---- */
+
+TEST(tables_are_read_as_they_were_written)
+{
+    const clu_place_shape shape = {.layers = 3, .experts = 16, .groups = 4, .ranks = 4, .slots = 6};
+    clu_placement *table, *again;
+    sl_buf buf;
+    sl_err err;
+    assert_ok(clu_placement_create(&shape, 9, &table, &err), &err);
+    sl_buf_init(&buf, 0);
+    clu_placement_write_json(&buf, table);
+    assert_ok(clu_placement_parse_json(buf.data, buf.size, &again, &err), &err);
+    assert_true(again->version == 9 && clu_placement_fits(again, &shape) && !again->shape.fragile);
+    assert_memory_equal(again->slots, table->slots,
+                        clu_placement_entries(&shape) * sizeof(uint16_t));
+    clu_placement_destroy(again);
+    clu_placement_destroy(table);
+    sl_buf_fini(&buf);
+}
+
+TEST(tables_are_read_strictly)
+{
+    static const char *const BAD[] = {
+        "",
+        "{}",
+        "{\"version\":0,\"experts\":2,\"groups\":1,\"slots\":2,\"layers\":[[[0,1],[0,1]]]}",
+        "{\"version\":1,\"experts\":2,\"groups\":1,\"slots\":2,\"layers\":[]}",
+        "{\"version\":1,\"experts\":2,\"groups\":1,\"slots\":2,\"layers\":7}",
+        "{\"version\":1,\"experts\":2,\"groups\":1,\"slots\":2,\"layers\":[[[0,1],[0]]]}",
+        "{\"version\":1,\"experts\":2,\"groups\":1,\"slots\":2,\"layers\":[[[0,1],[0,2]]]}",
+        "{\"version\":1,\"experts\":2,\"groups\":1,\"slots\":2,\"layers\":[[[0,0],[0,0]]]}",
+        "{\"version\":1,\"experts\":5,\"groups\":1,\"slots\":2,\"layers\":[[[0,1],[2,3]]]}",
+        "{\"version\":1,\"experts\":2,\"groups\":1,\"slots\":2,\"layers\":[[[0,1],[0,1]],[[0,1]]]}",
+    };
+    clu_placement *table;
+    sl_err err;
+    for (size_t i = 0; i < sizeof(BAD) / sizeof(BAD[0]); i++)
+        if (clu_placement_parse_json(BAD[i], strlen(BAD[i]), &table, &err).code != SL_INVALID)
+            fail_msg("taken: %s", BAD[i]);
+}
+
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(balance_is_that_of_eplb_or_better),
     cmocka_unit_test(layers_are_planned_apart_and_alike),
     cmocka_unit_test(slots_to_spare),
     cmocka_unit_test(what_cannot_be_healed_or_is_wrong_is_refused),
+    cmocka_unit_test(any_rank_may_die),
+    cmocka_unit_test(what_has_no_room_is_not_healed),
+    cmocka_unit_test(tables_are_read_as_they_were_written),
+    cmocka_unit_test(tables_are_read_strictly),
 };
 TEST_MAIN(TESTS)

@@ -211,6 +211,8 @@ TEST(a_dead_rank_fails_the_others)
     team_connect(&t);
     team_play(&t, play_until_failure);
     assert_all_failed(&t, SL_UNAVAILABLE, "rank 1 is gone");
+    assert_int_equal(
+        com_group_lost(t.players[0].rank.group) | com_group_lost(t.players[2].rank.group), 2);
     team_close(&t);
 }
 
@@ -230,10 +232,47 @@ TEST(a_silent_rank_is_named_at_the_deadline)
     bool named = false; /* rank 2 itself has heard all */
     for (uint32_t r = 0; r < 2; r++) {
         assert_false(sl_is_ok(t.players[r].status));
-        named |= strstr(com_group_failed(t.players[r].rank.group), "from rank 2") != NULL;
+        named |= strstr(com_group_failed(t.players[r].rank.group), "from rank 2") != NULL &&
+                 com_group_lost(t.players[r].rank.group) == 4;
     }
     assert_true(named);
     com_fake_hold(t.fake, 2, false);
+    team_close(&t);
+}
+
+/* Ranks 0 and 2 of three come together without rank 1, which is gone: it keeps its number. */
+static void play_without(player *p)
+{
+    p->rank.layout.rank_mask = 5;
+    p->rank.layout.formation = 7;
+    for (uint32_t layer = 0; layer < KIT_LAYERS; layer++) {
+        uint16_t *gone = kit_slots_of(&p->rank, 3, layer, 1);
+        for (uint32_t rank = 0; rank < 3; rank += 2)
+            for (uint32_t e = 0; e < KIT_EXPERTS; e++) /* some twice, some of it elsewhere too */
+                kit_slots_of(&p->rank, 3, layer, rank)[e] = (uint16_t)((e + rank) % KIT_EXPERTS);
+        for (uint32_t i = 0; i < KIT_SLOTS; i++)
+            gone[i] = COM_NO_EXPERT;
+    }
+    play_connect(p);
+    if (!sl_is_ok(p->status))
+        return;
+    kit_buffers(&p->rank);
+    play_runs(p);
+}
+
+TEST(some_of_the_ranks_come_together)
+{
+    team t;
+    team_open(&t, 3, 0);
+    t.contacts[1] = NULL;
+    t.play = play_without;
+    for (uint32_t r = 0; r < 3; r += 2)
+        assert_int_equal(pthread_create(&t.players[r].thread, NULL, player_main, &t.players[r]), 0);
+    for (uint32_t r = 0; r < 3; r += 2) {
+        pthread_join(t.players[r].thread, NULL);
+        assert_ok(t.players[r].status, &t.players[r].err);
+        assert_int_equal(com_group_mask(t.players[r].rank.group), 5);
+    }
     team_close(&t);
 }
 
@@ -298,9 +337,9 @@ static void play_fault(player *p)
     com_header headers[COM_RANKS_MAX];
     p->status = com_header_wait(p->rank.group, headers, &err);
     uint32_t rank = com_group_rank(p->rank.group), ignored;
-    p->status = kit_layer(&p->rank, rank + 2, rank == 1, &p->faulty, &p->err);
+    p->status = kit_layer(&p->rank, 0, rank + 2, rank == 1, &p->faulty, &p->err);
     if (sl_is_ok(p->status)) /* the next layer is fine again */
-        p->status = kit_layer(&p->rank, rank + 7, false, &ignored, &p->err);
+        p->status = kit_layer(&p->rank, 1, rank + 7, false, &ignored, &p->err);
 }
 
 TEST(a_rank_that_cannot_compute_says_so)
@@ -325,7 +364,7 @@ TEST(connect_refuses_other_ranks_and_layouts_and_may_be_tried_again)
     for (uint32_t r = 0; r < 2; r++)
         assert_false(sl_is_ok(t.players[r].status));
     t.players[1].rank.layout.rows_max++;
-    t.players[1].rank.rank_of[3] = 1;
+    kit_slots_of(&t.players[1].rank, 2, 2, 1)[15] = 3; /* twice there */
     team_play(&t, play_connect);
     for (uint32_t r = 0; r < 2; r++)
         assert_false(sl_is_ok(t.players[r].status));
@@ -362,7 +401,19 @@ TEST(options_are_checked)
     play_connect(&t.players[0]);
     assert_code(t.players[0].status, SL_INVALID);
     kit_layout(&t.players[0].rank, 1);
-    t.players[0].rank.rank_of[0] = 1;
+    kit_slots_of(&t.players[0].rank, 1, 1, 0)[0] = COM_NO_EXPERT;
+    play_connect(&t.players[0]);
+    assert_code(t.players[0].status, SL_INVALID);
+    assert_text_contains(t.players[0].err.text, "layer 1: expert 0 is placed nowhere");
+    kit_slots_of(&t.players[0].rank, 1, 1, 0)[0] = KIT_EXPERTS;
+    play_connect(&t.players[0]);
+    assert_code(t.players[0].status, SL_INVALID);
+    kit_layout(&t.players[0].rank, 1);
+    t.players[0].rank.layout.layer_count = COM_LAYERS_MAX + 1;
+    play_connect(&t.players[0]);
+    assert_code(t.players[0].status, SL_INVALID);
+    kit_layout(&t.players[0].rank, 1);
+    t.players[0].rank.layout.rank_mask = 2;
     play_connect(&t.players[0]);
     assert_code(t.players[0].status, SL_INVALID);
     kit_free(&t.players[0].rank);
@@ -375,6 +426,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_header_is_pending_until_it_is_answered),
     cmocka_unit_test(a_dead_rank_fails_the_others),
     cmocka_unit_test(a_silent_rank_is_named_at_the_deadline),
+    cmocka_unit_test(some_of_the_ranks_come_together),
     cmocka_unit_test(the_abort_word_ends_all_waits),
     cmocka_unit_test(nonsense_fails_the_group),
     cmocka_unit_test(a_rank_that_cannot_compute_says_so),

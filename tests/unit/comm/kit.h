@@ -14,10 +14,12 @@
 #define KIT_SCALE     8u
 #define KIT_OUTPUT    512u
 #define KIT_CONNECT_S 30u
+#define KIT_LAYERS    3u
+#define KIT_SLOTS     16u
 
 typedef struct kit_rank {
     com_group *group;
-    uint16_t rank_of[KIT_EXPERTS];
+    uint16_t slots[KIT_LAYERS * COM_RANKS_MAX * KIT_SLOTS];
     com_layout layout;
     uint8_t *returns;
     uint8_t rows[KIT_ROWS * KIT_ROW], scales[KIT_ROWS * KIT_SCALE];
@@ -26,18 +28,45 @@ typedef struct kit_rank {
     uint32_t *stacked; /* their places: in reverse, as a stacking by expert might have it */
 } kit_rank;
 
+static inline uint16_t *kit_slots_of(kit_rank *r, uint32_t size, uint32_t layer, uint32_t rank)
+{
+    return r->slots + (layer * size + rank) * KIT_SLOTS;
+}
+
+/* Each expert on one rank in the first layer, on two in the second, in the third on as many as have
+ * room. */
 static inline void kit_layout(kit_rank *r, uint32_t size)
 {
-    for (uint32_t e = 0; e < KIT_EXPERTS; e++)
-        r->rank_of[e] = (uint16_t)(e * size / KIT_EXPERTS);
+    for (uint32_t layer = 0; layer < KIT_LAYERS; layer++) {
+        uint32_t used[COM_RANKS_MAX] = {0}, copies = layer < 2 ? layer + 1 : size;
+        copies = copies < size ? copies : size;
+        for (uint32_t i = 0; i < size * KIT_SLOTS; i++)
+            kit_slots_of(r, size, layer, 0)[i] = COM_NO_EXPERT;
+        for (uint32_t i = 0; i < copies * KIT_EXPERTS; i++) {
+            uint32_t e = i % KIT_EXPERTS;
+            uint32_t rank = (e * size / KIT_EXPERTS + i / KIT_EXPERTS) % size;
+            if (used[rank] < KIT_SLOTS)
+                kit_slots_of(r, size, layer, rank)[used[rank]++] = (uint16_t)e;
+        }
+    }
     r->layout = (com_layout){.rows_max = KIT_ROWS,
                              .chosen = KIT_CHOSEN,
                              .expert_count = KIT_EXPERTS,
                              .row_bytes = KIT_ROW,
                              .scale_bytes = KIT_SCALE,
                              .output_bytes = KIT_OUTPUT,
-                             .placement_version = 1,
-                             .rank_of = r->rank_of};
+                             .layer_count = KIT_LAYERS,
+                             .slot_count = KIT_SLOTS,
+                             .slots = r->slots};
+}
+
+static inline bool kit_holds(kit_rank *r, uint32_t layer, uint32_t rank, uint32_t expert)
+{
+    const uint16_t *slots = kit_slots_of(r, com_group_size(r->group), layer, rank);
+    for (uint32_t i = 0; i < KIT_SLOTS; i++)
+        if (slots[i] == expert)
+            return true;
+    return false;
 }
 
 /* Once connected. */
@@ -103,13 +132,15 @@ static inline void kit_compute(kit_rank *r, const com_part *parts)
     }
 }
 
-static inline void kit_check(const kit_rank *r, uint32_t count)
+static inline void kit_check(kit_rank *r, uint32_t layer, uint32_t count)
 {
     uint8_t want[KIT_OUTPUT];
+    uint32_t window = KIT_ROWS * KIT_CHOSEN;
     for (uint32_t i = 0; i < count * KIT_CHOSEN; i++) {
         uint32_t row = i / KIT_CHOSEN, expert = r->experts[i];
-        bool local = r->rank_of[expert] == com_group_rank(r->group);
-        assert_int_equal(r->places[i] == COM_LOCAL, local);
+        bool local = r->places[i] == COM_LOCAL;
+        uint32_t rank = local ? com_group_rank(r->group) : r->places[i] / window;
+        assert_true(kit_holds(r, layer, rank, expert));
         if (local)
             continue;
         kit_expert(r->rows + row * KIT_ROW, r->scales + row * KIT_SCALE, expert, want);
@@ -117,19 +148,19 @@ static inline void kit_check(const kit_rank *r, uint32_t count)
     }
 }
 
-static inline sl_status kit_layer(kit_rank *r, uint64_t stream, bool faulty, uint32_t *out_faulty,
-                                  sl_err *err)
+static inline sl_status kit_layer(kit_rank *r, uint32_t layer, uint64_t stream, bool faulty,
+                                  uint32_t *out_faulty, sl_err *err)
 {
     com_part parts[COM_RANKS_MAX];
     uint32_t count = kit_fill(r, stream);
-    const com_rows rows = {count, r->rows, r->scales, r->experts};
+    const com_rows rows = {layer, count, r->rows, r->scales, r->experts};
     SL_TRY(com_dispatch_post(r->group, &rows, r->places, err));
     SL_TRY(com_dispatch_wait(r->group, parts, err));
     kit_compute(r, parts);
     SL_TRY(com_combine_post(r->group, r->outputs, r->stacked, faulty, err));
     SL_TRY(com_combine_wait(r->group, out_faulty, err));
     if (*out_faulty == com_group_size(r->group))
-        kit_check(r, count);
+        kit_check(r, layer, count);
     return sl_ok();
 }
 
@@ -138,16 +169,17 @@ static inline sl_status kit_run(kit_rank *r, uint32_t run, uint32_t layers, sl_e
 {
     com_header headers[COM_RANKS_MAX];
     uint32_t rank = com_group_rank(r->group), size = com_group_size(r->group), faulty;
-    const com_header mine = {.wish = rank + 1, .rows = run % 100, .rank_mask = (1u << size) - 1};
+    uint64_t mask = com_group_mask(r->group);
+    const com_header mine = {.wish = rank + 1, .rows = run % 100, .rank_mask = mask};
     SL_TRY(com_header_post(r->group, &mine, err));
     SL_TRY(com_header_wait(r->group, headers, err));
     for (uint32_t i = 0; i < size; i++) {
-        assert_int_equal(headers[i].wish, i + 1);
-        assert_int_equal(headers[i].rows, run % 100);
+        assert_int_equal(headers[i].wish, mask >> i & 1 ? i + 1 : 0);
+        assert_int_equal(headers[i].rows, mask >> i & 1 ? run % 100 : 0);
     }
     for (uint32_t layer = 0; layer < layers; layer++) {
-        SL_TRY(
-            kit_layer(r, 1 + rank + size * (layer + (uint64_t)layers * run), false, &faulty, err));
+        SL_TRY(kit_layer(r, layer % KIT_LAYERS, 1 + rank + size * (layer + (uint64_t)layers * run),
+                         false, &faulty, err));
         assert_int_equal(faulty, size);
     }
     return sl_ok();

@@ -77,12 +77,11 @@ static inline void kit_open(kit_play *p)
 }
 
 /* Some of those that generate get drafts. */
-static inline void kit_draft(kit_play *p)
+static inline sl_status kit_draft(kit_play *p, sl_err *err)
 {
     eng_drafts drafts[KIT_ACTIVE];
     kit_stream *of[KIT_ACTIVE];
     uint32_t count = 0;
-    sl_err err;
     for (uint32_t i = 0; i < p->active_count; i++) {
         kit_stream *s = p->active[i];
         uint32_t length = eng_sequence_length(s->sequence), wanted = kit_pick(p, 4);
@@ -96,12 +95,13 @@ static inline void kit_draft(kit_play *p)
             (eng_drafts){.sequence = s->sequence, .next_token = s->tokens[length], .count = wanted};
     }
     if (count == 0)
-        return;
-    assert_ok(eng_draft_many(p->engine, drafts, count, &err), &err);
+        return sl_ok();
+    SL_TRY(eng_draft_many(p->engine, drafts, count, err));
     for (uint32_t i = 0; i < count; i++) {
         of[i]->draft_count = drafts[i].count;
         memcpy(of[i]->drafts, drafts[i].tokens, sizeof(drafts[i].tokens));
     }
+    return sl_ok();
 }
 
 /* Chunks of prompts, single rows, rows with drafts, all in one batch. */
@@ -109,7 +109,7 @@ static inline sl_status kit_step(kit_play *p, sl_err *err)
 {
     eng_span spans[KIT_ACTIVE];
     uint32_t buffer[KIT_ROWS + KIT_ACTIVE * ENG_DRAFTS_MAX], at = 0, rows = 0, row = 0;
-    kit_draft(p);
+    SL_TRY(kit_draft(p, err));
     for (uint32_t i = 0; i < p->active_count; i++) {
         kit_stream *s = p->active[i];
         uint32_t length = eng_sequence_length(s->sequence), count = s->known - length;
