@@ -22,6 +22,7 @@ typedef struct ctl_options {
     uint64_t call_timeout_ns;
     uint64_t timeout_ns; /* drain, weights reload; 0 = as the command says */
     uint64_t interval_ns;
+    uint64_t window_ns;
     int64_t count;
     int64_t limit;
     int64_t weights_version;

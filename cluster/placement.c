@@ -91,6 +91,75 @@ sl_status clu_place_check(const clu_place_shape *shape, const uint16_t *slots, s
     return sl_ok();
 }
 
+/* ---- moving little ---- */
+
+static bool slots_have(const uint16_t *slots, uint32_t count, uint16_t expert)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (slots[i] == expert)
+            return true;
+    return false;
+}
+
+/* Experts of `after` that `before` has not; both of one rank in a layer. */
+static uint32_t rank_moves(const clu_place_shape *shape, const uint16_t *before,
+                           const uint16_t *after)
+{
+    uint32_t moves = 0;
+    for (uint32_t i = 0; i < shape->slots; i++)
+        moves += !slots_have(after, i, after[i]) && !slots_have(before, shape->slots, after[i]);
+    return moves;
+}
+
+uint64_t clu_place_moves(const clu_place_shape *shape, const uint16_t *before,
+                         const uint16_t *after)
+{
+    uint64_t moves = 0;
+    for (size_t at = 0; at < (size_t)shape->layers * shape->ranks; at++)
+        moves += rank_moves(shape, before + at * shape->slots, after + at * shape->slots);
+    return moves;
+}
+
+/* The pair of a rank and a list, neither given yet, with the fewest moves; ties to the lower. */
+static void best_pair(const clu_place_shape *shape, const uint16_t *before, const uint16_t *lists,
+                      const bool *rank_done, const bool *list_done, uint32_t *out_rank,
+                      uint32_t *out_list)
+{
+    uint32_t best = UINT32_MAX;
+    for (uint32_t rank = 0; rank < shape->ranks; rank++) {
+        for (uint32_t list = 0; list < shape->ranks && !rank_done[rank]; list++) {
+            if (list_done[list])
+                continue;
+            uint32_t moves = rank_moves(shape, before + (size_t)rank * shape->slots,
+                                        lists + (size_t)list * shape->slots);
+            if (moves >= best)
+                continue;
+            best = moves;
+            *out_rank = rank;
+            *out_list = list;
+        }
+    }
+}
+
+void clu_place_keep(const clu_place_shape *shape, const uint16_t *before, uint16_t *slots)
+{
+    size_t of_layer = (size_t)shape->ranks * shape->slots;
+    uint16_t *lists = sl_alloc(of_layer, sizeof(*lists), "placement lists");
+    for (uint32_t layer = 0; layer < shape->layers; layer++) {
+        bool rank_done[CLU_PLACE_RANKS_MAX] = {false}, list_done[CLU_PLACE_RANKS_MAX] = {false};
+        uint16_t *of = slots + layer * of_layer;
+        memcpy(lists, of, of_layer * sizeof(*lists));
+        for (uint32_t i = 0; i < shape->ranks; i++) {
+            uint32_t rank = 0, list = 0;
+            best_pair(shape, before + layer * of_layer, lists, rank_done, list_done, &rank, &list);
+            rank_done[rank] = list_done[list] = true;
+            memcpy(of + (size_t)rank * shape->slots, lists + (size_t)list * shape->slots,
+                   shape->slots * sizeof(*of));
+        }
+    }
+    sl_free(lists);
+}
+
 /* ---- healing ---- */
 
 /* Copies of each expert among the slots that are left. */

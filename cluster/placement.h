@@ -45,6 +45,12 @@ SL_MUST_USE sl_status clu_place_plan(const clu_place_shape *shape, const double 
 /* A table from elsewhere: experts in range, each there. SL_INVALID names the layer. */
 SL_MUST_USE sl_status clu_place_check(const clu_place_shape *shape, const uint16_t *slots,
                                       sl_err *err);
+/* Ranks are alike: in each layer, exchanges what `slots` gives them so that they keep as much as
+ * they can of what `before` gives them. Balance stays as it is. For a shape of one host. */
+void clu_place_keep(const clu_place_shape *shape, const uint16_t *before, uint16_t *slots);
+/* Experts that a rank has in `after` and not in `before`, over all ranks and layers. */
+uint64_t clu_place_moves(const clu_place_shape *shape, const uint16_t *before,
+                         const uint16_t *after);
 /* What `slots`, a checked table, becomes with only the ranks of `mask`: the slots of the others are
  * CLU_PLACE_EMPTY, and experts that only those held take the place of copies of others, each where
  * the fewest have come to. Equal input gives equal output, so ranks need not tell each other.

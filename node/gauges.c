@@ -80,12 +80,11 @@ static void update_ranks(nod_host *host)
     *seen = now;
 }
 
-void nod_gauges_group(nod_host *host, com_group *group, uint64_t placement)
+void nod_gauges_group(nod_host *host, com_group *group)
 {
     if (host->group && host->ep_ranks)
         update_ranks(host);
     host->group = group;
-    host->placement = placement;
     host->ep_seen = (com_stats){0};
     if (host->ep_ranks)
         show_formation(host);

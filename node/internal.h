@@ -61,7 +61,7 @@ struct nod_host {
     sl_metric *ep_placement, *ep_formations, *expert_tokens;
     uint64_t *expert_rows, *expert_seen; /* [moe_layers][experts], [experts] */
     com_stats ep_seen;
-    uint64_t placement; /* version in use */
+    uint64_t formation, placement; /* number and version in use */
     uint32_t context_max;
     uint32_t rows_max; /* of one step of the engine */
 };
@@ -129,14 +129,14 @@ void nod_ranks_stop(nod_host *host);
 void nod_ranks_destroy(nod_host *host);
 
 /* service.c: the Node service's handlers. */
-#define NOD_HANDLERS 5
+#define NOD_HANDLERS 6
 void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS]);
 
 /* gauges.c */
 void nod_gauges_create(nod_host *host);
 void nod_gauges_update(nod_host *host);
 /* Another group is in use. */
-void nod_gauges_group(nod_host *host, com_group *group, uint64_t placement);
+void nod_gauges_group(nod_host *host, com_group *group);
 void nod_gauges_destroy(nod_host *host);
 
 #endif

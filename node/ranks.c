@@ -201,7 +201,9 @@ static void took(nod_ranks *ranks, uint64_t number)
                 "; %u experts came, ready in %.3f s, %.1f MB of experts",
                 number, list, made->placement, made->loaded, made->seconds,
                 (double)eng_model_expert_bytes(host->model) / 1e6);
-        nod_gauges_group(host, made->formation.group, made->placement);
+        host->formation = number;
+        host->placement = made->placement;
+        nod_gauges_group(host, made->formation.group);
         clu_ranks_used(ranks->records, number, made->mask, made->placement);
     }
     ranks->used = number;

@@ -1,6 +1,8 @@
 /* The Node service: what this node is, and the operator's hand on it. Thread: control loop. */
 #include <stdio.h>
 
+#include "base/alloc.h"
+#include "engine/parallel.h"
 #include "node/internal.h"
 #include "proto/sluice/v1/node.pb-c.h"
 
@@ -61,6 +63,32 @@ static void on_resume(void *context, rpc_server_call *call, const ProtobufCMessa
     rpc_server_call_reply(call, &reply.base);
 }
 
+static void on_experts(void *context, rpc_server_call *call, const ProtobufCMessage *request)
+{
+    const nod_host *host = context;
+    if (!host->group) {
+        rpc_server_call_finish(call, SL_UNSUPPORTED, "the node is no rank of several");
+        return;
+    }
+    const mdl_shape *shape = eng_model_shape(host->model);
+    size_t count = (size_t)eng_moe_layers(shape) * (size_t)shape->expert_count;
+    Sluice__V1__ExpertsReply reply = SLUICE__V1__EXPERTS_REPLY__INIT;
+    reply.instance = (char *)host->options->instance;
+    reply.rank = (uint32_t)host->options->ep_rank;
+    reply.ranks = (uint32_t)host->options->ep_size;
+    reply.ranks_present = com_group_mask(host->group);
+    reply.formation = host->formation;
+    reply.placement_version = host->placement;
+    reply.layers = eng_moe_layers(shape);
+    reply.experts = (uint32_t)shape->expert_count;
+    reply.expert_bytes = eng_model_expert_bytes(host->model);
+    reply.n_rows = count;
+    reply.rows = sl_alloc(count, sizeof(*reply.rows), "expert loads");
+    eng_engine_expert_loads(host->engine, reply.rows);
+    rpc_server_call_reply(call, &reply.base);
+    sl_free(reply.rows);
+}
+
 void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS])
 {
     out_handlers[0] = (rpc_handler){&rpc_method_node_get_status, on_status, host};
@@ -69,4 +97,5 @@ void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS]
         (rpc_handler){&rpc_method_node_reload_weights, nod_reload_on_call, host->reload};
     out_handlers[3] = (rpc_handler){&rpc_method_node_resume, on_resume, host};
     out_handlers[4] = (rpc_handler){&rpc_method_node_get_ledger, nod_ledger_on_call, host->ledger};
+    out_handlers[5] = (rpc_handler){&rpc_method_node_get_experts, on_experts, host};
 }

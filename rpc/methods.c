@@ -160,6 +160,11 @@ const rpc_method rpc_method_node_get_ledger = {
     &sluice__v1__ledger_request__descriptor,
     &sluice__v1__ledger_part__descriptor};
 
+const rpc_method rpc_method_node_get_experts = {
+    "/sluice.v1.Node/GetExperts", RPC_UNARY,
+    &sluice__v1__experts_request__descriptor,
+    &sluice__v1__experts_reply__descriptor};
+
 const rpc_method rpc_method_prefill_run = {
     "/sluice.v1.Prefill/Run", RPC_SERVER_STREAM,
     &sluice__v1__prefill_request__descriptor,

@@ -2,6 +2,7 @@
 they serve, a rank dies and comes back, and no stream is wrong."""
 
 import json
+import random
 import re
 import statistics
 import subprocess
@@ -99,19 +100,19 @@ def end_streams(streams, what):
     compare([stream.item for stream in streams], [stream.answer for stream in streams], what)
 
 
-def placement_key(cluster, instance="decode-0"):
+def placement_key(cluster, instance):
     return f"/sluice/v1/{cluster.state['cluster']}/placement/{instance}"
 
 
-def read_placement(cluster):
-    found = json.loads(cluster.etcdctl("get", placement_key(cluster), "-w", "json"))["kvs"][0]
-    text = cluster.etcdctl("get", "--print-value-only", placement_key(cluster))
+def read_placement(cluster, instance="decode-0"):
+    found = json.loads(cluster.etcdctl("get", placement_key(cluster, instance), "-w", "json"))["kvs"][0]
+    text = cluster.etcdctl("get", "--print-value-only", placement_key(cluster, instance))
     return json.loads(text), found["mod_revision"]
 
 
-def write_placement(cluster, table, revision):
+def write_placement(cluster, table, revision, instance="decode-0"):
     """As an operator would: a transaction that compares the revision. Whether it took place."""
-    key = placement_key(cluster)
+    key = placement_key(cluster, instance)
     text = f'mod("{key}") = "{revision}"\n\nput {key} {json.dumps(json.dumps(table))}\n\n\n'
     done = subprocess.run(["etcdctl", "--endpoints", ",".join(cluster.state["etcd"]), "txn"], input=text, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -197,6 +198,89 @@ def test_a_rank_of_four_dies_and_comes_back():
         assert ep_metric(cluster, "decode-0-2", "expert_bytes") > 0 and cluster.metric("decode-0-2", "sluice_expert_tokens_total") > 0
         check_death(cluster, work, "decode-0-0", "rank 0 of four was killed")  # which proposes, as the lowest
         cluster.wait_at_rest()
+
+
+def placement(cluster, verb, *arguments):
+    done = cluster.ctl("placement", verb, "decode-0", "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_skewed_load_is_spread():
+    """The same prompt again and again wants few experts: sluicectl measures that, plans, applies it while streams run; afterwards the ranks are
+    loaded more evenly, by what they have really worked on."""
+    work = [(prompts(1, 30, 40)[0], 400, 0.0, 7)] * 8
+    with Cluster("ep-skew", "--decode-ep", 4, "--threads", 1, "--router-args=--self-prefill=false", "--env", "*:SLUICE_FAULTS=decode.step=slow=30") as cluster:
+        streams = start_streams(cluster, work)
+        wait_for(lambda: generated(cluster) > 40, "tokens")
+        before = placement(cluster, "show", "--window", "4s")
+        assert before["version"] == 1 and len(before["ranks"]) == 4 and all(rank["rows"] > 0 for rank in before["ranks"]), before
+        for dry in (placement(cluster, "plan", "--window", "4s"), placement(cluster, "apply", "--dry-run", "--window", "4s")):
+            assert not dry["applied"] and dry["worth_it"] and dry["imbalance_after"] < dry["imbalance_before"], dry
+        assert placement(cluster, "show")["version"] == 1
+        begun = time.monotonic()
+        done = placement(cluster, "apply")
+        ended = time.monotonic()
+        assert done["applied"] and done["moves"] > 0 and done["bytes"] > 0 and done["version"] == 2, done
+        after = placement(cluster, "show", "--window", "4s")
+        assert after["version"] == 2 and all(rank["placement"] == 2 for rank in after["ranks"]), after
+        assert not placement(cluster, "apply")["applied"], "it was worth it twice"
+        end_streams(streams, "during a rebalance")
+        gaps = [gap for stream in streams for gap in stream.gaps()]
+        during = [late - at for stream in streams for at, late in zip(stream.times, stream.times[1:]) if begun <= late and at <= ended]
+        print(f"imbalance {before['imbalance_measured']:.3f} -> {after['imbalance_measured']:.3f} measured (planned {done['imbalance_before']:.3f} -> "
+              f"{done['imbalance_after']:.3f}), {done['moves']} experts moved, {done['bytes'] / 1e6:.1f} MB, in use after {done['seconds']:.2f} s; "
+              f"slowest token during it {max(during) * 1e3:.0f} ms, median {statistics.median(gaps) * 1e3:.0f} ms", flush=True)
+        assert after["imbalance_measured"] < before["imbalance_measured"], (before, after)
+        audit = cluster.etcdctl("get", "--prefix", f"/sluice/v1/{cluster.state['cluster']}/audit/")
+        assert '"placement"' in audit and "version 2" in audit, audit
+        cluster.wait_at_rest()
+        for words, text in ((("nowhere",), "no placement of an instance nowhere"), (("Wrong",), "lower-case")):
+            wrong = cluster.ctl("placement", "show", *words)
+            assert wrong.returncode == 1 and text in wrong.stderr, wrong
+        by_router = cluster.ctl_router("placement", "show", "decode-0")
+        assert by_router.returncode == 1 and "--etcd" in by_router.stderr, by_router
+        text = cluster.ctl("placement", "show", "decode-0")
+        assert text.returncode == 0 and "RANK" in text.stdout and "decode-0-3" in text.stdout, text
+
+
+def shuffled(table, source):
+    """Another table of that form: every expert somewhere, the rest of the slots by dice."""
+    experts, slots, ranks = table["experts"], table["slots"], len(table["layers"][0])
+    layers = []
+    for _ in table["layers"]:
+        order = list(range(experts)) + [source.randrange(experts) for _ in range(ranks * slots - experts)]
+        source.shuffle(order)
+        layers.append([order[rank * slots:(rank + 1) * slots] for rank in range(ranks)])
+    return dict(table, version=table["version"] + 1, layers=layers)
+
+
+def full_placements():
+    """56 prompts in mixed batches while both instances get one placement by dice after the other: every answer is that of one process."""
+    source, over, count = random.Random(5), threading.Event(), [0]
+    work = work_list(48, 8, 0)
+
+    def shuffle(cluster):
+        while not over.is_set():
+            for instance, name in (("decode-0", "decode-0-0"), ("prefill-0", "prefill-0-0")):
+                table, revision = read_placement(cluster, instance)
+                table = shuffled(table, source)
+                assert write_placement(cluster, table, revision, instance)
+                wait_for(lambda: over.is_set() or ep_metric(cluster, name, "placement_version") == table["version"], "the next placement")
+                count[0] += 1
+
+    with Cluster("ep-placements", "--prefill-ep", 3, "--decode-ep", 4, "--threads", 1, "--node-args", "--chunk-tokens 256",
+                 "--router-args=--self-prefill=false") as cluster:
+        thread = threading.Thread(target=shuffle, args=(cluster,))
+        thread.start()
+        answers = ask_all(cluster, work, 16)
+        over.set()
+        thread.join()
+        compare(work, answers, "under changing placements")
+        check_shares(cluster, {"prefill": 3, "decode": 4})
+        cluster.wait_at_rest()
+    print(f"{len(work)} prompts equal under {count[0]} placements", flush=True)
+    assert count[0] > 3, count
 
 
 def full_sizes():

@@ -682,6 +682,96 @@ void   sluice__v1__ledger_part__free_unpacked
   assert(message->base.descriptor == &sluice__v1__ledger_part__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   sluice__v1__experts_request__init
+                     (Sluice__V1__ExpertsRequest         *message)
+{
+  static const Sluice__V1__ExpertsRequest init_value = SLUICE__V1__EXPERTS_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__experts_request__get_packed_size
+                     (const Sluice__V1__ExpertsRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__experts_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__experts_request__pack
+                     (const Sluice__V1__ExpertsRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__experts_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__experts_request__pack_to_buffer
+                     (const Sluice__V1__ExpertsRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__experts_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__ExpertsRequest *
+       sluice__v1__experts_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__ExpertsRequest *)
+     protobuf_c_message_unpack (&sluice__v1__experts_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__experts_request__free_unpacked
+                     (Sluice__V1__ExpertsRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__experts_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__experts_reply__init
+                     (Sluice__V1__ExpertsReply         *message)
+{
+  static const Sluice__V1__ExpertsReply init_value = SLUICE__V1__EXPERTS_REPLY__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__experts_reply__get_packed_size
+                     (const Sluice__V1__ExpertsReply *message)
+{
+  assert(message->base.descriptor == &sluice__v1__experts_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__experts_reply__pack
+                     (const Sluice__V1__ExpertsReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__experts_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__experts_reply__pack_to_buffer
+                     (const Sluice__V1__ExpertsReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__experts_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__ExpertsReply *
+       sluice__v1__experts_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__ExpertsReply *)
+     protobuf_c_message_unpack (&sluice__v1__experts_reply__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__experts_reply__free_unpacked
+                     (Sluice__V1__ExpertsReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__experts_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 #define sluice__v1__node_status_request__field_descriptors NULL
 #define sluice__v1__node_status_request__field_indices_by_name NULL
 #define sluice__v1__node_status_request__number_ranges NULL
@@ -1881,6 +1971,179 @@ const ProtobufCMessageDescriptor sluice__v1__ledger_part__descriptor =
   (ProtobufCMessageInit) sluice__v1__ledger_part__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
+#define sluice__v1__experts_request__field_descriptors NULL
+#define sluice__v1__experts_request__field_indices_by_name NULL
+#define sluice__v1__experts_request__number_ranges NULL
+const ProtobufCMessageDescriptor sluice__v1__experts_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.ExpertsRequest",
+  "ExpertsRequest",
+  "Sluice__V1__ExpertsRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__ExpertsRequest),
+  0,
+  sluice__v1__experts_request__field_descriptors,
+  sluice__v1__experts_request__field_indices_by_name,
+  0,  sluice__v1__experts_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__experts_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__experts_reply__field_descriptors[10] =
+{
+  {
+    "instance",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ExpertsReply, instance),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "rank",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ExpertsReply, rank),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "ranks",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ExpertsReply, ranks),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "ranks_present",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ExpertsReply, ranks_present),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "formation",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ExpertsReply, formation),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "placement_version",
+    6,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ExpertsReply, placement_version),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "layers",
+    7,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ExpertsReply, layers),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "experts",
+    8,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ExpertsReply, experts),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "expert_bytes",
+    9,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ExpertsReply, expert_bytes),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "rows",
+    10,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_UINT64,
+    offsetof(Sluice__V1__ExpertsReply, n_rows),
+    offsetof(Sluice__V1__ExpertsReply, rows),
+    NULL,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_PACKED,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__experts_reply__field_indices_by_name[] = {
+  8,   /* field[8] = expert_bytes */
+  7,   /* field[7] = experts */
+  4,   /* field[4] = formation */
+  0,   /* field[0] = instance */
+  6,   /* field[6] = layers */
+  5,   /* field[5] = placement_version */
+  1,   /* field[1] = rank */
+  2,   /* field[2] = ranks */
+  3,   /* field[3] = ranks_present */
+  9,   /* field[9] = rows */
+};
+static const ProtobufCIntRange sluice__v1__experts_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 10 }
+};
+const ProtobufCMessageDescriptor sluice__v1__experts_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.ExpertsReply",
+  "ExpertsReply",
+  "Sluice__V1__ExpertsReply",
+  "sluice.v1",
+  sizeof(Sluice__V1__ExpertsReply),
+  10,
+  sluice__v1__experts_reply__field_descriptors,
+  sluice__v1__experts_reply__field_indices_by_name,
+  1,  sluice__v1__experts_reply__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__experts_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
 static const ProtobufCEnumValue sluice__v1__ledger_tier__enum_values_by_number[2] =
 {
   { "LEDGER_TIER_MEMORY", "SLUICE__V1__LEDGER_TIER__LEDGER_TIER_MEMORY", 0 },
@@ -1943,16 +2206,18 @@ const ProtobufCEnumDescriptor sluice__v1__ledger_state__descriptor =
   sluice__v1__ledger_state__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };
-static const ProtobufCMethodDescriptor sluice__v1__node__method_descriptors[5] =
+static const ProtobufCMethodDescriptor sluice__v1__node__method_descriptors[6] =
 {
   { "GetStatus", &sluice__v1__node_status_request__descriptor, &sluice__v1__node_status__descriptor },
   { "Drain", &sluice__v1__drain_request__descriptor, &sluice__v1__drain_reply__descriptor },
   { "Resume", &sluice__v1__resume_request__descriptor, &sluice__v1__resume_reply__descriptor },
   { "ReloadWeights", &sluice__v1__reload_weights_request__descriptor, &sluice__v1__reload_weights_reply__descriptor },
   { "GetLedger", &sluice__v1__ledger_request__descriptor, &sluice__v1__ledger_part__descriptor },
+  { "GetExperts", &sluice__v1__experts_request__descriptor, &sluice__v1__experts_reply__descriptor },
 };
 const unsigned sluice__v1__node__method_indices_by_name[] = {
   1,        /* Drain */
+  5,        /* GetExperts */
   4,        /* GetLedger */
   0,        /* GetStatus */
   3,        /* ReloadWeights */
@@ -1965,7 +2230,7 @@ const ProtobufCServiceDescriptor sluice__v1__node__descriptor =
   "Node",
   "Sluice__V1__Node",
   "sluice.v1",
-  5,
+  6,
   sluice__v1__node__method_descriptors,
   sluice__v1__node__method_indices_by_name
 };
@@ -2008,6 +2273,14 @@ void sluice__v1__node__get_ledger(ProtobufCService *service,
 {
   assert(service->descriptor == &sluice__v1__node__descriptor);
   service->invoke(service, 4, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void sluice__v1__node__get_experts(ProtobufCService *service,
+                                   const Sluice__V1__ExpertsRequest *input,
+                                   Sluice__V1__ExpertsReply_Closure closure,
+                                   void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__node__descriptor);
+  service->invoke(service, 5, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__node__init (Sluice__V1__Node_Service *service,
                              Sluice__V1__Node_ServiceDestroy destroy)

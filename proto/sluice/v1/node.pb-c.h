@@ -31,6 +31,8 @@ typedef struct Sluice__V1__LedgerHolder Sluice__V1__LedgerHolder;
 typedef struct Sluice__V1__LedgerRun Sluice__V1__LedgerRun;
 typedef struct Sluice__V1__LedgerBinding Sluice__V1__LedgerBinding;
 typedef struct Sluice__V1__LedgerPart Sluice__V1__LedgerPart;
+typedef struct Sluice__V1__ExpertsRequest Sluice__V1__ExpertsRequest;
+typedef struct Sluice__V1__ExpertsReply Sluice__V1__ExpertsReply;
 
 
 /* --- enums --- */
@@ -335,6 +337,53 @@ struct  Sluice__V1__LedgerPart
     , NULL, 0,NULL, 0,NULL, 0,NULL }
 
 
+struct  Sluice__V1__ExpertsRequest
+{
+  ProtobufCMessage base;
+};
+#define SLUICE__V1__EXPERTS_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__experts_request__descriptor) \
+     }
+
+
+struct  Sluice__V1__ExpertsReply
+{
+  ProtobufCMessage base;
+  char *instance;
+  uint32_t rank;
+  /*
+   * of the instance
+   */
+  uint32_t ranks;
+  /*
+   * those that step together, as bits
+   */
+  uint64_t ranks_present;
+  uint64_t formation;
+  /*
+   * in use
+   */
+  uint64_t placement_version;
+  /*
+   * with experts, the MTP layer last
+   */
+  uint32_t layers;
+  uint32_t experts;
+  /*
+   * memory of those that this rank holds
+   */
+  uint64_t expert_bytes;
+  /*
+   * [layers][experts], that this rank's experts have worked on since its start
+   */
+  size_t n_rows;
+  uint64_t *rows;
+};
+#define SLUICE__V1__EXPERTS_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__experts_reply__descriptor) \
+    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0, 0, 0,NULL }
+
+
 /* Sluice__V1__NodeStatusRequest methods */
 void   sluice__v1__node_status_request__init
                      (Sluice__V1__NodeStatusRequest         *message);
@@ -620,6 +669,44 @@ Sluice__V1__LedgerPart *
 void   sluice__v1__ledger_part__free_unpacked
                      (Sluice__V1__LedgerPart *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__ExpertsRequest methods */
+void   sluice__v1__experts_request__init
+                     (Sluice__V1__ExpertsRequest         *message);
+size_t sluice__v1__experts_request__get_packed_size
+                     (const Sluice__V1__ExpertsRequest   *message);
+size_t sluice__v1__experts_request__pack
+                     (const Sluice__V1__ExpertsRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__experts_request__pack_to_buffer
+                     (const Sluice__V1__ExpertsRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__ExpertsRequest *
+       sluice__v1__experts_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__experts_request__free_unpacked
+                     (Sluice__V1__ExpertsRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__ExpertsReply methods */
+void   sluice__v1__experts_reply__init
+                     (Sluice__V1__ExpertsReply         *message);
+size_t sluice__v1__experts_reply__get_packed_size
+                     (const Sluice__V1__ExpertsReply   *message);
+size_t sluice__v1__experts_reply__pack
+                     (const Sluice__V1__ExpertsReply   *message,
+                      uint8_t             *out);
+size_t sluice__v1__experts_reply__pack_to_buffer
+                     (const Sluice__V1__ExpertsReply   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__ExpertsReply *
+       sluice__v1__experts_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__experts_reply__free_unpacked
+                     (Sluice__V1__ExpertsReply *message,
+                      ProtobufCAllocator *allocator);
 /* --- per-message closures --- */
 
 typedef void (*Sluice__V1__NodeStatusRequest_Closure)
@@ -667,6 +754,12 @@ typedef void (*Sluice__V1__LedgerBinding_Closure)
 typedef void (*Sluice__V1__LedgerPart_Closure)
                  (const Sluice__V1__LedgerPart *message,
                   void *closure_data);
+typedef void (*Sluice__V1__ExpertsRequest_Closure)
+                 (const Sluice__V1__ExpertsRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__ExpertsReply_Closure)
+                 (const Sluice__V1__ExpertsReply *message,
+                  void *closure_data);
 
 /* --- services --- */
 
@@ -694,6 +787,10 @@ struct Sluice__V1__Node_Service
                      const Sluice__V1__LedgerRequest *input,
                      Sluice__V1__LedgerPart_Closure closure,
                      void *closure_data);
+  void (*get_experts)(Sluice__V1__Node_Service *service,
+                      const Sluice__V1__ExpertsRequest *input,
+                      Sluice__V1__ExpertsReply_Closure closure,
+                      void *closure_data);
 };
 typedef void (*Sluice__V1__Node_ServiceDestroy)(Sluice__V1__Node_Service *);
 void sluice__v1__node__init (Sluice__V1__Node_Service *service,
@@ -706,7 +803,8 @@ void sluice__v1__node__init (Sluice__V1__Node_Service *service,
       function_prefix__ ## drain,\
       function_prefix__ ## resume,\
       function_prefix__ ## reload_weights,\
-      function_prefix__ ## get_ledger  }
+      function_prefix__ ## get_ledger,\
+      function_prefix__ ## get_experts  }
 void sluice__v1__node__get_status(ProtobufCService *service,
                                   const Sluice__V1__NodeStatusRequest *input,
                                   Sluice__V1__NodeStatus_Closure closure,
@@ -727,6 +825,10 @@ void sluice__v1__node__get_ledger(ProtobufCService *service,
                                   const Sluice__V1__LedgerRequest *input,
                                   Sluice__V1__LedgerPart_Closure closure,
                                   void *closure_data);
+void sluice__v1__node__get_experts(ProtobufCService *service,
+                                   const Sluice__V1__ExpertsRequest *input,
+                                   Sluice__V1__ExpertsReply_Closure closure,
+                                   void *closure_data);
 
 /* --- descriptors --- */
 
@@ -747,6 +849,8 @@ extern const ProtobufCMessageDescriptor sluice__v1__ledger_holder__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__ledger_run__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__ledger_binding__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__ledger_part__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__experts_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__experts_reply__descriptor;
 extern const ProtobufCServiceDescriptor sluice__v1__node__descriptor;
 
 PROTOBUF_C__END_DECLS
