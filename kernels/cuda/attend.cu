@@ -2,19 +2,24 @@
  *
  * A CTA owns up to 64 heads of one row and walks its list in blocks of 64 entries. One warpgroup
  * gathers cache rows and turns them into bf16 in shared memory (two buffers); two warpgroups
- * multiply: each scores 32 of the block's entries and owns 256 of the 512 value dimensions. Cycles
- * of a block and SM: scores 64 x 64 x 576 = 1,152, values 1,024 tensor cycles; about 1,000 issue
- * slots of conversion; bytes 64 x 656.
+ * multiply: each scores 32 of the block's entries and owns 256 of the 512 value dimensions. Where a
+ * row has an even number of sets of 64 heads, two CTAs of a cluster have two of them and turn half
+ * of each block each, which they copy to each other. Cycles of a block and SM: scores 64 x 64 x 576
+ * = 1,152, values 1,024 tensor cycles; about 500 issue slots of conversion (1,000 alone); bytes 64
+ * x 656, and 36 KB to and from the peer.
  *
  * Order (docs/CUDA-ORDER.md): score = one chain over 512 latent then 64 rope dimensions; m runs
  * over blocks; p = ex2(fma(s, c, -(m c))), c = scale * log2(e); o = o * alpha, then one chain over
  * the block's entries with p in bf16. Scores do not depend on each other nor value dimensions on
  * each other, so another split of either gives the same bits. */
-#include "kernels/cuda/attend.cuh"
+#include "kernels/cuda/attend_split.cuh"
 
 #define THREADS 384
+#define PAIR    2 /* CTAs that share the conversion */
+#define HALF    (BLOCK / PAIR)
+
 /* Sets of 64 heads up to which the split schedule is the faster one. */
-#define SPLIT_SETS_MAX 16u
+#define SPLIT_SETS_MAX 32u
 
 struct attend_smem {
     uint8_t q[CHUNKS * CHUNK];
@@ -26,34 +31,63 @@ struct attend_smem {
 
 /* ---- gathering ---- */
 
-/* One lane's share of a block: 16 entries a warp, 4 at once, 8 lanes each. */
-struct raw_block {
-    uint4 codes[4][4]; /* [entry 4 i + lane / 8][group] */
-    uint4 rope[4];
-    float4 scales; /* of entry lane % 16 */
+/* One lane's share of what the CTA turns of a block, all of it or its half: 16 entries a round, 8
+ * lanes each. */
+template <uint32_t ROUNDS> struct raw_block {
+    uint4 codes[ROUNDS][4]; /* [entry 16 i + thread / 8][group] */
+    uint4 rope[ROUNDS];
+    float4 scales; /* of the lane's entry */
 };
 
-/* Stores a block and, as its registers come free, loads the next one: next is the row of entry
- * lane % 16. factors: of that lane's entry now, as store_piece wants them. */
-template <bool EXACT>
-static __device__ __forceinline__ void turn_over(uint8_t *keys, raw_block &raw,
-                                                 const uint32_t *factors, const uint8_t *next)
+/* Stores a round of a block and, as its registers come free, loads the next block's: next is the
+ * row of the lane's entry, first the round's first entry. factors: of the lane's entry now, as
+ * store_piece wants them. */
+template <bool EXACT, uint32_t ROUNDS>
+static __device__ __forceinline__ void turn_round(uint8_t *keys, raw_block<ROUNDS> &raw, uint32_t i,
+                                                  uint32_t first, const uint32_t *factors,
+                                                  const uint8_t *next)
 {
-    uint32_t t = threadIdx.x % 128, lane = t % 32, c = lane % 8;
+    uint32_t lane = threadIdx.x % 32, c = lane % 8;
+    uint32_t peer = 4 * i + lane / 8, e = first + threadIdx.x % 128 / 8;
+    const uint8_t *from = (const uint8_t *)__shfl_sync(0xFFFFFFFFu, (uint64_t)next, peer);
 #pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-        uint32_t e = t / 32 * 16 + 4 * i + lane / 8, peer = 4 * i + lane / 8;
-        const uint8_t *from = (const uint8_t *)__shfl_sync(0xFFFFFFFFu, (uint64_t)next, peer);
+    for (uint32_t g = 0; g < 4; g++) {
+        store_piece<EXACT>(keys, e, g, c, raw.codes[i][g],
+                           __shfl_sync(0xFFFFFFFFu, factors[g], peer));
+        raw.codes[i][g] = __ldg((const uint4 *)(from + g * 128) + c);
+    }
+    *(uint4 *)(keys + 8 * CHUNK + e * 128 + ((c ^ (e % 8)) * 16)) = raw.rope[i];
+    raw.rope[i] = __ldg((const uint4 *)(from + LATENT_ROPE) + c);
+}
+
+/* 16 entries from `first` on are there: they go to the peer, too, whose own come with the barrier's
+ * bytes. */
+static __device__ __forceinline__ void share_round(uint8_t *keys, uint32_t first, uint32_t rank,
+                                                   uint64_t *full)
+{
+    fence_async();
+    bar_sync(3, 128);
+    uint32_t chunk = threadIdx.x % 128;
+    if (chunk < CHUNKS)
+        peer_copy(keys + chunk * CHUNK + first * 128, rank ^ 1, 16 * 128, full);
+}
+
+template <bool EXACT, bool SHARED, uint32_t ROUNDS>
+static __device__ __forceinline__ void turn_over(uint8_t *keys, raw_block<ROUNDS> &raw,
+                                                 uint32_t rank, const uint32_t *factors,
+                                                 const uint8_t *next, uint64_t *full)
+{
+    if (SHARED && threadIdx.x % 128 == 0)
+        barrier_expect(full, CHUNKS * CHUNK / PAIR);
 #pragma unroll
-        for (uint32_t g = 0; g < 4; g++) {
-            store_piece<EXACT>(keys, e, g, c, raw.codes[i][g],
-                               __shfl_sync(0xFFFFFFFFu, factors[g], peer));
-            raw.codes[i][g] = __ldg((const uint4 *)(from + g * 128) + c);
-        }
-        *(uint4 *)(keys + 8 * CHUNK + e * 128 + ((c ^ (e % 8)) * 16)) = raw.rope[i];
-        raw.rope[i] = __ldg((const uint4 *)(from + LATENT_ROPE) + c);
+    for (uint32_t i = 0; i < ROUNDS; i++) {
+        turn_round<EXACT>(keys, raw, i, rank * HALF + i * 16, factors, next);
+        if (SHARED)
+            share_round(keys, rank * HALF + i * 16, rank, full);
     }
     raw.scales = __ldg((const float4 *)(next + LATENT_SCALES));
+    fence_async();
+    barrier_arrive(full);
 }
 
 /* A row's way from the list to its bytes, one step a block: the loads depend on each other. */
@@ -62,22 +96,35 @@ struct row_chain {
     const uint8_t *row; /* of the block two ahead */
 };
 
+/* The lanes' rows into the L2. */
+template <uint32_t ROUNDS> static __device__ __forceinline__ void prefetch_row(const uint8_t *row)
+{
+    constexpr uint32_t PART = LATENT_ROW * ROUNDS / 8; /* of a lane */
+#pragma unroll
+    for (uint32_t i = 0; i < PART; i += 128)
+        asm volatile(
+            "prefetch.global.L2 [%0];" ::"l"(row + threadIdx.x % 32 / (4 * ROUNDS) * PART + i));
+}
+
 /* In one load 8 lanes read 128 bytes of a row: a load that touches 32 rows would take the L1 32
  * cycles. Rows of the block after next are prefetched into the L2. */
+template <bool SHARED>
 static __device__ __forceinline__ void gather(attend_smem &s, const krn_cuda_attend_params &p,
                                               uint32_t count, uint32_t sequence)
 {
-    uint32_t t = threadIdx.x % 128, lane = t % 32;
-    uint32_t mine = t / 32 * 16 + lane % 16; /* the entry whose way this lane follows */
+    constexpr uint32_t ROUNDS = SHARED ? HALF / 16 : BLOCK / 16;
+    uint32_t t = threadIdx.x % 128, lane = t % 32, rank = SHARED ? blockIdx.x % PAIR : 0;
+    uint32_t of = lane % (4 * ROUNDS); /* of the warp's: the entry whose way this lane follows */
+    uint32_t mine = rank * HALF + of / 4 * 16 + t / 32 * 4 + of % 4;
     const uint32_t *list = p.lists + (size_t)blockIdx.y * p.list_stride;
     const uint8_t *row = slot_row(p.cache, sequence, entry_slot(list, mine, count));
     const uint8_t *next = slot_row(p.cache, sequence, entry_slot(list, BLOCK + mine, count));
     row_chain ahead = {entry_slot(list, 3 * BLOCK + mine, count),
                        slot_row(p.cache, sequence, entry_slot(list, 2 * BLOCK + mine, count))};
     uint32_t blocks = (count + BLOCK - 1) / BLOCK;
-    raw_block raw;
+    raw_block<ROUNDS> raw;
 #pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
+    for (uint32_t i = 0; i < ROUNDS; i++) {
         const uint8_t *from =
             (const uint8_t *)__shfl_sync(0xFFFFFFFFu, (uint64_t)row, 4 * i + lane / 8);
 #pragma unroll
@@ -87,8 +134,7 @@ static __device__ __forceinline__ void gather(attend_smem &s, const krn_cuda_att
     }
     raw.scales = __ldg((const float4 *)(row + LATENT_SCALES));
     for (uint32_t b = 0; b < blocks; b++) {
-        for (uint32_t i = 0; i < 3; i++)
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(ahead.row + lane / 16 * 328 + i * 128));
+        prefetch_row<ROUNDS>(ahead.row);
         const uint8_t *after = ahead.row;
         ahead.row = slot_row(p.cache, sequence, ahead.slot);
         ahead.slot = entry_slot(list, (b + 4) * BLOCK + mine, count);
@@ -104,12 +150,10 @@ static __device__ __forceinline__ void gather(attend_smem &s, const krn_cuda_att
         if (b >= 2)
             barrier_wait(&s.empty[b % 2], (b / 2 - 1) & 1);
         if (__all_sync(0xFFFFFFFFu, exact))
-            turn_over<true>(s.keys[b % 2], raw, factors, next);
+            turn_over<true, SHARED>(s.keys[b % 2], raw, rank, factors, next, &s.full[b % 2]);
         else
-            turn_over<false>(s.keys[b % 2], raw, plain, next);
+            turn_over<false, SHARED>(s.keys[b % 2], raw, rank, plain, next, &s.full[b % 2]);
         next = after;
-        fence_async();
-        barrier_arrive(&s.full[b % 2]);
     }
 }
 
@@ -208,6 +252,7 @@ static __device__ __forceinline__ void attend_store(attend_smem &s, const krn_cu
     }
 }
 
+template <bool SHARED>
 static __device__ __forceinline__ void multiply(attend_smem &s, const krn_cuda_attend_params &p,
                                                 uint32_t count)
 {
@@ -231,20 +276,25 @@ static __device__ __forceinline__ void multiply(attend_smem &s, const krn_cuda_a
         value_block(s.p, s.keys[b % 2], group, b, o);
         mma_wait<0>();
         mma_pin<VALUES / 2>(o);
-        barrier_arrive(&s.empty[b % 2]);
+        if (SHARED && threadIdx.x % 32 < PAIR)
+            peer_arrive(&s.empty[b % 2], threadIdx.x % 32);
+        else if (!SHARED && threadIdx.x % 32 == 0)
+            barrier_arrive(&s.empty[b % 2]);
     }
     attend_store(s, p, state, o, group);
 }
 
+template <bool SHARED>
 static __global__ void __launch_bounds__(THREADS, 1) attend_kernel(const krn_cuda_attend_params p)
 {
     extern __shared__ uint8_t raw[];
     attend_smem &s = *(attend_smem *)(raw + ((1024 - (smem_at(raw) & 1023)) & 1023));
+    in_turn();
     uint32_t t = threadIdx.x, count = p.list_counts[blockIdx.y];
     if (t == 0) {
         for (int i = 0; i < 2; i++) {
-            barrier_init(&s.full[i], 128);
-            barrier_init(&s.empty[i], 256);
+            barrier_init(&s.full[i], SHARED ? 129 : 128);
+            barrier_init(&s.empty[i], SHARED ? 8 * PAIR : 8);
         }
         fence_async();
     }
@@ -263,13 +313,17 @@ static __global__ void __launch_bounds__(THREADS, 1) attend_kernel(const krn_cud
     copy_wait<0>();
     fence_async();
     __syncthreads();
-    if (t >= 256) { /* 120 * 128 + 192 * 256 = 168 * 384 registers */
+    if (SHARED)
+        cluster_barriers_ready();
+    if (t >= 256) { /* 168 * 384 registers in all */
         asm volatile("setmaxnreg.dec.sync.aligned.u32 120;");
-        gather(s, p, count, p.rows_at[blockIdx.y].sequence);
+        gather<SHARED>(s, p, count, p.rows_at[blockIdx.y].sequence);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 192;");
-        multiply(s, p, count);
+        multiply<SHARED>(s, p, count);
     }
+    if (SHARED)
+        cluster_end();
 }
 
 static uint32_t sets_of(uint32_t rows, uint32_t heads)
@@ -277,13 +331,13 @@ static uint32_t sets_of(uint32_t rows, uint32_t heads)
     return (heads + HEADS_A_CTA - 1) / HEADS_A_CTA * rows;
 }
 
-/* p of the split schedule. */
+/* What goes between the split schedule's kernels. */
 KRN_CUDA_LOCAL uint64_t krn_cuda_attend_workspace_bytes(uint32_t rows, uint32_t heads,
                                                         uint32_t list_stride)
 {
     uint32_t sets = sets_of(rows, heads);
     sets = sets < SPLIT_SETS_MAX ? sets : SPLIT_SETS_MAX;
-    return list_stride <= SPLIT_LIST_MAX ? (uint64_t)sets * (SPLIT_LIST_MAX / BLOCK) * CHUNK : 0;
+    return list_stride <= SPLIT_LIST_MAX ? (uint64_t)sets * SPLIT_SET_BYTES : 0;
 }
 
 static bool splits(const krn_cuda_attend_params *p)
@@ -293,21 +347,28 @@ static bool splits(const krn_cuda_attend_params *p)
     return p->schedule == 2 || sets_of(p->rows, p->heads) <= SPLIT_SETS_MAX;
 }
 
-KRN_CUDA_LOCAL int krn_cuda_attend(const krn_cuda_attend_params *p, krn_cuda_stream stream)
+template <bool SHARED> static int walk(const krn_cuda_attend_params *p, cudaStream_t stream)
 {
     const int bytes = sizeof(attend_smem) + 1024;
     static_assert(sizeof(attend_smem) + 1024 <= 227 * 1024, "one CTA's shared memory");
     static const cudaError_t ready = cudaFuncSetAttribute(
-        (const void *)attend_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+        (const void *)attend_kernel<SHARED>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (ready != cudaSuccess)
         return krn_cuda_fail(KRN_CUDA_DEVICE, "attend: %s", cudaGetErrorString(ready));
+    const dim3 grid(sets_of(1, p->heads), p->rows);
+    return launch_in_turn("attend", {grid, THREADS, SHARED ? PAIR : 1, bytes, stream},
+                          attend_kernel<SHARED>, *p);
+}
+
+KRN_CUDA_LOCAL int krn_cuda_attend(const krn_cuda_attend_params *p, krn_cuda_stream stream)
+{
     KRN_CUDA_ENSURE(p->heads > 0 && p->rows <= 65535);
     KRN_CUDA_ENSURE(p->cache.page_bytes % 64 == 0 && p->list_stride > 0);
     if (p->rows == 0)
         return KRN_CUDA_OK;
     if (splits(p))
         return krn_cuda_attend_split(p, (cudaStream_t)stream);
-    dim3 grid((p->heads + HEADS_A_CTA - 1) / HEADS_A_CTA, p->rows);
-    attend_kernel<<<grid, THREADS, bytes, (cudaStream_t)stream>>>(*p);
-    return krn_cuda_launched("attend");
+    if (sets_of(1, p->heads) % PAIR == 0)
+        return walk<true>(p, (cudaStream_t)stream);
+    return walk<false>(p, (cudaStream_t)stream);
 }

@@ -3,6 +3,7 @@
 #ifndef KERNELS_CUDA_ATTEND_CUH
 #define KERNELS_CUDA_ATTEND_CUH
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma_bf16.cuh"
 #include "kernels/cuda/operations.cuh"
 
@@ -112,8 +113,9 @@ static __device__ __forceinline__ void score_block(const uint8_t *q, const uint8
     mma_commit();
 }
 
-/* Few rows, split over clusters (attend_split.cu). */
+/* Few rows: attend_split.cu. */
 KRN_CUDA_LOCAL int krn_cuda_attend_split(const krn_cuda_attend_params *p, cudaStream_t stream);
-#define SPLIT_LIST_MAX 2048u
+#define SPLIT_LIST_MAX  2048u
+#define MULTIPROCESSORS 132u /* of an H100 SXM, an H200: shapes grids, never bits */
 
 #endif

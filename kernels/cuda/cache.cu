@@ -5,12 +5,13 @@
  * lane, so the Hadamard butterflies of stride 1 and 2 stay in a lane and the others are shuffles.
  * Sums: latent norm a chain of 8 columns a thread, butterfly (16 first), then two warps; layer norm
  * a chain of 4 a lane, butterfly. */
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.cuh"
 
 /* ---- queries of the main attention ---- */
 
 static __global__ void __launch_bounds__(256) rope_kernel(const krn_cuda_rope_params p)
 {
+    in_turn();
     uint32_t i = blockIdx.x * 256 + threadIdx.x; /* 8 dimensions each */
     uint32_t head = i / 8, part = i % 8;
     if (head >= p.rows * p.heads)
@@ -32,8 +33,7 @@ KRN_CUDA_LOCAL int krn_cuda_rope_queries(const krn_cuda_rope_params *p, krn_cuda
     if (p->rows == 0 || p->heads == 0)
         return KRN_CUDA_OK;
     uint32_t blocks = (p->rows * p->heads * 8 + 255) / 256;
-    rope_kernel<<<blocks, 256, 0, (cudaStream_t)stream>>>(*p);
-    return krn_cuda_launched("rope");
+    return launch_in_turn("rope", {dim3(blocks), 256, 1, 0, (cudaStream_t)stream}, rope_kernel, *p);
 }
 
 /* ---- latent row ---- */
@@ -41,6 +41,7 @@ KRN_CUDA_LOCAL int krn_cuda_rope_queries(const krn_cuda_rope_params *p, krn_cuda
 /* Threads 0..63: 8 latent dimensions each; 64..71: 8 rope dimensions each. */
 static __global__ void __launch_bounds__(96) latent_kernel(const krn_cuda_latent_params p)
 {
+    in_turn();
     __shared__ float parts[2];
     uint32_t r = blockIdx.x, t = threadIdx.x;
     krn_cuda_row at = p.rows_at[r];
@@ -97,8 +98,8 @@ KRN_CUDA_LOCAL int krn_cuda_latent_put(const krn_cuda_latent_params *p, krn_cuda
     KRN_CUDA_ENSURE(p->stride >= 576 && p->stride % 8 == 0 && p->cache.page_bytes % 64 == 0);
     if (p->rows == 0)
         return KRN_CUDA_OK;
-    latent_kernel<<<p->rows, 96, 0, (cudaStream_t)stream>>>(*p);
-    return krn_cuda_launched("latent_put");
+    return launch_in_turn("latent_put", {dim3(p->rows), 96, 1, 0, (cudaStream_t)stream},
+                          latent_kernel, *p);
 }
 
 /* ---- index keys and queries ---- */
@@ -171,6 +172,7 @@ static __device__ __forceinline__ void load4(const uint16_t *p, float *x)
 
 static __global__ void __launch_bounds__(128) index_put_kernel(const krn_cuda_index_put_params p)
 {
+    in_turn();
     uint32_t r = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (r >= p.rows)
         return;
@@ -208,13 +210,14 @@ KRN_CUDA_LOCAL int krn_cuda_index_put(const krn_cuda_index_put_params *p, krn_cu
     KRN_CUDA_ENSURE(p->stride >= 128 && p->stride % 4 == 0 && p->cache.page_bytes % 64 == 0);
     if (p->rows == 0)
         return KRN_CUDA_OK;
-    index_put_kernel<<<(p->rows + 3) / 4, 128, 0, (cudaStream_t)stream>>>(*p);
-    return krn_cuda_launched("index_put");
+    return launch_in_turn("index_put", {dim3((p->rows + 3) / 4), 128, 1, 0, (cudaStream_t)stream},
+                          index_put_kernel, *p);
 }
 
 static __global__ void __launch_bounds__(128)
     index_query_kernel(const krn_cuda_index_query_params p, float root)
 {
+    in_turn();
     uint32_t i = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (i >= p.rows * p.heads)
         return;
@@ -237,8 +240,8 @@ KRN_CUDA_LOCAL int krn_cuda_index_query(const krn_cuda_index_query_params *p,
         return KRN_CUDA_OK;
     float root = (float)(1.0 / sqrt((double)p->heads));
     uint32_t blocks = (p->rows * p->heads + 3) / 4;
-    index_query_kernel<<<blocks, 128, 0, (cudaStream_t)stream>>>(*p, root);
-    return krn_cuda_launched("index_query");
+    return launch_in_turn("index_query", {dim3(blocks), 128, 1, 0, (cudaStream_t)stream},
+                          index_query_kernel, *p, root);
 }
 
 /* ---- sums of pieces: base/sum.c defines them ---- */
@@ -264,6 +267,7 @@ static __device__ __forceinline__ uint64_t sum_product(uint64_t word, uint64_t k
 
 static __global__ void __launch_bounds__(SUM_THREADS) sums_kernel(const krn_cuda_sum_params p)
 {
+    in_turn();
     __shared__ unsigned long long lanes[4];
     uint32_t t = threadIdx.x, half = t % 2 * 2;
     uint64_t s = sum_mix((sum_mix(p.key + SUM_G) ^ p.tweaks[blockIdx.x]) + SUM_G);
@@ -304,6 +308,6 @@ KRN_CUDA_LOCAL int krn_cuda_sums(const krn_cuda_sum_params *p, krn_cuda_stream s
     KRN_CUDA_ENSURE(p->bytes > 0 && p->bytes % 16 == 0);
     if (p->count == 0)
         return KRN_CUDA_OK;
-    sums_kernel<<<p->count, SUM_THREADS, 0, (cudaStream_t)stream>>>(*p);
-    return krn_cuda_launched("sums");
+    return launch_in_turn("sums", {dim3(p->count), SUM_THREADS, 1, 0, (cudaStream_t)stream},
+                          sums_kernel, *p);
 }

@@ -219,17 +219,53 @@ static __device__ __forceinline__ void cluster_sync(void)
                  "barrier.cluster.wait.acquire.aligned;" ::
                      : "memory");
 }
-/* The f32 at the same place of shared memory of CTA `rank` of the cluster. */
-static __device__ __forceinline__ float4 peer_load(const float *p, uint32_t rank)
+/* Barriers set up by barrier_init become the cluster's; nothing else is ordered, which a release
+ * over the cluster would do by a fence of the whole device. */
+static __device__ __forceinline__ void cluster_barriers_ready(void)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;\n"
+                 "barrier.cluster.arrive.relaxed.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
+}
+/* All have come here: none goes while another still copies to it or tells it. */
+static __device__ __forceinline__ void cluster_end(void)
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\n"
+                 "barrier.cluster.wait.aligned;" ::
+                     : "memory");
+}
+/* The same place of shared memory of CTA `rank` of the cluster. */
+static __device__ __forceinline__ uint32_t peer_at(const void *p, uint32_t rank)
 {
     uint32_t at;
-    float4 x;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(smem_at(p)), "r"(rank));
+    return at;
+}
+static __device__ __forceinline__ float4 peer_load(const float *p, uint32_t rank)
+{
+    float4 x;
     asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-                 : "r"(at)
+                 : "r"(peer_at(p, rank))
                  : "memory");
     return x;
+}
+/* Tells a peer that what it will overwrite has been read: no release over the cluster, which would
+ * cost a fence of the whole device. */
+static __device__ __forceinline__ void peer_arrive(uint64_t *barrier, uint32_t rank)
+{
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(peer_at(barrier, rank))
+                 : "memory");
+}
+/* This CTA's shared memory to the same place of a peer's, and to its barrier. */
+static __device__ __forceinline__ void peer_copy(void *p, uint32_t rank, uint32_t bytes,
+                                                 uint64_t *barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], "
+                 "[%1], %2, [%3];" ::"r"(peer_at(p, rank)),
+                 "r"(smem_at(p)), "r"(bytes), "r"(peer_at(barrier, rank))
+                 : "memory");
 }
 
 #endif

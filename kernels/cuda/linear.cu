@@ -45,6 +45,17 @@ template <int NT> static __device__ __forceinline__ few_smem<NT> few_carve(uint8
     return s;
 }
 
+/* Starts the weights of block first + i, and says what else its stage will get. */
+template <int NT>
+static __device__ __forceinline__ void few_weights(few_smem<NT> s, const uint8_t *weights,
+                                                   uint32_t first, uint32_t i, uint32_t atoms)
+{
+    uint32_t stage = i % few_shape<NT>::stages;
+    barrier_expect(&s.full[stage], WEIGHT_TILE + atoms * (1024 + 32));
+    bulk_copy(s.weights + stage * WEIGHT_TILE, weights + (size_t)(first + i) * WEIGHT_TILE,
+              WEIGHT_TILE, &s.full[stage]);
+}
+
 template <int NT>
 static __device__ __forceinline__ void few_produce(const linear_args &args, few_smem<NT> s,
                                                    const uint8_t *weights, row_tile tile,
@@ -54,13 +65,15 @@ static __device__ __forceinline__ void few_produce(const linear_args &args, few_
     uint32_t atoms = atoms_of(tile.rows), atoms_all = args.rows_tiled / 8;
     const uint8_t *codes = args.codes + (size_t)tile.row / 8 * 1024;
     const float *scales = args.scales + tile.row;
+    for (uint32_t i = 0; i < count && i < stages; i++) /* weights wait for nobody */
+        few_weights<NT>(s, weights, first, i, atoms);
+    wait_for_previous();
     for (uint32_t i = 0; i < count; i++) {
         uint32_t stage = i % stages, block = first + i;
-        if (i >= stages)
+        if (i >= stages) {
             barrier_wait(&s.empty[stage], (i / stages - 1) & 1);
-        barrier_expect(&s.full[stage], WEIGHT_TILE + atoms * (1024 + 32));
-        bulk_copy(s.weights + stage * WEIGHT_TILE, weights + (size_t)block * WEIGHT_TILE,
-                  WEIGHT_TILE, &s.full[stage]);
+            few_weights<NT>(s, weights, first, i, atoms);
+        }
         bulk_copy(s.codes + stage * NT * 128, codes + (size_t)block * atoms_all * 1024,
                   atoms * 1024, &s.full[stage]);
         bulk_copy(s.scales + stage * NT, scales + (size_t)block * args.rows_tiled, atoms * 32,
@@ -130,6 +143,9 @@ template <int NT, int S> __global__ void __launch_bounds__(160) few_kernel(const
 {
     extern __shared__ uint8_t raw[];
     few_smem<NT> s = few_carve<NT>(raw);
+    let_next_start();
+    if (args.offsets) /* of the rows: a kernel's; else the thread that fetches codes waits */
+        wait_for_previous();
     uint32_t rank = S > 1 ? blockIdx.x % S : 0, tile_n = blockIdx.x / S;
     row_tile tile = tile_of(args, blockIdx.z, blockIdx.y * NT, NT);
     if (tile.rows == 0)
@@ -174,18 +190,9 @@ static int few_launch(const linear_args &args, uint32_t groups, cudaStream_t str
         few_shape<NT>::smem_bytes);
     if (ready != cudaSuccess)
         return krn_cuda_fail(KRN_CUDA_DEVICE, "linear: %s", cudaGetErrorString(ready));
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {S, 1, 1};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((args.n + TILE_N - 1) / TILE_N * S, (args.rows + NT - 1) / NT, groups);
-    config.blockDim = dim3(160);
-    config.dynamicSmemBytes = few_shape<NT>::smem_bytes;
-    config.stream = stream;
-    config.attrs = &cluster;
-    config.numAttrs = S > 1 ? 1 : 0;
-    cudaLaunchKernelEx(&config, few_kernel<NT, S>, args);
-    return krn_cuda_launched("linear");
+    dim3 grid((args.n + TILE_N - 1) / TILE_N * S, (args.rows + NT - 1) / NT, groups);
+    return launch_in_turn("linear", {grid, 160, S, few_shape<NT>::smem_bytes, stream},
+                          few_kernel<NT, S>, args);
 }
 
 template <int S> static int few_rows(const linear_args &args, uint32_t groups, cudaStream_t stream)

@@ -8,6 +8,7 @@
  *
  * Order (docs/CUDA-ORDER.md): K is cut into `segments` equal runs; in a run one wgmma chain, k 16 a
  * step; the runs' results are added in ascending order, starting from the first; one rounding. */
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma_bf16.cuh"
 #include "kernels/cuda/operations.cuh"
 #include "kernels/cuda/partial.cuh"
@@ -123,6 +124,7 @@ static __device__ __forceinline__ void store4(const krn_cuda_linear_bf16_params 
 template <int NT, int S>
 __global__ void __launch_bounds__(128) linear_kernel(const krn_cuda_linear_bf16_params p)
 {
+    in_turn();
     extern __shared__ uint8_t raw[];
     uint8_t *stages = raw + ((1024 - (smem_at(raw) & 1023)) & 1023);
     uint32_t rank = S > 1 ? blockIdx.x % S : 0, tile = blockIdx.x / S, t = threadIdx.x;
@@ -164,18 +166,8 @@ static int bf16_launch(const krn_cuda_linear_bf16_params *p, cudaStream_t stream
         (const void *)linear_kernel<NT, S>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (ready != cudaSuccess)
         return krn_cuda_fail(KRN_CUDA_DEVICE, "linear_bf16: %s", cudaGetErrorString(ready));
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {S, 1, 1};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((p->n + TILE_N - 1) / TILE_N * S, (p->rows + NT - 1) / NT, p->groups);
-    config.blockDim = dim3(128);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = &cluster;
-    config.numAttrs = S > 1 ? 1 : 0;
-    cudaLaunchKernelEx(&config, linear_kernel<NT, S>, *p);
-    return krn_cuda_launched("linear_bf16");
+    dim3 grid((p->n + TILE_N - 1) / TILE_N * S, (p->rows + NT - 1) / NT, p->groups);
+    return launch_in_turn("linear_bf16", {grid, 128, S, bytes, stream}, linear_kernel<NT, S>, *p);
 }
 
 template <int S> static int bf16_rows(const krn_cuda_linear_bf16_params *p, cudaStream_t stream)

@@ -394,6 +394,7 @@ template <int NT, int S>
 __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1)
     many_kernel(const __grid_constant__ many_args args, const __grid_constant__ CUtensorMap map)
 {
+    in_turn();
     extern __shared__ uint8_t raw[];
     many_smem<NT> s = many_carve<NT>(raw);
     if (threadIdx.x == 0) {
@@ -499,8 +500,8 @@ static int many_launch(const many_args &args, uint32_t pairs, cudaStream_t strea
         return code;
     uint64_t units = units_of(args, NT);
     uint32_t grid = 2 * (uint32_t)(units < pairs ? units : pairs);
-    many_kernel<NT, S><<<grid, THREADS, bytes, stream>>>(args, map);
-    return krn_cuda_launched("linear");
+    return launch_in_turn("linear", {grid, THREADS, 1, bytes, stream}, many_kernel<NT, S>, args,
+                          map);
 }
 
 /* The wide tile takes fewer cycles a column; the narrow one may leave fewer CTAs without work at

@@ -1,12 +1,14 @@
 /* Rows from one place to another: by index (embedding, rope table), by pairs of addresses (h_final
  * in and out of the cache); and the highest logit of each row. Bound by memory or, for a few rows,
  * by the launch: 16 bytes a thread. */
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.cuh"
 
 #define THREADS 256
 
 static __global__ void __launch_bounds__(THREADS) gather_kernel(const krn_cuda_gather_params p)
 {
+    in_turn();
     const uint4 *from = (const uint4 *)(p.table + (uint64_t)p.index[blockIdx.x] * p.bytes);
     uint4 *to = (uint4 *)(p.out + (uint64_t)blockIdx.x * p.bytes);
     for (uint32_t i = blockIdx.y * THREADS + threadIdx.x; i < p.bytes / 16;
@@ -20,12 +22,12 @@ KRN_CUDA_LOCAL int krn_cuda_gather(const krn_cuda_gather_params *p, krn_cuda_str
     if (p->rows == 0)
         return KRN_CUDA_OK;
     dim3 grid(p->rows, (p->bytes / 16 + THREADS - 1) / THREADS);
-    gather_kernel<<<grid, THREADS, 0, (cudaStream_t)stream>>>(*p);
-    return krn_cuda_launched("gather");
+    return launch_in_turn("gather", {grid, THREADS, 1, 0, (cudaStream_t)stream}, gather_kernel, *p);
 }
 
 static __global__ void __launch_bounds__(THREADS) move_kernel(const krn_cuda_move_params p)
 {
+    in_turn();
     bool bad = false;
     for (uint32_t i = threadIdx.x; i < p.fault_count; i += THREADS)
         bad = bad || p.faults[i] != 0;
@@ -42,8 +44,8 @@ KRN_CUDA_LOCAL int krn_cuda_move(const krn_cuda_move_params *p, krn_cuda_stream 
     KRN_CUDA_ENSURE(p->bytes > 0 && p->bytes % 16 == 0);
     if (p->count == 0)
         return KRN_CUDA_OK;
-    move_kernel<<<p->count, THREADS, 0, (cudaStream_t)stream>>>(*p);
-    return krn_cuda_launched("move");
+    return launch_in_turn("move", {dim3(p->count), THREADS, 1, 0, (cudaStream_t)stream},
+                          move_kernel, *p);
 }
 
 /* ---- highest logit ---- */
@@ -53,6 +55,7 @@ KRN_CUDA_LOCAL int krn_cuda_move(const krn_cuda_move_params *p, krn_cuda_stream 
 static __global__ void __launch_bounds__(ARG_THREADS)
     arg_max_kernel(const krn_cuda_arg_max_params p)
 {
+    in_turn();
     __shared__ uint64_t best_of[ARG_THREADS / 32];
     const float *row = p.logits + (size_t)blockIdx.x * p.n;
     uint64_t best = 0; /* ordered value, then the complement of the index */
@@ -81,6 +84,6 @@ KRN_CUDA_LOCAL int krn_cuda_arg_max(const krn_cuda_arg_max_params *p, krn_cuda_s
     KRN_CUDA_ENSURE(p->n > 0);
     if (p->rows == 0)
         return KRN_CUDA_OK;
-    arg_max_kernel<<<p->rows, ARG_THREADS, 0, (cudaStream_t)stream>>>(*p);
-    return krn_cuda_launched("arg_max");
+    return launch_in_turn("arg_max", {dim3(p->rows), ARG_THREADS, 1, 0, (cudaStream_t)stream},
+                          arg_max_kernel, *p);
 }

@@ -1,7 +1,7 @@
 /* Router: sigmoid gate with bias, groups, exact choice with ties to the lower index, weights; and
  * the sort of assignments by expert. A warp owns a row. Same operations in the same order as
  * kernels/cpu/moe.c: the bits are the CPU's. */
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.cuh"
 
 #define EXPERTS_MAX 512
 #define GROUPS_MAX  64
@@ -80,6 +80,7 @@ static __device__ __forceinline__ void write_chosen(const krn_cuda_route_params 
 static __global__ void __launch_bounds__(ROWS_A_CTA * 32)
     route_kernel(const krn_cuda_route_params p)
 {
+    in_turn();
     __shared__ route_scratch scratch[ROWS_A_CTA];
     route_scratch &s = scratch[threadIdx.x / 32];
     uint32_t r = blockIdx.x * ROWS_A_CTA + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -122,14 +123,15 @@ KRN_CUDA_LOCAL int krn_cuda_route(const krn_cuda_route_params *p, krn_cuda_strea
     if (p->rows == 0)
         return KRN_CUDA_OK;
     uint32_t blocks = (p->rows + ROWS_A_CTA - 1) / ROWS_A_CTA;
-    route_kernel<<<blocks, ROWS_A_CTA * 32, 0, (cudaStream_t)stream>>>(*p);
-    return krn_cuda_launched("route");
+    return launch_in_turn("route", {dim3(blocks), ROWS_A_CTA * 32, 1, 0, (cudaStream_t)stream},
+                          route_kernel, *p);
 }
 
 /* ---- sort by expert ---- */
 
 static __global__ void __launch_bounds__(1024) count_kernel(const krn_cuda_group_params p)
 {
+    in_turn();
     __shared__ uint32_t counts[EXPERTS_MAX];
     for (uint32_t e = threadIdx.x; e < EXPERTS_MAX; e += 1024)
         counts[e] = 0;
@@ -153,6 +155,7 @@ static __global__ void __launch_bounds__(1024) count_kernel(const krn_cuda_group
 static __global__ void __launch_bounds__(PLACE_WARPS * 32)
     place_kernel(const krn_cuda_group_params p)
 {
+    in_turn();
     __shared__ uint32_t counts[PLACE_WARPS];
     uint32_t e = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint32_t total = p.rows * p.chosen,
@@ -192,10 +195,9 @@ KRN_CUDA_LOCAL int krn_cuda_route_group(const krn_cuda_group_params *p, krn_cuda
     KRN_CUDA_ENSURE(p->experts > 0 && p->experts <= EXPERTS_MAX);
     KRN_CUDA_ENSURE(p->align == 1 || p->align == 8);
     cudaStream_t s = (cudaStream_t)stream;
-    count_kernel<<<1, 1024, 0, s>>>(*p);
-    int code = krn_cuda_launched("route_group");
+    int code = launch_in_turn("route_group", {dim3(1), 1024, 1, 0, s}, count_kernel, *p);
     if (code != KRN_CUDA_OK)
         return code;
-    place_kernel<<<p->experts, PLACE_WARPS * 32, 0, s>>>(*p);
-    return krn_cuda_launched("route_group");
+    return launch_in_turn("route_group", {dim3(p->experts), PLACE_WARPS * 32, 1, 0, s},
+                          place_kernel, *p);
 }

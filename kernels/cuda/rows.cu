@@ -5,7 +5,7 @@
  * in registers. Norm: the sum of squares is a chain in each of 256 threads (8 columns at a time,
  * 2,048 apart), a butterfly in each warp (distance 16 first), then warps ascending. The others have
  * no sums that differ from the CPU's and give its bits. */
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.cuh"
 
 #define THREADS     256
 #define NORM_CHUNKS 4
@@ -75,6 +75,7 @@ static __device__ __forceinline__ float block_sum(float x)
 template <int CHUNKS>
 __global__ void __launch_bounds__(THREADS) norm_kernel(const krn_cuda_norm_params p)
 {
+    in_turn();
     uint32_t r = blockIdx.x, n = p.n;
     const uint16_t *x = p.x + (size_t)r * p.x_stride;
     float s[CHUNKS][8], sum = 0.0f;
@@ -133,16 +134,15 @@ KRN_CUDA_LOCAL int krn_cuda_norm(const krn_cuda_norm_params *p, krn_cuda_stream 
         return KRN_CUDA_OK;
     cudaStream_t s = (cudaStream_t)stream;
     if (p->n <= THREADS * 8)
-        norm_kernel<1><<<p->rows, THREADS, 0, s>>>(*p);
-    else
-        norm_kernel<NORM_CHUNKS><<<p->rows, THREADS, 0, s>>>(*p);
-    return krn_cuda_launched("norm");
+        return launch_in_turn("norm", {dim3(p->rows), THREADS, 1, 0, s}, norm_kernel<1>, *p);
+    return launch_in_turn("norm", {dim3(p->rows), THREADS, 1, 0, s}, norm_kernel<NORM_CHUNKS>, *p);
 }
 
 /* ---- SwiGLU product ---- */
 
 static __global__ void __launch_bounds__(THREADS) silu_kernel(const krn_cuda_silu_params p)
 {
+    in_turn();
     uint32_t r = blockIdx.x, k = (blockIdx.y * THREADS + threadIdx.x) * 8;
     bool active = k < p.n;
     float a[8] = {0};
@@ -173,14 +173,14 @@ KRN_CUDA_LOCAL int krn_cuda_silu(const krn_cuda_silu_params *p, krn_cuda_stream 
     if (p->rows == 0)
         return KRN_CUDA_OK;
     dim3 grid(p->rows, (p->n / 8 + THREADS - 1) / THREADS);
-    silu_kernel<<<grid, THREADS, 0, (cudaStream_t)stream>>>(*p);
-    return krn_cuda_launched("silu");
+    return launch_in_turn("silu", {grid, THREADS, 1, 0, (cudaStream_t)stream}, silu_kernel, *p);
 }
 
 /* ---- Q128 of chosen rows ---- */
 
 static __global__ void __launch_bounds__(THREADS) quant_kernel(const krn_cuda_quant_params p)
 {
+    in_turn();
     uint32_t r = blockIdx.x, k = (blockIdx.y * THREADS + threadIdx.x) * 8;
     uint32_t from = p.row_index ? p.row_index[r] : r;
     if (from == UINT32_MAX)
@@ -200,14 +200,14 @@ KRN_CUDA_LOCAL int krn_cuda_quant(const krn_cuda_quant_params *p, krn_cuda_strea
     if (p->rows == 0)
         return KRN_CUDA_OK;
     dim3 grid(p->rows, (p->n / 8 + THREADS - 1) / THREADS);
-    quant_kernel<<<grid, THREADS, 0, (cudaStream_t)stream>>>(*p);
-    return krn_cuda_launched("quant");
+    return launch_in_turn("quant", {grid, THREADS, 1, 0, (cudaStream_t)stream}, quant_kernel, *p);
 }
 
 /* ---- combine ---- */
 
 static __global__ void __launch_bounds__(THREADS) combine_kernel(const krn_cuda_combine_params p)
 {
+    in_turn();
     uint32_t t = blockIdx.x, k = (blockIdx.y * THREADS + threadIdx.x) * 8;
     if (k >= p.hidden)
         return;
@@ -236,6 +236,6 @@ KRN_CUDA_LOCAL int krn_cuda_combine(const krn_cuda_combine_params *p, krn_cuda_s
     if (p->rows == 0)
         return KRN_CUDA_OK;
     dim3 grid(p->rows, (p->hidden / 8 + THREADS - 1) / THREADS);
-    combine_kernel<<<grid, THREADS, 0, (cudaStream_t)stream>>>(*p);
-    return krn_cuda_launched("combine");
+    return launch_in_turn("combine", {grid, THREADS, 1, 0, (cudaStream_t)stream}, combine_kernel,
+                          *p);
 }

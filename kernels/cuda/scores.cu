@@ -5,6 +5,7 @@
  * stages x 3 CTAs an SM. Order (docs/CUDA-ORDER.md): a lane of a quad adds fma(max(d, 0), a_h, acc)
  * over its heads 2 q, 2 q + 1, 2 q + 8, 2 q + 9, ..; then (q0 + q1) + (q2 + q3); then times the
  * key's scale. */
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
 
 #define HEADS_MAX  64
@@ -72,6 +73,7 @@ static __device__ __forceinline__ void score_page(const scores_smem &s, uint32_t
 template <int HEADS, int NEXT>
 __global__ void __launch_bounds__(128) scores_kernel(const krn_cuda_scores_params p, uint32_t span)
 {
+    in_turn();
     extern __shared__ uint8_t raw[];
     scores_smem &s = *(scores_smem *)(raw + ((1024 - (smem_at(raw) & 1023)) & 1023));
     uint32_t group = blockIdx.y * NEXT, t = threadIdx.x, last = 0;
@@ -126,8 +128,8 @@ static int scores_launch(const krn_cuda_scores_params *p, cudaStream_t stream)
     uint32_t span = (uint32_t)((uint64_t)pages * groups / (132 * 12));
     span = span < 4 ? 4 : span > SPAN_MAX ? SPAN_MAX : span;
     dim3 grid((pages + span - 1) / span, groups);
-    scores_kernel<HEADS, NEXT><<<grid, 128, bytes, stream>>>(*p, span);
-    return krn_cuda_launched("scores");
+    return launch_in_turn("scores", {grid, 128, 1, bytes, stream}, scores_kernel<HEADS, NEXT>, *p,
+                          span);
 }
 
 template <int HEADS> static int scores_next(const krn_cuda_scores_params *p, cudaStream_t stream)

@@ -3,7 +3,7 @@
  * smallest kept key and how many of its equals are kept, a fourth pass collects in order by block
  * scans. Integer arithmetic only: the result is the CPU's. Reads each score four times, from L2
  * but for the first. */
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.cuh"
 
 #define THREADS 1024
 #define WARPS   (THREADS / 32)
@@ -115,6 +115,7 @@ static __device__ __forceinline__ void collect(topk_scratch &s, const float *sco
 
 static __global__ void __launch_bounds__(THREADS) topk_kernel(const krn_cuda_topk_params p)
 {
+    in_turn();
     __shared__ topk_scratch s;
     uint32_t r = blockIdx.x;
     krn_cuda_row at = p.rows_at[r];
@@ -149,6 +150,6 @@ KRN_CUDA_LOCAL int krn_cuda_topk(const krn_cuda_topk_params *p, krn_cuda_stream 
     KRN_CUDA_ENSURE(p->topk > 0 && p->list_stride >= p->topk && p->stride % 4 == 0);
     if (p->rows == 0)
         return KRN_CUDA_OK;
-    topk_kernel<<<p->rows, THREADS, 0, (cudaStream_t)stream>>>(*p);
-    return krn_cuda_launched("topk");
+    return launch_in_turn("topk", {dim3(p->rows), THREADS, 1, 0, (cudaStream_t)stream}, topk_kernel,
+                          *p);
 }
