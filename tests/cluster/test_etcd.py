@@ -1,6 +1,7 @@
 """etcd loses leases, its leader, its quorum: serving goes on, no request fails."""
 
 import json
+import os
 import subprocess
 import threading
 
@@ -101,4 +102,68 @@ def full_three_lose_their_leader_and_their_quorum():
             wait_for(lambda: serving(cluster), "the members' records", 30)
             load.more()
         assert cluster.metric("router-0", "sluice_request_migrations_total") == 0
+        cluster.wait_at_rest()
+
+
+def test_compacted_while_a_router_sleeps():
+    """What a router missed is compacted away: it lists again, and knows who is cordoned and who has gone."""
+    with Cluster("etcd-compacted", "--decode", 2, "--routers", 2) as cluster:
+        cluster.kill("router-0", "STOP")
+        address = cluster.node("router-1")["control"]
+        assert cluster.ctl_router("cordon", "decode-1", address=address).returncode == 0
+        assert cluster.ctl_router("settings", "set", "attempts", "5", address=address).returncode == 0
+        revision = json.loads(cluster.etcdctl("get", "x", "-w", "json"))["header"]["revision"]
+        cluster.etcdctl("compact", str(revision), "--physical")
+        cluster.kill("router-0", "CONT")
+        wait_for(lambda: "node decode-1 is cordoned" in cluster.log("router-0"), "the cordon that it slept over", 30)
+        wait_for(lambda: 'cluster settings: {"attempts":"5"}' in cluster.log("router-0"), "the setting that it slept over", 30)
+        for _ in range(3):
+            answer = cluster.chat(QUESTION, temperature=0, max_tokens=4)
+            assert answer.status == 200 and answer.headers["x-sluice-decode-node"] == "decode-0", answer.body
+
+
+def test_filled_to_its_quota():
+    """etcd takes no more writes: leases live on, requests are served, what needs a write is refused with etcd's words, the doctor says what to do."""
+    with Cluster("etcd-full", "--etcd-args", "--quota-backend-bytes 1000000", "--lease", "3s") as cluster:
+        filler, index = "x" * 100000, 0
+        with Load(cluster) as load:
+            try:
+                while index < 100:
+                    cluster.etcdctl("put", f"/filler/{index}", filler)
+                    index += 1
+            except AssertionError as error:
+                assert "database space exceeded" in str(error), error
+            assert 0 < index < 100, index
+            refused = cluster.ctl("cordon", "decode-0")
+            assert refused.returncode == 1 and "database space exceeded" in refused.stderr, refused.stderr
+            doctor = cluster.ctl("doctor")
+            assert doctor.returncode == 1 and "NOSPACE" in doctor.stdout and "disarm the alarm" in doctor.stdout, doctor.stdout
+            load.more(8)
+            assert serving(cluster)
+            cluster.etcdctl("del", "--prefix", "/filler/")
+            revision = json.loads(cluster.etcdctl("get", "x", "-w", "json"))["header"]["revision"]
+            cluster.etcdctl("compact", str(revision), "--physical")
+            cluster.etcdctl("defrag")
+            cluster.etcdctl("alarm", "disarm")
+            wait_for(lambda: cluster.ctl("cordon", "prefill-0").returncode == 0, "an action", 30)
+            load.more()
+            assert cluster.ctl("uncordon", "prefill-0").returncode == 0
+        cluster.wait_at_rest()
+
+
+def test_the_leader_moves():
+    """etcd's leader is moved while requests run and an operator acts: nothing fails, no lease is lost."""
+    with Cluster("etcd-moves", "--etcd-nodes", 3, "--lease", "3s") as cluster:
+        with Load(cluster) as load:
+            for _ in range(3):
+                first = wait_for(lambda: leader(cluster), "a leader")
+                status = json.loads(cluster.etcdctl("endpoint", "status", "-w", "json"))
+                other = next(s["Status"]["header"]["member_id"] for s in status if s["Status"]["leader"] != s["Status"]["header"]["member_id"])
+                subprocess.run(["etcdctl", "--endpoints", f"http://{cluster.node(first)['control']}", "move-leader", f"{other:x}"], check=True,
+                               capture_output=True, env={**os.environ, "ETCDCTL_API": "3"})
+                assert wait_for(lambda: leader(cluster), "another leader") != first
+                wait_for(lambda: cluster.ctl("cordon", "prefill-0").returncode == 0, "an action", 30)
+                wait_for(lambda: cluster.ctl("uncordon", "prefill-0").returncode == 0, "an action", 30)
+                load.more()
+        assert "membership lost" not in cluster.log("decode-0") and cluster.metric("router-0", "sluice_request_migrations_total") == 0
         cluster.wait_at_rest()
