@@ -45,6 +45,7 @@ int ctl_requests(ctl_session *session, const char *const *words);
 int ctl_cancel(ctl_session *session, const char *const *words);
 int ctl_settings_get(ctl_session *session, const char *const *words);
 int ctl_settings_set(ctl_session *session, const char *const *words);
+int ctl_role(ctl_session *session, const char *const *words);
 int ctl_scale_plan(ctl_session *session, const char *const *words);
 int ctl_scale_apply(ctl_session *session, const char *const *words);
 int ctl_events(ctl_session *session, const char *const *words);

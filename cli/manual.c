@@ -33,7 +33,7 @@ static void second_words(sl_buf *out)
             i + 1 == CTL_COMMAND_COUNT || strncmp(CTL_COMMANDS[i + 1].name, name, size + 1) != 0;
         if (space && last)
             sl_buf_puts(out, "\" ;;\n");
-        if (!space && strcmp(CTL_COMMANDS[i].words, "NODE") == 0)
+        if (!space && strncmp(CTL_COMMANDS[i].words, "NODE", 4) == 0)
             sl_buf_printf(out, "    %s) words=$(_sluicectl_members) ;;\n", name);
         if (!space && strchr(CTL_COMMANDS[i].words, '|'))
             sl_buf_printf(out, "    %s) words=\"bash zsh\" ;;\n", name);

@@ -54,6 +54,13 @@ const ctl_command CTL_COMMANDS[] = {
      .words_max = 1,
      .help = "take a drain back, as long as the node has not left",
      .run = ctl_resume},
+    {.name = "role",
+     .words = "NODE ROLE",
+     .words_min = 2,
+     .words_max = 2,
+     .options = {"timeout"},
+     .help = "prefill, decode or hybrid, with the weights it has; its requests move first",
+     .run = ctl_role},
     {.name = "requests",
      .words = "",
      .flags = CTL_READS,
@@ -250,7 +257,7 @@ static const sl_option OPTIONS[] = {
      .help = "drain: how long running requests may take to finish (0s: the node's "
              "--drain-timeout); weights reload: how long a node may take (0s: 30m); scale apply: "
              "how long to wait (0s: 5m); placement apply: how long the ranks may take to go over "
-             "(0s: 1m)"},
+             "(0s: 1m); role: as drain"},
     {.name = "prefill",
      .section = "Changes",
      .type = SL_OPTION_INT,

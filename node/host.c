@@ -38,10 +38,11 @@ const char *nod_state_name(nod_state state)
 void nod_host_load(const nod_host *host, Sluice__V1__Load *out_load)
 {
     Sluice__V1__Load part = SLUICE__V1__LOAD__INIT;
-    if (host->decode)
-        dec_service_load(host->decode, out_load);
+    dec_service_load(host->decode, out_load);
+    if (host->role == NOD_ROLE_PREFILL) /* which has nothing running there */
+        out_load->slots_total = out_load->slots_free = 0;
     pre_service_load(host->prefill, &part);
-    if (host->options->role != NOD_ROLE_DECODE) { /* which takes no prompts */
+    if (host->role != NOD_ROLE_DECODE) { /* which takes no prompts */
         out_load->slots_total += part.slots_total;
         out_load->slots_free += part.slots_free;
     }
@@ -59,11 +60,13 @@ static sl_status member_info(const nod_host *host, clu_member_info *out_info, sl
     const eng_stamp *own = eng_engine_stamp(host->engine);
     clu_member_info info = {
         .incarnation = host->incarnation,
-        .slots = (uint32_t)(host->decode ? host->options->max_sequences : host->options->queue_max),
+        .slots = (uint32_t)(host->role != NOD_ROLE_PREFILL ? host->options->max_sequences
+                                                           : host->options->queue_max),
         .pages = eng_engine_layout(host->engine)->page_count,
         .context_max = host->context_max,
-        .state =
-            host->state >= NOD_STATE_DRAINING ? CLU_MEMBER_STATE_DRAINING : CLU_MEMBER_STATE_READY,
+        .state = host->state >= NOD_STATE_DRAINING || nod_role_changing(host->role_change)
+                     ? CLU_MEMBER_STATE_DRAINING
+                     : CLU_MEMBER_STATE_READY,
     };
     const struct {
         char *field;
@@ -72,7 +75,7 @@ static sl_status member_info(const nod_host *host, clu_member_info *out_info, sl
         const char *what;
     } TEXTS[] = {
         {info.name, sizeof(info.name), host->options->name, "--name"},
-        {info.role, sizeof(info.role), nod_role_name(host->options->role), "--role"},
+        {info.role, sizeof(info.role), nod_role_name(host->role), "--role"},
         {info.control, sizeof(info.control), rpc_server_address(host->server), "--control"},
         {info.kv, sizeof(info.kv), kvt_context_address(host->kvt), "--kv-listen"},
         {info.metrics, sizeof(info.metrics), sl_daemon_metrics_address(host->daemon), "--metrics"},
@@ -98,7 +101,7 @@ static void on_registered(void *context)
         return;
     }
     host->state = NOD_STATE_READY;
-    sl_info("ready: %s %s, control %s, kv %s, metrics %s", nod_role_name(host->options->role),
+    sl_info("ready: %s %s, control %s, kv %s, metrics %s", nod_role_name(host->role),
             host->options->name, rpc_server_address(host->server), kvt_context_address(host->kvt),
             sl_daemon_metrics_address(host->daemon));
 }
@@ -132,7 +135,7 @@ static void on_left(void *context)
 
 uint32_t nod_host_live(const nod_host *host)
 {
-    return (host->decode ? dec_service_live(host->decode) : 0) + pre_service_live(host->prefill);
+    return dec_service_live(host->decode) + pre_service_live(host->prefill);
 }
 
 static void leave(nod_host *host)
@@ -175,16 +178,16 @@ static void on_drain_timeout(void *context, sl_time_ns now)
 static void after_pass(void *context)
 {
     nod_host *host = context;
-    if (host->decode)
-        dec_service_flush(host->decode);
+    dec_service_flush(host->decode);
     nod_reload_continue(host->reload);
-    bool awaited = host->decode && dec_service_moves(host->decode) > 0;
+    nod_role_continue(host->role_change);
+    bool awaited = dec_service_moves(host->decode) > 0;
     if (host->state == NOD_STATE_DRAINING && nod_host_live(host) == 0 && !awaited &&
         !nod_audit_busy(host->audit))
         leave_together(host);
 }
 
-static void tell_cluster(nod_host *host)
+void nod_host_tell_cluster(nod_host *host)
 {
     clu_member_info info;
     sl_err err;
@@ -195,9 +198,8 @@ static void tell_cluster(nod_host *host)
 
 void nod_host_stamp_changed(nod_host *host)
 {
-    if (host->decode)
-        dec_service_renew(host->decode);
-    tell_cluster(host);
+    dec_service_renew(host->decode);
+    nod_host_tell_cluster(host);
 }
 
 void nod_host_stamp(const nod_host *host, Sluice__V1__Stamp *out_stamp)
@@ -217,13 +219,11 @@ void nod_host_drain(nod_host *host, uint64_t timeout_ns)
     sl_info("draining: %u requests, at most %.1f s", nod_host_live(host), (double)timeout_ns / 1e9);
     bool registered = host->state == NOD_STATE_READY;
     host->state = NOD_STATE_DRAINING;
-    if (host->decode)
-        dec_service_drain(host->decode, true);
-    pre_service_drain(host->prefill, true);
+    nod_role_apply(host, false);
     rpc_server_set_health(host->server, "", false);
     sl_timer_set(host->drain_timer, sl_loop_now(host->loop) + timeout_ns);
     if (registered)
-        tell_cluster(host);
+        nod_host_tell_cluster(host);
 }
 
 sl_status nod_host_resume(nod_host *host, sl_err *err)
@@ -238,11 +238,9 @@ sl_status nod_host_resume(nod_host *host, sl_err *err)
     bool registered = clu_registration_registered(host->registration);
     host->state = registered ? NOD_STATE_READY : NOD_STATE_STARTING;
     sl_timer_set(host->drain_timer, SL_NEVER);
-    if (host->decode)
-        dec_service_drain(host->decode, false);
-    pre_service_drain(host->prefill, false);
+    nod_role_apply(host, true);
     rpc_server_set_health(host->server, "", true);
-    tell_cluster(host);
+    nod_host_tell_cluster(host);
     return sl_ok();
 }
 
@@ -353,8 +351,7 @@ static sl_status open_engine(nod_host *host, sl_err *err)
     SL_TRY(eng_model_open(&model, &host->model, err));
     int64_t rows = options->chunk_tokens > options->max_sequences ? options->chunk_tokens
                                                                   : options->max_sequences;
-    if (options->role != NOD_ROLE_PREFILL)
-        rows += options->max_sequences * options->mtp_depth;
+    rows += options->max_sequences * options->mtp_depth; /* in any role: it may change */
     host->context_max = options->context_max ? (uint32_t)options->context_max
                                              : (uint32_t)eng_model_shape(host->model)->position_max;
     host->rows_max = rows < ENG_BATCH_ROWS_MAX ? (uint32_t)rows : ENG_BATCH_ROWS_MAX;
@@ -405,8 +402,7 @@ static sl_status open_transfer(nod_host *host, sl_err *err)
 static void on_offer(void *context, const char *request_id)
 {
     nod_host *host = context;
-    if (host->decode)
-        dec_service_note_asked(host->decode, request_id);
+    dec_service_note_asked(host->decode, request_id);
 }
 
 static sl_status open_prefill(nod_host *host, sl_err *err)
@@ -425,7 +421,6 @@ static sl_status open_prefill(nod_host *host, sl_err *err)
         .chunk_ns = options->chunk_time_ns,
         .prefix_cache = options->prefix_cache,
         .queue_max = (uint32_t)options->queue_max,
-        .offers_only = options->role == NOD_ROLE_DECODE,
         .on_offer = on_offer,
         .context = host,
     };
@@ -436,28 +431,27 @@ static sl_status open_services(nod_host *host, sl_err *err)
 {
     const nod_options *options = host->options;
     SL_TRY(eng_worker_create(host->engine, &host->worker, err));
-    if (options->role != NOD_ROLE_PREFILL) {
-        dec_service_options decode = {
-            .loop = host->loop,
-            .model = host->model,
-            .engine = host->engine,
-            .worker = host->worker,
-            .kvt = host->kvt,
-            .metrics = host->metrics,
-            .name = options->name,
-            .incarnation = host->incarnation,
-            .sequences_max = (uint32_t)options->max_sequences,
-            .park_ns = options->park_timeout_ns,
-            .context_max = host->context_max,
-            .chunk_tokens = (uint32_t)options->chunk_tokens,
-            .chunk_ns = options->chunk_time_ns,
-            .rows_max = host->rows_max,
-            .draft_depth = (uint32_t)options->mtp_depth,
-            .prefix_cache = options->prefix_cache,
-        };
-        SL_TRY(dec_service_create(&decode, &host->decode, err));
-    }
+    dec_service_options decode = {
+        .loop = host->loop,
+        .model = host->model,
+        .engine = host->engine,
+        .worker = host->worker,
+        .kvt = host->kvt,
+        .metrics = host->metrics,
+        .name = options->name,
+        .incarnation = host->incarnation,
+        .sequences_max = (uint32_t)options->max_sequences,
+        .park_ns = options->park_timeout_ns,
+        .context_max = host->context_max,
+        .chunk_tokens = (uint32_t)options->chunk_tokens,
+        .chunk_ns = options->chunk_time_ns,
+        .rows_max = host->rows_max,
+        .draft_depth = (uint32_t)options->mtp_depth,
+        .prefix_cache = options->prefix_cache,
+    };
+    SL_TRY(dec_service_create(&decode, &host->decode, err));
     SL_TRY(open_prefill(host, err));
+    nod_role_apply(host, true);
     return eng_worker_start(host->worker, err);
 }
 
@@ -466,8 +460,7 @@ static sl_status open_server(nod_host *host, sl_err *err)
     rpc_handler handlers[NOD_HANDLERS + 2];
     size_t count = NOD_HANDLERS;
     nod_service_handlers(host, handlers);
-    if (host->decode)
-        handlers[count++] = dec_service_handler(host->decode);
+    handlers[count++] = dec_service_handler(host->decode);
     handlers[count++] = pre_service_handler(host->prefill);
     rpc_server_options options = {.listen = host->options->control,
                                   .handlers = handlers,
@@ -517,6 +510,7 @@ static sl_status start(nod_host *host, sl_err *err)
     host->reload = nod_reload_create(host);
     host->ledger = nod_ledger_create(host);
     host->audit = nod_audit_create(host);
+    host->role_change = nod_role_change_create(host);
     host->drain_timer = sl_timer_create(host->loop, on_drain_timeout, host);
     SL_TRY(nod_ranks_open(host, err));
     SL_TRY(open_engine(host, err));
@@ -548,6 +542,7 @@ void nod_host_destroy(nod_host *host)
     sl_watch_destroy(host->kvt_watch);
     kvt_context_destroy(host->kvt);
     nod_reload_destroy(host->reload);
+    nod_role_change_destroy(host->role_change);
     nod_ledger_destroy(host->ledger);
     pre_service_destroy(host->prefill);
     dec_service_destroy(host->decode);
@@ -571,6 +566,7 @@ sl_status nod_host_create(const nod_options *options, nod_host **out_host, sl_er
 {
     nod_host *host = sl_alloc(1, sizeof(*host), "node host");
     host->options = options;
+    host->role = options->role;
     sl_status status = start(host, err);
     if (!sl_is_ok(status)) {
         nod_host_destroy(host);

@@ -22,10 +22,12 @@ typedef struct nod_reload nod_reload;
 typedef struct nod_ledger nod_ledger;
 typedef struct nod_audit nod_audit;
 typedef struct nod_ranks nod_ranks;
+typedef struct nod_role_change nod_role_change;
 
 struct nod_host {
     const nod_options *options;
     nod_state state;
+    nod_role role; /* now; options have the first one */
     uint64_t incarnation;
     clu_trust *trust;
     int exit_code;
@@ -38,7 +40,7 @@ struct nod_host {
     eng_worker *worker;
     kvt_context *kvt;
     sl_watch *kvt_watch;
-    dec_service *decode;  /* NULL: not this role */
+    dec_service *decode;  /* refuses in the role of prefill */
     pre_service *prefill; /* a decode rank: offers only */
     rpc_runtime *runtime;
     rpc_server *server;
@@ -50,6 +52,7 @@ struct nod_host {
     nod_reload *reload;
     nod_ledger *ledger;
     nod_audit *audit;
+    nod_role_change *role_change;
     sl_timer *drain_timer;
     sl_timer *gauge_timer;
     sl_metric *pages_gauge, *running_gauge, *waiting_gauge, *etcd_gauge, *kv_gauge, *kv_received,
@@ -79,6 +82,8 @@ SL_MUST_USE sl_status nod_host_resume(nod_host *host, sl_err *err);
 uint32_t nod_host_live(const nod_host *host);
 /* Borrows the engine's texts. */
 void nod_host_stamp(const nod_host *host, Sluice__V1__Stamp *out_stamp);
+/* Writes the member's record anew. */
+void nod_host_tell_cluster(nod_host *host);
 /* Tells routers and cluster of another stamp. */
 void nod_host_stamp_changed(nod_host *host);
 /* How this node opens the weights in `dir`, which is borrowed. Any thread. */
@@ -98,6 +103,17 @@ nod_ledger *nod_ledger_create(nod_host *host);
 /* When the loop runs no more and the worker is stopped. */
 void nod_ledger_destroy(nod_ledger *ledger);
 void nod_ledger_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *request);
+
+/* role.c */
+nod_role_change *nod_role_change_create(nod_host *host);
+/* When the loop runs no more. NULL is fine. */
+void nod_role_change_destroy(nod_role_change *change);
+bool nod_role_changing(const nod_role_change *change);
+/* At the end of each pass: nothing may run any more. */
+void nod_role_continue(nod_role_change *change);
+/* Lets the services of the present role take requests, or none. */
+void nod_role_apply(nod_host *host, bool takes);
+void nod_role_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *request);
 
 /* audit.c */
 nod_audit *nod_audit_create(nod_host *host);
@@ -129,7 +145,7 @@ void nod_ranks_stop(nod_host *host);
 void nod_ranks_destroy(nod_host *host);
 
 /* service.c: the Node service's handlers. */
-#define NOD_HANDLERS 6
+#define NOD_HANDLERS 7
 void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS]);
 
 /* gauges.c */

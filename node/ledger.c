@@ -83,7 +83,7 @@ static bool write_totals(nod_ledger *ledger)
     kvt_stats_get(host->kvt, &stats);
     Sluice__V1__LedgerTotals totals = SLUICE__V1__LEDGER_TOTALS__INIT;
     totals.node = (char *)host->options->name;
-    totals.role = (char *)nod_role_name(host->options->role);
+    totals.role = (char *)nod_role_name(host->role);
     totals.incarnation = host->incarnation;
     totals.state = (char *)nod_state_name(host->state);
     totals.pages = copy->page_count;
@@ -152,8 +152,7 @@ static bool write_holders(nod_ledger *ledger)
 {
     const nod_host *host = ledger->host;
     batch b = {.ledger = ledger, .written = true};
-    if (host->decode)
-        dec_service_holders(host->decode, batch_add, &b);
+    dec_service_holders(host->decode, batch_add, &b);
     pre_service_holders(host->prefill, batch_add, &b);
     batch_write(&b);
     return b.written;

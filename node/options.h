@@ -13,7 +13,12 @@ extern "C" {
 
 #define NOD_WEIGHTS_VERSION_MAX 1000000000u /* far from the end of u32 */
 
-typedef enum nod_role { NOD_ROLE_PREFILL, NOD_ROLE_DECODE, NOD_ROLE_HYBRID } nod_role;
+typedef enum nod_role {
+    NOD_ROLE_PREFILL,
+    NOD_ROLE_DECODE,
+    NOD_ROLE_HYBRID,
+    NOD_ROLE_COUNT
+} nod_role;
 typedef enum nod_backend { NOD_BACKEND_CPU, NOD_BACKEND_CUDA } nod_backend;
 
 typedef struct nod_options {

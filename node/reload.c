@@ -49,8 +49,7 @@ static uint32_t version_now(const nod_host *host)
 
 static void hold(nod_host *host, bool held)
 {
-    if (host->decode)
-        dec_service_hold(host->decode, held);
+    dec_service_hold(host->decode, held);
     pre_service_hold(host->prefill, held);
 }
 
@@ -184,6 +183,8 @@ static sl_status check(const nod_reload *reload, const Sluice__V1__ReloadWeights
                        "one rank of several: all would have to change at once");
     if (host->state != NOD_STATE_READY)
         return sl_fail(err, SL_UNAVAILABLE, "the node is %s", nod_state_name(host->state));
+    if (nod_role_changing(host->role_change))
+        return sl_fail(err, SL_UNAVAILABLE, "the node changes its role");
     if (size == 0 || size > RELOAD_PATH_MAX)
         return sl_fail(err, SL_INVALID, "model: must be a directory's path, 1 to %u bytes",
                        RELOAD_PATH_MAX);

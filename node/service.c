@@ -17,10 +17,13 @@ static void on_status(void *context, rpc_server_call *call, const ProtobufCMessa
     kvt_stats_get(host->kvt, &stats);
     Sluice__V1__NodeStatus status = SLUICE__V1__NODE_STATUS__INIT;
     status.name = (char *)host->options->name;
-    status.role = (char *)nod_role_name(host->options->role);
+    status.role = (char *)nod_role_name(host->role);
     status.incarnation = host->incarnation;
     bool reloading = host->state == NOD_STATE_READY && nod_reload_active(host->reload);
-    status.state = reloading ? "reloading" : (char *)nod_state_name(host->state);
+    bool changing = host->state == NOD_STATE_READY && nod_role_changing(host->role_change);
+    status.state = reloading  ? "reloading"
+                   : changing ? "changing role"
+                              : (char *)nod_state_name(host->state);
     status.stamp = &stamp;
     status.load = &load;
     status.transfers_open = stats.sends_open + stats.recvs_open;
@@ -96,6 +99,7 @@ void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS]
     out_handlers[2] =
         (rpc_handler){&rpc_method_node_reload_weights, nod_reload_on_call, host->reload};
     out_handlers[3] = (rpc_handler){&rpc_method_node_resume, on_resume, host};
+    out_handlers[6] = (rpc_handler){&rpc_method_node_set_role, nod_role_on_call, host->role_change};
     out_handlers[4] = (rpc_handler){&rpc_method_node_get_ledger, nod_ledger_on_call, host->ledger};
     out_handlers[5] = (rpc_handler){&rpc_method_node_get_experts, on_experts, host};
 }

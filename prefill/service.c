@@ -62,6 +62,7 @@ struct pre_service {
     uint64_t rows;     /* of prompts computed here: ages those that wait */
     bool opening_full; /* the head waits for pages: nobody overtakes it until some come back */
     bool draining;
+    bool offers_only;
     bool held;
     sl_metric *prompt_tokens, *queue_seconds, *refused, *transfer_bytes;
 };
@@ -474,7 +475,7 @@ static sl_status check(const pre_service *service, const Sluice__V1__PrefillRequ
     const Sluice__V1__Ticket *ticket = request->ticket;
     if (service->draining && !request->offer)
         return sl_fail(err, SL_UNAVAILABLE, "node %s is draining", service->options.name);
-    if (service->options.offers_only && !request->offer)
+    if (service->offers_only && !request->offer)
         return sl_fail(err, SL_UNAVAILABLE, "node %s computes no prompts", service->options.name);
     if (service->held)
         return sl_fail(err, SL_FULL, "node %s gets other weights", service->options.name);
@@ -682,6 +683,11 @@ void pre_service_destroy(pre_service *service)
 rpc_handler pre_service_handler(pre_service *service)
 {
     return (rpc_handler){&rpc_method_prefill_run, on_run, service};
+}
+
+void pre_service_set_offers_only(pre_service *service, bool offers_only)
+{
+    service->offers_only = offers_only;
 }
 
 void pre_service_drain(pre_service *service, bool draining)

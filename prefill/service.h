@@ -36,7 +36,6 @@ typedef struct pre_service_options {
     uint64_t chunk_ns; /* see pre_compute_options */
     bool prefix_cache;
     uint32_t queue_max; /* jobs that hold anything, at most PRE_JOBS_MAX */
-    bool offers_only;   /* a decode rank: it hands over what it has, and computes no prompts */
     /* Somebody asks for pages that are here; NULL: nobody wants to know. */
     void (*on_offer)(void *context, const char *request_id);
     void *context;
@@ -57,6 +56,8 @@ void pre_service_holders(const pre_service *service,
                          void *context);
 /* Refuses new jobs, but for offers; false: takes them again. */
 void pre_service_drain(pre_service *service, bool draining);
+/* A decode rank: it hands over what it has, and computes no prompts. */
+void pre_service_set_offers_only(pre_service *service, bool offers_only);
 /* Refuses new jobs as if there were no room, so that routers wait or go elsewhere. */
 void pre_service_hold(pre_service *service, bool held);
 /* Jobs that hold anything. */

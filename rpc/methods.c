@@ -150,6 +150,11 @@ const rpc_method rpc_method_node_resume = {
     &sluice__v1__resume_request__descriptor,
     &sluice__v1__resume_reply__descriptor};
 
+const rpc_method rpc_method_node_set_role = {
+    "/sluice.v1.Node/SetRole", RPC_UNARY,
+    &sluice__v1__set_role_request__descriptor,
+    &sluice__v1__set_role_reply__descriptor};
+
 const rpc_method rpc_method_node_reload_weights = {
     "/sluice.v1.Node/ReloadWeights", RPC_UNARY,
     &sluice__v1__reload_weights_request__descriptor,

@@ -37,6 +37,7 @@ extern const rpc_method rpc_method_decode_serve;
 extern const rpc_method rpc_method_node_get_status;
 extern const rpc_method rpc_method_node_drain;
 extern const rpc_method rpc_method_node_resume;
+extern const rpc_method rpc_method_node_set_role;
 extern const rpc_method rpc_method_node_reload_weights;
 extern const rpc_method rpc_method_node_get_ledger;
 extern const rpc_method rpc_method_node_get_experts;

@@ -277,6 +277,96 @@ void   sluice__v1__resume_reply__free_unpacked
   assert(message->base.descriptor == &sluice__v1__resume_reply__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   sluice__v1__set_role_request__init
+                     (Sluice__V1__SetRoleRequest         *message)
+{
+  static const Sluice__V1__SetRoleRequest init_value = SLUICE__V1__SET_ROLE_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__set_role_request__get_packed_size
+                     (const Sluice__V1__SetRoleRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__set_role_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__set_role_request__pack
+                     (const Sluice__V1__SetRoleRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__set_role_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__set_role_request__pack_to_buffer
+                     (const Sluice__V1__SetRoleRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__set_role_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__SetRoleRequest *
+       sluice__v1__set_role_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__SetRoleRequest *)
+     protobuf_c_message_unpack (&sluice__v1__set_role_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__set_role_request__free_unpacked
+                     (Sluice__V1__SetRoleRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__set_role_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__set_role_reply__init
+                     (Sluice__V1__SetRoleReply         *message)
+{
+  static const Sluice__V1__SetRoleReply init_value = SLUICE__V1__SET_ROLE_REPLY__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__set_role_reply__get_packed_size
+                     (const Sluice__V1__SetRoleReply *message)
+{
+  assert(message->base.descriptor == &sluice__v1__set_role_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__set_role_reply__pack
+                     (const Sluice__V1__SetRoleReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__set_role_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__set_role_reply__pack_to_buffer
+                     (const Sluice__V1__SetRoleReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__set_role_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__SetRoleReply *
+       sluice__v1__set_role_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__SetRoleReply *)
+     protobuf_c_message_unpack (&sluice__v1__set_role_reply__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__set_role_reply__free_unpacked
+                     (Sluice__V1__SetRoleReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__set_role_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   sluice__v1__reload_weights_request__init
                      (Sluice__V1__ReloadWeightsRequest         *message)
 {
@@ -1075,6 +1165,108 @@ const ProtobufCMessageDescriptor sluice__v1__resume_reply__descriptor =
   sluice__v1__resume_reply__field_indices_by_name,
   1,  sluice__v1__resume_reply__number_ranges,
   (ProtobufCMessageInit) sluice__v1__resume_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__set_role_request__field_descriptors[2] =
+{
+  {
+    "role",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__SetRoleRequest, role),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "deadline_ms",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__SetRoleRequest, deadline_ms),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__set_role_request__field_indices_by_name[] = {
+  1,   /* field[1] = deadline_ms */
+  0,   /* field[0] = role */
+};
+static const ProtobufCIntRange sluice__v1__set_role_request__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor sluice__v1__set_role_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.SetRoleRequest",
+  "SetRoleRequest",
+  "Sluice__V1__SetRoleRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__SetRoleRequest),
+  2,
+  sluice__v1__set_role_request__field_descriptors,
+  sluice__v1__set_role_request__field_indices_by_name,
+  1,  sluice__v1__set_role_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__set_role_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__set_role_reply__field_descriptors[2] =
+{
+  {
+    "role",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__SetRoleReply, role),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "wait_us",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__SetRoleReply, wait_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__set_role_reply__field_indices_by_name[] = {
+  0,   /* field[0] = role */
+  1,   /* field[1] = wait_us */
+};
+static const ProtobufCIntRange sluice__v1__set_role_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor sluice__v1__set_role_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.SetRoleReply",
+  "SetRoleReply",
+  "Sluice__V1__SetRoleReply",
+  "sluice.v1",
+  sizeof(Sluice__V1__SetRoleReply),
+  2,
+  sluice__v1__set_role_reply__field_descriptors,
+  sluice__v1__set_role_reply__field_indices_by_name,
+  1,  sluice__v1__set_role_reply__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__set_role_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor sluice__v1__reload_weights_request__field_descriptors[3] =
@@ -2206,22 +2398,24 @@ const ProtobufCEnumDescriptor sluice__v1__ledger_state__descriptor =
   sluice__v1__ledger_state__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };
-static const ProtobufCMethodDescriptor sluice__v1__node__method_descriptors[6] =
+static const ProtobufCMethodDescriptor sluice__v1__node__method_descriptors[7] =
 {
   { "GetStatus", &sluice__v1__node_status_request__descriptor, &sluice__v1__node_status__descriptor },
   { "Drain", &sluice__v1__drain_request__descriptor, &sluice__v1__drain_reply__descriptor },
   { "Resume", &sluice__v1__resume_request__descriptor, &sluice__v1__resume_reply__descriptor },
+  { "SetRole", &sluice__v1__set_role_request__descriptor, &sluice__v1__set_role_reply__descriptor },
   { "ReloadWeights", &sluice__v1__reload_weights_request__descriptor, &sluice__v1__reload_weights_reply__descriptor },
   { "GetLedger", &sluice__v1__ledger_request__descriptor, &sluice__v1__ledger_part__descriptor },
   { "GetExperts", &sluice__v1__experts_request__descriptor, &sluice__v1__experts_reply__descriptor },
 };
 const unsigned sluice__v1__node__method_indices_by_name[] = {
   1,        /* Drain */
-  5,        /* GetExperts */
-  4,        /* GetLedger */
+  6,        /* GetExperts */
+  5,        /* GetLedger */
   0,        /* GetStatus */
-  3,        /* ReloadWeights */
-  2         /* Resume */
+  4,        /* ReloadWeights */
+  2,        /* Resume */
+  3         /* SetRole */
 };
 const ProtobufCServiceDescriptor sluice__v1__node__descriptor =
 {
@@ -2230,7 +2424,7 @@ const ProtobufCServiceDescriptor sluice__v1__node__descriptor =
   "Node",
   "Sluice__V1__Node",
   "sluice.v1",
-  6,
+  7,
   sluice__v1__node__method_descriptors,
   sluice__v1__node__method_indices_by_name
 };
@@ -2258,13 +2452,21 @@ void sluice__v1__node__resume(ProtobufCService *service,
   assert(service->descriptor == &sluice__v1__node__descriptor);
   service->invoke(service, 2, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
+void sluice__v1__node__set_role(ProtobufCService *service,
+                                const Sluice__V1__SetRoleRequest *input,
+                                Sluice__V1__SetRoleReply_Closure closure,
+                                void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__node__descriptor);
+  service->invoke(service, 3, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
 void sluice__v1__node__reload_weights(ProtobufCService *service,
                                       const Sluice__V1__ReloadWeightsRequest *input,
                                       Sluice__V1__ReloadWeightsReply_Closure closure,
                                       void *closure_data)
 {
   assert(service->descriptor == &sluice__v1__node__descriptor);
-  service->invoke(service, 3, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+  service->invoke(service, 4, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__node__get_ledger(ProtobufCService *service,
                                   const Sluice__V1__LedgerRequest *input,
@@ -2272,7 +2474,7 @@ void sluice__v1__node__get_ledger(ProtobufCService *service,
                                   void *closure_data)
 {
   assert(service->descriptor == &sluice__v1__node__descriptor);
-  service->invoke(service, 4, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+  service->invoke(service, 5, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__node__get_experts(ProtobufCService *service,
                                    const Sluice__V1__ExpertsRequest *input,
@@ -2280,7 +2482,7 @@ void sluice__v1__node__get_experts(ProtobufCService *service,
                                    void *closure_data)
 {
   assert(service->descriptor == &sluice__v1__node__descriptor);
-  service->invoke(service, 5, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+  service->invoke(service, 6, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__node__init (Sluice__V1__Node_Service *service,
                              Sluice__V1__Node_ServiceDestroy destroy)

@@ -22,6 +22,8 @@ typedef struct Sluice__V1__DrainRequest Sluice__V1__DrainRequest;
 typedef struct Sluice__V1__DrainReply Sluice__V1__DrainReply;
 typedef struct Sluice__V1__ResumeRequest Sluice__V1__ResumeRequest;
 typedef struct Sluice__V1__ResumeReply Sluice__V1__ResumeReply;
+typedef struct Sluice__V1__SetRoleRequest Sluice__V1__SetRoleRequest;
+typedef struct Sluice__V1__SetRoleReply Sluice__V1__SetRoleReply;
 typedef struct Sluice__V1__ReloadWeightsRequest Sluice__V1__ReloadWeightsRequest;
 typedef struct Sluice__V1__ReloadWeightsReply Sluice__V1__ReloadWeightsReply;
 typedef struct Sluice__V1__LedgerRequest Sluice__V1__LedgerRequest;
@@ -81,7 +83,7 @@ struct  Sluice__V1__NodeStatus
   char *role;
   uint64_t incarnation;
   /*
-   * "ready", "reloading", "draining"
+   * "ready", "reloading", "changing role", "draining"
    */
   char *state;
   Sluice__V1__Stamp *stamp;
@@ -139,6 +141,34 @@ struct  Sluice__V1__ResumeReply
 #define SLUICE__V1__RESUME_REPLY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__resume_reply__descriptor) \
     , (char *)protobuf_c_empty_string }
+
+
+struct  Sluice__V1__SetRoleRequest
+{
+  ProtobufCMessage base;
+  /*
+   * "prefill", "decode", "hybrid"
+   */
+  char *role;
+  /*
+   * how long requests may take to end or move; 0 = the node's --drain-timeout
+   */
+  uint32_t deadline_ms;
+};
+#define SLUICE__V1__SET_ROLE_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__set_role_request__descriptor) \
+    , (char *)protobuf_c_empty_string, 0 }
+
+
+struct  Sluice__V1__SetRoleReply
+{
+  ProtobufCMessage base;
+  char *role;
+  uint64_t wait_us;
+};
+#define SLUICE__V1__SET_ROLE_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__set_role_reply__descriptor) \
+    , (char *)protobuf_c_empty_string, 0 }
 
 
 /*
@@ -498,6 +528,44 @@ Sluice__V1__ResumeReply *
 void   sluice__v1__resume_reply__free_unpacked
                      (Sluice__V1__ResumeReply *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__SetRoleRequest methods */
+void   sluice__v1__set_role_request__init
+                     (Sluice__V1__SetRoleRequest         *message);
+size_t sluice__v1__set_role_request__get_packed_size
+                     (const Sluice__V1__SetRoleRequest   *message);
+size_t sluice__v1__set_role_request__pack
+                     (const Sluice__V1__SetRoleRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__set_role_request__pack_to_buffer
+                     (const Sluice__V1__SetRoleRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__SetRoleRequest *
+       sluice__v1__set_role_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__set_role_request__free_unpacked
+                     (Sluice__V1__SetRoleRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__SetRoleReply methods */
+void   sluice__v1__set_role_reply__init
+                     (Sluice__V1__SetRoleReply         *message);
+size_t sluice__v1__set_role_reply__get_packed_size
+                     (const Sluice__V1__SetRoleReply   *message);
+size_t sluice__v1__set_role_reply__pack
+                     (const Sluice__V1__SetRoleReply   *message,
+                      uint8_t             *out);
+size_t sluice__v1__set_role_reply__pack_to_buffer
+                     (const Sluice__V1__SetRoleReply   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__SetRoleReply *
+       sluice__v1__set_role_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__set_role_reply__free_unpacked
+                     (Sluice__V1__SetRoleReply *message,
+                      ProtobufCAllocator *allocator);
 /* Sluice__V1__ReloadWeightsRequest methods */
 void   sluice__v1__reload_weights_request__init
                      (Sluice__V1__ReloadWeightsRequest         *message);
@@ -727,6 +795,12 @@ typedef void (*Sluice__V1__ResumeRequest_Closure)
 typedef void (*Sluice__V1__ResumeReply_Closure)
                  (const Sluice__V1__ResumeReply *message,
                   void *closure_data);
+typedef void (*Sluice__V1__SetRoleRequest_Closure)
+                 (const Sluice__V1__SetRoleRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__SetRoleReply_Closure)
+                 (const Sluice__V1__SetRoleReply *message,
+                  void *closure_data);
 typedef void (*Sluice__V1__ReloadWeightsRequest_Closure)
                  (const Sluice__V1__ReloadWeightsRequest *message,
                   void *closure_data);
@@ -779,6 +853,10 @@ struct Sluice__V1__Node_Service
                  const Sluice__V1__ResumeRequest *input,
                  Sluice__V1__ResumeReply_Closure closure,
                  void *closure_data);
+  void (*set_role)(Sluice__V1__Node_Service *service,
+                   const Sluice__V1__SetRoleRequest *input,
+                   Sluice__V1__SetRoleReply_Closure closure,
+                   void *closure_data);
   void (*reload_weights)(Sluice__V1__Node_Service *service,
                          const Sluice__V1__ReloadWeightsRequest *input,
                          Sluice__V1__ReloadWeightsReply_Closure closure,
@@ -802,6 +880,7 @@ void sluice__v1__node__init (Sluice__V1__Node_Service *service,
       function_prefix__ ## get_status,\
       function_prefix__ ## drain,\
       function_prefix__ ## resume,\
+      function_prefix__ ## set_role,\
       function_prefix__ ## reload_weights,\
       function_prefix__ ## get_ledger,\
       function_prefix__ ## get_experts  }
@@ -817,6 +896,10 @@ void sluice__v1__node__resume(ProtobufCService *service,
                               const Sluice__V1__ResumeRequest *input,
                               Sluice__V1__ResumeReply_Closure closure,
                               void *closure_data);
+void sluice__v1__node__set_role(ProtobufCService *service,
+                                const Sluice__V1__SetRoleRequest *input,
+                                Sluice__V1__SetRoleReply_Closure closure,
+                                void *closure_data);
 void sluice__v1__node__reload_weights(ProtobufCService *service,
                                       const Sluice__V1__ReloadWeightsRequest *input,
                                       Sluice__V1__ReloadWeightsReply_Closure closure,
@@ -840,6 +923,8 @@ extern const ProtobufCMessageDescriptor sluice__v1__drain_request__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__drain_reply__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__resume_request__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__resume_reply__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__set_role_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__set_role_reply__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__reload_weights_request__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__reload_weights_reply__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__ledger_request__descriptor;
