@@ -15,6 +15,7 @@ extern "C" {
 #define CTL_EXIT_MISUSE  2
 
 #define CTL_READS   1u /* again and again with --watch */
+#define CTL_LIVE    4u /* the same without being told */
 #define CTL_CHANGES 2u /* says what it would do with --dry-run */
 
 typedef struct ctl_command {
@@ -45,6 +46,7 @@ int ctl_requests(ctl_session *session, const char *const *words);
 int ctl_cancel(ctl_session *session, const char *const *words);
 int ctl_settings_get(ctl_session *session, const char *const *words);
 int ctl_settings_set(ctl_session *session, const char *const *words);
+int ctl_top(ctl_session *session, const char *const *words);
 int ctl_role(ctl_session *session, const char *const *words);
 int ctl_scale_plan(ctl_session *session, const char *const *words);
 int ctl_scale_apply(ctl_session *session, const char *const *words);

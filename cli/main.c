@@ -106,8 +106,9 @@ static int run_once(const ctl_options *options, const ctl_command *command,
 /* Fresh each time: members come and go. What cannot be reached now may be later. */
 static int run(const ctl_options *options, const ctl_command *command, const char *const *words)
 {
-    bool clear = options->watch && !options->json && isatty(STDOUT_FILENO);
-    int64_t left = options->watch ? options->count : 1;
+    bool watch = options->watch || (command->flags & CTL_LIVE);
+    bool clear = watch && !options->json && isatty(STDOUT_FILENO);
+    int64_t left = watch ? options->count : 1;
     for (;;) {
         if (clear)
             fputs("\033[H\033[2J", stdout);

@@ -99,7 +99,7 @@ void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS]
     out_handlers[2] =
         (rpc_handler){&rpc_method_node_reload_weights, nod_reload_on_call, host->reload};
     out_handlers[3] = (rpc_handler){&rpc_method_node_resume, on_resume, host};
-    out_handlers[6] = (rpc_handler){&rpc_method_node_set_role, nod_role_on_call, host->role_change};
     out_handlers[4] = (rpc_handler){&rpc_method_node_get_ledger, nod_ledger_on_call, host->ledger};
     out_handlers[5] = (rpc_handler){&rpc_method_node_get_experts, on_experts, host};
+    out_handlers[6] = (rpc_handler){&rpc_method_node_set_role, nod_role_on_call, host->role_change};
 }

@@ -278,3 +278,20 @@ def test_drain_dry_run():
         alone = cluster.ctl("drain", "prefill-0", "--dry-run")
         assert alone.returncode == 0 and "0 other nodes can do its work: new requests would wait" in alone.stdout, alone.stdout
         assert states(cluster)["decode-1"] == "ready"
+
+
+def test_top():
+    """Live figures: what runs now, rates between two looks, latencies of what ended; a node that died is listed as such."""
+    with Cluster("op-top", "--env", SLOW) as cluster:
+        thread, _ = run_story(cluster, 200)
+        looks = [json.loads(line) for line in cluster.ctl("top", "--json", "--interval", "300ms", "--count", "4").stdout.splitlines()]
+        assert len(looks) == 4 and looks[0]["running"] == 1 and looks[0]["nodes"][0]["slots_used"] == 1, looks
+        thread.join()
+        assert cluster.chat(QUESTION, temperature=0, max_tokens=20).status == 200
+        last = cluster.ctl_json("top", "--count", "1")
+        assert last["generated_tokens"] >= 200 and last["ttft_us"] > 0 and last["tpot_us"] > 0 and last["silent"] == 0, last
+        table = cluster.ctl("top", "--count", "1").stdout
+        assert "decode-0" in table and "first token" in table and "[..........]" in table, table
+        cluster.kill("decode-0")
+        dead = cluster.ctl_json("top", "--count", "1", "--call-timeout", "1s")
+        assert dead["silent"] == 1 and dead["nodes"][0]["state"] == "no answer", dead
