@@ -200,6 +200,23 @@ def test_a_rank_of_four_dies_and_comes_back():
         cluster.wait_at_rest()
 
 
+def test_a_prefill_rank_dies():
+    """Prompts of the other ranks are computed on: a step that is run again announces no group of layers twice."""
+    work = [(ids, 8, float(index % 2), 600 + index) for index, ids in enumerate(prompts(12, 300, 1200))]
+    with Cluster("ep-prefill-death", "--prefill-ep", 3, "--threads", 1, "--lease", "2s", "--node-args", "--chunk-tokens 128",
+                 "--router-args=--self-prefill=false", "--env", "*:SLUICE_FAULTS=prefill.group=slow=20") as cluster:
+        answers = []
+        thread = threading.Thread(target=lambda: answers.extend(ask_all(cluster, work, 12)))
+        thread.start()
+        names = [node["name"] for node in cluster.nodes("prefill")]
+        wait_for(lambda: all(cluster.metric(name, "sluice_running_requests") > 0 for name in names), "prompts on all three")
+        cluster.kill("prefill-0-1")
+        wait_for(lambda: all("steps again" in cluster.log(name) for name in ("prefill-0-0", "prefill-0-2")), "the others to step again")
+        thread.join()
+        compare(work, answers, "a prefill rank was killed")
+        cluster.wait_at_rest()
+
+
 def placement(cluster, verb, *arguments):
     done = cluster.ctl("placement", verb, "decode-0", "--json", *arguments)
     assert done.returncode == 0, done.stderr
@@ -256,9 +273,9 @@ def shuffled(table, source):
 
 
 def full_placements():
-    """56 prompts in mixed batches while both instances get one placement by dice after the other: every answer is that of one process."""
+    """54 prompts in mixed batches while both instances get one placement by dice after the other: every answer is that of one process."""
     source, over, count = random.Random(5), threading.Event(), [0]
-    work = work_list(48, 8, 0)
+    work = work_list(52, 2, 0)
 
     def shuffle(cluster):
         while not over.is_set():
@@ -270,7 +287,8 @@ def full_placements():
                 count[0] += 1
 
     with Cluster("ep-placements", "--prefill-ep", 3, "--decode-ep", 4, "--threads", 1, "--node-args", "--chunk-tokens 256",
-                 "--router-args=--self-prefill=false") as cluster:
+                 "--router-args=--self-prefill=false --progress-timeout 5m") as cluster:
+        cluster.patience = 600.0  # a placement every few seconds takes its share of the cores
         thread = threading.Thread(target=shuffle, args=(cluster,))
         thread.start()
         answers = ask_all(cluster, work, 16)
