@@ -82,12 +82,9 @@ static void on_put(void *context, const ProtobufCMessage *message, const sl_err 
 {
     clu_ranks *ranks = context;
     ranks->request = NULL;
-    if (err->code == SL_OK)
-        look_later(ranks, 0);
-    else
-        ranks->written = false;
     if (err->code != SL_OK)
-        look_later(ranks, LOOK_NS);
+        ranks->written = false;
+    look_later(ranks, err->code == SL_OK ? 0 : LOOK_NS);
 }
 
 static void put(clu_ranks *ranks)
@@ -101,8 +98,8 @@ static void put(clu_ranks *ranks)
     request.key = clu_bytes(key);
     request.value = (ProtobufCBinaryData){buf.size, (uint8_t *)buf.data};
     request.lease = clu_lease_id(ranks->lease);
-    ranks->written = true;
     send_request(ranks, &rpc_method_etcd_kv_put, &request.base, on_put);
+    ranks->written = ranks->request != NULL;
     sl_buf_fini(&buf);
 }
 

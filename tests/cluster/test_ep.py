@@ -204,14 +204,18 @@ def test_a_prefill_rank_dies():
     """Prompts of the other ranks are computed on: a step that is run again announces no group of layers twice."""
     work = [(ids, 8, float(index % 2), 600 + index) for index, ids in enumerate(prompts(12, 300, 1200))]
     with Cluster("ep-prefill-death", "--prefill-ep", 3, "--threads", 1, "--lease", "2s", "--node-args", "--chunk-tokens 128",
-                 "--router-args=--self-prefill=false", "--env", "*:SLUICE_FAULTS=prefill.group=slow=20") as cluster:
+                 "--router-args=--self-prefill=false", "--env", "*:SLUICE_FAULTS=prefill.group=slow=50") as cluster:
         answers = []
         thread = threading.Thread(target=lambda: answers.extend(ask_all(cluster, work, 12)))
         thread.start()
-        names = [node["name"] for node in cluster.nodes("prefill")]
-        wait_for(lambda: all(cluster.metric(name, "sluice_running_requests") > 0 for name in names), "prompts on all three")
-        cluster.kill("prefill-0-1")
-        wait_for(lambda: all("steps again" in cluster.log(name) for name in ("prefill-0-0", "prefill-0-2")), "the others to step again")
+        ranks = [node["name"] for node in cluster.nodes("prefill")]
+
+        def busy():
+            return next((name for name in ranks if cluster.log(name).count("prefill.group: slow") > 3), None)
+        survivor = wait_for(busy, "a rank to be in the middle of prompts")
+        victim = next(name for name in ranks if name != survivor)
+        cluster.kill(victim)
+        wait_for(lambda: all("steps again" in cluster.log(name) for name in ranks if name != victim), "the others to step again")
         thread.join()
         compare(work, answers, "a prefill rank was killed")
         cluster.wait_at_rest()
