@@ -123,6 +123,7 @@ static int run(const ctl_options *options, const ctl_command *command, const cha
 static int choose(const ctl_options *options, const sl_config *config)
 {
     const char *words[SL_CONFIG_POSITIONAL_MAX + 1] = {NULL};
+    char text[64];
     size_t count = sl_config_positional_count(config);
     if (count == 0)
         return misuse("which command?", "");
@@ -134,8 +135,8 @@ static int choose(const ctl_options *options, const sl_config *config)
         for (size_t j = used; j < count; j++)
             words[j - used] = sl_config_positional(config, j);
         if (count - used < command->words_min) {
-            fprintf(stderr, "sluicectl: %s needs %s\n", command->name, command->words);
-            return misuse("usage: sluicectl [options] ", command->name);
+            snprintf(text, sizeof text, "%s needs ", command->name);
+            return misuse(text, command->words);
         }
         if (count - used > command->words_max)
             return misuse("one word too many: ", words[command->words_max]);

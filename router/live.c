@@ -290,7 +290,8 @@ static void on_prefill_done(void *context, const Sluice__V1__PrefillDone *done)
     uint32_t prompt = (uint32_t)live->request->prompt.count;
     live->prefill_call = NULL;
     note_migrated(live, done->tokens_computed);
-    if (live->token_count == 0 && done->tokens_computed < prompt &&
+    /* The first tokens may be here already. A prefill with generated ones in it says nothing new. */
+    if (live->prefill_tokens == prompt && done->tokens_computed < prompt &&
         prompt - done->tokens_computed > live->cached_tokens)
         live->cached_tokens = prompt - done->tokens_computed;
     rtr_event event = {.kind = RTR_EVENT_PREFILL_DONE, .epoch = live->core.epoch};

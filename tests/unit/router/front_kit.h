@@ -28,6 +28,7 @@ static inline void kit_prefill_event(kit_node *n, bool done)
     Sluice__V1__PrefillEvent event = SLUICE__V1__PREFILL_EVENT__INIT;
     event.body_case =
         done ? SLUICE__V1__PREFILL_EVENT__BODY_DONE : SLUICE__V1__PREFILL_EVENT__BODY_QUEUED;
+    end.tokens_computed = n->run_computed;
     if (done)
         event.done = &end;
     else

@@ -612,6 +612,35 @@ TEST(node_removed_while_in_use)
     kit_close(&k);
 }
 
+/* The prefill node's word about kept pages may come behind the first tokens: it counts then too. */
+TEST(cached_tokens_are_told_behind_the_first_token)
+{
+    kit k;
+    kit_open(&k, NULL);
+    kit_node *d = kit_add(&k, "d-a", true), *p = kit_add(&k, "p-a", false);
+    p->finish_runs = false;
+    p->run_computed = 1;
+    KIT_UNTIL(&k, kit_ready(&k));
+    kit_client c = kit_post(&k, CHAT,
+                            BODY(",\"stream\":true,\"return_token_ids\":true,\"max_tokens\":30,"
+                                 "\"stream_options\":{\"include_usage\":true}"));
+    KIT_UNTIL(&k, p->runs == 1);
+    kit_tokens(d, 0, 1, NONE);
+    kit_expect(&k, &c, "[100]");
+    kit_prefill_event(p, true);
+    KIT_UNTIL(&k, !p->run);
+    for (int i = 0; i < 30; i++)
+        kit_turn(&k);
+    kit_tokens(d, 1, 1, STOP);
+    kit_expect(&k, &c, "data: [DONE]");
+    char cached[32];
+    snprintf(cached, sizeof cached, "\"cached_tokens\":%u}", p->run_tokens - 1);
+    assert_text_contains(c.text.data, cached);
+    check_tokens(&c, 2);
+    kit_client_close(&c);
+    kit_close(&k);
+}
+
 static void self_prefill(rtr_shared *shared)
 {
     shared->tuning.self_prefill = true;
@@ -928,6 +957,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(nodes_that_must_not_be_used),
     cmocka_unit_test(another_model_or_process_is_not_used),
     cmocka_unit_test(node_removed_while_in_use),
+    cmocka_unit_test(cached_tokens_are_told_behind_the_first_token),
     cmocka_unit_test(without_a_prefill_node_the_rank_prefills),
     cmocka_unit_test(stop_finishes_what_runs),
     cmocka_unit_test(stop_gives_up_at_its_deadline),

@@ -48,6 +48,7 @@ typedef struct kit_node {
     rpc_server_call *run;
     char run_id[64];
     uint32_t run_epoch, run_tokens;
+    uint32_t run_computed; /* tells this of the next ones */
     bool run_offer;
     size_t runs, runs_cancelled;
     bool finish_runs; /* answer at once that all is done */
