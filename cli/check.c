@@ -293,10 +293,10 @@ static uint32_t find_faults(ctl_session *session, const ctl_call *calls, sl_buf 
         }
         first = first ? first : member;
         if (memcmp(&first->stamp, &member->stamp, sizeof(member->stamp)) != 0) {
-            sl_buf_printf(out,
-                          "%s and %s differ in numerics, model, weights or cache format: they "
-                          "exchange no pages\n",
-                          first->name, member->name);
+            sl_buf_printf(out, "%s and %s exchange no pages: they have ", first->name,
+                          member->name);
+            clu_stamp_tell_difference(&first->stamp, &member->stamp, out);
+            sl_buf_puts(out, "\n");
             faults++;
         }
     }

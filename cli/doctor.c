@@ -160,9 +160,12 @@ static void compare_members(diagnosis *d)
         if (memcmp(&stamped->stamp, &member->stamp, sizeof(member->stamp)) == 0)
             continue;
         equal = false;
-        sayf(d, VERDICT_WARN, member->name,
-             "differs from %s in numerics, model, weights or cache format: they exchange no pages",
-             stamped->name);
+        sl_buf differ;
+        sl_buf_init(&differ, 0);
+        clu_stamp_tell_difference(&stamped->stamp, &member->stamp, &differ);
+        sayf(d, VERDICT_WARN, member->name, "exchanges no pages with %s: they have %s",
+             stamped->name, differ.data);
+        sl_buf_fini(&differ);
     }
     if (stamped && equal)
         say(d, VERDICT_OK, "stamps", "all nodes compute alike");

@@ -251,6 +251,26 @@ sl_status clu_member_parse_json(const void *data, size_t size, clu_member_info *
     return sl_ok();
 }
 
+void clu_stamp_tell_difference(const clu_stamp *a, const clu_stamp *b, sl_buf *out)
+{
+    const struct {
+        const char *what, *first, *second;
+    } fields[] = {
+        {"numerics", a->numerics_id, b->numerics_id},
+        {"model", a->model_hash, b->model_hash},
+        {"weights version", a->weights_version, b->weights_version},
+        {"cache format", a->cache_format, b->cache_format},
+    };
+    const char *between = "";
+    for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
+        if (strcmp(fields[i].first, fields[i].second) == 0)
+            continue;
+        sl_buf_printf(out, "%s%s %s and %s", between, fields[i].what, fields[i].first,
+                      fields[i].second);
+        between = ", ";
+    }
+}
+
 bool clu_member_equal(const clu_member_info *a, const clu_member_info *b)
 {
     return strcmp(a->name, b->name) == 0 && strcmp(a->role, b->role) == 0 &&

@@ -290,7 +290,7 @@ static void on_prefill_done(void *context, const Sluice__V1__PrefillDone *done)
     uint32_t prompt = (uint32_t)live->request->prompt.count;
     live->prefill_call = NULL;
     note_migrated(live, done->tokens_computed);
-    /* The first tokens may be here already. A prefill with generated ones in it says nothing new. */
+    /* The first tokens may be here already; a prefill with some of them in it says nothing. */
     if (live->prefill_tokens == prompt && done->tokens_computed < prompt &&
         prompt - done->tokens_computed > live->cached_tokens)
         live->cached_tokens = prompt - done->tokens_computed;

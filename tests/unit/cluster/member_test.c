@@ -45,6 +45,22 @@ TEST(round_trip)
     sl_buf_fini(&buf);
 }
 
+TEST(difference_of_stamps)
+{
+    clu_member_info a, b;
+    sl_buf buf;
+    sl_buf_init(&buf, 0);
+    assert_ok(parse(GOOD, &a), &err);
+    b = a;
+    clu_stamp_tell_difference(&a.stamp, &b.stamp, &buf);
+    assert_int_equal(buf.size, 0);
+    snprintf(b.stamp.weights_version, CLU_TEXT_MAX, "w2");
+    snprintf(b.stamp.numerics_id, CLU_TEXT_MAX, "other");
+    clu_stamp_tell_difference(&a.stamp, &b.stamp, &buf);
+    assert_string_equal(buf.data, "numerics cpu-f32-v1 and other, weights version w1 and w2");
+    sl_buf_fini(&buf);
+}
+
 /* The largest record that passes the check fits the named limit. */
 TEST(largest_fits)
 {
@@ -162,11 +178,9 @@ TEST(keys)
 }
 
 static const struct CMUnitTest TESTS[] = {
-    cmocka_unit_test(round_trip),
-    cmocka_unit_test(largest_fits),
-    cmocka_unit_test(optional_and_unknown),
-    cmocka_unit_test(refused),
-    cmocka_unit_test(too_long),
+    cmocka_unit_test(round_trip),   cmocka_unit_test(difference_of_stamps),
+    cmocka_unit_test(largest_fits), cmocka_unit_test(optional_and_unknown),
+    cmocka_unit_test(refused),      cmocka_unit_test(too_long),
     cmocka_unit_test(keys),
 };
 TEST_MAIN(TESTS)
