@@ -602,7 +602,11 @@ static uint32_t plan_drafts(dec_batch *batch)
                                               .next_token = job->tokens[job->token_count - 1],
                                               .count = depth,
                                               .allowed = job->cursor.matcher ? draft_allowed : NULL,
-                                              .context = batch};
+                                              .context = batch,
+                                              .sampling = &job->sampling,
+                                              .ids = job->tokens,
+                                              .id_count = job->token_count,
+                                              .prompt_count = job->prompt_count};
     }
     return count;
 }

@@ -282,26 +282,55 @@ static uint32_t draw(eng_sampler *sampler, const float *logits, float max,
     return pick(sampler, sl_keyed_uniform(params->seed, position, SAMPLER_STREAM));
 }
 
-void eng_sampler_draw(eng_sampler *sampler, float *logits, const mdl_sampling *params,
-                      const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
-                      uint32_t position, const uint32_t *allowed, eng_sampled *out_sampled)
+/* After penalties, bias and masks: the likeliest, or drawn at `position`. */
+static uint32_t choose(eng_sampler *sampler, float *logits, const mdl_sampling *params,
+                       uint32_t position, const uint32_t *allowed, bool drawn)
+{
+    uint32_t best = krn_arg_max(logits, sampler->vocab_size);
+    sl_assert(isfinite(logits[best]));
+    sampler->max = logits[best];
+    sampler->mask = MDL_MASK_LIST;
+    sampler->last_id = best;
+    if (drawn && params->temperature > 0.0f)
+        sampler->last_id = draw(sampler, logits, sampler->max, params, position, allowed);
+    return sampler->last_id;
+}
+
+static void change(eng_sampler *sampler, float *logits, const mdl_sampling *params,
+                   const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
+                   const uint32_t *allowed)
 {
     sl_assert(prompt_count <= context_count);
     sl_assert(params->temperature >= 0.0f);
     sampler_penalise(sampler, logits, params, context, context_count, prompt_count);
     sampler_bias(sampler, logits, params);
     sampler_mask(sampler, logits, params, context_count - prompt_count, allowed);
-    uint32_t best = krn_arg_max(logits, sampler->vocab_size);
-    float max = logits[best];
-    sl_assert(isfinite(max));
+}
 
-    eng_sampled sampled = {.id = best};
-    sampler->mask = MDL_MASK_LIST;
-    if (params->temperature > 0.0f)
-        sampled.id = draw(sampler, logits, max, params, position, allowed);
-    sampler->last_id = sampled.id;
+bool eng_sampler_guesses(const mdl_sampling *params, uint32_t generated, bool drawn)
+{
+    bool early = params->min_tokens > 0 && generated < (uint32_t)params->min_tokens;
+    return (drawn && params->temperature > 0.0f) || params->bias_count > 0 || early ||
+           params->repetition_penalty != 1.0f || params->presence_penalty != 0.0f ||
+           params->frequency_penalty != 0.0f;
+}
+
+uint32_t eng_sampler_guess(eng_sampler *sampler, float *logits, const mdl_sampling *params,
+                           const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
+                           const uint32_t *allowed, bool drawn)
+{
+    change(sampler, logits, params, context, context_count, prompt_count, allowed);
+    return choose(sampler, logits, params, context_count, allowed, drawn);
+}
+
+void eng_sampler_draw(eng_sampler *sampler, float *logits, const mdl_sampling *params,
+                      const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
+                      uint32_t position, const uint32_t *allowed, eng_sampled *out_sampled)
+{
+    change(sampler, logits, params, context, context_count, prompt_count, allowed);
+    eng_sampled sampled = {.id = choose(sampler, logits, params, position, allowed, true)};
     if (params->logprob_count >= 0) {
-        double norm = log_sum_exp(logits, sampler->vocab_size, max);
+        double norm = log_sum_exp(logits, sampler->vocab_size, sampler->max);
         sampled.logprob = (float)((double)logits[sampled.id] - norm);
         uint32_t wanted = (uint32_t)params->logprob_count;
         wanted = wanted > ENG_LOGPROBS_MAX ? ENG_LOGPROBS_MAX : wanted;

@@ -23,6 +23,7 @@ typedef struct eng_sampler {
     /* of the last draw, for its mask */
     mdl_mask_kind mask; /* LIST: last_id alone; BITMAP: kept */
     uint32_t last_id;
+    float max; /* the largest logit then */
 } eng_sampler;
 
 void eng_sampler_init(eng_sampler *sampler, uint32_t vocab_size, uint32_t eos_id,
@@ -32,6 +33,14 @@ void eng_sampler_fini(eng_sampler *sampler);
 void eng_sampler_draw(eng_sampler *sampler, float *logits, const mdl_sampling *params,
                       const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
                       uint32_t position, const uint32_t *allowed, eng_sampled *out_sampled);
+/* A guess at what eng_sampler_draw will give, from logits that are a guess too: the same id if they
+ * are the same and `drawn`, else the likeliest after penalties, bias and masks. Overwrites logits.
+ */
+uint32_t eng_sampler_guess(eng_sampler *sampler, float *logits, const mdl_sampling *params,
+                           const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
+                           const uint32_t *allowed, bool drawn);
+/* Can such a guess be another id than that of the largest logit, after `generated` tokens? */
+bool eng_sampler_guesses(const mdl_sampling *params, uint32_t generated, bool drawn);
 /* The likeliest allowed id, nothing else applied. Overwrites logits. */
 uint32_t eng_sampler_best(const eng_sampler *sampler, float *logits, const uint32_t *allowed);
 /* As eng_score in engine.h. */

@@ -423,13 +423,37 @@ sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequences, const ui
     return draft_run(engine, count, false, out_drafts) ? sl_ok() : step_fault(engine, err);
 }
 
+/* The first draft is drawn by the key of its position, as its token will be: it is right more often
+ * so. Behind it the layer sees its own output, and drawing from that misses more than the likeliest
+ * does. */
+static bool draft_is_drawn(uint32_t at)
+{
+    return at == 0;
+}
+
+/* Does it take more than the arg-max and a mask? */
+static bool draft_is_guessed(const eng_drafts *drafts, uint32_t at)
+{
+    return drafts->sampling &&
+           eng_sampler_guesses(drafts->sampling, drafts->id_count + at - drafts->prompt_count,
+                               draft_is_drawn(at));
+}
+
 /* Draft number `at` from row `row` of the last run. */
 static void draft_take(eng_engine *engine, eng_drafts *drafts, uint32_t at, uint32_t row)
 {
     const uint32_t *allowed = drafts->allowed ? drafts->allowed(drafts->context, drafts, at) : NULL;
-    drafts->tokens[at] = allowed
-                             ? eng_sampler_best(&engine->sampler, logits_row(engine, row), allowed)
-                             : engine->s.draft_ids[row];
+    uint32_t *token = &drafts->tokens[at], count = drafts->id_count + at;
+    if (draft_is_guessed(drafts, at))
+        *token = eng_sampler_guess(&engine->sampler, logits_row(engine, row), drafts->sampling,
+                                   drafts->ids, count, drafts->prompt_count, allowed,
+                                   draft_is_drawn(at));
+    else if (allowed)
+        *token = eng_sampler_best(&engine->sampler, logits_row(engine, row), allowed);
+    else
+        *token = engine->s.draft_ids[row];
+    if (drafts->sampling)
+        drafts->ids[count] = *token;
 }
 
 /* Draft number `at` of all that want so many; before the first, h_final of the sequences, then what
@@ -443,7 +467,8 @@ static bool draft_round(eng_engine *engine, eng_drafts *drafts, uint32_t count, 
     bool masked = false;
     for (uint32_t i = 0; i < count; i++) {
         const eng_sequence *sequence = drafts[i].sequence;
-        masked = masked || (drafts[i].allowed && drafts[i].count > at);
+        masked = masked ||
+                 (drafts[i].count > at && (drafts[i].allowed || draft_is_guessed(&drafts[i], at)));
         uint32_t length = sequence->length;
         if (at > 0 && drafts[i].count >= at) { /* it had a row in the last run */
             const void *h = (uint8_t *)s->head_in + before++ * bytes;

@@ -290,6 +290,10 @@ static sl_status session_draft(session *run, uint32_t *out_count, sl_err *err)
         .count = run->draft_depth < left - 1 ? run->draft_depth : left - 1,
         .allowed = run->cursor.matcher ? session_allowed : NULL,
         .context = run,
+        .sampling = run->args->sampling,
+        .ids = result->ids,
+        .id_count = result->count,
+        .prompt_count = result->prompt_count,
     };
     if (drafts.count > 0)
         SL_TRY(eng_draft_many(run->engine, &drafts, 1, err));

@@ -495,6 +495,53 @@ TEST(drafts_keep_to_what_is_allowed)
     rig_close(&r);
 }
 
+/* Drafts are what sampling would make of the layer's logits: bias, and the first one drawn by its
+ * position's key. They are put behind the ids. */
+TEST(drafts_follow_the_sampling)
+{
+    enum { ROUNDS = 16 };
+    uint32_t tokens[PROMPT], ids[24 + ENG_DRAFTS_MAX], differ = 0;
+    sl_err err;
+    rig r;
+    rig_open(&r);
+    stream_fill(15, PROMPT, tokens);
+    eng_drafts free = {.sequence = sequence_open(r.engine, PROMPT),
+                       .next_token = tokens[23],
+                       .count = ENG_DRAFTS_MAX};
+    sequence_feed(r.engine, free.sequence, tokens, 23, 23, NULL);
+    assert_ok(eng_draft_many(r.engine, &free, 1, &err), &err);
+    mdl_sampling sampling;
+    mdl_sampling_init(&sampling);
+    sampling.temperature = 0;
+    eng_drafts sampled = free;
+    memcpy(ids, tokens, 24 * sizeof(*ids));
+    sampled.sampling = &sampling;
+    sampled.ids = ids;
+    sampled.id_count = 24;
+    sampled.prompt_count = 20;
+    assert_ok(eng_draft_many(r.engine, &sampled, 1, &err), &err);
+    assert_memory_equal(sampled.tokens, free.tokens, sizeof(free.tokens));
+    sampling.bias_count = 1;
+    sampling.bias[0] = (mdl_logit_bias){77, 100};
+    assert_ok(eng_draft_many(r.engine, &sampled, 1, &err), &err);
+    for (uint32_t at = 0; at < ENG_DRAFTS_MAX; at++)
+        assert_int_equal(sampled.tokens[at], 77);
+    assert_memory_equal(ids + 24, sampled.tokens, sizeof(sampled.tokens));
+    sampling.bias_count = 0;
+    sampling.temperature = 1;
+    for (uint32_t i = 0; i < ROUNDS; i++) {
+        eng_drafts again = sampled;
+        sampling.seed = i;
+        assert_ok(eng_draft_many(r.engine, &sampled, 1, &err), &err);
+        assert_ok(eng_draft_many(r.engine, &again, 1, &err), &err);
+        assert_memory_equal(again.tokens, sampled.tokens, sizeof(again.tokens));
+        differ += sampled.tokens[0] != free.tokens[0];
+    }
+    assert_true(differ > 0);
+    eng_sequence_close(free.sequence);
+    rig_close(&r);
+}
+
 TEST(drafts_refused)
 {
     uint32_t tokens[64];
@@ -562,6 +609,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(drafts_are_one_answer_too),
     cmocka_unit_test(many_drafts_leave_no_trace),
     cmocka_unit_test(drafts_keep_to_what_is_allowed),
+    cmocka_unit_test(drafts_follow_the_sampling),
     cmocka_unit_test(drafts_refused),
     cmocka_unit_test(kinds_of_checkpoints),
 };
