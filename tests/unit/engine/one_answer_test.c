@@ -323,7 +323,6 @@ static void check_schedules(const rig *r, const char *numerics_id)
         {"ref", 4, 2, 3, 17, 3, 2, 12 << 20, false},
         {"avx2", STREAMS, 2, 64, 4, 2, 0, 64 << 20, false},
         {"avx2", 12, 1, 5, 3, 3, 2, 12 << 20, false},
-        {"zen", 8, 2, 4, 17, 3, 0, 64 << 20, false},
         {"avx512", STREAMS, 2, 64, 100, 3, 1, 24 << 20, false},
         {"avx512", STREAMS, 1, 64, 5, 0, 0, 64 << 20, false},
         {"avx512", STREAMS, 2, 17, 33, 3, 1, 8 << 20, false},
