@@ -279,19 +279,15 @@ struct eng_drafts {
     uint32_t tokens[ENG_DRAFTS_MAX]; /* out: drafts of the tokens after next_token, in order */
     eng_draft_allowed_fn allowed;    /* NULL: anything */
     void *context;                   /* of allowed */
-    /* How the tokens will be drawn, as eng_sample has it: ids[0 .. id_count) is the sequence with
-     * next_token, and has room for the drafts behind, where they are put too. NULL: a draft is the
-     * likeliest token. */
-    const mdl_sampling *sampling;
-    uint32_t *ids;
-    uint32_t id_count, prompt_count;
+    const mdl_sampling *sampling;    /* of the tokens; NULL: the likeliest are drafted */
+    /* The sequence with next_token, and room for the drafts, which are put there too. */
+    uint32_t *ids, id_count, prompt_count;
 };
 
-/* As eng_draft, but several drafts in a row, each what the layer's logits and the key of its
- * position would give as the token, of what is allowed there: from the second on the layer gets its
- * own output and its own draft (spec 5), which makes them worse the further they go. The rows
- * written at slots length .. length + count - 1 are draft rows: the next step must write them
- * again, so it takes next_token and all drafts. On error no draft row is left. */
+/* As eng_draft, but several in a row, each what eng_sample would make of the layer's logits (behind
+ * the first, the likeliest). From the second on the layer gets its own output and draft (spec 5).
+ * Slots length .. length + count - 1 are draft rows then: the next step must write them again, so
+ * it takes next_token and all drafts. On error no draft row is left. */
 SL_MUST_USE sl_status eng_draft_many(eng_engine *engine, eng_drafts *drafts, uint32_t count,
                                      sl_err *err);
 /* Drops the tokens from `token_count` on (rejected drafts) with their rows. Only tokens of the last
