@@ -36,6 +36,12 @@ void eng_weights_free(eng_model *model)
     model->layers = NULL;
 }
 
+/* No ranks, hence no experts that move between them; linked because formations are. */
+sl_status eng_expert_load(const eng_model *model, eng_expert *out_expert, sl_err *err)
+{
+    return sl_fail(err, SL_UNSUPPORTED, "the stub engine has no experts");
+}
+
 /* ---- rows */
 
 static uint8_t *slice_at(const eng_sequence *sequence, uint32_t layer, uint32_t position)
