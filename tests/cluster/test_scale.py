@@ -25,8 +25,13 @@ class Load:
             self.nodes |= {answer.headers.get("x-sluice-decode-node"), answer.headers.get("x-sluice-prefill-node")}
             self.answers += 1
 
-    def reach(self, node):
+    def reach(self, node, others):
+        """A request on the node; the others are cordoned meanwhile, as the least loaded first one may do for all."""
+        for other in others:
+            self.cluster.ctl("cordon", other)
         wait_for(lambda: self.wrong or node in self.nodes, f"a request on {node}")
+        for other in others:
+            self.cluster.ctl("uncordon", other)
 
     def __enter__(self):
         for thread in self.threads:
@@ -54,15 +59,15 @@ def test_scaled_under_load():
             up = cluster.ctl("scale", "apply", "--prefill", "1", "--decode", "3", "--json")
             assert up.returncode == 0 and json.loads(up.stdout)["decode"] == 3, (up.stdout, up.stderr)
             cluster.refresh()
-            for node in ("decode-1", "decode-2"):
-                load.reach(node)
+            load.reach("decode-1", ("decode-0", "decode-2"))
+            load.reach("decode-2", ("decode-0", "decode-1"))
             over = cluster.ctl("scale", "apply", "--prefill", "3", "--decode", "1", "--json")
             assert over.returncode == 0, (over.stdout, over.stderr)
             now = json.loads(over.stdout)
             assert now["prefill"] == 3 and now["decode"] == 1, now
             cluster.refresh()
-            for node in ("prefill-1", "prefill-2"):
-                load.reach(node)
+            load.reach("prefill-1", ("prefill-0", "prefill-2"))
+            load.reach("prefill-2", ("prefill-0", "prefill-1"))
         wait_for(lambda: not cluster.alive("decode-1") and not cluster.alive("decode-2"), "the nodes too many to end")
         plan = cluster.ctl_json("scale", "plan")
         assert plan["set"] and plan["prefill"] == 3 and plan["decode"] == 1 and plan["hook"], plan
