@@ -146,8 +146,11 @@ static int roll(rollout *r)
         return CTL_EXIT_OK;
     fprintf(stderr,
             "sluicectl: %s\n%zu of %zu nodes have version %u; the others keep theirs: say "
-            "it again with --weights-version %u for those\n",
+            "it again with --weights-version %u for",
             err.text, done, r->count, r->version, r->version);
+    for (size_t i = done; i < r->count; i++) /* a node that has the version would refuse it */
+        fprintf(stderr, " %s", r->order[i]->name);
+    fprintf(stderr, "\n");
     return CTL_EXIT_FAILURE;
 }
 

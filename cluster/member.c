@@ -257,11 +257,13 @@ void clu_stamp_tell_difference(const clu_stamp *a, const clu_stamp *b, sl_buf *o
         const char *what, *first, *second;
     } fields[] = {
         {"numerics", a->numerics_id, b->numerics_id},
-        {"model", a->model_hash, b->model_hash},
         {"weights version", a->weights_version, b->weights_version},
         {"cache format", a->cache_format, b->cache_format},
     };
-    const char *between = "";
+    bool models = strcmp(a->model_hash, b->model_hash) != 0;
+    const char *between = models ? ", " : "";
+    if (models)
+        sl_buf_puts(out, "other models"); /* two hashes would tell nobody more */
     for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
         if (strcmp(fields[i].first, fields[i].second) == 0)
             continue;

@@ -69,7 +69,7 @@ void clu_member_write_json(sl_buf *buf, const clu_member_info *info);
 /* Untrusted bytes. SL_INVALID names the field. */
 SL_MUST_USE sl_status clu_member_parse_json(const void *data, size_t size,
                                             clu_member_info *out_info, sl_err *err);
-/* Adds what differs, with both values ("weights version 2 and 1"); nothing if they are alike. */
+/* Adds what differs ("other models, weights version 2 and 1"); nothing if they are alike. */
 void clu_stamp_tell_difference(const clu_stamp *a, const clu_stamp *b, sl_buf *out);
 bool clu_member_equal(const clu_member_info *a, const clu_member_info *b);
 

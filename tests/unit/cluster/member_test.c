@@ -58,6 +58,12 @@ TEST(difference_of_stamps)
     snprintf(b.stamp.numerics_id, CLU_TEXT_MAX, "other");
     clu_stamp_tell_difference(&a.stamp, &b.stamp, &buf);
     assert_string_equal(buf.data, "numerics cpu-f32-v1 and other, weights version w1 and w2");
+    sl_buf_clear(&buf);
+    b = a;
+    snprintf(b.stamp.model_hash, CLU_TEXT_MAX, "abd");
+    snprintf(b.stamp.cache_format, CLU_TEXT_MAX, "c2");
+    clu_stamp_tell_difference(&a.stamp, &b.stamp, &buf);
+    assert_string_equal(buf.data, "other models, cache format c1 and c2");
     sl_buf_fini(&buf);
 }
 
