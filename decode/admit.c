@@ -67,6 +67,11 @@ static sl_status check(const dec_service *service, const Sluice__V1__Admit *admi
 {
     if (service->draining)
         return sl_fail(err, SL_UNAVAILABLE, "node %s is draining", service->options.name);
+    if (service->fetches_only && !admit->fetch_only)
+        return sl_fail(err, SL_UNAVAILABLE, "node %s generates nothing", service->options.name);
+    if (admit->fetch_only && (!service->options.prefix_cache || admit->self_prefill ||
+                              admit->n_tokens % ENG_PAGE_TOKENS != 0))
+        return sl_fail(err, SL_UNSUPPORTED, "node %s keeps no such pages", service->options.name);
     if (service->held)
         return sl_fail(err, SL_FULL, "node %s gets other weights", service->options.name);
     size_t id_size = strlen(admit->request_id);
@@ -136,6 +141,8 @@ static void fill_slot(dec_service *service, dec_slot *slot, dec_stream *stream,
     uint64_t capacity = (uint64_t)admit->prompt_count + (uint64_t)sampling->max_tokens;
     if (capacity > service->options.context_max)
         capacity = service->options.context_max;
+    if (admit->fetch_only)
+        capacity = admit->n_tokens;
     *slot = (dec_slot){.used = true, .stream = stream, .owner = stream->owner};
     memcpy(slot->request_id, admit->request_id, strlen(admit->request_id) + 1);
     slot->job = dec_job_create((uint32_t)admit->n_tokens, (uint32_t)capacity,
@@ -145,6 +152,7 @@ static void fill_slot(dec_service *service, dec_slot *slot, dec_stream *stream,
     slot->job->prompt_count = admit->prompt_count;
     slot->job->cache_space = admit->cache_space;
     slot->job->fetches = !admit->self_prefill;
+    slot->job->fetch_only = admit->fetch_only;
     slot->job->rank.priority = admit->priority;
     slot->job->sampling = *sampling;
     slot->token_count = (uint32_t)admit->n_tokens;

@@ -384,12 +384,38 @@ static void adopt(dec_batch *batch, dec_job *job)
     prompt_done(batch, job);
 }
 
+/* What was fetched becomes known, so that others can start from it. */
+static void keep(dec_batch *batch, dec_job *job)
+{
+    uint32_t tokens = job->verified_blocks * ENG_PAGE_TOKENS;
+    emit(batch, job, DEC_BATCH_KEPT, DEC_FINISH_NONE);
+    if (!batch->options.prefix_cache || !eng_transit_is_cache(batch->engine) ||
+        tokens <= eng_sequence_length(job->sequence))
+        return;
+    eng_sequence_adopt(job->sequence, tokens, NULL);
+    eng_sequence_publish(
+        job->sequence,
+        &(eng_prefix){.tokens = job->tokens, .token_count = tokens, .space = job->cache_space});
+}
+
+/* All was fetched that was wanted, and nothing is generated. */
+static void keep_all(dec_batch *batch, dec_job *job)
+{
+    eng_transit_give(job->sequence);
+    eng_sequence_adopt(job->sequence, job->token_count, job->h_final);
+    release(batch, job);
+    emit(batch, job, DEC_BATCH_FINISHED, DEC_FINISH_STOP);
+}
+
 static void poll_arriving(dec_batch *batch)
 {
     uint32_t count = 0;
     for (uint32_t i = 0; i < batch->arriving_count; i++) {
-        if (eng_transit_landed(batch->arriving[i]->sequence))
-            adopt(batch, batch->arriving[i]);
+        dec_job *job = batch->arriving[i];
+        if (eng_transit_landed(job->sequence) && job->fetch_only)
+            keep_all(batch, job);
+        else if (eng_transit_landed(job->sequence))
+            adopt(batch, job);
         else
             batch->arriving[count++] = batch->arriving[i];
     }
@@ -424,6 +450,9 @@ static void on_command(void *context, const void *item)
         break;
     case DEC_COMMAND_RUN_SELF:
         run_self(batch, job);
+        break;
+    case DEC_COMMAND_KEEP:
+        keep(batch, job);
         break;
     case DEC_COMMAND_CLOSE:
         close_job(batch, job);

@@ -49,8 +49,10 @@ typedef struct dec_job {
     uint16_t
         *h_final; /* bf16 [hidden], set by the control thread before ADOPT, else by the engine's */
     eng_sequence *sequence;
-    bool fetches;     /* control, before OPEN: blocks not known here will be fetched */
-    uint8_t **places; /* [block_count]: where to, set by OPEN; NULL: a known one */
+    bool fetches;             /* control, before OPEN: blocks not known here will be fetched */
+    bool fetch_only;          /* control, before OPEN: and kept, that is all */
+    uint32_t verified_blocks; /* control, before KEEP: fetched so far */
+    uint8_t **places;         /* [block_count]: where to, set by OPEN; NULL: a known one */
     uint32_t block_count;
     uint32_t prefilled; /* RUN_SELF: tokens in the cache so far */
     uint64_t since;     /* eng_turn: when it began to be computed */
@@ -72,6 +74,7 @@ typedef enum dec_command_kind {
     DEC_COMMAND_OPEN,
     DEC_COMMAND_ADOPT,
     DEC_COMMAND_RUN_SELF,
+    DEC_COMMAND_KEEP, /* makes known what was fetched so far: KEPT */
     DEC_COMMAND_CLOSE
 } dec_command_kind;
 
@@ -83,6 +86,7 @@ typedef struct dec_command {
 typedef enum dec_batch_event_kind {
     DEC_BATCH_OPENED,
     DEC_BATCH_OPEN_FAILED,
+    DEC_BATCH_KEPT,
     DEC_BATCH_TOKEN,
     DEC_BATCH_FINISHED, /* the sequence is closed, its pages are free */
     DEC_BATCH_CLOSED,   /* answer to CLOSE, also for a job that had finished already */

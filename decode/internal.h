@@ -57,6 +57,7 @@ typedef struct dec_slot {
         *groups_verified;   /* [block_count]: how many groups of each block have arrived verified */
     uint32_t prompt_blocks; /* blocks that the prefill fills */
     uint32_t first_block;   /* of the open transfer */
+    bool keeping;           /* KEEP was asked for */
     uint32_t token_count;   /* tokens that the prefill covers */
     sl_time_ns admitted_at;
     /* the token log: what was generated here, kept until sent */
@@ -88,7 +89,7 @@ struct dec_service {
     uint32_t live_count;
     dec_moves moves;
     dec_stream *streams[DEC_STREAMS_MAX];
-    bool draining;
+    bool draining, fetches_only;
     bool held;
     sl_metric *generated, *admitted, *refused, *parked;
     sl_metric *transfer_seconds;

@@ -25,11 +25,24 @@ static uint32_t watermark(const dec_service *service, const dec_slot *slot)
     return block < slot->prompt_blocks ? block : slot->prompt_blocks - 1;
 }
 
+static void post(dec_service *service, dec_slot *slot, dec_command_kind kind)
+{
+    dec_command command = {kind, slot->job};
+    /* At most four commands a sequence are ever waiting, and the inbox holds so many for each. */
+    bool posted = eng_worker_post(service->client, &command);
+    sl_assert(posted);
+}
+
 static sl_status open_transfer(dec_service *service, dec_slot *slot, sl_err *err)
 {
     if (!slot->job->fetches) /* it was opened to compute its prompt here */
         return sl_fail(err, SL_FULL, "no place was taken for the prompt's blocks");
     slot->first_block = watermark(service, slot);
+    if (slot->first_block > slot->job->known_blocks && !slot->keeping) {
+        slot->keeping = true; /* another node may start from there */
+        slot->job->verified_blocks = slot->first_block;
+        post(service, slot, DEC_COMMAND_KEEP);
+    }
     slot->nonce.high = sl_random_u64();
     slot->nonce.low = sl_random_u64();
     uint32_t count = slot->prompt_blocks - slot->first_block;
@@ -77,14 +90,6 @@ void dec_send_ticket(dec_service *service, dec_slot *slot)
     ticket.deadline_ms = (uint32_t)(slot->core.prefill_ns / SL_MS_NS);
     ticket.stamp = &stamp;
     dec_stream_send_admitted(slot, &ticket);
-}
-
-static void post(dec_service *service, dec_slot *slot, dec_command_kind kind)
-{
-    dec_command command = {kind, slot->job};
-    /* At most three commands a sequence are ever waiting, and the inbox holds four for each. */
-    bool posted = eng_worker_post(service->client, &command);
-    sl_assert(posted);
 }
 
 static void end_with(dec_slot *slot, Sluice__V1__Finish finish)
@@ -305,6 +310,9 @@ static void on_engine_event(void *context, const void *item)
     case DEC_BATCH_FINISHED:
         on_finished(service, slot, event->finish);
         return;
+    case DEC_BATCH_KEPT:
+        slot->keeping = false;
+        return;
     case DEC_BATCH_OPENED:
         /* Known blocks count as verified: the transfer starts behind them. */
         for (uint32_t block = 0; block < event->job->known_blocks; block++)
@@ -500,6 +508,11 @@ static void tell_load(dec_service *service)
     for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)
         if (service->streams[i])
             service->streams[i]->load_due = true;
+}
+
+void dec_service_set_fetches_only(dec_service *service, bool fetches_only)
+{
+    service->fetches_only = fetches_only;
 }
 
 void dec_service_drain(dec_service *service, bool draining)

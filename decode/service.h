@@ -58,6 +58,8 @@ void dec_service_flush(dec_service *service);
 void dec_service_holders(const dec_service *service,
                          void (*fn)(void *context, const Sluice__V1__LedgerHolder *holder),
                          void *context);
+/* A prefill rank: it fetches pages for its cache, and generates nothing. */
+void dec_service_set_fetches_only(dec_service *service, bool fetches_only);
 /* Refuses new sequences; false: takes them again. */
 void dec_service_drain(dec_service *service, bool draining);
 /* Refuses new sequences as if there were no room, so that routers wait or go elsewhere. */

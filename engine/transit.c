@@ -54,6 +54,11 @@ void eng_transit_memory(const eng_engine *engine, uint8_t **out_base, uint64_t *
         transit->memory ? transit->bytes : engine->layout.page_bytes * engine->layout.page_count;
 }
 
+bool eng_transit_is_cache(const eng_engine *engine)
+{
+    return !engine->transit.memory;
+}
+
 static bool landed(eng_sequence *sequence, bool wait)
 {
     eng_engine *engine = sequence->engine;

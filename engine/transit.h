@@ -17,6 +17,8 @@ extern "C" {
 /* All of it, to be registered once with kvtransfer. Immutable: any thread. */
 void eng_transit_memory(const eng_engine *engine, uint8_t **out_base, uint64_t *out_bytes);
 
+/* Blocks travel from and to the cache itself: what has arrived is in it. Any thread. */
+bool eng_transit_is_cache(const eng_engine *engine);
 /* Takes transit pages for `count` bound blocks from `first` on, until eng_transit_give or the
  * sequence's close; not while it has some. SL_FULL: others have them. */
 SL_MUST_USE sl_status eng_transit_take(eng_sequence *sequence, uint32_t first, uint32_t count,

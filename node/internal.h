@@ -40,7 +40,7 @@ struct nod_host {
     eng_worker *worker;
     kvt_context *kvt;
     sl_watch *kvt_watch;
-    dec_service *decode;  /* refuses in the role of prefill */
+    dec_service *decode;  /* in the role of prefill: fetches only */
     pre_service *prefill; /* a decode rank: offers only */
     rpc_runtime *runtime;
     rpc_server *server;

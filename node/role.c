@@ -20,10 +20,11 @@ struct nod_role_change {
     rpc_server_call *call; /* NULL: who asked has gone */
 };
 
-/* Which services take requests in this role; the others hand over what they still have. */
+/* Which services take requests in this role; the others hand over what they have, or fetch. */
 void nod_role_apply(nod_host *host, bool takes)
 {
-    dec_service_drain(host->decode, !takes || host->role == NOD_ROLE_PREFILL);
+    dec_service_drain(host->decode, !takes);
+    dec_service_set_fetches_only(host->decode, host->role == NOD_ROLE_PREFILL);
     pre_service_drain(host->prefill, !takes);
     pre_service_set_offers_only(host->prefill, host->role == NOD_ROLE_DECODE);
 }

@@ -791,7 +791,7 @@ const ProtobufCMessageDescriptor sluice__v1__hello__descriptor =
   (ProtobufCMessageInit) sluice__v1__hello__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[13] =
+static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[14] =
 {
   {
     "request_id",
@@ -949,11 +949,24 @@ static const ProtobufCFieldDescriptor sluice__v1__admit__field_descriptors[13] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "fetch_only",
+    14,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Admit, fetch_only),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__admit__field_indices_by_name[] = {
   7,   /* field[7] = cache_space */
   10,   /* field[10] = constraint */
   1,   /* field[1] = epoch */
+  13,   /* field[13] = fetch_only */
   8,   /* field[8] = fork_of */
   9,   /* field[9] = handout */
   5,   /* field[5] = prefill_deadline_ms */
@@ -968,7 +981,7 @@ static const unsigned sluice__v1__admit__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__admit__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 13 }
+  { 0, 14 }
 };
 const ProtobufCMessageDescriptor sluice__v1__admit__descriptor =
 {
@@ -978,7 +991,7 @@ const ProtobufCMessageDescriptor sluice__v1__admit__descriptor =
   "Sluice__V1__Admit",
   "sluice.v1",
   sizeof(Sluice__V1__Admit),
-  13,
+  14,
   sluice__v1__admit__field_descriptors,
   sluice__v1__admit__field_indices_by_name,
   1,  sluice__v1__admit__number_ranges,

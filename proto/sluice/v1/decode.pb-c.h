@@ -136,10 +136,15 @@ struct  Sluice__V1__Admit
    * lower ones are served first
    */
   int32_t priority;
+  /*
+   * Nothing is generated: the pages of these tokens (whole blocks) are fetched from whoever offers them, and kept. Any rank takes it, whatever
+   * its role. Ends with FINISH_STOP and no token.
+   */
+  protobuf_c_boolean fetch_only;
 };
 #define SLUICE__V1__ADMIT__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__admit__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0,NULL, 0, NULL, 0, 0, 0, (char *)protobuf_c_empty_string, NULL, NULL, NULL, 0 }
+    , (char *)protobuf_c_empty_string, 0, 0,NULL, 0, NULL, 0, 0, 0, (char *)protobuf_c_empty_string, NULL, NULL, NULL, 0, 0 }
 
 
 /*

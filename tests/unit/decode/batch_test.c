@@ -17,6 +17,8 @@ typedef struct ask {
     uint32_t prompt_count;
     uint32_t capacity; /* 0 = prompt and max_tokens */
     bool handed_over;  /* the prompt's pages come from another engine */
+    bool fetch_only;   /* and kept, that is all */
+    uint32_t verified; /* blocks made known before the rest has come */
     bool handout;      /* routing and masks too */
     bool rows;         /* of the prompt, from rows_first on */
     uint32_t rows_first;
@@ -57,7 +59,7 @@ typedef struct run {
     uint32_t done;
     double drafted, accepted, preempted, recomputed;
     uint64_t tier_hits;
-    uint32_t refused, events;
+    uint32_t refused, events, kept_early;
     uint32_t before;          /* tokens of the first ask before the second one's first */
     dec_job *again[ASKS_MAX]; /* refused, to be opened again */
     uint32_t again_count;
@@ -108,12 +110,18 @@ static void on_event(void *context, const void *item)
     case DEC_BATCH_OPENED:
         if (u->asks[job->slot].handed_over)
             hand_over(u, job);
+        job->verified_blocks = u->asks[job->slot].verified;
+        if (job->verified_blocks > 0)
+            post(u, DEC_COMMAND_KEEP, job);
         post(u, u->asks[job->slot].handed_over ? DEC_COMMAND_ADOPT : DEC_COMMAND_RUN_SELF, job);
         break;
     case DEC_BATCH_OPEN_FAILED: /* as a router would: again later */
         assert_int_equal(job->err.code, SL_FULL);
         u->refused++;
         u->again[u->again_count++] = job;
+        break;
+    case DEC_BATCH_KEPT:
+        u->kept_early++;
         break;
     case DEC_BATCH_TOKEN:
         assert_true(out->count < TOKENS_MAX);
@@ -179,6 +187,7 @@ static void make_job(run *u, uint32_t index)
     if (a->handout)
         job->handout = dec_handout_create(&handout);
     job->fetches = a->handed_over;
+    job->fetch_only = a->fetch_only;
     if (a->fork_of)
         job->source = u->jobs[a->fork_of - 1];
     if (a->form) {
@@ -209,7 +218,8 @@ static void keep_pages(const run *u, uint32_t index)
               &err);
     /* the last token was never stepped */
     uint32_t known = eng_sequence_length(sequence);
-    assert_int_equal(known, (job->token_count - 1) / ENG_PAGE_TOKENS * ENG_PAGE_TOKENS);
+    uint32_t stepped = job->token_count - !job->fetch_only;
+    assert_int_equal(known, stepped / ENG_PAGE_TOKENS * ENG_PAGE_TOKENS);
     if (known > 0)
         out->kept = sequence_bytes(u->engine, sequence, &out->kept_bytes);
     eng_sequence_close(sequence);
@@ -747,6 +757,45 @@ TEST(drafts_at_once_after_a_hand_over)
     rig_close(&r);
 }
 
+/* Pages that are fetched for others alone are known afterwards, and nothing is drawn. */
+TEST(fetched_and_kept)
+{
+    ask a = ask_of(2 * ENG_PAGE_TOKENS, 3, 0);
+    a.handed_over = a.fetch_only = true;
+    a.capacity = a.prompt_count;
+    rig r;
+    rig_of(&r, &(nano_options){.echo = true});
+    run u = run_at(&r, 1, 0, &a, 1);
+    assert_int_equal(u.outcomes[0].count, 0);
+    assert_int_equal(u.outcomes[0].finish, DEC_FINISH_STOP);
+    assert_int_equal(u.kept, 2);
+    run_free(&u);
+    rig_close(&r);
+}
+
+/* What has come of a prompt may become known before the rest does: nothing else changes. */
+TEST(fetched_in_parts)
+{
+    enum { COUNT = 4 };
+    ask asks[COUNT];
+    for (uint32_t i = 0; i < COUNT; i++) {
+        asks[i] = ask_of(100 + 30 * i, 20, i % 2 ? 0.5f : 0);
+        asks[i].handed_over = i > 0;
+    }
+    rig r;
+    rig_of(&r, &(nano_options){.echo = true});
+    run plain = run_at(&r, 1, 0, asks, COUNT);
+    for (uint32_t i = 1; i < COUNT; i++)
+        asks[i].verified = i % 2 + 1;
+    run u = run_at(&r, 1, 0, asks, COUNT);
+    assert_int_equal(u.kept_early, COUNT - 1);
+    for (uint32_t i = 0; i < COUNT; i++)
+        assert_same(&u.outcomes[i], &plain.outcomes[i]);
+    run_free(&u);
+    run_free(&plain);
+    rig_close(&r);
+}
+
 /* Fetched prompts go through transit pages that are fewer than they ask for; others generate, and
  * end, meanwhile. */
 TEST(fetched_through_transit_pages)
@@ -924,6 +973,8 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(dropped_rows_are_never_kept),
     cmocka_unit_test(wrong_drafts_change_nothing),
     cmocka_unit_test(drafts_at_once_after_a_hand_over),
+    cmocka_unit_test(fetched_and_kept),
+    cmocka_unit_test(fetched_in_parts),
     cmocka_unit_test(fetched_through_transit_pages),
     cmocka_unit_test(drafts_that_fail_are_done_without),
     cmocka_unit_test(failed_step_leaves_what_was_right),
