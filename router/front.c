@@ -37,6 +37,8 @@ static void tell_those_on(rtr_front *front, const rtr_event *event)
 
 static void on_decode_broken(void *context, uint64_t decode)
 {
+    rtr_front *front = context;
+    rtr_pulls_broken(&front->pulls, decode);
     rtr_event event = {.kind = RTR_EVENT_DECODE_BROKEN, .decode = decode};
     tell_those_on(context, &event);
 }
@@ -49,6 +51,8 @@ static void on_decode_back(void *context, uint64_t decode, uint64_t again)
 
 static void on_decode_lost(void *context, uint64_t decode)
 {
+    rtr_front *front = context;
+    rtr_pulls_broken(&front->pulls, decode);
     rtr_event event = {.kind = RTR_EVENT_DECODE_LOST, .decode = decode};
     tell_those_on(context, &event);
 }
@@ -68,6 +72,8 @@ static void on_admitted(void *context, uint64_t decode, const Sluice__V1__Admitt
 {
     rtr_front *front = context;
     Sluice__V1__Ticket *ticket = admitted->ticket;
+    if (rtr_pulls_admitted(&front->pulls, admitted))
+        return;
     rtr_live *live = rtr_live_find(front, ticket->request_id);
     if (!live || !live->started)
         return; /* cancelled meanwhile: the rank was told */
@@ -87,6 +93,8 @@ static void on_admitted(void *context, uint64_t decode, const Sluice__V1__Admitt
 static void on_refused(void *context, uint64_t decode, const Sluice__V1__Refused *refused)
 {
     rtr_front *front = context;
+    if (rtr_pulls_refused(&front->pulls, refused))
+        return;
     rtr_live *live = rtr_live_find(front, refused->request_id);
     if (!live || !live->started)
         return;
@@ -122,6 +130,8 @@ static rtr_finish finish_of(Sluice__V1__Finish finish)
 static void on_run(void *context, uint64_t decode, const Sluice__V1__TokenRun *run)
 {
     rtr_front *front = context;
+    if (rtr_pulls_run(&front->pulls, run))
+        return;
     rtr_live *live = rtr_live_find(front, run->request_id);
     if (!live || !live->started)
         return;

@@ -6,6 +6,7 @@
 #include "router/answer.h"
 #include "router/budget.h"
 #include "router/front.h"
+#include "router/pull.h"
 #include "router/queue.h"
 
 #include <stddef.h>
@@ -68,6 +69,13 @@ struct rtr_live {
     uint32_t token_count, token_capacity, delivered;
     uint32_t cached_tokens;
     rtr_prefill_call *prefill_call;
+    rtr_pull *pull; /* the prefill node fetches first, and then has: */
+    struct rtr_pulled {
+        uint64_t node;
+        uint32_t epoch, tokens;
+        uint8_t *ticket; /* packed */
+        size_t ticket_bytes;
+    } pulled;
     sl_timer *timer;
     sl_code admit_error; /* an Admit that could not be sent: told as a refusal by the timer */
     char decode_name[CLU_NAME_MAX];
@@ -89,6 +97,7 @@ struct rtr_front {
     rtr_nodes *nodes;
     rtr_live *lives;
     rtr_queue queue;
+    rtr_pulls pulls;
     uint32_t live_count, preparing_count;
     rtr_live *buckets[RTR_LIVE_BUCKETS];
     uint64_t next_id;

@@ -321,34 +321,120 @@ static void on_prefill_rows(void *context, const Sluice__V1__PromptRows *rows)
 static const rtr_prefill_events PREFILL_EVENTS = {on_prefill_progress, on_prefill_rows,
                                                   on_prefill_done, on_prefill_failed};
 
-static void act_run_prefill(rtr_live *live, const rtr_action *action)
+static void run_prefill(rtr_live *live, uint64_t node, uint32_t epoch, Sluice__V1__Ticket *ticket)
 {
     sl_err err;
-    sl_assert(live->ticket && !live->prefill_call);
-    begin_followers(live); /* before the prompt can be complete there */
+    sl_assert(!live->prefill_call);
     Sluice__V1__PrefillRequest request = SLUICE__V1__PREFILL_REQUEST__INIT;
     request.request_id = live->id;
-    request.epoch = action->epoch;
-    request.ticket = live->ticket;
+    request.epoch = epoch;
+    request.ticket = ticket;
     request.cache_space = live->request->cache_space;
     request.priority = live->request->priority;
-    request.offer = action->node == live->core.source;
+    request.offer = node == live->core.source;
     live->prefill_tokens = (uint32_t)live->request->prompt.count + live->token_count;
     request.last_routing = live->request->want_routing;
     Sluice__V1__PromptWant want;
     if (fill_want(live, &want))
         request.prompt_want = &want;
     request.tokens = all_tokens(live, &request.n_tokens);
-    sl_status status = rtr_nodes_run_prefill(live->front->nodes, action->node, &request,
-                                             &PREFILL_EVENTS, live, &live->prefill_call, &err);
+    sl_status status = rtr_nodes_run_prefill(live->front->nodes, node, &request, &PREFILL_EVENTS,
+                                             live, &live->prefill_call, &err);
     sl_free(request.tokens);
     if (sl_is_ok(status))
         return;
-    rtr_event event = {.kind = RTR_EVENT_PREFILL_FAILED,
-                       .epoch = action->epoch,
-                       .code = status.code,
-                       .text = err.text};
+    rtr_event event = {
+        .kind = RTR_EVENT_PREFILL_FAILED, .epoch = epoch, .code = status.code, .text = err.text};
     rtr_live_step(live, &event);
+}
+
+/* ---- what the decode node has and the prefill node may lack */
+
+static void forget_pulled(rtr_live *live)
+{
+    sl_free(live->pulled.ticket);
+    live->pulled = (struct rtr_pulled){0};
+}
+
+static void on_pull_end(void *context, rtr_pull_end end)
+{
+    static const char *const OUTCOMES[] = {
+        [RTR_PULL_FETCHED] = "fetched", [RTR_PULL_KNOWN] = "known", [RTR_PULL_FAILED] = "failed"};
+    rtr_live *live = context;
+    const rtr_metrics *metrics = &live->front->shared->metrics;
+    struct rtr_pulled pulled = live->pulled;
+    live->pull = NULL;
+    live->pulled = (struct rtr_pulled){0};
+    sl_metric_add(metrics->pulls, OUTCOMES[end], 1);
+    if (end == RTR_PULL_FETCHED)
+        sl_metric_add(metrics->pulled_tokens, NULL, pulled.tokens);
+    Sluice__V1__Ticket *ticket =
+        sluice__v1__ticket__unpack(NULL, pulled.ticket_bytes, pulled.ticket);
+    sl_assert(ticket); /* our own packing */
+    live->depth++;     /* not to be freed in between */
+    run_prefill(live, pulled.node, pulled.epoch, ticket);
+    live->depth--;
+    sluice__v1__ticket__free_unpacked(ticket, NULL);
+    sl_free(pulled.ticket);
+    rtr_live_settle(live);
+}
+
+/* The decode node has the prompt's first blocks, from an earlier request or a prefill node that was
+ * lost. The next one fetches them rather than to compute them again, unless they are few. */
+static bool start_pull(rtr_live *live, const rtr_action *action)
+{
+    rtr_front *front = live->front;
+    const Sluice__V1__Ticket *ticket = live->ticket;
+    uint32_t tokens = ticket->first_block * RTR_PAGE_TOKENS;
+    Sluice__V1__PromptWant want;
+    if (front->tuning.pull_min == 0 || tokens < front->tuning.pull_min ||
+        action->node == live->core.source || fill_want(live, &want))
+        return false;
+    size_t count;
+    uint32_t *all = all_tokens(live, &count);
+    rtr_pull_options options = {
+        .nodes = front->nodes,
+        .loop = front->loop,
+        .request_id = live->id,
+        .taker = rtr_nodes_stream(front->nodes, action->node),
+        .source = rtr_nodes_process(front->nodes, live->core.decode),
+        .tokens = all,
+        .token_count = tokens,
+        .cache_space = live->request->cache_space,
+        .priority = live->request->priority,
+        .timeout_ns = live->limits.progress_timeout_ns / 2,
+        .on_end = on_pull_end,
+        .context = live,
+    };
+    bool apart = options.taker && options.source && options.source != action->node;
+    if (apart && tokens > RTR_PAGE_TOKENS && tokens < count)
+        live->pull = rtr_pull_start(&front->pulls, &options);
+    sl_free(all);
+    if (!live->pull)
+        return false;
+    live->pulled = (struct rtr_pulled){.node = action->node, .epoch = action->epoch};
+    live->pulled.tokens = tokens;
+    live->pulled.ticket_bytes = sluice__v1__ticket__get_packed_size(ticket);
+    live->pulled.ticket = sl_alloc(live->pulled.ticket_bytes, 1, "router pull");
+    sluice__v1__ticket__pack(ticket, live->pulled.ticket);
+    return true;
+}
+
+static void act_run_prefill(rtr_live *live, const rtr_action *action)
+{
+    sl_assert(live->ticket && !live->prefill_call && !live->pull);
+    begin_followers(live); /* before the prompt can be complete there */
+    if (!start_pull(live, action))
+        run_prefill(live, action->node, action->epoch, live->ticket);
+}
+
+static void act_cancel_prefill(rtr_live *live)
+{
+    rtr_pull_drop(live->pull);
+    live->pull = NULL;
+    forget_pulled(live);
+    rtr_prefill_drop(live->prefill_call);
+    live->prefill_call = NULL;
 }
 
 static void act_fail(rtr_live *live, const rtr_action *action)
@@ -381,8 +467,7 @@ static void live_act(rtr_live *live, const rtr_action *action)
                          action->moved);
         break;
     case RTR_ACTION_CANCEL_PREFILL:
-        rtr_prefill_drop(live->prefill_call);
-        live->prefill_call = NULL;
+        act_cancel_prefill(live);
         break;
     case RTR_ACTION_DELIVER:
         rtr_live_take_tokens(live, action->skip, action->count);
@@ -696,7 +781,7 @@ void rtr_live_destroy(rtr_live *live)
     sl_assert(!live->preparing);
     rtr_queue_remove(&live->front->queue, &live->waiter);
     live_set_gauge(live, RTR_GAUGE_NONE);
-    rtr_prefill_drop(live->prefill_call);
+    act_cancel_prefill(live);
     sl_timer_destroy(live->timer);
     leave_lead(live);
     if (live->lead->answer)

@@ -8,9 +8,9 @@
 #include "base/json.h"
 
 static const char *const NAMES[] = {
-    "queue-max",        "queue-timeout", "place-timeout",  "admit-timeout",
-    "progress-timeout", "token-timeout", "attach-timeout", "attempts",
-    "recovery-rate",    "self-prefill",  "move-drained",   "log-level",
+    "queue-max",     "queue-timeout",  "place-timeout", "admit-timeout", "progress-timeout",
+    "token-timeout", "attach-timeout", "attempts",      "recovery-rate", "self-prefill",
+    "move-drained",  "pull-min",       "log-level",
 };
 #define NAME_COUNT ((uint32_t)(sizeof NAMES / sizeof NAMES[0]))
 _Static_assert(sizeof NAMES / sizeof NAMES[0] <= RTR_SETTINGS_MAX, "all settings have room");

@@ -30,6 +30,12 @@ void rtr_metrics_init(rtr_metrics *m, sl_metrics *r)
                                     "how");
     sl_metric_add(m->migrated_tokens, "kept", 0);
     sl_metric_add(m->migrated_tokens, "computed", 0);
+    m->pulls = sl_counter(
+        r, "sluice_prefix_pulls_total",
+        "Prompts whose first pages a prefill node was to fetch, by what came of it", "outcome");
+    m->pulled_tokens = sl_counter(r, "sluice_prefix_pulled_tokens_total",
+                                  "Tokens that prefill nodes fetched instead of computing", NULL);
+    sl_metric_add(m->pulls, "fetched", 0);
     m->attaches = sl_counter(r, "sluice_request_attaches_total",
                              "Requests that went on after a decode node's stream broke", NULL);
     m->refusals = sl_counter(r, "sluice_decode_refusals_total", "Admissions refused", "node");

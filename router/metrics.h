@@ -22,6 +22,8 @@ typedef struct rtr_metrics {
     sl_metric *prefix_hit_tokens;
     sl_metric *migrations;      /* {reason} */
     sl_metric *migrated_tokens; /* {how}: kept, computed */
+    sl_metric *pulls;           /* {outcome}: fetched, known, failed */
+    sl_metric *pulled_tokens;
     sl_metric *attaches;
     sl_metric *view_frozen;
     sl_metric *refusals; /* {node} */

@@ -65,6 +65,13 @@ static void ask_answered(rtr_node *node, const char *request_id, uint32_t epoch)
 
 /* ---- messages of the rank */
 
+/* A prefill rank tells its load by its calls. */
+static void take_load(rtr_node *node, const Sluice__V1__Load *load)
+{
+    if (node->is_decode)
+        rtr_node_take_load(node, load);
+}
+
 static bool copy_stamp(const Sluice__V1__Stamp *wire, clu_stamp *out)
 {
     sl_err err;
@@ -107,7 +114,7 @@ static void on_hello(rtr_node *node, const Sluice__V1__HelloReply *hello)
     node->context_max = hello->context_max;
     node->serve_backoff = 0;
     node->stream_id = ++nodes->next_number;
-    rtr_node_take_load(node, hello->load);
+    take_load(node, hello->load);
     sl_info("node %s is connected", node->info.name);
     if (!rtr_stamp_equal(&before, &node->stamp)) /* other weights: it kept nothing */
         rtr_node_give_up(node);
@@ -123,7 +130,7 @@ static void on_step(rtr_node *node, const Sluice__V1__Step *step)
     rtr_nodes *nodes = node->nodes;
     uint64_t stream = node->stream_id;
     uint32_t slots = node->load.slots_free, pages = node->load.pages_free;
-    rtr_node_take_load(node, step->load);
+    take_load(node, step->load);
     bool more = node->load.slots_free > slots || node->load.pages_free > pages;
     for (size_t i = 0; i < step->n_runs; i++) {
         more = more || step->runs[i]->finish != SLUICE__V1__FINISH__FINISH_NONE;
@@ -168,12 +175,12 @@ static void on_message(void *context, const ProtobufCMessage *base)
         if (!message->admitted->ticket)
             break;
         ask_answered(node, message->admitted->ticket->request_id, message->admitted->ticket->epoch);
-        rtr_node_take_load(node, message->admitted->load);
+        take_load(node, message->admitted->load);
         nodes->events.on_admitted(nodes->context, node->stream_id, message->admitted);
         break;
     case SLUICE__V1__DECODE_MESSAGE__BODY_REFUSED:
         ask_answered(node, message->refused->request_id, message->refused->epoch);
-        rtr_node_take_load(node, message->refused->load);
+        take_load(node, message->refused->load);
         nodes->events.on_refused(nodes->context, node->stream_id, message->refused);
         break;
     case SLUICE__V1__DECODE_MESSAGE__BODY_STEP:

@@ -91,8 +91,7 @@ static void node_add(rtr_nodes *nodes, const clu_member_info *info, bool suspect
     nodes->first = node;
     nodes->count++;
     sl_info("node %s (%s at %s) joined", info->name, info->role, info->control);
-    if (is_decode)
-        rtr_node_serve_start(node);
+    rtr_node_serve_start(node); /* a prefill rank fetches pages for its cache by it */
     if (is_prefill)
         rtr_node_health_start(node);
 }
@@ -367,6 +366,21 @@ static const rtr_node *node_by_stream(const rtr_nodes *nodes, uint64_t decode)
     return NULL;
 }
 
+uint64_t rtr_nodes_process(const rtr_nodes *nodes, uint64_t stream)
+{
+    const rtr_node *node = node_by_stream(nodes, stream);
+    return node && !node->gone ? node->id : 0;
+}
+
+uint64_t rtr_nodes_stream(const rtr_nodes *nodes, uint64_t process)
+{
+    for (const rtr_node *node = nodes->first; node; node = node->next) {
+        if (process && node->id == process)
+            return node->gone ? 0 : node->stream_id;
+    }
+    return 0;
+}
+
 static bool node_drains(const rtr_node *node)
 {
     return node->is_decode && !node->gone && node->info.state == CLU_MEMBER_STATE_DRAINING;
@@ -415,7 +429,7 @@ uint32_t rtr_nodes_context_max(const rtr_nodes *nodes)
 {
     uint32_t context_max = 0;
     for (const rtr_node *node = nodes->first; node; node = node->next) {
-        if (node->stream_id && node->context_max > context_max)
+        if (node->is_decode && node->stream_id && node->context_max > context_max)
             context_max = node->context_max;
     }
     return context_max;

@@ -88,6 +88,9 @@ uint64_t rtr_nodes_cache_tokens(const rtr_nodes *nodes);
 /* "" when unknown. Valid until the node goes. */
 const char *rtr_nodes_decode_name(const rtr_nodes *nodes, uint64_t decode);
 const char *rtr_nodes_prefill_name(const rtr_nodes *nodes, uint64_t prefill);
+/* The process that a stream goes to, and back; 0 = none. */
+uint64_t rtr_nodes_process(const rtr_nodes *nodes, uint64_t stream);
+uint64_t rtr_nodes_stream(const rtr_nodes *nodes, uint64_t process);
 const clu_stamp *rtr_nodes_decode_stamp(const rtr_nodes *nodes, uint64_t decode);
 
 /* SL_UNAVAILABLE: the stream is gone; SL_FULL: it does not drain. */

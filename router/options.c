@@ -228,6 +228,16 @@ static const sl_option OPTIONS[] = {
      .help =
          "move requests, with their pages, away from a decode node that drains; false: they end "
          "there if its deadline allows"},
+    {.name = "pull-min",
+     .section = "Limits",
+     .type = SL_OPTION_INT,
+     .offset = AT(pull_min),
+     .default_text = "512",
+     .min = 0,
+     .max = 1 << 20,
+     .help =
+         "first tokens of a prompt, known to its decode node, that the prefill node fetches from "
+         "there unless it knows them (0: it computes them)"},
     {.name = "self-prefill",
      .section = "Limits",
      .type = SL_OPTION_BOOL,

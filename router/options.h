@@ -43,6 +43,7 @@ typedef struct rtr_options {
     int64_t attempts;
     int64_t recovery_rate;
     bool move_drained;
+    int64_t pull_min;
     bool self_prefill;
     const char *scale_hook; /* NULL: none */
     clu_trust_options trust;

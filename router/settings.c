@@ -70,6 +70,7 @@ void rtr_tuning_fill(const rtr_options *options, rtr_tuning *out_tuning)
         .queue_max = (uint32_t)options->queue_max,
         .self_prefill = options->self_prefill,
         .move_drained = options->move_drained,
+        .pull_min = (uint32_t)options->pull_min,
         .recovery_tokens_per_s = (uint64_t)options->recovery_rate,
     };
     fill_limits(options, &out_tuning->limits);

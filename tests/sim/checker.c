@@ -615,6 +615,9 @@ void sim_checker_rest(void)
         const sim_process *process = &sim.processes[i];
         if (!process->alive)
             continue;
+        if (process->router)
+            sim_seen.pulls += (uint64_t)sl_metric_get(
+                rtr_router_front(process->router)->shared->metrics.pulls, "fetched");
         if (process->node)
             node_at_rest(process);
         if (process->router && rtr_front_live_count(rtr_router_front(process->router)) > 0)

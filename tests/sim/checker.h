@@ -32,7 +32,7 @@ void sim_checker_note_reset(void);
 uint32_t sim_checker_faults(void);
 
 typedef struct sim_counts {
-    uint64_t transfers, transfers_failed, retries, migrations, moves, parked, attached;
+    uint64_t transfers, transfers_failed, retries, migrations, moves, pulls, parked, attached;
 } sim_counts;
 extern sim_counts sim_seen;
 

@@ -151,6 +151,7 @@ static sl_status start_router(sim_process *process, sl_err *err)
     arg(a, "--prefill-timeout=%llums", (unsigned long long)shape->prefill_ms);
     arg(a, "--attach-timeout=%llums", (unsigned long long)shape->attach_ms);
     arg(a, "--recovery-rate=%u", shape->recovery_rate);
+    arg(a, "--pull-min=%u", shape->pull_min);
     arg(a, "--self-prefill=%s", shape->self_prefill ? "true" : "false");
     sl_config_result result =
         sl_config_parse(&RTR_CONFIG_SPEC, a->argc, a->argv, options, &process->config, &code);

@@ -16,6 +16,7 @@ typedef struct sim_shape { /* of a cluster, and its limits */
     uint64_t place_ms, queue_ms, admit_ms, progress_ms, token_ms, prefill_ms, lease_ms;
     uint64_t park_ms, attach_ms;
     uint32_t recovery_rate;
+    uint32_t pull_min; /* tokens that prefill nodes fetch rather than compute; 0: never */
 } sim_shape;
 
 typedef struct sim_cluster {

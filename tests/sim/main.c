@@ -61,6 +61,8 @@ static void draw_shape(sim_shape *out)
     static const uint32_t RECOVERY_RATES[] = {0, 100, 1000, 20000};
     out->recovery_rate = RECOVERY_RATES[sim_draw(4)];
     out->attach_ms = PARK_MS[sim_draw(4)] * 2 / 3;
+    static const uint32_t PULL_MINS[] = {0, 64, 64, 192};
+    out->pull_min = PULL_MINS[sim_draw(4)];
     if (out->disk) /* kept pages must go to be read again */
         out->pages = 11 + (uint32_t)sim_draw(8);
 }
@@ -134,6 +136,7 @@ static void add_up(totals *all)
     all->seen.retries += sim_seen.retries;
     all->seen.migrations += sim_seen.migrations;
     all->seen.moves += sim_seen.moves;
+    all->seen.pulls += sim_seen.pulls;
     all->seen.parked += sim_seen.parked;
     all->seen.attached += sim_seen.attached;
 }
@@ -187,6 +190,7 @@ static void show(const totals *all, double seconds)
         {"prefills tried again", all->seen.retries},
         {"migrations", all->seen.migrations},
         {"of drains", all->seen.moves},
+        {"pulls", all->seen.pulls},
         {"parked", all->seen.parked},
         {"attached again", all->seen.attached},
         {"blocks from disk", all->disk_reads},

@@ -24,7 +24,7 @@ typedef struct kit_admit {
     uint32_t first_token, last_token;
     uint64_t seed;
     int32_t max_tokens, priority;
-    bool self_prefill, cancelled, moved;
+    bool self_prefill, fetch_only, cancelled, moved;
     char fork_of[64];
 } kit_admit;
 
@@ -44,6 +44,7 @@ typedef struct kit_node {
     bool grant;                          /* answer admissions at once */
     uint64_t sent, taken;
     uint32_t slots_free, pages_free;
+    uint32_t first_block; /* in its tickets */
     /* prefill */
     rpc_server_call *run;
     char run_id[64];
@@ -111,6 +112,7 @@ static inline void kit_admitted(kit_node *n, const char *request_id, uint32_t ep
     ticket.request_id = (char *)request_id;
     ticket.epoch = epoch;
     ticket.node = n->name;
+    ticket.first_block = n->first_block;
     admitted.ticket = &ticket;
     admitted.load = &load;
     message.body_case = SLUICE__V1__DECODE_MESSAGE__BODY_ADMITTED;
@@ -204,6 +206,7 @@ static inline void kit_on_admit(kit_node *n, const Sluice__V1__Admit *admit)
     a->max_tokens = admit->sampling->max_tokens;
     a->priority = admit->priority;
     a->self_prefill = admit->self_prefill;
+    a->fetch_only = admit->fetch_only;
     snprintf(a->fork_of, sizeof a->fork_of, "%s", admit->fork_of);
     a->cancelled = false;
     n->slots_free -= n->slots_free > 0;
