@@ -1,2 +1,6 @@
 $(eval $(call library,kernels,$(wildcard kernels/*.c kernels/cpu/*.c kernels/cuda/*.c),-ldl,base))
+# They know no threads, and every load of theirs would be watched: ten times the time, near a test's limit.
+ifeq ($(SANITIZER),thread)
+$(patsubst %,$(OBJ)/kernels/cpu/%.o,avx2 avx512): CFLAGS_ALL += -fno-sanitize=thread
+endif
 include kernels/cuda/build.mk
