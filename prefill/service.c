@@ -367,6 +367,7 @@ static bool is_too_much(const slot *job, sl_err *err)
         sl_fail(err, SL_NOT_FOUND, "%u of the request's %u tokens are not known here any more",
                 left, job->task->token_count)
             .code;
+    sl_info("request %s: %s", job->request_id, err->text);
     return true;
 }
 
