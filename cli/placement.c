@@ -22,7 +22,7 @@
 typedef struct found {
     ctl_session *session;
     const char *instance;
-    char key[CLU_PLACEMENT_KEY_MAX];
+    char key[CLU_KEY_MAX];
     clu_placement *table;
     int64_t revision;
     double *loads;      /* [layers][experts], of all ranks */

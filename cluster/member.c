@@ -9,7 +9,6 @@
 
 #include "base/json.h"
 
-#define KEY_ROOT "/sluice/v1/"
 
 static const char *const STATE_NAMES[CLU_MEMBER_STATE_COUNT] = {"ready", "draining", "cordoned",
                                                                 "left"};
@@ -32,17 +31,26 @@ bool clu_name_valid(const char *name)
     return length > 0 && length < CLU_NAME_MAX;
 }
 
-sl_status clu_member_key(const char *cluster, const char *name, char out_key[CLU_KEY_MAX],
-                         sl_err *err)
+sl_status clu_key(const char *cluster, const char *path, char out_key[CLU_KEY_MAX], sl_err *err)
 {
     if (!clu_name_valid(cluster))
         return sl_fail(err, SL_INVALID,
                        "cluster name \"%.80s\": want lower-case letters, digits, . _ -", cluster);
+    int length = snprintf(out_key, CLU_KEY_MAX, "/sluice/v1/%s/%s", cluster, path);
+    if (length >= CLU_KEY_MAX)
+        return sl_fail(err, SL_TOO_LARGE, "etcd key %.100s..: over %d bytes", path, CLU_KEY_MAX);
+    return sl_ok();
+}
+
+sl_status clu_member_key(const char *cluster, const char *name, char out_key[CLU_KEY_MAX],
+                         sl_err *err)
+{
+    char path[sizeof("members/") + CLU_NAME_MAX];
     if (*name && !clu_name_valid(name))
         return sl_fail(err, SL_INVALID,
                        "node name \"%.80s\": want lower-case letters, digits, . _ -", name);
-    snprintf(out_key, CLU_KEY_MAX, KEY_ROOT "%s/members/%s", cluster, name);
-    return sl_ok();
+    snprintf(path, sizeof(path), "members/%s", name);
+    return clu_key(cluster, path, out_key, err);
 }
 
 sl_status clu_text_set(char *out_field, size_t field_size, const char *text, const char *what,

@@ -56,6 +56,10 @@ const char *clu_member_state_name(clu_member_state state);
 /* True for a name that may stand in a key: starts with a letter or digit, then also . _ -, lower
  * case, at most CLU_NAME_MAX - 1 bytes. */
 bool clu_name_valid(const char *name);
+/* "/sluice/v1/<cluster>/<path>", as every key is. SL_INVALID: a name that no cluster can have;
+ * SL_TOO_LARGE. */
+SL_MUST_USE sl_status clu_key(const char *cluster, const char *path, char out_key[CLU_KEY_MAX],
+                              sl_err *err);
 /* "/sluice/v1/demo/members/" (name "") or a member's key. SL_INVALID for bad names. */
 SL_MUST_USE sl_status clu_member_key(const char *cluster, const char *name,
                                      char out_key[CLU_KEY_MAX], sl_err *err);

@@ -165,11 +165,13 @@ sl_status clu_placement_parse_json(const void *data, size_t size, clu_placement 
     return status;
 }
 
-sl_status clu_placement_key(const char *cluster, const char *instance, char *out_key, sl_err *err)
+sl_status clu_placement_key(const char *cluster, const char *instance, char out_key[CLU_KEY_MAX],
+                            sl_err *err)
 {
-    if (!clu_name_valid(cluster) || !clu_name_valid(instance))
-        return sl_fail(err, SL_INVALID, "\"%.64s\": want lower-case letters, digits, . _ -",
-                       clu_name_valid(cluster) ? instance : cluster);
-    snprintf(out_key, CLU_PLACEMENT_KEY_MAX, "/sluice/v1/%.63s/placement/%.63s", cluster, instance);
-    return sl_ok();
+    char path[sizeof("placement/") + CLU_NAME_MAX];
+    if (!clu_name_valid(instance))
+        return sl_fail(err, SL_INVALID,
+                       "instance name \"%.80s\": want lower-case letters, digits, . _ -", instance);
+    snprintf(path, sizeof(path), "placement/%s", instance);
+    return clu_key(cluster, path, out_key, err);
 }

@@ -5,6 +5,7 @@
 #define CLUSTER_PLACEMENT_TABLE_H
 
 #include "base/bytes.h"
+#include "cluster/member.h"
 #include "cluster/placement.h"
 
 #ifdef __cplusplus
@@ -33,11 +34,9 @@ void clu_placement_write_json(sl_buf *buf, const clu_placement *table);
 SL_MUST_USE sl_status clu_placement_parse_json(const void *data, size_t size,
                                                clu_placement **out_table, sl_err *err);
 
-/* The keys of an instance, in buffers of CLU_PLACEMENT_KEY_MAX. SL_INVALID: a name that none can
- * be. */
-#define CLU_PLACEMENT_KEY_MAX 192u
-SL_MUST_USE sl_status clu_placement_key(const char *cluster, const char *instance, char *out_key,
-                                        sl_err *err);
+/* The key of an instance's table. SL_INVALID: a name that none can have. */
+SL_MUST_USE sl_status clu_placement_key(const char *cluster, const char *instance,
+                                        char out_key[CLU_KEY_MAX], sl_err *err);
 
 #ifdef __cplusplus
 }

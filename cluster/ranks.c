@@ -25,7 +25,7 @@ struct clu_ranks {
     clu_etcd *etcd;
     clu_ranks_events events;
     void *context;
-    char prefix[CLU_KEY_MAX], formation_key[CLU_KEY_MAX + 16], table_key[CLU_PLACEMENT_KEY_MAX];
+    char prefix[CLU_KEY_MAX], formation_key[CLU_KEY_MAX + 16], table_key[CLU_KEY_MAX];
     clu_place_shape shape;
     uint64_t lease_ns;
     clu_form form;
@@ -508,11 +508,12 @@ sl_status clu_ranks_create(clu_etcd *etcd, const clu_ranks_options *options,
                            const clu_ranks_events *events, void *context, clu_ranks **out_ranks,
                            sl_err *err)
 {
-    char members[CLU_KEY_MAX];
-    SL_TRY(clu_member_key(options->cluster, "", members, err));
+    char path[sizeof("instances//") + CLU_NAME_MAX], prefix[CLU_KEY_MAX];
     if (!clu_name_valid(options->instance))
         return sl_fail(err, SL_INVALID, "--instance \"%s\": want lower-case letters, digits, . _ -",
                        options->instance);
+    snprintf(path, sizeof(path), "instances/%s/", options->instance);
+    SL_TRY(clu_key(options->cluster, path, prefix, err));
     SL_TRY(clu_place_check_shape(&options->shape, err));
     sl_assert(options->size >= 1 && options->size <= CLU_RANKS_MAX &&
               options->rank < options->size && options->shape.ranks == options->size);
@@ -530,8 +531,7 @@ sl_status clu_ranks_create(clu_etcd *etcd, const clu_ranks_options *options,
         .own.size = options->size,
     };
     ranks->table_revision = -1; /* of no key: the first look brings it */
-    snprintf(ranks->prefix, sizeof(ranks->prefix), "/sluice/v1/%.63s/instances/%.63s/",
-             options->cluster, options->instance);
+    memcpy(ranks->prefix, prefix, sizeof(prefix));
     snprintf(ranks->formation_key, sizeof(ranks->formation_key), "%sformation", ranks->prefix);
     sl_status status =
         clu_placement_key(options->cluster, options->instance, ranks->table_key, err);

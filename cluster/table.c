@@ -1,7 +1,6 @@
 /* See table.h. Owns the list request and the watch. */
 #include "cluster/table.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -22,17 +21,6 @@ struct clu_table {
 };
 
 static void list(clu_table *table);
-
-sl_status clu_key(const char *cluster, const char *path, char out_key[CLU_KEY_MAX], sl_err *err)
-{
-    if (!clu_name_valid(cluster))
-        return sl_fail(err, SL_INVALID,
-                       "cluster name \"%.80s\": want lower-case letters, digits, . _ -", cluster);
-    int length = snprintf(out_key, CLU_KEY_MAX, "/sluice/v1/%s/%s", cluster, path);
-    if (length >= CLU_KEY_MAX)
-        return sl_fail(err, SL_TOO_LARGE, "etcd key %.100s..: over %d bytes", path, CLU_KEY_MAX);
-    return sl_ok();
-}
 
 /* What follows the prefix; false: it is not one of ours to tell. */
 static bool name_of(const clu_table *table, const Etcdserverpb__KeyValue *kv,

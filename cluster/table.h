@@ -27,10 +27,6 @@ typedef struct clu_table_events {
     void (*on_listed)(void *context);
 } clu_table_events;
 
-/* "/sluice/v1/<cluster>/<path>": clusters have valid names. */
-SL_MUST_USE sl_status clu_key(const char *cluster, const char *path, char out_key[CLU_KEY_MAX],
-                              sl_err *err);
-
 SL_MUST_USE sl_status clu_table_create(clu_etcd *etcd, const char *prefix,
                                        const clu_table_events *events, void *context,
                                        clu_table **out_table, sl_err *err);
