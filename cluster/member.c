@@ -9,7 +9,6 @@
 
 #include "base/json.h"
 
-
 static const char *const STATE_NAMES[CLU_MEMBER_STATE_COUNT] = {"ready", "draining", "cordoned",
                                                                 "left"};
 

@@ -1,5 +1,5 @@
-/* Options by which a process shows who it is and whom it trusts, the same for all programs, and
- * what was made of them. Thread: start-up; afterwards any. */
+/* Options by which a process finds its cluster, shows who it is and whom it trusts, the same for
+ * all programs, and what was made of them. Thread: start-up; afterwards any. */
 #ifndef CLUSTER_TRUST_H
 #define CLUSTER_TRUST_H
 
@@ -10,6 +10,20 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* Rows of an option table whose struct `owner` has etcd and cluster as texts. */
+#define CLU_CLUSTER_OPTIONS(owner)                                         \
+    {.name = "etcd",                                                       \
+     .section = "Cluster",                                                 \
+     .type = SL_OPTION_STRING,                                             \
+     .offset = offsetof(owner, etcd),                                      \
+     .default_text = "http://127.0.0.1:2379",                              \
+     .help = "etcd endpoints, separated by commas"},                       \
+    {                                                                      \
+        .name = "cluster", .section = "Cluster", .type = SL_OPTION_STRING, \
+        .offset = offsetof(owner, cluster), .default_text = "default",     \
+        .help = "cluster name: the prefix of its keys in etcd"             \
+    }
 
 typedef struct clu_trust_options { /* NULL: not given */
     const char *tls_cert, *tls_key, *tls_ca;
