@@ -306,7 +306,7 @@ static uint32_t find_faults(ctl_session *session, const ctl_call *calls, sl_buf 
 static int check_members(ctl_session *session)
 {
     size_t count = ctl_session_count(session);
-    ctl_call *calls = ctl_ask_all_nodes(session);
+    ctl_call *calls = ctl_ask_all_statuses(session);
     sl_buf faults;
     sl_buf_init(&faults, 0);
     uint32_t fault_count = find_faults(session, calls, &faults);

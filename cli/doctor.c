@@ -225,7 +225,7 @@ static void look_at_routers(diagnosis *d)
 int ctl_doctor(ctl_session *session, const char *const *words)
 {
     static const Sluice__V1__ListMembersRequest REQUEST = SLUICE__V1__LIST_MEMBERS_REQUEST__INIT;
-    ctl_call *nodes = ctl_ask_all_nodes(session);
+    ctl_call *nodes = ctl_ask_all_statuses(session);
     ctl_call *routers =
         ctl_ask_all_routers(session, &rpc_method_cluster_list_members, &REQUEST.base);
     diagnosis d = {.session = session,

@@ -95,7 +95,7 @@ static uint32_t others_of(const ctl_session *session, const clu_member_info *mem
 static int plan(ctl_session *session, const clu_member_info *member)
 {
     const ctl_options *options = ctl_session_options(session);
-    ctl_call *calls = ctl_ask_all_nodes(session);
+    ctl_call *calls = ctl_ask_all_statuses(session);
     const ctl_call *own = &calls[member - ctl_session_member(session, 0)];
     const Sluice__V1__NodeStatus *status = (const Sluice__V1__NodeStatus *)own->reply;
     if (!status) {

@@ -102,7 +102,7 @@ static void print(const ctl_session *session, const ctl_call *calls, const ctl_c
 int ctl_members(ctl_session *session, const char *const *words)
 {
     static const Sluice__V1__ListMembersRequest REQUEST = SLUICE__V1__LIST_MEMBERS_REQUEST__INIT;
-    ctl_call *calls = ctl_ask_all_nodes(session), view;
+    ctl_call *calls = ctl_ask_all_statuses(session), view;
     sl_err err;
     /* Without a router the table lacks who is cordoned, no more. */
     (void)!sl_is_ok(

@@ -103,14 +103,8 @@ static void calls_end(found *f)
 static void ask_ranks(found *f)
 {
     static const Sluice__V1__ExpertsRequest REQUEST = SLUICE__V1__EXPERTS_REQUEST__INIT;
-    size_t count = ctl_session_count(f->session);
     calls_end(f);
-    f->calls = sl_alloc(count, sizeof(*f->calls), "sluicectl calls");
-    for (size_t i = 0; i < count; i++)
-        if (ctl_member_is_node(ctl_session_member(f->session, i)))
-            ctl_call_start(f->session, &f->calls[i], ctl_session_member(f->session, i),
-                           &rpc_method_node_get_experts, &REQUEST.base);
-    ctl_session_wait(f->session);
+    f->calls = ctl_ask_all_nodes(f->session, &rpc_method_node_get_experts, &REQUEST.base);
 }
 
 /* What the ranks have counted, times `sign`. Returns how many ranks there are. */

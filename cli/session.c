@@ -432,10 +432,16 @@ static ctl_call *ask_all(ctl_session *session, bool nodes, const rpc_method *met
     return calls;
 }
 
-ctl_call *ctl_ask_all_nodes(ctl_session *session)
+ctl_call *ctl_ask_all_nodes(ctl_session *session, const rpc_method *method,
+                            const ProtobufCMessage *request)
+{
+    return ask_all(session, true, method, request);
+}
+
+ctl_call *ctl_ask_all_statuses(ctl_session *session)
 {
     static const Sluice__V1__NodeStatusRequest REQUEST = SLUICE__V1__NODE_STATUS_REQUEST__INIT;
-    return ask_all(session, true, &rpc_method_node_get_status, &REQUEST.base);
+    return ctl_ask_all_nodes(session, &rpc_method_node_get_status, &REQUEST.base);
 }
 
 ctl_call *ctl_ask_all_routers(ctl_session *session, const rpc_method *method,

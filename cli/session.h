@@ -89,9 +89,12 @@ SL_MUST_USE sl_status ctl_ask(ctl_session *session, const clu_member_info *membe
 SL_MUST_USE sl_status ctl_ask_router(ctl_session *session, const rpc_method *method,
                                      const ProtobufCMessage *request, ctl_call *out_call,
                                      sl_err *err);
-/* Node.GetStatus of all nodes at once: calls[ctl_session_count], of routers zeroed. The caller's,
- * with ctl_calls_free. */
-ctl_call *ctl_ask_all_nodes(ctl_session *session);
+/* A method of all nodes at once: calls[ctl_session_count], of routers zeroed. The caller's, with
+ * ctl_calls_free. */
+ctl_call *ctl_ask_all_nodes(ctl_session *session, const rpc_method *method,
+                            const ProtobufCMessage *request);
+/* Node.GetStatus so. */
+ctl_call *ctl_ask_all_statuses(ctl_session *session);
 /* A method of all routers at once, of nodes zeroed. */
 ctl_call *ctl_ask_all_routers(ctl_session *session, const rpc_method *method,
                               const ProtobufCMessage *request);

@@ -70,7 +70,7 @@ static void print_sizing(const ctl_options *options, const sizing *s)
 int ctl_size(ctl_session *session, const char *const *words)
 {
     const ctl_options *options = ctl_session_options(session);
-    ctl_call *calls = ctl_ask_all_nodes(session);
+    ctl_call *calls = ctl_ask_all_statuses(session);
     uint64_t tokens = (uint64_t)(options->prompt_tokens + options->answer_tokens);
     sizing s = {.pages = (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS};
     for (size_t i = 0; i < ctl_session_count(session); i++) {

@@ -198,7 +198,7 @@ static void print_json(const ctl_session *session, const ctl_call *calls, const 
 int ctl_top(ctl_session *session, const char *const *words)
 {
     static sample before; /* of the last look */
-    ctl_call *calls = ctl_ask_all_nodes(session);
+    ctl_call *calls = ctl_ask_all_statuses(session);
     sample now = look(session);
     rates r = rates_of(&before, &now);
     if (ctl_session_options(session)->json)
