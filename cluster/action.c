@@ -8,6 +8,7 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 #include "base/json.h"
+#include "cluster/fields.h"
 #include "cluster/internal.h"
 #include "cluster/table.h"
 #include "cluster/txn.h"
@@ -223,39 +224,16 @@ void clu_audit_write_json(sl_buf *buf, const clu_audit_record *record)
     sl_buf_putc(buf, '}');
 }
 
-static sl_status get_text(const sl_json *root, const char *key, char *field, size_t field_size,
-                          sl_err *err)
-{
-    size_t size;
-    const char *text = sl_json_string(sl_json_get(root, key), &size);
-    if (!text || size >= field_size || memchr(text, 0, size))
-        return sl_fail(err, SL_INVALID, "%s: want a text of at most %zu bytes", key,
-                       field_size - 1);
-    memcpy(field, text, size + 1);
-    return sl_ok();
-}
-
-static sl_status get_number(const sl_json *root, const char *key, bool required, int64_t *out,
-                            sl_err *err)
-{
-    const sl_json *value = sl_json_get(root, key);
-    if (!value && !required)
-        return sl_ok();
-    if (sl_json_typeof(value) != SL_JSON_NUMBER || !sl_json_i64(value, out) || *out < 0)
-        return sl_fail(err, SL_INVALID, "%s: want a whole number", key);
-    return sl_ok();
-}
-
 static sl_status parse_root(const sl_json *root, clu_audit_record *record, sl_err *err)
 {
     int64_t sequence = 0, time_us = 0;
-    SL_TRY(get_number(root, "sequence", true, &sequence, err));
-    SL_TRY(get_number(root, "time_us", true, &time_us, err));
-    SL_TRY(get_number(root, "fence", false, &record->fence, err));
-    SL_TRY(get_text(root, "actor", record->actor, sizeof(record->actor), err));
-    SL_TRY(get_text(root, "action", record->verb, sizeof(record->verb), err));
-    SL_TRY(get_text(root, "target", record->target, sizeof(record->target), err));
-    SL_TRY(get_text(root, "detail", record->detail, sizeof(record->detail), err));
+    SL_TRY(clu_field_number(root, "sequence", true, 0, INT64_MAX, &sequence, err));
+    SL_TRY(clu_field_number(root, "time_us", true, 0, INT64_MAX, &time_us, err));
+    SL_TRY(clu_field_number(root, "fence", false, 0, INT64_MAX, &record->fence, err));
+    SL_TRY(clu_field_text(root, "actor", true, record->actor, sizeof(record->actor), err));
+    SL_TRY(clu_field_text(root, "action", true, record->verb, sizeof(record->verb), err));
+    SL_TRY(clu_field_text(root, "target", true, record->target, sizeof(record->target), err));
+    SL_TRY(clu_field_text(root, "detail", true, record->detail, sizeof(record->detail), err));
     record->sequence = (uint64_t)sequence;
     record->time_us = (uint64_t)time_us;
     return sl_ok();
@@ -264,15 +242,14 @@ static sl_status parse_root(const sl_json *root, clu_audit_record *record, sl_er
 sl_status clu_audit_parse_json(const void *data, size_t size, clu_audit_record *out_record,
                                sl_err *err)
 {
-    static const sl_json_limits LIMITS = {CLU_AUDIT_JSON_MAX, 4};
     sl_json_doc *doc;
     clu_audit_record record;
     memset(&record, 0, sizeof(record));
-    sl_status status = sl_json_parse(data, size, &LIMITS, &doc, err);
-    if (!sl_is_ok(status))
-        return sl_fail(err, SL_INVALID, "audit record: not JSON of its kind");
-    status = parse_root(sl_json_root(doc), &record, err);
-    sl_json_doc_destroy(doc);
+    sl_status status = clu_fields_open(data, size, CLU_AUDIT_JSON_MAX, &doc, err);
+    if (sl_is_ok(status)) {
+        status = parse_root(sl_json_root(doc), &record, err);
+        sl_json_doc_destroy(doc);
+    }
     if (!sl_is_ok(status))
         return sl_wrap(err, status, "audit record");
     *out_record = record;

@@ -7,6 +7,7 @@
 
 #include "base/alloc.h"
 #include "base/json.h"
+#include "cluster/fields.h"
 
 /* ---- JSON ---- */
 
@@ -38,31 +39,12 @@ void clu_rank_write_json(sl_buf *buf, const clu_rank_record *record)
     sl_buf_puts(buf, "}");
 }
 
-static sl_status get_text(const sl_json *root, const char *key, char *out_field, size_t field_size,
-                          sl_err *err)
+static sl_status get_count(const sl_json *root, const char *key, int64_t least, uint64_t *out_count,
+                           sl_err *err)
 {
-    size_t size;
-    const char *text = sl_json_string(sl_json_get(root, key), &size);
-    if (!text || size == 0 || size >= field_size || memchr(text, '\0', size))
-        return sl_fail(err, SL_INVALID, "%s: want a text of 1 to %zu bytes", key, field_size - 1);
-    memcpy(out_field, text, size + 1);
-    return sl_ok();
-}
-
-static sl_status get_bool(const sl_json *root, const char *key, bool *out_value, sl_err *err)
-{
-    if (!sl_json_bool(sl_json_get(root, key), out_value))
-        return sl_fail(err, SL_INVALID, "%s: want true or false", key);
-    return sl_ok();
-}
-
-static sl_status get_number(const sl_json *root, const char *key, int64_t least, int64_t most,
-                            uint64_t *out_value, sl_err *err)
-{
-    int64_t value;
-    if (!sl_json_i64(sl_json_get(root, key), &value) || value < least || value > most)
-        return sl_fail(err, SL_INVALID, "%s: want %" PRId64 " to %" PRId64, key, least, most);
-    *out_value = (uint64_t)value;
+    int64_t count = 0;
+    SL_TRY(clu_field_number(root, key, true, least, INT64_MAX, &count, err));
+    *out_count = (uint64_t)count;
     return sl_ok();
 }
 
@@ -84,17 +66,19 @@ static sl_status get_bits(const sl_json *root, const char *key, uint64_t *out_bi
 
 static sl_status parse_rank(const sl_json *root, clu_rank_record *record, sl_err *err)
 {
-    uint64_t size;
-    SL_TRY(get_text(root, "node", record->node, sizeof(record->node), err));
-    SL_TRY(get_text(root, "contact", record->contact, sizeof(record->contact), err));
+    int64_t size = 0;
+    SL_TRY(clu_field_text(root, "node", true, record->node, sizeof(record->node), err));
+    SL_TRY(clu_field_text(root, "contact", true, record->contact, sizeof(record->contact), err));
     if (!clu_name_valid(record->node))
         return sl_fail(err, SL_INVALID, "node: no name of a node");
-    SL_TRY(get_number(root, "size", 1, CLU_RANKS_MAX, &size, err));
-    SL_TRY(get_bool(root, "leaving", &record->leaving, err));
-    SL_TRY(get_number(root, "formation", 0, INT64_MAX, &record->formation, err));
-    SL_TRY(get_number(root, "tried", 0, INT64_MAX, &record->tried, err));
-    SL_TRY(get_number(root, "ready", 0, INT64_MAX, &record->ready, err));
-    SL_TRY(get_bool(root, "failed", &record->failed, err));
+    if (!record->contact[0])
+        return sl_fail(err, SL_INVALID, "contact: empty");
+    SL_TRY(clu_field_number(root, "size", true, 1, CLU_RANKS_MAX, &size, err));
+    SL_TRY(clu_field_bool(root, "leaving", true, &record->leaving, err));
+    SL_TRY(get_count(root, "formation", 0, &record->formation, err));
+    SL_TRY(get_count(root, "tried", 0, &record->tried, err));
+    SL_TRY(get_count(root, "ready", 0, &record->ready, err));
+    SL_TRY(clu_field_bool(root, "failed", true, &record->failed, err));
     SL_TRY(get_bits(root, "lost", &record->lost, err));
     record->size = (uint32_t)size;
     return sl_ok();
@@ -103,14 +87,13 @@ static sl_status parse_rank(const sl_json *root, clu_rank_record *record, sl_err
 sl_status clu_rank_parse_json(const void *data, size_t size, clu_rank_record *out_record,
                               sl_err *err)
 {
-    static const sl_json_limits LIMITS = {CLU_RANK_JSON_MAX, 4};
     sl_json_doc *doc;
-    if (size > CLU_RANK_JSON_MAX || !sl_is_ok(sl_json_parse(data, size, &LIMITS, &doc, err)))
-        return sl_fail(err, SL_INVALID, "rank record: no JSON of at most %u bytes",
-                       CLU_RANK_JSON_MAX);
     clu_rank_record record = {0};
-    sl_status status = parse_rank(sl_json_root(doc), &record, err);
-    sl_json_doc_destroy(doc);
+    sl_status status = clu_fields_open(data, size, CLU_RANK_JSON_MAX, &doc, err);
+    if (sl_is_ok(status)) {
+        status = parse_rank(sl_json_root(doc), &record, err);
+        sl_json_doc_destroy(doc);
+    }
     if (!sl_is_ok(status))
         return sl_wrap(err, status, "rank record");
     *out_record = record;
@@ -138,8 +121,8 @@ static sl_status parse_formation(const sl_json *root, clu_formation *formation, 
 {
     const sl_json *contacts = sl_json_get(root, "contacts");
     size_t at = 0;
-    SL_TRY(get_number(root, "number", 1, INT64_MAX, &formation->number, err));
-    SL_TRY(get_number(root, "placement", 1, INT64_MAX, &formation->placement, err));
+    SL_TRY(get_count(root, "number", 1, &formation->number, err));
+    SL_TRY(get_count(root, "placement", 1, &formation->placement, err));
     SL_TRY(get_bits(root, "ranks", &formation->ranks, err));
     for (uint32_t r = 0; r < CLU_RANKS_MAX; r++) {
         size_t size;
@@ -158,13 +141,12 @@ static sl_status parse_formation(const sl_json *root, clu_formation *formation, 
 sl_status clu_formation_parse_json(const void *data, size_t size, clu_formation *out_formation,
                                    sl_err *err)
 {
-    static const sl_json_limits LIMITS = {CLU_FORMATION_JSON_MAX, 4};
     sl_json_doc *doc;
-    if (size > CLU_FORMATION_JSON_MAX || !sl_is_ok(sl_json_parse(data, size, &LIMITS, &doc, err)))
-        return sl_fail(err, SL_INVALID, "formation: no JSON of at most %u bytes",
-                       CLU_FORMATION_JSON_MAX);
+    sl_status status = clu_fields_open(data, size, CLU_FORMATION_JSON_MAX, &doc, err);
+    if (!sl_is_ok(status))
+        return sl_wrap(err, status, "formation");
     clu_formation *formation = sl_alloc(1, sizeof(*formation), "formation");
-    sl_status status = parse_formation(sl_json_root(doc), formation, err);
+    status = parse_formation(sl_json_root(doc), formation, err);
     sl_json_doc_destroy(doc);
     if (sl_is_ok(status))
         *out_formation = *formation;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "cluster/fields.h"
 
 static const char *const STATE_NAMES[CLU_MEMBER_STATE_COUNT] = {"ready", "draining", "cordoned",
                                                                 "left"};
@@ -140,55 +141,10 @@ void clu_member_write_json(sl_buf *buf, const clu_member_info *info)
 
 /* ---- parsing ---- */
 
-static sl_status get_text(const sl_json *object, const char *scope, const char *key, bool required,
-                          char *out_field, size_t field_size, sl_err *err)
-{
-    const sl_json *value = sl_json_get(object, key);
-    if (!value && !required)
-        return sl_ok(); /* the field is zeroed */
-    if (!value)
-        return sl_fail(err, SL_INVALID, "%s%s: missing", scope, key);
-    size_t size;
-    const char *text = sl_json_string(value, &size);
-    if (!text)
-        return sl_fail(err, SL_INVALID, "%s%s: want a string, got %s", scope, key,
-                       sl_json_type_name(sl_json_typeof(value)));
-    if (memchr(text, 0, size))
-        return sl_fail(err, SL_INVALID, "%s%s: holds a NUL", scope, key);
-    if (size >= field_size)
-        return sl_fail(err, SL_INVALID, "%s%s: %zu bytes, at most %zu", scope, key, size,
-                       field_size - 1);
-    memcpy(out_field, text, size + 1);
-    return sl_ok();
-}
-
-static sl_status get_u32(const sl_json *object, const char *scope, const char *key,
-                         uint32_t *out_value, sl_err *err)
-{
-    const sl_json *value = sl_json_get(object, key);
-    if (!value)
-        return sl_ok();
-    int64_t number;
-    if (sl_json_typeof(value) != SL_JSON_NUMBER || !sl_json_number_is_integer(value) ||
-        !sl_json_i64(value, &number) || number < 0 || number > UINT32_MAX)
-        return sl_fail(err, SL_INVALID, "%s%s: want an integer of 0..%u", scope, key, UINT32_MAX);
-    *out_value = (uint32_t)number;
-    return sl_ok();
-}
-
-static sl_status get_object(const sl_json *root, const char *key, const sl_json **out_object,
-                            sl_err *err)
-{
-    *out_object = sl_json_get(root, key);
-    if (*out_object && sl_json_typeof(*out_object) != SL_JSON_OBJECT)
-        return sl_fail(err, SL_INVALID, "%s: want an object", key);
-    return sl_ok();
-}
-
 static sl_status get_incarnation(const sl_json *root, uint64_t *out_value, sl_err *err)
 {
     char hex[17] = "";
-    SL_TRY(get_text(root, "", "incarnation", true, hex, sizeof(hex), err));
+    SL_TRY(clu_field_text(root, "incarnation", true, hex, sizeof(hex), err));
     if (strlen(hex) != 16 || strspn(hex, "0123456789abcdef") != 16)
         return sl_fail(err, SL_INVALID, "incarnation: want 16 lower-case hex digits");
     *out_value = strtoull(hex, NULL, 16);
@@ -198,7 +154,7 @@ static sl_status get_incarnation(const sl_json *root, uint64_t *out_value, sl_er
 static sl_status get_state(const sl_json *root, clu_member_state *out_state, sl_err *err)
 {
     char text[16] = "";
-    SL_TRY(get_text(root, "", "state", true, text, sizeof(text), err));
+    SL_TRY(clu_field_text(root, "state", true, text, sizeof(text), err));
     for (int i = 0; i < CLU_MEMBER_STATE_COUNT; i++) {
         if (i != CLU_MEMBER_STATE_CORDONED && strcmp(text, STATE_NAMES[i]) == 0) {
             *out_state = (clu_member_state)i;
@@ -208,50 +164,48 @@ static sl_status get_state(const sl_json *root, clu_member_state *out_state, sl_
     return sl_fail(err, SL_INVALID, "state: want ready, draining or left");
 }
 
-#define TEXT(object, scope, key, required, field) \
-    SL_TRY(get_text(object, scope, key, required, field, sizeof(field), err))
+static sl_status get_u32(const sl_json *root, const char *path, uint32_t *out_value, sl_err *err)
+{
+    int64_t number = *out_value;
+    SL_TRY(clu_field_number(root, path, false, 0, UINT32_MAX, &number, err));
+    *out_value = (uint32_t)number;
+    return sl_ok();
+}
+
+#define TEXT(path, required, field) \
+    SL_TRY(clu_field_text(root, path, required, field, sizeof(field), err))
 
 static sl_status parse_root(const sl_json *root, clu_member_info *info, sl_err *err)
 {
-    if (sl_json_typeof(root) != SL_JSON_OBJECT)
-        return sl_fail(err, SL_INVALID, "want an object");
-    TEXT(root, "", "name", true, info->name);
-    TEXT(root, "", "role", true, info->role);
-    TEXT(root, "", "control", true, info->control);
-    TEXT(root, "", "kv", false, info->kv);
-    TEXT(root, "", "metrics", false, info->metrics);
-    TEXT(root, "", "version", false, info->version);
+    TEXT("name", true, info->name);
+    TEXT("role", true, info->role);
+    TEXT("control", true, info->control);
+    TEXT("kv", false, info->kv);
+    TEXT("metrics", false, info->metrics);
+    TEXT("version", false, info->version);
     SL_TRY(get_incarnation(root, &info->incarnation, err));
     SL_TRY(get_state(root, &info->state, err));
-    SL_TRY(get_u32(root, "", "context_max", &info->context_max, err));
-    const sl_json *stamp, *capacity;
-    SL_TRY(get_object(root, "stamp", &stamp, err));
-    TEXT(stamp, "stamp.", "numerics_id", false, info->stamp.numerics_id);
-    TEXT(stamp, "stamp.", "model_hash", false, info->stamp.model_hash);
-    TEXT(stamp, "stamp.", "weights_version", false, info->stamp.weights_version);
-    TEXT(stamp, "stamp.", "cache_format", false, info->stamp.cache_format);
-    SL_TRY(get_object(root, "capacity", &capacity, err));
-    SL_TRY(get_u32(capacity, "capacity.", "slots", &info->slots, err));
-    SL_TRY(get_u32(capacity, "capacity.", "pages", &info->pages, err));
+    SL_TRY(get_u32(root, "context_max", &info->context_max, err));
+    TEXT("stamp.numerics_id", false, info->stamp.numerics_id);
+    TEXT("stamp.model_hash", false, info->stamp.model_hash);
+    TEXT("stamp.weights_version", false, info->stamp.weights_version);
+    TEXT("stamp.cache_format", false, info->stamp.cache_format);
+    SL_TRY(get_u32(root, "capacity.slots", &info->slots, err));
+    SL_TRY(get_u32(root, "capacity.pages", &info->pages, err));
     return clu_member_check(info, err);
 }
 
 sl_status clu_member_parse_json(const void *data, size_t size, clu_member_info *out_info,
                                 sl_err *err)
 {
-    static const sl_json_limits LIMITS = {CLU_MEMBER_JSON_MAX, 8};
     sl_json_doc *doc;
-    if (size > CLU_MEMBER_JSON_MAX)
-        return sl_fail(err, SL_INVALID, "member record: over %d bytes", CLU_MEMBER_JSON_MAX);
-    sl_status status = sl_json_parse(data, size, &LIMITS, &doc, err);
-    if (!sl_is_ok(status)) {
-        (void)sl_wrap(err, status, "member record");
-        return (sl_status){SL_INVALID};
-    }
     clu_member_info info;
     memset(&info, 0, sizeof(info));
-    status = parse_root(sl_json_root(doc), &info, err);
-    sl_json_doc_destroy(doc);
+    sl_status status = clu_fields_open(data, size, CLU_MEMBER_JSON_MAX, &doc, err);
+    if (sl_is_ok(status)) {
+        status = parse_root(sl_json_root(doc), &info, err);
+        sl_json_doc_destroy(doc);
+    }
     if (!sl_is_ok(status))
         return sl_wrap(err, status, "member record");
     *out_info = info;

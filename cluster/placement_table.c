@@ -8,6 +8,7 @@
 #include "base/alloc.h"
 #include "base/json.h"
 #include "cluster/member.h"
+#include "cluster/fields.h"
 
 uint64_t clu_placement_entries(const clu_place_shape *shape)
 {
@@ -90,30 +91,22 @@ void clu_placement_write_json(sl_buf *buf, const clu_placement *table)
     sl_buf_puts(buf, "]}");
 }
 
-static sl_status get_number(const sl_json *root, const char *key, int64_t most, int64_t *out_value,
-                            sl_err *err)
-{
-    if (!sl_json_i64(sl_json_get(root, key), out_value) || *out_value < 1 || *out_value > most)
-        return sl_fail(err, SL_INVALID, "placement: %s: want 1 to %" PRId64, key, most);
-    return sl_ok();
-}
-
 static sl_status parse_layer(const sl_json *layer, uint32_t index, const clu_place_shape *shape,
                              uint16_t *out_slots, sl_err *err)
 {
     if (sl_json_count(layer) != shape->ranks)
-        return sl_fail(err, SL_INVALID, "placement: layer %u: want a list for each of %u ranks",
-                       index, shape->ranks);
+        return sl_fail(err, SL_INVALID, "layer %u: want a list for each of %u ranks", index,
+                       shape->ranks);
     for (uint32_t rank = 0; rank < shape->ranks; rank++) {
         const sl_json *of = sl_json_at(layer, rank);
         if (sl_json_typeof(of) != SL_JSON_ARRAY || sl_json_count(of) != shape->slots)
-            return sl_fail(err, SL_INVALID, "placement: layer %u, rank %u: want %u experts", index,
-                           rank, shape->slots);
+            return sl_fail(err, SL_INVALID, "layer %u, rank %u: want %u experts", index, rank,
+                           shape->slots);
         for (uint32_t i = 0; i < shape->slots; i++) {
             int64_t expert;
             if (!sl_json_i64(sl_json_at(of, i), &expert) || expert < 0 || expert >= shape->experts)
-                return sl_fail(err, SL_INVALID, "placement: layer %u, rank %u: want 0 to %u", index,
-                               rank, shape->experts - 1);
+                return sl_fail(err, SL_INVALID, "layer %u, rank %u: want 0 to %u", index, rank,
+                               shape->experts - 1);
             out_slots[rank * shape->slots + i] = (uint16_t)expert;
         }
     }
@@ -123,18 +116,18 @@ static sl_status parse_layer(const sl_json *layer, uint32_t index, const clu_pla
 static sl_status parse_root(const sl_json *root, clu_placement **out_table, sl_err *err)
 {
     const sl_json *layers = sl_json_get(root, "layers");
-    int64_t version, experts, groups, slots;
-    SL_TRY(get_number(root, "version", INT64_MAX, &version, err));
-    SL_TRY(get_number(root, "experts", CLU_PLACE_EXPERTS_MAX, &experts, err));
-    SL_TRY(get_number(root, "groups", CLU_PLACE_EXPERTS_MAX, &groups, err));
-    SL_TRY(get_number(root, "slots", CLU_PLACE_SLOTS_MAX, &slots, err));
+    int64_t version = 0, experts = 0, groups = 0, slots = 0;
+    SL_TRY(clu_field_number(root, "version", true, 1, INT64_MAX, &version, err));
+    SL_TRY(clu_field_number(root, "experts", true, 1, CLU_PLACE_EXPERTS_MAX, &experts, err));
+    SL_TRY(clu_field_number(root, "groups", true, 1, CLU_PLACE_EXPERTS_MAX, &groups, err));
+    SL_TRY(clu_field_number(root, "slots", true, 1, CLU_PLACE_SLOTS_MAX, &slots, err));
     clu_place_shape shape = {.layers = (uint32_t)sl_json_count(layers),
                              .experts = (uint32_t)experts,
                              .groups = (uint32_t)groups,
                              .slots = (uint32_t)slots,
                              .fragile = true};
     if (sl_json_typeof(layers) != SL_JSON_ARRAY)
-        return sl_fail(err, SL_INVALID, "placement: layers: want a list");
+        return sl_fail(err, SL_INVALID, "layers: want a list");
     shape.ranks = (uint32_t)sl_json_count(sl_json_at(layers, 0));
     SL_TRY(clu_place_check_shape(&shape, err));
     shape.fragile = shape.ranks > 1 && (shape.ranks - 1) * shape.slots < shape.experts;
@@ -158,8 +151,7 @@ sl_status clu_placement_parse_json(const void *data, size_t size, clu_placement 
     static const sl_json_limits LIMITS = {CLU_PLACEMENT_JSON_MAX, 6};
     sl_json_doc *doc;
     if (size > CLU_PLACEMENT_JSON_MAX || !sl_is_ok(sl_json_parse(data, size, &LIMITS, &doc, err)))
-        return sl_fail(err, SL_INVALID, "placement: no JSON of at most %u bytes",
-                       CLU_PLACEMENT_JSON_MAX);
+        return sl_fail(err, SL_INVALID, "no JSON of at most %u bytes", CLU_PLACEMENT_JSON_MAX);
     sl_status status = parse_root(sl_json_root(doc), out_table, err);
     sl_json_doc_destroy(doc);
     return status;
