@@ -10,12 +10,11 @@ sl_status clu_fields_open(const void *data, size_t size, size_t size_max, sl_jso
                           sl_err *err)
 {
     const sl_json_limits limits = {size_max, CLU_FIELDS_DEPTH_MAX};
+    sl_err why;
     if (size > size_max)
         return sl_fail(err, SL_INVALID, "over %zu bytes", size_max);
-    if (!sl_is_ok(sl_json_parse(data, size, &limits, out_doc, err))) {
-        err->code = SL_INVALID; /* too deep as well */
-        return (sl_status){SL_INVALID};
-    }
+    if (!sl_is_ok(sl_json_parse(data, size, &limits, out_doc, &why)))
+        return sl_fail(err, SL_INVALID, "%s", why.text); /* if too deep as well */
     if (sl_json_typeof(sl_json_root(*out_doc)) == SL_JSON_OBJECT)
         return sl_ok();
     sl_json_doc_destroy(*out_doc);
