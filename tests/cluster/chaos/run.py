@@ -7,6 +7,7 @@
     run.py matrix [--faults kill,stop --steps "mid fetch" --seconds 10 --shm]
     run.py times [--whose prefill --lost]  from a fault to the next token
     run.py cancel                          from a client's end to free pages
+    run.py drain [--streams 100]           a decode node leaves with so many streams running
     run.py etcd [--seconds 600]            etcd away under load
     run.py demo                            the shipped programs and the demo model
 """
@@ -22,6 +23,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.dont_write_bytecode = True
 
+import drain as drain_trial  # noqa: E402
 import matrix as matrix_cells  # noqa: E402
 import times as times_trials  # noqa: E402
 from client import DemoItems, Items, Reference, ask  # noqa: E402
@@ -183,6 +185,19 @@ async def cancel(options):
     source.close()
 
 
+async def drain(options):
+    """One decode node has all streams, and drains; the other takes them."""
+    source = reference()
+    world = World("drain", prefill=1, decode=2, routers=1, netns=False, kv_memory="256MiB", decode_args="--max-sequences 128",
+                  deadlines={"progress-timeout": "30s", "token-timeout": "30s", "admit-timeout": "30s"})
+    async with world:
+        began = time.monotonic()
+        moved = await drain_trial.drain_with_streams(world, Items(options.seed, source), options.streams)
+        print(f"a drain with {options.streams} running streams, {moved:.0f} moved: all {options.streams + drain_trial.MORE} exact "
+              f"({time.monotonic() - began:.1f} s)", flush=True)
+    source.close()
+
+
 async def etcd(options):
     """etcd is away under load: no request fails."""
     source = reference()
@@ -295,6 +310,8 @@ def main():
     sub = commands.add_parser("cancel")
     sub.add_argument("--trials", type=int, default=20)
     commands.add_parser("planted")
+    sub = commands.add_parser("drain")
+    sub.add_argument("--streams", type=int, default=100)
     sub = commands.add_parser("etcd")
     sub.add_argument("--seconds", type=float, default=600)
     sub.add_argument("--clients", type=int, default=4)
