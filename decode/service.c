@@ -59,7 +59,7 @@ static sl_status open_transfer(dec_service *service, dec_slot *slot, sl_err *err
         .group_count = service->layout->group_count,
         .pages = pages,
         .slices = service->slices,
-        .sums = KVT_SUMS_ALL,
+        .sums = service->options.sums,
         .sum_key = eng_engine_sum_key(service->options.engine),
         .piece_events = true,
         .cookie = slot,

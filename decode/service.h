@@ -28,6 +28,7 @@ typedef struct dec_service_options {
     eng_engine *engine;
     eng_worker *worker; /* not started yet */
     kvt_context *kvt;
+    kvt_sums sums; /* of the pieces that it fetches */
     sl_metrics *metrics;
     const char *name; /* the node's; borrowed */
     uint64_t incarnation;

@@ -19,9 +19,9 @@
 #define TRANSIT_PROMPTS 4u      /* of the longest kind, on their way at once */
 #define LEAVE_NS        SL_S_NS /* for calls that are still open once nothing runs any more */
 
-static const char *const FAULT_SITES[] = {
-    "prefill.group", "decode.step", "decode.compile", "engine.device", "tier.write",
-    "tier.read",     NULL};
+static const char *const FAULT_SITES[] = {"prefill.group", "decode.step", "decode.compile",
+                                          "engine.device", "kvt.fetch",   "tier.write",
+                                          "tier.read",     NULL};
 
 static const char *const STATE_NAMES[NOD_STATE_COUNT] = {
     [NOD_STATE_STARTING] = "starting",
@@ -437,6 +437,7 @@ static sl_status open_services(nod_host *host, sl_err *err)
         .engine = host->engine,
         .worker = host->worker,
         .kvt = host->kvt,
+        .sums = (kvt_sums)options->kv_sums,
         .metrics = host->metrics,
         .name = options->name,
         .incarnation = host->incarnation,

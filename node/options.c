@@ -9,9 +9,12 @@
 #include "cluster/registration.h"
 #include "comm/comm.h"
 #include "engine/engine.h"
+#include "kvtransfer/kvtransfer.h"
 
 static const char *const ROLES[] = {"prefill", "decode", "hybrid", NULL};
 static const char *const BACKENDS[] = {"cpu", "cuda", NULL};
+static const char *const SUMS[] = {
+    [KVT_SUMS_ALL] = "all", [KVT_SUMS_SAMPLE] = "sample", [KVT_SUMS_OFF] = "off", NULL};
 static const char *const LOG_LEVELS[] = {"error", "warn", "info", "debug", "trace", NULL};
 
 #define AT(field) offsetof(nod_options, field)
@@ -80,6 +83,14 @@ static const sl_option OPTIONS[] = {
      .offset = AT(kv_allow_wildcard),
      .default_text = "false",
      .help = "permit --kv-listen on all interfaces"},
+    {.name = "kv-sums",
+     .section = "Network",
+     .type = SL_OPTION_CHOICE,
+     .offset = AT(kv_sums),
+     .default_text = "all",
+     .choices = SUMS,
+     .help = "which fetched pieces are held against their sums; sample: one in 16. Less than all "
+             "lets wrong bytes into answers"},
     {.name = "ep-size",
      .section = "Instance",
      .type = SL_OPTION_INT,

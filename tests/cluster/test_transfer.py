@@ -58,3 +58,19 @@ def test_tcp_between_namespaces():
         raise Skip("needs root and network namespaces")
     with Cluster("transfer-tcp", "--netns", "--env", "*:UCX_TLS=tcp,self", *arguments(1)) as cluster:
         held_transfer(cluster)
+
+
+def mismatches(name, fault, *sums):
+    """kvt.fetch is a sum that differs: where none is looked at, it is never met."""
+    with Cluster(name, "--env", f"decode-0:SLUICE_FAULTS=kvt.fetch={fault}", *sums) as cluster:
+        answer = cluster.chat(needle_prompt(300), temperature=0, stream=True)
+        assert answer.done and "48213" in answer.content, (answer.content, answer.error)
+        received = cluster.metric("decode-0", "sluice_kv_received_pieces_total")
+        assert received > 0, "the pieces came from the prefill node"
+        cluster.wait_at_rest()
+        return cluster.metric("decode-0", "sluice_kv_sum_mismatches_total")
+
+
+def test_sums():
+    assert mismatches("transfer-sums-all", "fail@1") == 1  # fetched once more
+    assert mismatches("transfer-sums-off", "fail", "--node-args=--kv-sums off") == 0

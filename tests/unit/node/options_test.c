@@ -109,6 +109,15 @@ TEST(engine)
     assert_fine("--backend cuda --kv-transit 1GiB");
 }
 
+TEST(sums)
+{
+    assert_fine("--kv-sums all");
+    assert_fine("--kv-sums sample");
+    assert_fine("--kv-sums off");
+    assert_refused("--kv-sums some", "--kv-sums", "\"some\" is not one of all|sample|off");
+    assert_refused("--kv-sums=", "--kv-sums", "all|sample|off");
+}
+
 TEST(instance)
 {
     assert_fine("--ep-size 3 --ep-rank 2 --instance decode-0 --ep-timeout 5s");
@@ -139,7 +148,8 @@ TEST(kv_disk)
 }
 
 static const struct CMUnitTest TESTS[] = {
-    cmocka_unit_test(names),  cmocka_unit_test(addresses), cmocka_unit_test(etcd),
-    cmocka_unit_test(engine), cmocka_unit_test(instance),  cmocka_unit_test(kv_disk),
+    cmocka_unit_test(names),   cmocka_unit_test(addresses), cmocka_unit_test(etcd),
+    cmocka_unit_test(engine),  cmocka_unit_test(sums),      cmocka_unit_test(instance),
+    cmocka_unit_test(kv_disk),
 };
 TEST_MAIN(TESTS)
