@@ -2,6 +2,9 @@
 #include "kvtransfer/local.h"
 
 #include <sys/uio.h>
+#include <unistd.h>
+
+#include "base/rng.h"
 
 static sl_code read_checked(const kvt_local *local, uint64_t address, void *dest, uint64_t bytes)
 {
@@ -27,4 +30,35 @@ bool kvt_local_proven(const kvt_local *local)
 sl_code kvt_local_read(const kvt_local *local, uint64_t address, void *dest, uint64_t bytes)
 {
     return read_checked(local, address, dest, bytes);
+}
+
+bool kvt_local_hear(kvt_agreement *agreement, bool sends, const kvt_local_message *message,
+                    kvt_local_step *out_say)
+{
+    if (message->step == KVT_LOCAL_ASK && !sends && agreement->memory.challenge == 0) {
+        agreement->memory = (kvt_local){message->pid, message->word_at, sl_random_u64() | 1};
+        *out_say = KVT_LOCAL_CHALLENGE;
+        return true;
+    }
+    if (message->step == KVT_LOCAL_CHALLENGE && sends && agreement->word == 0) {
+        agreement->word = message->challenge;
+        *out_say = KVT_LOCAL_READY;
+        return true;
+    }
+    if (message->step == KVT_LOCAL_READY && !sends && kvt_local_proven(&agreement->memory)) {
+        agreement->agreed = true;
+        *out_say = KVT_LOCAL_GO;
+        return true;
+    }
+    if (message->step == KVT_LOCAL_GO && sends && agreement->word != 0)
+        agreement->agreed = true;
+    return false;
+}
+
+kvt_local_message kvt_local_message_of(const kvt_agreement *agreement, kvt_local_step step)
+{
+    return (kvt_local_message){.step = step,
+                               .pid = (uint32_t)getpid(),
+                               .word_at = (uint64_t)(uintptr_t)&agreement->word,
+                               .challenge = agreement->memory.challenge};
 }

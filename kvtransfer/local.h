@@ -1,4 +1,5 @@
-/* Reads the memory of a process on this machine: one copy, straight into the reader's page.
+/* Reads the memory of a process on this machine: one copy, straight into the reader's page, in
+ * place of UCX's two through shared memory; and how two processes agree on it.
  *
  * Owns nothing. The peer keeps a word in its memory that holds a challenge of the reader's: found
  * there in the same call that reads the data, it says that the process is still the peer and that
@@ -6,7 +7,7 @@
 #ifndef KVTRANSFER_LOCAL_H
 #define KVTRANSFER_LOCAL_H
 
-#include "base/status.h"
+#include "kvtransfer/wire.h"
 
 typedef struct kvt_local {
     uint32_t pid;       /* of the peer */
@@ -20,5 +21,22 @@ bool kvt_local_proven(const kvt_local *local);
  * the kernel refuses; SL_INVALID: not all of it is the peer's memory. `dest` may be written even
  * then. */
 sl_code kvt_local_read(const kvt_local *local, uint64_t address, void *dest, uint64_t bytes);
+
+/* What the two ends of a connection have agreed on. P asks, D challenges, P puts the challenge into
+ * its word and says so, D looks and says go. Anything in the way (another machine, user or
+ * namespace, a kernel that refuses): no go, and pieces take other ways. Zeroed at first; its word
+ * stays where it is while the connection lives. */
+typedef struct kvt_agreement {
+    bool agreed;      /* P: D reads our memory. D: proven, we may read */
+    uint64_t word;    /* P: D's challenge, for D to read */
+    kvt_local memory; /* D: of P */
+} kvt_agreement;
+
+/* A message of the other end; `sends`: we are P. True: *out_say is to be said now. What does not
+ * come in turn is not heard. */
+bool kvt_local_hear(kvt_agreement *agreement, bool sends, const kvt_local_message *message,
+                    kvt_local_step *out_say);
+/* A message of ours. */
+kvt_local_message kvt_local_message_of(const kvt_agreement *agreement, kvt_local_step step);
 
 #endif

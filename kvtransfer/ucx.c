@@ -26,7 +26,7 @@
 
 #define AM_MESSAGE 1u
 #define AM_PIECE   2u
-#define AM_LOCAL   3u /* may you read my memory? (local_step) */
+#define AM_LOCAL   3u /* may you read my memory? (kvt_local_step) */
 #define AM_READ    4u /* an offered piece, to be read at an address */
 #define AM_TAKEN   5u /* it was read or refused */
 /* Up to here one eager message is cheaper than asking the peer to fetch: on tcp what fits into one
@@ -39,22 +39,13 @@
 #define PROGRESS_MAX    64u /* calls of ucp_worker_progress before commands get their turn */
 #define CACHE_SLOTS     1024u
 
-/* Both ends on one machine: D reads P's memory itself, one copy instead of UCX's two through shared
- * memory. P asks, D challenges, P puts the challenge into its word and says so, D looks and says
- * go. Anything in the way (another machine, user or namespace, a kernel that refuses): no go, and
- * pieces go by rendezvous. */
-typedef enum local_step { LOCAL_ASK, LOCAL_CHALLENGE, LOCAL_READY, LOCAL_GO } local_step;
-
-#define LOCAL_BYTES 21u /* step 1, pid 4, address of the word 8, challenge 8 */
-#define READ_BYTES  20u /* place 4, address 8, bytes 8 */
-#define TAKEN_BYTES 4u  /* place 4 */
 /* D's answers handed to UCX: as many as P may have open, and as many again whose end UCX has not
  * told yet. */
 #define TAKEN_MAX (2u * KVT_WINDOW_PIECES)
 
 typedef struct small_send { /* bytes that UCX may still need */
     bool busy;
-    uint8_t bytes[24];
+    uint8_t bytes[KVT_WIRE_LOCAL_SIZE];
 } small_send;
 
 struct kvt_link {
@@ -64,10 +55,8 @@ struct kvt_link {
     void *close_request;
     bool closing;
     bool outgoing;
-    bool local;                              /* P: D reads our memory. D: proven, we may read */
-    uint64_t word;                           /* P: D's challenge, for D to read */
-    kvt_local memory;                        /* D: of P */
-    small_send steps[2];                     /* of local_step, each side says two */
+    kvt_agreement local;
+    small_send steps[2];                     /* of kvt_local_step, each side says two */
     kvt_request *reading[KVT_WINDOW_PIECES]; /* P: offered for reading, by place */
     small_send reads[KVT_WINDOW_PIECES];     /* P: their messages */
     small_send taken[TAKEN_MAX];             /* D */
@@ -190,17 +179,19 @@ static void small_send_start(kvt_link *link, unsigned id, sl_span head, small_se
         kvt_core_broken(link->peer, SL_UNAVAILABLE, "a message could not be sent");
 }
 
-static void local_say(kvt_link *link, local_step step)
+static void local_say(kvt_link *link, kvt_local_step step)
 {
-    small_send *small = &link->steps[step == LOCAL_READY || step == LOCAL_GO];
-    sl_writer w = sl_writer_init(small->bytes, LOCAL_BYTES);
+    small_send *small = &link->steps[step == KVT_LOCAL_READY || step == KVT_LOCAL_GO];
+    kvt_local_message message = kvt_local_message_of(&link->local, step);
     if (small->busy)
         return; /* a peer that asks twice */
-    sl_write_u8(&w, (uint8_t)step);
-    sl_write_u32(&w, (uint32_t)getpid());
-    sl_write_u64(&w, (uint64_t)(uintptr_t)&link->word);
-    sl_write_u64(&w, link->memory.challenge);
-    small_send_start(link, AM_LOCAL, (sl_span){NULL, 0}, small, LOCAL_BYTES);
+    kvt_wire_pack_local(&message, small->bytes);
+    small_send_start(link, AM_LOCAL, (sl_span){NULL, 0}, small, KVT_WIRE_LOCAL_SIZE);
+}
+
+static bool is_rendezvous(const ucp_am_recv_param_t *param)
+{
+    return (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0;
 }
 
 static ucs_status_t on_local(void *argument, const void *head, size_t head_size, void *data,
@@ -208,25 +199,13 @@ static ucs_status_t on_local(void *argument, const void *head, size_t head_size,
 {
     kvt_transport *transport = argument;
     kvt_link *link = link_find(transport, param);
-    bool whole = size == LOCAL_BYTES && !(param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV);
-    if (!link || !whole || !transport->local_reads)
+    kvt_local_message message;
+    kvt_local_step say;
+    if (!link || !transport->local_reads || is_rendezvous(param) ||
+        !kvt_wire_parse_local(data, size, &message))
         return UCS_OK; /* not answered: the peer goes on by rendezvous */
-    sl_reader r = sl_reader_init(data, size);
-    uint8_t step = sl_read_u8(&r);
-    uint32_t pid = sl_read_u32(&r);
-    uint64_t word_at = sl_read_u64(&r), challenge = sl_read_u64(&r);
-    if (step == LOCAL_ASK && !link->outgoing && link->memory.challenge == 0) {
-        link->memory = (kvt_local){pid, word_at, sl_random_u64() | 1};
-        local_say(link, LOCAL_CHALLENGE);
-    } else if (step == LOCAL_CHALLENGE && link->outgoing && link->word == 0) {
-        link->word = challenge;
-        local_say(link, LOCAL_READY);
-    } else if (step == LOCAL_READY && !link->outgoing && kvt_local_proven(&link->memory)) {
-        link->local = true;
-        local_say(link, LOCAL_GO);
-    } else if (step == LOCAL_GO && link->outgoing && link->word != 0) {
-        link->local = true;
-    }
+    if (kvt_local_hear(&link->local, link->outgoing, &message, &say))
+        local_say(link, say);
     return UCS_OK;
 }
 
@@ -249,12 +228,10 @@ static bool read_offer(kvt_link *link, sl_span head, const void *data, uint64_t 
         place++;
     if (place == KVT_WINDOW_PIECES)
         return false;
-    sl_writer w = sl_writer_init(link->reads[place].bytes, READ_BYTES);
-    sl_write_u32(&w, place);
-    sl_write_u64(&w, (uint64_t)(uintptr_t)data);
-    sl_write_u64(&w, bytes);
+    kvt_read_message message = {place, (uint64_t)(uintptr_t)data, bytes};
+    kvt_wire_pack_read(&message, link->reads[place].bytes);
     link->reading[place] = request;
-    small_send_start(link, AM_READ, head, &link->reads[place], READ_BYTES);
+    small_send_start(link, AM_READ, head, &link->reads[place], KVT_WIRE_READ_SIZE);
     return true;
 }
 
@@ -264,9 +241,8 @@ static void read_answer(kvt_link *link, uint32_t place)
         small_send *small = &link->taken[i];
         if (small->busy)
             continue;
-        sl_writer w = sl_writer_init(small->bytes, TAKEN_BYTES);
-        sl_write_u32(&w, place);
-        small_send_start(link, AM_TAKEN, (sl_span){NULL, 0}, small, TAKEN_BYTES);
+        kvt_wire_pack_taken(place, small->bytes);
+        small_send_start(link, AM_TAKEN, (sl_span){NULL, 0}, small, KVT_WIRE_TAKEN_SIZE);
         return;
     }
     kvt_core_broken(link->peer, SL_INVALID, "the sender ignores the window");
@@ -280,21 +256,20 @@ static ucs_status_t on_read(void *argument, const void *head, size_t head_size, 
     kvt_link *link = link_find(transport, param);
     if (!link)
         return UCS_OK;
-    if (!link->local || link->outgoing || size != READ_BYTES ||
-        (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV)) {
+    kvt_read_message message;
+    if (!link->local.agreed || link->outgoing || is_rendezvous(param) ||
+        !kvt_wire_parse_read(data, size, &message)) {
         kvt_core_broken(link->peer, SL_INVALID, "an offer to read that was not agreed");
         return UCS_OK;
     }
-    sl_reader r = sl_reader_init(data, size);
-    uint32_t place = sl_read_u32(&r);
-    uint64_t address = sl_read_u64(&r), bytes = sl_read_u64(&r);
     void *into = NULL;
-    kvt_request *fetch = kvt_core_offer(link->peer, head, head_size, bytes, &into);
+    kvt_request *fetch = kvt_core_offer(link->peer, head, head_size, message.bytes, &into);
     if (fetch) {
-        kvt_core_finished(fetch, kvt_local_read(&link->memory, address, into, bytes));
+        kvt_core_finished(
+            fetch, kvt_local_read(&link->local.memory, message.address, into, message.bytes));
         kvt_core_read_locally(transport->core);
     }
-    read_answer(link, place);
+    read_answer(link, message.place);
     return UCS_OK;
 }
 
@@ -302,11 +277,8 @@ static ucs_status_t on_taken(void *argument, const void *head, size_t head_size,
                              size_t size, const ucp_am_recv_param_t *param)
 {
     kvt_link *link = link_find(argument, param);
-    if (!link || size != TAKEN_BYTES || (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV))
-        return UCS_OK;
-    sl_reader r = sl_reader_init(data, size);
-    uint32_t place = sl_read_u32(&r);
-    if (link->outgoing && place < KVT_WINDOW_PIECES)
+    uint32_t place;
+    if (link && link->outgoing && !is_rendezvous(param) && kvt_wire_parse_taken(data, size, &place))
         read_finished(link, place, SL_OK);
     return UCS_OK;
 }
@@ -356,7 +328,7 @@ static sl_status ucx_connect(kvt_transport *transport, const char *address, kvt_
     }
     *out_link = link;
     if (transport->local_reads)
-        local_say(link, LOCAL_ASK);
+        local_say(link, KVT_LOCAL_ASK);
     return sl_ok();
 }
 
@@ -459,7 +431,7 @@ static void ucx_send_piece(kvt_link *link, const void *head, size_t head_size, c
                            uint64_t bytes, kvt_request *request)
 {
     sl_span first = {head, head_size}, second = {data, bytes};
-    if (link->local && bytes > LOCAL_BYTES_MIN && !link->closing &&
+    if (link->local.agreed && bytes > LOCAL_BYTES_MIN && !link->closing &&
         read_offer(link, first, data, bytes, request))
         return;
     uint32_t flags =
@@ -475,8 +447,7 @@ static ucs_status_t on_message(void *argument, const void *head, size_t head_siz
     kvt_link *link = link_find(argument, param);
     /* A peer that asks us to fetch a message gets no answer but the end of its connection. */
     if (link)
-        kvt_core_message(link->peer, data,
-                         param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV ? 0 : size);
+        kvt_core_message(link->peer, data, is_rendezvous(param) ? 0 : size);
     return UCS_OK;
 }
 
@@ -495,7 +466,7 @@ static ucs_status_t on_piece(void *argument, const void *head, size_t head_size,
     kvt_request *fetch = link ? kvt_core_offer(link->peer, head, head_size, size, &into) : NULL;
     if (!fetch)
         return UCS_OK; /* refused: the sender's request ends, no payload moves */
-    if (!(param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV)) {
+    if (!is_rendezvous(param)) {
         memcpy(into, data, size);
         kvt_core_finished(fetch, SL_OK);
         return UCS_OK;

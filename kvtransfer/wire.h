@@ -96,6 +96,40 @@ SL_MUST_USE bool kvt_wire_parse(const void *data, size_t size, kvt_message *out_
 /* Returns the size, 0 if it does not fit or is not valid. */
 size_t kvt_wire_pack(const kvt_message *message, void *data, size_t capacity);
 
+/* ---- local reads: transport messages of their own ids, one size each (local.h) */
+
+#define KVT_WIRE_LOCAL_SIZE 21u
+#define KVT_WIRE_READ_SIZE  20u
+#define KVT_WIRE_TAKEN_SIZE 4u
+
+typedef enum kvt_local_step {
+    KVT_LOCAL_ASK,       /* P -> D: here is my word */
+    KVT_LOCAL_CHALLENGE, /* D -> P: write this into it */
+    KVT_LOCAL_READY,     /* P -> D: done */
+    KVT_LOCAL_GO,        /* D -> P: I have found it there */
+    KVT_LOCAL_STEP_COUNT,
+} kvt_local_step;
+
+typedef struct kvt_local_message {
+    kvt_local_step step;
+    uint32_t pid;     /* of the sender */
+    uint64_t word_at; /* there */
+    uint64_t challenge;
+} kvt_local_message;
+
+typedef struct kvt_read_message { /* P -> D, behind the piece's head */
+    uint32_t place;               /* of P's, below KVT_WINDOW_PIECES: D names it when it is done */
+    uint64_t address, bytes;      /* in P's memory */
+} kvt_read_message;
+
+/* False: not a whole, valid message. Pack fills exactly the message's size. */
+SL_MUST_USE bool kvt_wire_parse_local(const void *data, size_t size, kvt_local_message *out);
+void kvt_wire_pack_local(const kvt_local_message *message, uint8_t out[KVT_WIRE_LOCAL_SIZE]);
+SL_MUST_USE bool kvt_wire_parse_read(const void *data, size_t size, kvt_read_message *out);
+void kvt_wire_pack_read(const kvt_read_message *message, uint8_t out[KVT_WIRE_READ_SIZE]);
+SL_MUST_USE bool kvt_wire_parse_taken(const void *data, size_t size, uint32_t *out_place);
+void kvt_wire_pack_taken(uint32_t place, uint8_t out[KVT_WIRE_TAKEN_SIZE]);
+
 #ifdef __cplusplus
 }
 #endif

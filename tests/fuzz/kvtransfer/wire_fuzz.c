@@ -1,13 +1,16 @@
 /* Any bytes as messages and announcements, at both ends of a live transfer: what the parser takes,
  * packing gives back; nothing crashes, nothing is written outside the open transfer's pages, and
- * both ends close. Input: operations {what, size, bytes}. */
+ * both ends close. The words by which one end reads the other's memory come likewise: nothing is
+ * read that was not agreed. Input: operations {what, size, bytes}. */
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/assert.h"
 #include "kvtransfer/core.h"
 #include "kvtransfer/fake.h"
+#include "kvtransfer/local.h"
 
 enum { PAGE_BYTES = 1024, PAGES = 4, GUARD = 4096 };
 
@@ -87,6 +90,67 @@ static void offer(kvt_peer *peer, const uint8_t *data, size_t size)
     kvt_core_finished(request, SL_OK);
 }
 
+/* ---- local reads */
+
+static kvt_agreement at_p_local, at_d_local;
+
+static void hear(bool at_sender, kvt_local_message message)
+{
+    kvt_local_step say;
+    kvt_agreement *own = at_sender ? &at_p_local : &at_d_local;
+    if (kvt_local_hear(own, at_sender, &message, &say))
+        hear(!at_sender, kvt_local_message_of(own, say));
+}
+
+/* No other process is looked at: the peer is this one, or nobody. */
+static void local_words(bool at_sender, const uint8_t *data, size_t size)
+{
+    uint8_t again[KVT_WIRE_LOCAL_SIZE];
+    kvt_local_message message;
+    if (!kvt_wire_parse_local(data, size, &message))
+        return;
+    kvt_wire_pack_local(&message, again);
+    sl_assert(memcmp(again, data, sizeof again) == 0);
+    message.pid = message.pid % 2 == 0 ? (uint32_t)getpid() : INT32_MAX;
+    if (message.word_at % 2 == 0)
+        message.word_at = (uint64_t)(uintptr_t)&at_p_local.word;
+    hear(at_sender, message);
+    sl_assert(!at_d_local.agreed || at_d_local.memory.challenge != 0);
+    sl_assert(!at_p_local.agreed || at_p_local.word != 0);
+}
+
+/* As on_read of the transport: the message, then the piece's head. */
+static void read_offer(kvt_peer *peer, const uint8_t *data, size_t size)
+{
+    uint8_t again[KVT_WIRE_READ_SIZE];
+    size_t own = size < sizeof again ? size : sizeof again;
+    kvt_read_message message;
+    void *into = NULL;
+    if (!kvt_wire_parse_read(data, own, &message) || !at_d_local.agreed)
+        return;
+    kvt_wire_pack_read(&message, again);
+    sl_assert(message.place < KVT_WINDOW_PIECES && memcmp(again, data, sizeof again) == 0);
+    kvt_request *request = kvt_core_offer(peer, data + own, size - own, message.bytes, &into);
+    if (!request)
+        return;
+    if (message.address < sizeof p_memory)
+        message.address += (uint64_t)(uintptr_t)p_memory;
+    sl_assert((uint8_t *)into >= d_memory + GUARD && message.bytes <= PAGE_BYTES &&
+              (uint8_t *)into + message.bytes <= d_memory + GUARD + PAGES * PAGE_BYTES);
+    kvt_core_finished(request,
+                      kvt_local_read(&at_d_local.memory, message.address, into, message.bytes));
+}
+
+static void taken(const uint8_t *data, size_t size)
+{
+    uint8_t again[KVT_WIRE_TAKEN_SIZE];
+    uint32_t place;
+    if (!kvt_wire_parse_taken(data, size, &place))
+        return;
+    kvt_wire_pack_taken(place, again);
+    sl_assert(place < KVT_WINDOW_PIECES && memcmp(again, data, sizeof again) == 0);
+}
+
 static void operations(kvt_core *pc, kvt_core *dc, const uint8_t *data, size_t size)
 {
     sl_reader reader = sl_reader_init(data, size);
@@ -98,12 +162,18 @@ static void operations(kvt_core *pc, kvt_core *dc, const uint8_t *data, size_t s
         sl_span span = sl_read_span(&reader, bytes);
         kvt_peer *at_p = peer_of(pc), *at_d = peer_of(dc);
         check_parser(span.data, span.size);
-        if (what % 4 == 0 && at_d)
+        if (what % 8 == 0 && at_d)
             kvt_core_message(at_d, span.data, span.size);
-        else if (what % 4 == 1 && at_d)
+        else if (what % 8 == 1 && at_d)
             offer(at_d, span.data, span.size);
-        else if (what % 4 == 2 && at_p)
+        else if (what % 8 == 2 && at_p)
             kvt_core_message(at_p, span.data, span.size);
+        else if (what % 8 == 4 || what % 8 == 5)
+            local_words(what % 8 == 5, span.data, span.size);
+        else if (what % 8 == 6 && at_d)
+            read_offer(at_d, span.data, span.size);
+        else if (what % 8 == 7)
+            taken(span.data, span.size);
         else
             step(100000);
     }
@@ -115,6 +185,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     bool send_closed = false, recv_closed = false;
     if (!fake)
         start();
+    at_p_local = at_d_local = (kvt_agreement){0};
     void *pages[PAGES];
     for (int i = 0; i < PAGES; i++)
         pages[i] = d_memory + GUARD + i * PAGE_BYTES;

@@ -99,10 +99,50 @@ TEST(dead_process)
                      SL_UNAVAILABLE);
 }
 
+/* Both ends in this process: what one says is heard by the other, until nobody answers. */
+static uint32_t talk(kvt_agreement *sender, kvt_agreement *reader, kvt_local_step first)
+{
+    kvt_local_step say = first;
+    uint32_t said = 1;
+    bool to_sender = first == KVT_LOCAL_CHALLENGE || first == KVT_LOCAL_GO;
+    for (;; to_sender = !to_sender, said++) {
+        kvt_local_message message = kvt_local_message_of(to_sender ? reader : sender, say);
+        if (!kvt_local_hear(to_sender ? sender : reader, to_sender, &message, &say))
+            return said;
+    }
+}
+
+TEST(agreed_in_four_words)
+{
+    static kvt_agreement sender, reader;
+    assert_int_equal(talk(&sender, &reader, KVT_LOCAL_ASK), 4);
+    assert_true(sender.agreed && reader.agreed);
+    assert_true(sender.word != 0 && sender.word == reader.memory.challenge);
+    assert_int_equal(talk(&sender, &reader, KVT_LOCAL_ASK), 1); /* once */
+    sender.word++;
+    assert_false(kvt_local_proven(&reader.memory));
+}
+
+TEST(not_agreed_out_of_turn)
+{
+    static kvt_agreement sender, reader;
+    assert_int_equal(talk(&sender, &reader, KVT_LOCAL_READY), 1);
+    assert_int_equal(talk(&sender, &reader, KVT_LOCAL_GO), 1);
+    assert_false(sender.agreed || reader.agreed);
+    kvt_local_step say;
+    kvt_local_message ask = kvt_local_message_of(&sender, KVT_LOCAL_ASK);
+    assert_true(kvt_local_hear(&reader, false, &ask, &say));
+    kvt_local_message ready = kvt_local_message_of(&sender, KVT_LOCAL_READY); /* it is not */
+    assert_false(kvt_local_hear(&reader, false, &ready, &say));
+    assert_false(reader.agreed);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(reads_exactly),
     cmocka_unit_test(another_process_is_refused),
     cmocka_unit_test(memory_that_is_not_there),
+    cmocka_unit_test(agreed_in_four_words),
+    cmocka_unit_test(not_agreed_out_of_turn),
     cmocka_unit_test(dead_process),
 };
 

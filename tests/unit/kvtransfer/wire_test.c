@@ -141,6 +141,40 @@ TEST(unknown_types_are_refused)
     assert_int_equal(kvt_wire_pack(&in, data, sizeof data), 0);
 }
 
+TEST(local_reads_have_one_size_each)
+{
+    uint8_t data[64] = {0};
+    kvt_local_message said = {KVT_LOCAL_CHALLENGE, 77, 0x1122334455667788ull, 9}, heard;
+    kvt_read_message offered = {KVT_WINDOW_PIECES - 1, 0x7fff00001000ull, 403456}, read;
+    uint32_t place;
+    kvt_wire_pack_local(&said, data);
+    for (size_t size = 0; size <= sizeof data; size++)
+        assert_int_equal(kvt_wire_parse_local(data, size, &heard), size == KVT_WIRE_LOCAL_SIZE);
+    assert_true(kvt_wire_parse_local(data, KVT_WIRE_LOCAL_SIZE, &heard));
+    assert_int_equal(heard.step, KVT_LOCAL_CHALLENGE);
+    assert_int_equal(heard.pid, 77);
+    assert_int_equal(heard.word_at, said.word_at);
+    assert_int_equal(heard.challenge, 9);
+    data[0] = KVT_LOCAL_STEP_COUNT;
+    assert_false(kvt_wire_parse_local(data, KVT_WIRE_LOCAL_SIZE, &heard));
+
+    kvt_wire_pack_read(&offered, data);
+    for (size_t size = 0; size <= sizeof data; size++)
+        assert_int_equal(kvt_wire_parse_read(data, size, &read), size == KVT_WIRE_READ_SIZE);
+    assert_true(kvt_wire_parse_read(data, KVT_WIRE_READ_SIZE, &read));
+    assert_int_equal(read.place, offered.place);
+    assert_int_equal(read.address, offered.address);
+    assert_int_equal(read.bytes, offered.bytes);
+    data[0] = KVT_WINDOW_PIECES;
+    assert_false(kvt_wire_parse_read(data, KVT_WIRE_READ_SIZE, &read));
+
+    kvt_wire_pack_taken(3, data);
+    for (size_t size = 0; size <= sizeof data; size++)
+        assert_int_equal(kvt_wire_parse_taken(data, size, &place), size == KVT_WIRE_TAKEN_SIZE);
+    kvt_wire_pack_taken(KVT_WINDOW_PIECES, data);
+    assert_false(kvt_wire_parse_taken(data, KVT_WIRE_TAKEN_SIZE, &place));
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(hello_says_version_and_name),
     cmocka_unit_test(piece_head_has_its_size),
@@ -148,6 +182,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(acks_are_bounded),
     cmocka_unit_test(revoke_tells_why),
     cmocka_unit_test(unknown_types_are_refused),
+    cmocka_unit_test(local_reads_have_one_size_each),
 };
 
 TEST_MAIN(tests)
