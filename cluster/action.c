@@ -142,7 +142,7 @@ static void attempt(clu_action_run *run)
         else
             clu_txn_delete(&txn, run->keys[i]);
     }
-    sl_status status = clu_txn_send(run->etcd, &txn, on_txn, run, &run->request, &err);
+    sl_status status = clu_txn_send(run->etcd, &txn, NULL, on_txn, run, &run->request, &err);
     sl_buf_fini(&record);
     if (!sl_is_ok(status)) /* too many calls: until etcd's own bound */
         sl_timer_set(run->timer, sl_now_ns() + clu_backoff_next(&run->backoff));

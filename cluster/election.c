@@ -114,8 +114,8 @@ static void campaign(clu_election *election)
     clu_txn_init(&txn);
     clu_txn_compare_mod(&txn, election->key, 0);
     clu_txn_put(&txn, election->key, election->name, lease);
-    if (!sl_is_ok(
-            clu_txn_send(election->etcd, &txn, on_campaigned, election, &election->request, &err)))
+    if (!sl_is_ok(clu_txn_send(election->etcd, &txn, NULL, on_campaigned, election,
+                               &election->request, &err)))
         again_later(election);
 }
 

@@ -13,6 +13,7 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 #include "base/log.h"
+#include "cluster/txn.h"
 #include "rpc/methods.h"
 
 #define LOOK_NS        (200 * SL_MS_NS) /* after a request that failed */
@@ -68,12 +69,14 @@ static void fail(clu_ranks *ranks, const sl_err *err)
 
 /* ---- requests ---- */
 
+static const clu_request_options REQUEST_OPTIONS = {.idempotent = true,
+                                                    .timeout_ns = CLU_ETCD_ATTEMPT_NS};
+
 static void send_request(clu_ranks *ranks, const rpc_method *method,
                          const ProtobufCMessage *request, rpc_done_fn fn)
 {
-    const clu_request_options options = {.idempotent = true, .timeout_ns = CLU_ETCD_ATTEMPT_NS};
     sl_assert(!ranks->request);
-    if (!sl_is_ok(clu_etcd_request(ranks->etcd, method, request, &options, fn, ranks,
+    if (!sl_is_ok(clu_etcd_request(ranks->etcd, method, request, &REQUEST_OPTIONS, fn, ranks,
                                    &ranks->request, NULL)))
         look_later(ranks, LOOK_NS);
 }
@@ -103,16 +106,6 @@ static void put(clu_ranks *ranks)
     sl_buf_fini(&buf);
 }
 
-static void compare_revision(Etcdserverpb__Compare *out_compare, const char *key, int64_t revision)
-{
-    etcdserverpb__compare__init(out_compare);
-    out_compare->key = clu_bytes(key);
-    out_compare->result = ETCDSERVERPB__COMPARE__COMPARE_RESULT__EQUAL;
-    out_compare->target = ETCDSERVERPB__COMPARE__COMPARE_TARGET__MOD;
-    out_compare->target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_MOD_REVISION;
-    out_compare->mod_revision = revision; /* 0: the key is absent */
-}
-
 static void on_changed(void *context, const ProtobufCMessage *message, const sl_err *err)
 {
     clu_ranks *ranks = context;
@@ -123,19 +116,14 @@ static void on_changed(void *context, const ProtobufCMessage *message, const sl_
 /* If nobody has changed the key since the last look. */
 static void change(clu_ranks *ranks, const char *key, int64_t revision, const sl_buf *value)
 {
-    Etcdserverpb__Compare compare;
-    compare_revision(&compare, key, revision);
-    Etcdserverpb__PutRequest put_request = ETCDSERVERPB__PUT_REQUEST__INIT;
-    put_request.key = clu_bytes(key);
-    put_request.value = (ProtobufCBinaryData){value->size, (uint8_t *)value->data};
-    Etcdserverpb__RequestOp success = ETCDSERVERPB__REQUEST_OP__INIT;
-    success.request_case = ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_PUT;
-    success.request_put = &put_request;
-    Etcdserverpb__TxnRequest txn = ETCDSERVERPB__TXN_REQUEST__INIT;
-    txn.n_compare = txn.n_success = 1;
-    txn.compare = &(Etcdserverpb__Compare *){&compare};
-    txn.success = &(Etcdserverpb__RequestOp *){&success};
-    send_request(ranks, &rpc_method_etcd_kv_txn, &txn.base, on_changed);
+    clu_txn txn;
+    clu_txn_init(&txn);
+    clu_txn_compare_mod(&txn, key, revision);
+    clu_txn_put(&txn, key, value->data, 0);
+    sl_assert(!ranks->request);
+    if (!sl_is_ok(clu_txn_send(ranks->etcd, &txn, &REQUEST_OPTIONS, on_changed, ranks,
+                               &ranks->request, NULL)))
+        look_later(ranks, LOOK_NS);
 }
 
 static void propose(clu_ranks *ranks, const clu_form_action *action)
@@ -464,8 +452,12 @@ static void look(clu_ranks *ranks)
     ranks->again = ranks->request != NULL;
     if (ranks->request)
         return;
-    Etcdserverpb__Compare compare;
-    compare_revision(&compare, ranks->table_key, ranks->table_revision);
+    Etcdserverpb__Compare compare = ETCDSERVERPB__COMPARE__INIT;
+    compare.key = clu_bytes(ranks->table_key);
+    compare.result = ETCDSERVERPB__COMPARE__COMPARE_RESULT__EQUAL;
+    compare.target = ETCDSERVERPB__COMPARE__COMPARE_TARGET__MOD;
+    compare.target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_MOD_REVISION;
+    compare.mod_revision = ranks->table_revision; /* 0: the key is absent */
     Etcdserverpb__RangeRequest records = ETCDSERVERPB__RANGE_REQUEST__INIT;
     records.key = clu_bytes(ranks->prefix);
     records.range_end = clu_prefix_end(ranks->prefix, end, sizeof(end));

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "cluster/internal.h"
 #include "cluster/registration.h"
+#include "cluster/txn.h"
 #include "rpc/methods.h"
 
 #define RIVAL_POLL_NS  (500 * SL_MS_NS)
@@ -84,13 +85,14 @@ static void render(const clu_registration *r, sl_buf *buf)
     sl_assert(!buf->overflow);
 }
 
+static const clu_request_options REQUEST_OPTIONS = {.timeout_ns = CLU_ETCD_ATTEMPT_NS};
+
 static sl_status send_request(clu_registration *r, const rpc_method *method,
                               const ProtobufCMessage *request, rpc_done_fn fn)
 {
     sl_assert(!r->request);
-    clu_request_options options = {.timeout_ns = CLU_ETCD_ATTEMPT_NS};
     sl_err err;
-    return clu_etcd_request(r->etcd, method, request, &options, fn, r, &r->request, &err);
+    return clu_etcd_request(r->etcd, method, request, &REQUEST_OPTIONS, fn, r, &r->request, &err);
 }
 
 static void verify_later(clu_registration *r)
@@ -200,13 +202,9 @@ static void on_claimed(void *context, const ProtobufCMessage *message, const sl_
         return;
     }
     r->expected_revision = 0;
-    const Etcdserverpb__RangeResponse *range =
-        reply->n_responses == 1 && reply->responses[0]->response_case ==
-                                       ETCDSERVERPB__RESPONSE_OP__RESPONSE_RESPONSE_RANGE
-            ? reply->responses[0]->response_range
-            : NULL;
-    if (range && range->n_kvs == 1)
-        found_record(r, range->kvs[0]);
+    const Etcdserverpb__KeyValue *kv = clu_txn_found(reply, 0);
+    if (kv)
+        found_record(r, kv);
     else
         again_later(r);
 }
@@ -215,34 +213,17 @@ static void claim(clu_registration *r)
 {
     if (r->state != STATE_RIVAL)
         r->state = STATE_CLAIM;
-    Etcdserverpb__Compare compare = ETCDSERVERPB__COMPARE__INIT;
-    compare.key = clu_bytes(r->key);
-    compare.result = ETCDSERVERPB__COMPARE__COMPARE_RESULT__EQUAL;
-    /* The revision 0 stands for an absent key in both. */
-    compare.target = ETCDSERVERPB__COMPARE__COMPARE_TARGET__MOD;
-    compare.target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_MOD_REVISION;
-    compare.mod_revision = r->expected_revision;
+    clu_txn txn;
     sl_buf value;
+    sl_err err;
     render(r, &value);
-    Etcdserverpb__PutRequest put_request = ETCDSERVERPB__PUT_REQUEST__INIT;
-    put_request.key = compare.key;
-    put_request.value = (ProtobufCBinaryData){value.size, (uint8_t *)value.data};
-    put_request.lease = clu_lease_id(r->lease);
-    Etcdserverpb__RequestOp success = ETCDSERVERPB__REQUEST_OP__INIT;
-    success.request_case = ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_PUT;
-    success.request_put = &put_request;
-    Etcdserverpb__RangeRequest range = ETCDSERVERPB__RANGE_REQUEST__INIT;
-    range.key = compare.key;
-    Etcdserverpb__RequestOp failure = ETCDSERVERPB__REQUEST_OP__INIT;
-    failure.request_case = ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_RANGE;
-    failure.request_range = &range;
-    Etcdserverpb__TxnRequest txn = ETCDSERVERPB__TXN_REQUEST__INIT;
-    txn.n_compare = txn.n_success = txn.n_failure = 1;
-    txn.compare = &(Etcdserverpb__Compare *){&compare};
-    txn.success = &(Etcdserverpb__RequestOp *){&success};
-    txn.failure = &(Etcdserverpb__RequestOp *){&failure};
+    clu_txn_init(&txn);
+    clu_txn_compare_mod(&txn, r->key, r->expected_revision);
+    clu_txn_put(&txn, r->key, value.data, clu_lease_id(r->lease));
     r->dirty = false;
-    sl_status status = send_request(r, &rpc_method_etcd_kv_txn, &txn.base, on_claimed);
+    sl_assert(!r->request);
+    sl_status status =
+        clu_txn_send(r->etcd, &txn, &REQUEST_OPTIONS, on_claimed, r, &r->request, &err);
     sl_buf_fini(&value);
     if (!sl_is_ok(status))
         again_later(r);

@@ -70,8 +70,8 @@ void clu_txn_delete(clu_txn *txn, const char *key)
     txn->success[i].request_delete_range = &txn->deletes[i];
 }
 
-sl_status clu_txn_send(clu_etcd *etcd, clu_txn *txn, rpc_done_fn fn, void *context,
-                       clu_request **out_request, sl_err *err)
+sl_status clu_txn_send(clu_etcd *etcd, clu_txn *txn, const clu_request_options *options,
+                       rpc_done_fn fn, void *context, clu_request **out_request, sl_err *err)
 {
     Etcdserverpb__TxnRequest request = ETCDSERVERPB__TXN_REQUEST__INIT;
     request.n_compare = request.n_failure = txn->compare_count;
@@ -79,7 +79,7 @@ sl_status clu_txn_send(clu_etcd *etcd, clu_txn *txn, rpc_done_fn fn, void *conte
     request.failure = txn->failure_pointers;
     request.n_success = txn->success_count;
     request.success = txn->success_pointers;
-    return clu_etcd_request(etcd, &rpc_method_etcd_kv_txn, &request.base, NULL, fn, context,
+    return clu_etcd_request(etcd, &rpc_method_etcd_kv_txn, &request.base, options, fn, context,
                             out_request, err);
 }
 

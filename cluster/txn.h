@@ -31,9 +31,11 @@ void clu_txn_compare_create(clu_txn *txn, const char *key, int64_t revision);
 void clu_txn_put(clu_txn *txn, const char *key, const char *value, int64_t lease);
 void clu_txn_delete(clu_txn *txn, const char *key);
 
-/* Sends it, once: SL_UNAVAILABLE and SL_DEADLINE leave open whether it took place. */
-SL_MUST_USE sl_status clu_txn_send(clu_etcd *etcd, clu_txn *txn, rpc_done_fn fn, void *context,
-                                   clu_request **out_request, sl_err *err);
+/* options NULL: sent once, within the client's time. Unless they call it idempotent, SL_UNAVAILABLE
+ * and SL_DEADLINE leave open whether it took place. */
+SL_MUST_USE sl_status clu_txn_send(clu_etcd *etcd, clu_txn *txn, const clu_request_options *options,
+                                   rpc_done_fn fn, void *context, clu_request **out_request,
+                                   sl_err *err);
 /* Of a transaction that did not take place: the key that was compared as number `index`; NULL: it
  * is absent. */
 const Etcdserverpb__KeyValue *clu_txn_found(const Etcdserverpb__TxnResponse *reply, size_t index);
