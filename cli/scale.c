@@ -1,5 +1,6 @@
 /* `sluicectl scale plan` and `apply`. */
 #include <stdio.h>
+#include <string.h>
 
 #include "cli/commands.h"
 #include "proto/sluice/v1/cluster.pb-c.h"
@@ -13,6 +14,27 @@ static sl_status ask(ctl_session *session, ctl_call *out_call, sl_err *err)
 {
     static const Sluice__V1__GetScaleRequest REQUEST = SLUICE__V1__GET_SCALE_REQUEST__INIT;
     return ctl_ask_router(session, &rpc_method_cluster_get_scale, &REQUEST.base, out_call, err);
+}
+
+/* Only the leader plans: it is asked as well, if it can be. */
+static void ask_leader(ctl_session *session, ctl_call *call)
+{
+    static const Sluice__V1__GetScaleRequest REQUEST = SLUICE__V1__GET_SCALE_REQUEST__INIT;
+    const scale *first = (const scale *)call->reply;
+    const clu_member_info *leader;
+    ctl_call again;
+    sl_err err;
+    if (!*first->leader || strcmp(first->leader, first->router) == 0 ||
+        !sl_is_ok(ctl_session_find(session, first->leader, &leader, &err)))
+        return;
+    if (!sl_is_ok(
+            ctl_ask(session, leader, &rpc_method_cluster_get_scale, &REQUEST.base, &again, &err))) {
+        fprintf(stderr, "sluicectl: %s\n", err.text);
+        ctl_call_fini(&again);
+        return;
+    }
+    ctl_call_fini(call);
+    *call = again;
 }
 
 static bool reached(const scale *now)
@@ -35,19 +57,27 @@ static void print(const ctl_session *session, const scale *now, bool dry_run)
         ctl_json_text(&out, "leader", now->leader);
         ctl_json_bool(&out, "hook", now->hook);
         ctl_json_text(&out, "last", now->last);
+        ctl_json_text(&out, "plan", now->plan);
+        ctl_json_number(&out, "prefill_advised", now->prefill_advised);
+        ctl_json_number(&out, "decode_advised", now->decode_advised);
+        ctl_json_text(&out, "prefill_reason", now->prefill_reason);
+        ctl_json_text(&out, "decode_reason", now->decode_reason);
         ctl_json_bool(&out, "dry_run", dry_run);
         sl_buf_puts(&out, "}\n");
         ctl_print(&out);
         return;
     }
-    sl_buf_printf(&out, "%s%-8s %6s %6s\n", dry_run ? "dry run\n" : "", "ROLE", "NODES", "WANTED");
-    sl_buf_printf(&out, "%-8s %6u %6u\n", "prefill", now->prefill, now->prefill_wanted);
-    sl_buf_printf(&out, "%-8s %6u %6u\n", "decode", now->decode, now->decode_wanted);
+    sl_buf_printf(&out, "%s%-8s %6s %6s %7s  %s\n", dry_run ? "dry run\n" : "", "ROLE", "NODES",
+                  "WANTED", "ADVISED", "WHY");
+    sl_buf_printf(&out, "%-8s %6u %6u %7u  %s\n", "prefill", now->prefill, now->prefill_wanted,
+                  now->prefill_advised, now->prefill_reason);
+    sl_buf_printf(&out, "%-8s %6u %6u %7u  %s\n", "decode", now->decode, now->decode_wanted,
+                  now->decode_advised, now->decode_reason);
     if (now->hybrid)
         sl_buf_printf(&out, "%-8s %6u %6s\n", "hybrid", now->hybrid, "-");
-    sl_buf_printf(&out, "%s leads, %s%s%s\n", *now->leader ? now->leader : "nobody",
+    sl_buf_printf(&out, "%s leads, %s, --plan %s%s%s\n", *now->leader ? now->leader : "nobody",
                   now->hook ? "with a hook" : "without --scale-hook: others must act on it",
-                  *now->last ? "; last: " : "", now->last);
+                  now->plan, *now->last ? "; last: " : "", now->last);
     ctl_print(&out);
 }
 
@@ -56,8 +86,10 @@ int ctl_scale_plan(ctl_session *session, const char *const *words)
     ctl_call call;
     sl_err err;
     sl_status status = ask(session, &call, &err);
-    if (sl_is_ok(status))
+    if (sl_is_ok(status)) {
+        ask_leader(session, &call);
         print(session, (const scale *)call.reply, false);
+    }
     ctl_call_fini(&call);
     return sl_is_ok(status) ? CTL_EXIT_OK : ctl_fail(&err);
 }

@@ -1,4 +1,5 @@
-/* See controller.h. Owns the election, the table of the wish, one action and one hook at a time. */
+/* See controller.h. Owns the election, the table of the wish, the plan, one action and one hook at
+ * a time. */
 #include "router/controller.h"
 
 #include <errno.h>
@@ -17,10 +18,12 @@
 #include "cluster/action.h"
 #include "cluster/election.h"
 #include "cluster/table.h"
+#include "router/census.h"
 
 #define TICK_NS       (500 * SL_MS_NS)
 #define SETTLE_NS     (2 * SL_S_NS)  /* nodes come and go together */
 #define HOOK_AGAIN_NS (60 * SL_S_NS) /* what it started may take its time */
+#define CENSUS_NS     SL_S_NS
 #define LAST_MAX      160u
 
 extern char **environ;
@@ -41,15 +44,13 @@ struct rtr_controller {
     int hook_fd;
     sl_watch *hook_watch;
     char last[LAST_MAX];
+    rtr_census *census;
+    sl_time_ns census_at;
+    rtr_plan plan;
+    clu_action_run *wish; /* of the plan, on its way to etcd */
 };
 
 /* ---- what there is ---- */
-
-static bool counts(const clu_view_member *member)
-{
-    return member->info.state != CLU_MEMBER_STATE_DRAINING &&
-           member->info.state != CLU_MEMBER_STATE_LEFT && !member->suspect;
-}
 
 void rtr_controller_status(const rtr_controller *controller, rtr_scale_status *out)
 {
@@ -61,12 +62,16 @@ void rtr_controller_status(const rtr_controller *controller, rtr_scale_status *o
         .leader = clu_election_leader(controller->election),
         .hook = controller->options.hook != NULL,
         .last = controller->last,
+        .mode = (rtr_plan_mode)controller->options.tuned->plan,
+        .advice = controller->plan.begun ? controller->plan.advice : NULL,
     };
     for (size_t i = 0; i < clu_view_count(view); i++) {
         const clu_view_member *member = clu_view_at((clu_view *)(uintptr_t)view, i);
-        out->prefill += counts(member) && strcmp(member->info.role, "prefill") == 0;
-        out->decode += counts(member) && strcmp(member->info.role, "decode") == 0;
-        out->hybrid += counts(member) && strcmp(member->info.role, "hybrid") == 0;
+        if (!rtr_census_counts(member))
+            continue;
+        out->prefill += strcmp(member->info.role, "prefill") == 0;
+        out->decode += strcmp(member->info.role, "decode") == 0;
+        out->hybrid += strcmp(member->info.role, "hybrid") == 0;
     }
 }
 
@@ -76,8 +81,14 @@ static void show(const rtr_controller *controller, const rtr_scale_status *now)
     sl_metric_set(m->leader, NULL, clu_election_fence(controller->election) != 0);
     sl_metric_set(m->scale_nodes, "prefill", now->prefill);
     sl_metric_set(m->scale_nodes, "decode", now->decode);
-    sl_metric_set(m->scale_wanted, "prefill", now->set ? now->wanted.prefill : now->prefill);
-    sl_metric_set(m->scale_wanted, "decode", now->set ? now->wanted.decode : now->decode);
+    clu_scale wanted = now->set ? now->wanted : (clu_scale){now->prefill, now->decode};
+    sl_metric_set(m->scale_wanted, "prefill", wanted.prefill);
+    sl_metric_set(m->scale_wanted, "decode", wanted.decode);
+    const rtr_plan_advice *advice = now->advice;
+    sl_metric_set(m->scale_advised, "prefill",
+                  wanted.prefill + (advice ? advice[RTR_PLAN_ROLE_PREFILL].more : 0));
+    sl_metric_set(m->scale_advised, "decode",
+                  wanted.decode + (advice ? advice[RTR_PLAN_ROLE_DECODE].more : 0));
 }
 
 /* ---- the hook ---- */
@@ -206,6 +217,154 @@ static void act(rtr_controller *controller, const rtr_scale_status *now)
         sl_warn("scale: nothing is done: %s", err.text);
 }
 
+/* ---- planning ---- */
+
+static void on_wished(void *context, int64_t revision, const sl_err *err)
+{
+    rtr_controller *controller = context;
+    controller->wish = NULL;
+    if (err->code != SL_OK)
+        sl_warn("scale: the plan is not carried out: %s", err->text);
+}
+
+/* Writes what an operator would who takes the advice. */
+static void carry_out(rtr_controller *controller, const rtr_scale_status *now)
+{
+    const rtr_plan_advice *prefill = &now->advice[RTR_PLAN_ROLE_PREFILL],
+                          *decode = &now->advice[RTR_PLAN_ROLE_DECODE];
+    clu_scale wish = {.prefill = (uint32_t)((int32_t)now->prefill + prefill->more),
+                      .decode = (uint32_t)((int32_t)now->decode + decode->more)};
+    char key[CLU_KEY_MAX], actor[CLU_NAME_MAX + 16], detail[CLU_AUDIT_TEXT_MAX];
+    sl_err err;
+    sl_buf value;
+    sl_status status = clu_key(controller->options.cluster, "scale", key, &err);
+    snprintf(actor, sizeof actor, "controller %s", controller->options.router);
+    snprintf(detail, sizeof detail, "prefill %u, decode %u wanted; there are %u and %u: %s%s%s",
+             wish.prefill, wish.decode, now->prefill, now->decode,
+             prefill->more ? prefill->reason : "", prefill->more && decode->more ? "; " : "",
+             decode->more ? decode->reason : "");
+    sl_buf_init(&value, CLU_DESIRED_JSON_MAX);
+    clu_scale_write_json(&value, &wish);
+    sl_buf_putc(&value, '\0');
+    clu_action action = {
+        .actor = actor,
+        .verb = "scale apply",
+        .target = "",
+        .detail = detail,
+        .changes = {{.key = key, .value = value.data, .expects = true, .revision = now->revision}},
+        .change_count = 1,
+        .fence = clu_election_fence(controller->election)};
+    if (sl_is_ok(status))
+        status = clu_action_start(controller->options.etcd, controller->options.cluster, &action,
+                                  on_wished, controller, &controller->wish, &err);
+    if (!sl_is_ok(status))
+        sl_warn("scale: the plan is not carried out: %s", err.text);
+    sl_buf_fini(&value);
+}
+
+static void tell_advice(rtr_controller *controller, const rtr_plan *before)
+{
+    static const char *const NAMES[RTR_PLAN_ROLE_COUNT] = {"prefill", "decode"};
+    for (int i = 0; i < RTR_PLAN_ROLE_COUNT; i++) {
+        const rtr_plan_advice *is = &controller->plan.advice[i];
+        if (is->more == before->advice[i].more || is->more == 0)
+            continue;
+        sl_info("scale: one %s node %s is advised: %s", NAMES[i], is->more > 0 ? "more" : "less",
+                is->reason);
+        rtr_events_add(controller->options.events, "scale", "", "one %s node %s is advised: %.140s",
+                       NAMES[i], is->more > 0 ? "more" : "less", is->reason);
+    }
+}
+
+static rtr_plan_options plan_options(const rtr_options *o)
+{
+    return (rtr_plan_options){
+        .window_ns = o->plan_window_ns < CENSUS_NS ? CENSUS_NS : o->plan_window_ns,
+        .windows = (uint32_t)o->plan_windows,
+        .pause_ns = o->plan_pause_ns,
+        .queue_max = (uint32_t)o->plan_queue,
+        .bounds = {{(uint32_t)o->plan_prefill_min, (uint32_t)o->plan_prefill_max},
+                   {(uint32_t)o->plan_decode_min, (uint32_t)o->plan_decode_max}},
+    };
+}
+
+static void plan_step(rtr_controller *controller, const rtr_plan_event *event)
+{
+    rtr_plan before = controller->plan;
+    rtr_plan_options options = plan_options(controller->options.tuned);
+    rtr_scale_status now;
+    bool judged = rtr_plan_step(&controller->plan, &options, event, sl_now_ns());
+    rtr_controller_status(controller, &now);
+    show(controller, &now);
+    tell_advice(controller, &before);
+    bool wishes = judged && (now.advice[RTR_PLAN_ROLE_PREFILL].more != 0 ||
+                             now.advice[RTR_PLAN_ROLE_DECODE].more != 0);
+    if (wishes && now.mode == RTR_PLAN_MODE_ACT && !controller->wish)
+        carry_out(controller, &now);
+}
+
+static double share(uint64_t part, uint64_t whole)
+{
+    return whole ? (double)part / (double)whole : 0;
+}
+
+static void show_load(const rtr_metrics *m, const rtr_plan_event *event)
+{
+    const rtr_plan_load *prefill = &event->roles[RTR_PLAN_ROLE_PREFILL],
+                        *decode = &event->roles[RTR_PLAN_ROLE_DECODE];
+    sl_metric_set(m->scale_queue, "prefill", prefill->queue);
+    sl_metric_set(m->scale_queue, "decode", decode->queue);
+    sl_metric_set(m->scale_busy, "prefill", prefill->busy);
+    sl_metric_set(m->scale_busy, "decode", decode->busy);
+}
+
+static void on_census(void *context, const rtr_census_result *census)
+{
+    rtr_controller *controller = context;
+    const rtr_census_role *prefill = &census->prefill, *decode = &census->decode;
+    const rtr_census_routers *routers = &census->routers;
+    bool set = controller->set;
+    double slots = share(decode->slots_used, decode->slots),
+           pages = share(decode->pages_used, decode->pages);
+    rtr_plan_event event = {.routers = routers->count,
+                            .roles = {{.nodes = prefill->nodes,
+                                       .wanted = set ? controller->wanted.prefill : prefill->nodes,
+                                       .ill = prefill->ill,
+                                       .queue = prefill->waiting,
+                                       .busy = share(prefill->working, prefill->nodes),
+                                       .kept = routers->ttft_kept,
+                                       .missed = routers->ttft_missed},
+                                      {.nodes = decode->nodes,
+                                       .wanted = set ? controller->wanted.decode : decode->nodes,
+                                       .ill = decode->ill,
+                                       .queue = routers->waiting,
+                                       .busy = slots > pages ? slots : pages,
+                                       .kept = routers->tpot_kept,
+                                       .missed = routers->tpot_missed}}};
+    show_load(controller->options.metrics, &event);
+    plan_step(controller, &event);
+}
+
+/* A new leader knows nothing: what it sees from now on counts. */
+static void plan_look(rtr_controller *controller, sl_time_ns time)
+{
+    bool plans = clu_election_fence(controller->election) != 0 &&
+                 controller->options.tuned->plan != RTR_PLAN_MODE_OFF;
+    bool blind =
+        !clu_view_connected(controller->options.view) || clu_view_frozen(controller->options.view);
+    if (!plans || blind)
+        rtr_census_drop(controller->census);
+    if (!plans) {
+        controller->plan = (rtr_plan){0};
+        show_load(controller->options.metrics, &(rtr_plan_event){0});
+    } else if (blind) {
+        plan_step(controller, &(rtr_plan_event){.blind = true});
+    } else if (time >= controller->census_at) {
+        controller->census_at = time + CENSUS_NS;
+        rtr_census_start(controller->census);
+    }
+}
+
 static void look(rtr_controller *controller)
 {
     rtr_scale_status now;
@@ -235,6 +394,8 @@ static void on_timer(void *context, sl_time_ns now)
 {
     rtr_controller *controller = context;
     look(controller);
+    if (clu_view_ready(controller->options.view))
+        plan_look(controller, now);
     sl_timer_set(controller->timer, now + TICK_NS);
 }
 
@@ -304,6 +465,13 @@ static sl_status open_parts(rtr_controller *controller, sl_err *err)
     static const clu_election_events ELECTION = {on_elected, on_deposed, on_leader};
     static const clu_table_events TABLE = {on_list, on_put, on_delete, on_listed};
     const rtr_controller_options *options = &controller->options;
+    rtr_census_options census = {.runtime = clu_etcd_runtime(options->etcd),
+                                 .view = options->view,
+                                 .tls = options->tls,
+                                 .timeout_ns = 2 * CENSUS_NS,
+                                 .fn = on_census,
+                                 .context = controller};
+    controller->census = rtr_census_create(&census);
     clu_election_options election = {
         .cluster = options->cluster, .name = options->router, .lease_ns = options->lease_ns};
     char key[CLU_KEY_MAX];
@@ -334,7 +502,9 @@ void rtr_controller_destroy(rtr_controller *controller)
 {
     if (!controller)
         return;
+    rtr_census_destroy(controller->census);
     clu_action_drop(controller->act);
+    clu_action_drop(controller->wish);
     clu_election_destroy(controller->election);
     clu_table_destroy(controller->table);
     if (controller->hook_watch)

@@ -1,5 +1,6 @@
 /* What the leading router does for the cluster: it keeps as many nodes of each role as are wanted,
- * by a hook that knows how nodes are started and stopped here.
+ * by a hook that knows how nodes are started and stopped here, and it plans how many that should be
+ * (router/planner.h), from what all members say that they have to do (router/census.h).
  *
  * Every router campaigns; all follow the wish; only the leader acts, and each act begins with its
  * record in the audit, fenced by the election, so that an old leader does nothing. The hook gets
@@ -12,6 +13,9 @@
 #include "cluster/view.h"
 #include "router/events.h"
 #include "router/metrics.h"
+#include "router/options.h"
+#include "router/planner.h"
+#include "rpc/rpc.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -24,8 +28,10 @@ typedef struct rtr_controller_options {
     const clu_view *view;
     const char *cluster, *router; /* names; borrowed */
     uint64_t lease_ns;
-    const char *hook;        /* a shell's command; NULL: none */
-    rtr_events_ring *events; /* borrowed */
+    const char *hook;         /* a shell's command; NULL: none */
+    const rtr_options *tuned; /* as the cluster's settings make them; borrowed, may change */
+    const rpc_tls *tls;       /* NULL: plain text */
+    rtr_events_ring *events;  /* borrowed */
     const rtr_metrics *metrics;
 } rtr_controller_options;
 
@@ -42,6 +48,8 @@ typedef struct rtr_scale_status {
     const char *leader; /* "" = none; borrowed */
     bool hook;
     const char *last; /* borrowed */
+    rtr_plan_mode mode;
+    const rtr_plan_advice *advice; /* [RTR_PLAN_ROLE_COUNT] borrowed; NULL: another router plans */
 } rtr_scale_status;
 void rtr_controller_status(const rtr_controller *controller, rtr_scale_status *out_status);
 

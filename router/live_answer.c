@@ -71,6 +71,14 @@ static bool take_handout(rtr_live *live, uint32_t skip, uint32_t count)
     return false;
 }
 
+static void note_target(const rtr_live *live, uint64_t target_ns, uint64_t took_ns,
+                        const char *kept, const char *missed)
+{
+    if (target_ns > 0)
+        sl_metric_add(live->front->shared->metrics.targets, took_ns <= target_ns ? kept : missed,
+                      1);
+}
+
 void rtr_live_take_tokens(rtr_live *live, uint32_t skip, uint32_t count)
 {
     const Sluice__V1__TokenRun *run = live->run;
@@ -88,8 +96,10 @@ void rtr_live_take_tokens(rtr_live *live, uint32_t skip, uint32_t count)
     live->first_token_at = live->last_token_at;
     if (live->lead != live)
         return;
-    sl_metric_observe(live->front->shared->metrics.ttft_seconds,
-                      (double)(live->first_token_at - live->arrived_at) / 1e9);
+    uint64_t took_ns = live->first_token_at - live->arrived_at;
+    sl_metric_observe(live->front->shared->metrics.ttft_seconds, (double)took_ns / 1e9);
+    note_target(live, live->front->tuning.ttft_target_ns, took_ns, RTR_METRIC_TTFT_KEPT,
+                RTR_METRIC_TTFT_MISSED);
 }
 
 void rtr_live_take_rows(rtr_live *live, const Sluice__V1__PromptRows *rows)
@@ -162,9 +172,12 @@ static void stream_out(rtr_live *lead)
 static void note_finish(const rtr_live *live)
 {
     const rtr_metrics *m = &live->front->shared->metrics;
-    if (live->token_count > 1)
-        sl_metric_observe(m->tpot_seconds, (double)(live->last_token_at - live->first_token_at) /
-                                               1e9 / (live->token_count - 1));
+    if (live->token_count < 2)
+        return;
+    uint64_t took_ns = (live->last_token_at - live->first_token_at) / (live->token_count - 1);
+    sl_metric_observe(m->tpot_seconds, (double)took_ns / 1e9);
+    note_target(live, live->front->tuning.tpot_target_ns, took_ns, RTR_METRIC_TPOT_KEPT,
+                RTR_METRIC_TPOT_MISSED);
 }
 
 /* The choice is complete; with the last one the answer is. */

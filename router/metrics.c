@@ -12,6 +12,9 @@ void rtr_metrics_init(rtr_metrics *m, sl_metrics *r)
                                    SL_SECONDS_BOUNDS, SL_SECONDS_BOUND_COUNT);
     m->tpot_seconds = sl_histogram(r, "sluice_tpot_seconds", "Time per token after the first",
                                    SL_SECONDS_BOUNDS, SL_SECONDS_BOUND_COUNT);
+    m->targets =
+        sl_counter(r, "sluice_target_requests_total",
+                   "Requests that kept or missed --ttft-target and --tpot-target", "outcome");
     m->queue_seconds = sl_histogram(r, "sluice_queue_seconds", "Arrival to admission",
                                     SL_SECONDS_BOUNDS, SL_SECONDS_BOUND_COUNT);
     m->running = sl_gauge(r, "sluice_running_requests", "Requests that hold a decode slot", NULL);
@@ -52,6 +55,15 @@ void rtr_metrics_init(rtr_metrics *m, sl_metrics *r)
     m->leader = sl_gauge(r, "sluice_leader", "1: this router leads the cluster", NULL);
     m->scale_nodes = sl_gauge(r, "sluice_scale_nodes", "Members that take work", "role");
     m->scale_wanted = sl_gauge(r, "sluice_scale_wanted", "Nodes that are wanted", "role");
+    m->scale_advised = sl_gauge(r, "sluice_scale_advised",
+                                "Nodes that load asks for (without a plan: wanted)", "role");
+    m->scale_queue = sl_gauge(r, "sluice_scale_queue",
+                              "Requests that wait in prefill nodes, and for a place in decode "
+                              "nodes (the leader tells, while it plans)",
+                              "role");
+    m->scale_busy =
+        sl_gauge(r, "sluice_scale_busy",
+                 "Share of the nodes in use (the leader tells, while it plans)", "role");
     m->http_connections = sl_gauge(r, "sluice_http_connections", "Open client connections", NULL);
     for (size_t i = 0; i < sizeof REASONS / sizeof REASONS[0]; i++)
         sl_metric_add(m->migrations, REASONS[i], 0);

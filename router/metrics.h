@@ -9,11 +9,17 @@
 extern "C" {
 #endif
 
+#define RTR_METRIC_TTFT_KEPT   "ttft_kept"
+#define RTR_METRIC_TTFT_MISSED "ttft_missed"
+#define RTR_METRIC_TPOT_KEPT   "tpot_kept"
+#define RTR_METRIC_TPOT_MISSED "tpot_missed"
+
 typedef struct rtr_metrics {
     sl_metrics *registry; /* borrowed */
     sl_metric *requests;  /* {code}: HTTP status; 499 = the client went away */
     sl_metric *ttft_seconds;
     sl_metric *tpot_seconds;
+    sl_metric *targets; /* {outcome}: RTR_METRIC_* */
     sl_metric *queue_seconds;
     sl_metric *running;
     sl_metric *waiting;
@@ -32,9 +38,12 @@ typedef struct rtr_metrics {
     sl_metric *calls_without_reasoning;
     sl_metric *usable_nodes; /* {role}: a hybrid node counts in both */
     sl_metric *etcd_connected;
-    sl_metric *leader;       /* 1: this router leads */
-    sl_metric *scale_nodes;  /* {role}: members that take work */
-    sl_metric *scale_wanted; /* {role} */
+    sl_metric *leader;        /* 1: this router leads */
+    sl_metric *scale_nodes;   /* {role}: members that take work */
+    sl_metric *scale_wanted;  /* {role} */
+    sl_metric *scale_advised; /* {role} */
+    sl_metric *scale_queue;   /* {role} */
+    sl_metric *scale_busy;    /* {role} */
     sl_metric *http_connections;
 } rtr_metrics;
 

@@ -553,7 +553,28 @@ static void on_list_events(rtr_operations *operations, rpc_server_call *call,
 
 /* ---- scale ---- */
 
-static void fill_scale(const rtr_scale_status *status, Sluice__V1__GetScaleReply *out)
+static void fill_advice(const rtr_scale_status *status, Sluice__V1__GetScaleReply *out)
+{
+    const rtr_plan_advice *prefill = &status->advice[RTR_PLAN_ROLE_PREFILL],
+                          *decode = &status->advice[RTR_PLAN_ROLE_DECODE];
+    out->prefill_advised = (uint32_t)((int32_t)out->prefill_wanted + prefill->more);
+    out->decode_advised = (uint32_t)((int32_t)out->decode_wanted + decode->more);
+    out->prefill_reason = (char *)prefill->reason;
+    out->decode_reason = (char *)decode->reason;
+}
+
+static void fill_own(const rtr_metrics *m, Sluice__V1__RouterLoad *out)
+{
+    sluice__v1__router_load__init(out);
+    out->waiting = (uint32_t)sl_metric_get(m->waiting, NULL);
+    out->ttft_kept = (uint64_t)sl_metric_get(m->targets, RTR_METRIC_TTFT_KEPT);
+    out->ttft_missed = (uint64_t)sl_metric_get(m->targets, RTR_METRIC_TTFT_MISSED);
+    out->tpot_kept = (uint64_t)sl_metric_get(m->targets, RTR_METRIC_TPOT_KEPT);
+    out->tpot_missed = (uint64_t)sl_metric_get(m->targets, RTR_METRIC_TPOT_MISSED);
+}
+
+static void fill_scale(const rtr_operations *operations, const rtr_scale_status *status,
+                       Sluice__V1__GetScaleReply *out)
 {
     sluice__v1__get_scale_reply__init(out);
     out->set = status->set;
@@ -565,15 +586,24 @@ static void fill_scale(const rtr_scale_status *status, Sluice__V1__GetScaleReply
     out->leader = (char *)status->leader;
     out->hook = status->hook;
     out->last = (char *)status->last;
+    out->router = (char *)operations->options.router;
+    out->plan = (char *)sl_config_option(&RTR_CONFIG_SPEC, "plan")->choices[status->mode];
+    out->prefill_advised = out->prefill_wanted;
+    out->decode_advised = out->decode_wanted;
+    if (status->advice)
+        fill_advice(status, out);
 }
 
 static void on_get_scale(rtr_operations *operations, rpc_server_call *call,
                          const ProtobufCMessage *request)
 {
     Sluice__V1__GetScaleReply reply;
+    Sluice__V1__RouterLoad own;
     rtr_scale_status status;
     rtr_controller_status(operations->controller, &status);
-    fill_scale(&status, &reply);
+    fill_scale(operations, &status, &reply);
+    fill_own(operations->options.metrics, &own);
+    reply.own = &own;
     rpc_server_call_reply(call, &reply.base);
 }
 
@@ -618,7 +648,7 @@ static void on_set_scale(rtr_operations *operations, rpc_server_call *call,
         rpc_server_call_finish(call, err.code, err.text);
         return;
     }
-    fill_scale(&status, &reply);
+    fill_scale(operations, &status, &reply);
     if (request->dry_run)
         rpc_server_call_reply(call, &reply.base);
     else
@@ -659,6 +689,8 @@ static sl_status open_tables(rtr_operations *operations, sl_err *err)
         .router = options->router,
         .lease_ns = options->own->lease_ns,
         .hook = options->own->scale_hook,
+        .tuned = &operations->tuned,
+        .tls = options->tls,
         .events = &operations->events,
         .metrics = options->metrics,
     };

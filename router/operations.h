@@ -29,6 +29,7 @@ typedef struct rtr_operations_options {
     const clu_view *view;
     const char *cluster, *router;      /* names; borrowed */
     const rtr_options *own;            /* borrowed */
+    const rpc_tls *tls;                /* NULL: plain text */
     const rtr_metrics *metrics;        /* borrowed */
     rtr_loop_ref loops[RTR_LOOPS_MAX]; /* the first is the main one */
     uint32_t loop_count;

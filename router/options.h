@@ -46,6 +46,14 @@ typedef struct rtr_options {
     int64_t pull_min;
     bool self_prefill;
     const char *scale_hook; /* NULL: none */
+    int plan;               /* rtr_plan_mode */
+    uint64_t plan_window_ns;
+    int64_t plan_windows;
+    uint64_t plan_pause_ns;
+    int64_t plan_queue;
+    int64_t plan_prefill_min, plan_prefill_max;
+    int64_t plan_decode_min, plan_decode_max;
+    uint64_t ttft_target_ns, tpot_target_ns; /* 0: none */
     clu_trust_options trust;
 } rtr_options;
 

@@ -380,6 +380,7 @@ static sl_status join_cluster(router *r, sl_err *err)
         .cluster = r->options->cluster,
         .router = r->name,
         .own = r->options,
+        .tls = clu_trust_tls(r->trust),
         .metrics = &r->settings.shared.metrics,
         .loop_count = r->thread_count,
         .on_cordon = on_cordon,

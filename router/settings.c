@@ -72,6 +72,8 @@ void rtr_tuning_fill(const rtr_options *options, rtr_tuning *out_tuning)
         .move_drained = options->move_drained,
         .pull_min = (uint32_t)options->pull_min,
         .recovery_tokens_per_s = (uint64_t)options->recovery_rate,
+        .ttft_target_ns = options->ttft_target_ns,
+        .tpot_target_ns = options->tpot_target_ns,
     };
     fill_limits(options, &out_tuning->limits);
 }

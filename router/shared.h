@@ -21,6 +21,7 @@ typedef struct rtr_tuning {
     bool move_drained;              /* requests leave decode ranks that drain */
     uint64_t recovery_tokens_per_s; /* of one loop; 0: no bound */
     uint32_t pull_min;              /* tokens that a prefill node rather fetches; 0: never */
+    uint64_t ttft_target_ns, tpot_target_ns; /* 0: none */
 } rtr_tuning;
 
 typedef struct rtr_shared {

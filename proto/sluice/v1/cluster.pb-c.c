@@ -952,6 +952,51 @@ void   sluice__v1__get_scale_reply__free_unpacked
   assert(message->base.descriptor == &sluice__v1__get_scale_reply__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   sluice__v1__router_load__init
+                     (Sluice__V1__RouterLoad         *message)
+{
+  static const Sluice__V1__RouterLoad init_value = SLUICE__V1__ROUTER_LOAD__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__router_load__get_packed_size
+                     (const Sluice__V1__RouterLoad *message)
+{
+  assert(message->base.descriptor == &sluice__v1__router_load__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__router_load__pack
+                     (const Sluice__V1__RouterLoad *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__router_load__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__router_load__pack_to_buffer
+                     (const Sluice__V1__RouterLoad *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__router_load__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__RouterLoad *
+       sluice__v1__router_load__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__RouterLoad *)
+     protobuf_c_message_unpack (&sluice__v1__router_load__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__router_load__free_unpacked
+                     (Sluice__V1__RouterLoad *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__router_load__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 #define sluice__v1__list_members_request__field_descriptors NULL
 #define sluice__v1__list_members_request__field_indices_by_name NULL
 #define sluice__v1__list_members_request__number_ranges NULL
@@ -2276,7 +2321,7 @@ const ProtobufCMessageDescriptor sluice__v1__set_scale_request__descriptor =
   (ProtobufCMessageInit) sluice__v1__set_scale_request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__get_scale_reply__field_descriptors[9] =
+static const ProtobufCFieldDescriptor sluice__v1__get_scale_reply__field_descriptors[16] =
 {
   {
     "set",
@@ -2386,22 +2431,113 @@ static const ProtobufCFieldDescriptor sluice__v1__get_scale_reply__field_descrip
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "router",
+    10,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, router),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "plan",
+    11,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, plan),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "prefill_advised",
+    12,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, prefill_advised),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "decode_advised",
+    13,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, decode_advised),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "prefill_reason",
+    14,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, prefill_reason),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "decode_reason",
+    15,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, decode_reason),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "own",
+    16,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetScaleReply, own),
+    &sluice__v1__router_load__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__get_scale_reply__field_indices_by_name[] = {
   4,   /* field[4] = decode */
+  12,   /* field[12] = decode_advised */
+  14,   /* field[14] = decode_reason */
   2,   /* field[2] = decode_wanted */
   7,   /* field[7] = hook */
   5,   /* field[5] = hybrid */
   8,   /* field[8] = last */
   6,   /* field[6] = leader */
+  15,   /* field[15] = own */
+  10,   /* field[10] = plan */
   3,   /* field[3] = prefill */
+  11,   /* field[11] = prefill_advised */
+  13,   /* field[13] = prefill_reason */
   1,   /* field[1] = prefill_wanted */
+  9,   /* field[9] = router */
   0,   /* field[0] = set */
 };
 static const ProtobufCIntRange sluice__v1__get_scale_reply__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 9 }
+  { 0, 16 }
 };
 const ProtobufCMessageDescriptor sluice__v1__get_scale_reply__descriptor =
 {
@@ -2411,11 +2547,101 @@ const ProtobufCMessageDescriptor sluice__v1__get_scale_reply__descriptor =
   "Sluice__V1__GetScaleReply",
   "sluice.v1",
   sizeof(Sluice__V1__GetScaleReply),
-  9,
+  16,
   sluice__v1__get_scale_reply__field_descriptors,
   sluice__v1__get_scale_reply__field_indices_by_name,
   1,  sluice__v1__get_scale_reply__number_ranges,
   (ProtobufCMessageInit) sluice__v1__get_scale_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__router_load__field_descriptors[5] =
+{
+  {
+    "waiting",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RouterLoad, waiting),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "ttft_kept",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RouterLoad, ttft_kept),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "ttft_missed",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RouterLoad, ttft_missed),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "tpot_kept",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RouterLoad, tpot_kept),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "tpot_missed",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__RouterLoad, tpot_missed),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__router_load__field_indices_by_name[] = {
+  3,   /* field[3] = tpot_kept */
+  4,   /* field[4] = tpot_missed */
+  1,   /* field[1] = ttft_kept */
+  2,   /* field[2] = ttft_missed */
+  0,   /* field[0] = waiting */
+};
+static const ProtobufCIntRange sluice__v1__router_load__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 5 }
+};
+const ProtobufCMessageDescriptor sluice__v1__router_load__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.RouterLoad",
+  "RouterLoad",
+  "Sluice__V1__RouterLoad",
+  "sluice.v1",
+  sizeof(Sluice__V1__RouterLoad),
+  5,
+  sluice__v1__router_load__field_descriptors,
+  sluice__v1__router_load__field_indices_by_name,
+  1,  sluice__v1__router_load__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__router_load__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCMethodDescriptor sluice__v1__cluster__method_descriptors[9] =

@@ -37,6 +37,7 @@ typedef struct Sluice__V1__ListEventsReply Sluice__V1__ListEventsReply;
 typedef struct Sluice__V1__GetScaleRequest Sluice__V1__GetScaleRequest;
 typedef struct Sluice__V1__SetScaleRequest Sluice__V1__SetScaleRequest;
 typedef struct Sluice__V1__GetScaleReply Sluice__V1__GetScaleReply;
+typedef struct Sluice__V1__RouterLoad Sluice__V1__RouterLoad;
 
 
 /* --- enums --- */
@@ -386,10 +387,52 @@ struct  Sluice__V1__GetScaleReply
    * what came of its last run, on the leader
    */
   char *last;
+  /*
+   * who answers
+   */
+  char *router;
+  /*
+   * "off", "advise", "act"
+   */
+  char *plan;
+  /*
+   * What load asks for, as the leader sees it, and why; of others as wanted, without a reason.
+   */
+  uint32_t prefill_advised;
+  uint32_t decode_advised;
+  char *prefill_reason;
+  char *decode_reason;
+  Sluice__V1__RouterLoad *own;
 };
 #define SLUICE__V1__GET_SCALE_REPLY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__get_scale_reply__descriptor) \
-    , 0, 0, 0, 0, 0, 0, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string }
+    , 0, 0, 0, 0, 0, 0, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, NULL }
+
+
+/*
+ * What the router that answers has to do, and what became of its requests since it started.
+ */
+struct  Sluice__V1__RouterLoad
+{
+  ProtobufCMessage base;
+  /*
+   * without a place
+   */
+  uint32_t waiting;
+  /*
+   * by --ttft-target
+   */
+  uint64_t ttft_kept;
+  uint64_t ttft_missed;
+  /*
+   * by --tpot-target
+   */
+  uint64_t tpot_kept;
+  uint64_t tpot_missed;
+};
+#define SLUICE__V1__ROUTER_LOAD__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__router_load__descriptor) \
+    , 0, 0, 0, 0, 0 }
 
 
 /* Sluice__V1__ListMembersRequest methods */
@@ -791,6 +834,25 @@ Sluice__V1__GetScaleReply *
 void   sluice__v1__get_scale_reply__free_unpacked
                      (Sluice__V1__GetScaleReply *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__RouterLoad methods */
+void   sluice__v1__router_load__init
+                     (Sluice__V1__RouterLoad         *message);
+size_t sluice__v1__router_load__get_packed_size
+                     (const Sluice__V1__RouterLoad   *message);
+size_t sluice__v1__router_load__pack
+                     (const Sluice__V1__RouterLoad   *message,
+                      uint8_t             *out);
+size_t sluice__v1__router_load__pack_to_buffer
+                     (const Sluice__V1__RouterLoad   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__RouterLoad *
+       sluice__v1__router_load__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__router_load__free_unpacked
+                     (Sluice__V1__RouterLoad *message,
+                      ProtobufCAllocator *allocator);
 /* --- per-message closures --- */
 
 typedef void (*Sluice__V1__ListMembersRequest_Closure)
@@ -855,6 +917,9 @@ typedef void (*Sluice__V1__SetScaleRequest_Closure)
                   void *closure_data);
 typedef void (*Sluice__V1__GetScaleReply_Closure)
                  (const Sluice__V1__GetScaleReply *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__RouterLoad_Closure)
+                 (const Sluice__V1__RouterLoad *message,
                   void *closure_data);
 
 /* --- services --- */
@@ -976,6 +1041,7 @@ extern const ProtobufCMessageDescriptor sluice__v1__list_events_reply__descripto
 extern const ProtobufCMessageDescriptor sluice__v1__get_scale_request__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__set_scale_request__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__get_scale_reply__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__router_load__descriptor;
 extern const ProtobufCServiceDescriptor sluice__v1__cluster__descriptor;
 
 PROTOBUF_C__END_DECLS
