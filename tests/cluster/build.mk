@@ -18,3 +18,11 @@ $(CHAOS_DIR)/reference: $(CHAOS_REFERENCE) $(call link_files,engine)
 .PHONY: chaos
 chaos: $(CHAOS)
 tests: $(CHAOS)
+
+# A wall clock that is wrong, for one process (test_skew.py).
+SKEW := $(BUILD)/tests/cluster/skew.so
+EXTRA_SOURCES += tests/cluster/skew.c
+$(SKEW): tests/cluster/skew.c $(FLAGS_STAMP)
+	$(call say,LINK,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(CFLAGS_ALL) -fPIC -shared -o $@ $< -ldl
+tests: $(SKEW)
