@@ -5,6 +5,7 @@
 
 #include "base/alloc.h"
 #include "cli/commands.h"
+#include "cli/rank_loads.h"
 #include "cli/scrape.h"
 #include "proto/sluice/v1/node.pb-c.h"
 
@@ -20,6 +21,7 @@ typedef struct sample {
     counters c;
     double running, waiting;
     uint32_t silent; /* members without metrics */
+    ctl_rank *ranks; /* [members] */
 } sample;
 
 static void add_member(sample *now, const char *text, bool node)
@@ -42,9 +44,35 @@ static void add_member(sample *now, const char *text, bool node)
     now->waiting += ctl_metric_sum(text, "sluice_waiting_requests");
 }
 
-static sample look(const ctl_session *session)
+/* Those that step together with others say what their experts have worked on. */
+static void ask_ranks(ctl_session *session, ctl_rank *ranks, const bool *together)
 {
-    sample now = {.at = sl_now_ns()};
+    static const Sluice__V1__ExpertsRequest REQUEST = SLUICE__V1__EXPERTS_REQUEST__INIT;
+    size_t count = ctl_session_count(session);
+    ctl_call *calls = sl_alloc(count, sizeof(*calls), "sluicectl calls");
+    for (size_t i = 0; i < count; i++)
+        if (together[i])
+            ctl_call_start(session, &calls[i], ctl_session_member(session, i),
+                           &rpc_method_node_get_experts, &REQUEST.base);
+    ctl_session_wait(session);
+    for (size_t i = 0; i < count; i++) {
+        const Sluice__V1__ExpertsReply *reply = (const Sluice__V1__ExpertsReply *)calls[i].reply;
+        if (!reply)
+            continue;
+        snprintf(ranks[i].instance, sizeof(ranks[i].instance), "%s", reply->instance);
+        ranks[i].incarnation = ctl_session_member(session, i)->incarnation;
+        for (size_t at = 0; at < reply->n_rows; at++)
+            ranks[i].rows += reply->rows[at];
+    }
+    ctl_calls_free(session, calls);
+}
+
+static sample look(ctl_session *session)
+{
+    static ctl_ranks_seen seen;
+    size_t count = ctl_session_count(session);
+    bool *together = sl_alloc(count, sizeof(*together), "sluicectl ranks");
+    sample now = {.at = sl_now_ns(), .ranks = sl_alloc(count, sizeof(ctl_rank), "sluicectl ranks")};
     sl_time_ns deadline = now.at + ctl_session_options(session)->call_timeout_ns;
     for (size_t i = 0; i < ctl_session_count(session); i++) {
         const clu_member_info *member = ctl_session_member(session, i);
@@ -52,12 +80,17 @@ static sample look(const ctl_session *session)
         sl_err err;
         if (!member->metrics[0])
             continue;
-        if (sl_is_ok(ctl_scrape(member->metrics, deadline, &text, &err)))
+        if (sl_is_ok(ctl_scrape(member->metrics, deadline, &text, &err))) {
             add_member(&now, text.data, ctl_member_is_node(member));
-        else
+            together[i] = ctl_metric_sum(text.data, "sluice_ep_ranks") > 1;
+        } else {
             now.silent++;
+        }
         sl_buf_fini(&text);
     }
+    ask_ranks(session, now.ranks, together);
+    ctl_rank_loads(now.ranks, count, &seen);
+    sl_free(together);
     return now;
 }
 
@@ -120,7 +153,8 @@ static void bar(sl_buf *out, uint32_t used, uint32_t total)
     sl_buf_putc(out, ']');
 }
 
-static void print_node(sl_buf *out, const clu_member_info *member, const ctl_call *call)
+static void print_node(sl_buf *out, const clu_member_info *member, const ctl_call *call,
+                       const ctl_rank *rank)
 {
     const Sluice__V1__NodeStatus *status = (const Sluice__V1__NodeStatus *)call->reply;
     if (!status || !status->load) {
@@ -133,7 +167,11 @@ static void print_node(sl_buf *out, const clu_member_info *member, const ctl_cal
     bar(out, load->slots_total - load->slots_free, load->slots_total);
     sl_buf_putc(out, ' ');
     bar(out, load->pages_total - load->pages_free, load->pages_total);
-    sl_buf_printf(out, " %5u\n", status->transfers_open);
+    sl_buf_printf(out, " %5u ", status->transfers_open);
+    if (rank->load < 0)
+        sl_buf_printf(out, "%7s\n", "-");
+    else
+        sl_buf_printf(out, "%7.2f\n", rank->load);
 }
 
 static void print_table(const ctl_session *session, const ctl_call *calls, const sample *now,
@@ -142,15 +180,16 @@ static void print_table(const ctl_session *session, const ctl_call *calls, const
     sl_buf out;
     sl_buf_init(&out, 0);
     print_head(&out, session, now, r);
-    sl_buf_printf(&out, "\n%-16s %-8s %-13s %5s %5s %8s %-12s %-12s %5s\n", "NODE", "ROLE", "STATE",
-                  "RUN", "WAIT", "QUEUED", "SLOTS", "PAGES", "MOVES");
+    sl_buf_printf(&out, "\n%-16s %-8s %-13s %5s %5s %8s %-12s %-12s %5s %7s\n", "NODE", "ROLE",
+                  "STATE", "RUN", "WAIT", "QUEUED", "SLOTS", "PAGES", "MOVES", "EXPERTS");
     for (size_t i = 0; i < ctl_session_count(session); i++)
         if (ctl_member_is_node(ctl_session_member(session, i)))
-            print_node(&out, ctl_session_member(session, i), &calls[i]);
+            print_node(&out, ctl_session_member(session, i), &calls[i], &now->ranks[i]);
     ctl_print(&out);
 }
 
-static void write_node(sl_buf *out, const clu_member_info *member, const ctl_call *call)
+static void write_node(sl_buf *out, const clu_member_info *member, const ctl_call *call,
+                       const ctl_rank *rank)
 {
     const Sluice__V1__NodeStatus *status = (const Sluice__V1__NodeStatus *)call->reply;
     ctl_json_open(out, NULL, '{');
@@ -165,6 +204,10 @@ static void write_node(sl_buf *out, const clu_member_info *member, const ctl_cal
         ctl_json_number(out, "pages_used", status->load->pages_total - status->load->pages_free);
         ctl_json_number(out, "transfers_open", status->transfers_open);
     }
+    if (rank->instance[0])
+        ctl_json_text(out, "instance", rank->instance);
+    if (rank->load >= 0)
+        ctl_json_number(out, "expert_load_percent", (uint64_t)(rank->load * 100 + 0.5));
     sl_buf_putc(out, '}');
 }
 
@@ -190,7 +233,7 @@ static void print_json(const ctl_session *session, const ctl_call *calls, const 
     ctl_json_open(&out, "nodes", '[');
     for (size_t i = 0; i < ctl_session_count(session); i++)
         if (ctl_member_is_node(ctl_session_member(session, i)))
-            write_node(&out, ctl_session_member(session, i), &calls[i]);
+            write_node(&out, ctl_session_member(session, i), &calls[i], &now->ranks[i]);
     sl_buf_puts(&out, "]}\n");
     ctl_print(&out);
 }
@@ -205,6 +248,8 @@ int ctl_top(ctl_session *session, const char *const *words)
         print_json(session, calls, &now, &r);
     else
         print_table(session, calls, &now, &r);
+    sl_free(now.ranks);
+    now.ranks = NULL;
     before = now;
     ctl_calls_free(session, calls);
     return CTL_EXIT_OK;

@@ -150,6 +150,11 @@ def test_an_expert_moves_by_transaction():
         wait_for(lambda: on_version(cluster, 2), "the new placement")
         ended = time.monotonic()
         before = expert_tokens(cluster, "decode-0-3", 15)
+        looks = [json.loads(line) for line in cluster.ctl("top", "--json", "--interval", "300ms", "--count", "2").stdout.splitlines()]
+        for look in looks:
+            loads = [node["expert_load_percent"] for node in look["nodes"] if node.get("instance") == "decode-0"]
+            assert len(loads) == 4 and abs(sum(loads) - 400) <= 2, look  # of the mean
+        assert "EXPERTS" in cluster.ctl("top", "--count", "1").stdout
         end_streams(streams, "an expert moved")
         assert expert_tokens(cluster, "decode-0-0", 15) > 0, "rank 0 has not worked on it"
         assert expert_tokens(cluster, "decode-0-3", 15) == before, "rank 3 still works on it"
