@@ -16,22 +16,25 @@
 #define WAYS      4u   /* places where the cache looks for a mask */
 #define DEPTH_MAX 256u /* longer tokens are never allowed */
 
-/* A byte of one or more tokens; the nodes of a trie are in preorder. */
+/* A byte of one or more tokens. Nodes lie level by level, the children of one side by side: what a
+ * state does not allow costs a look at its byte, and no memory beside. */
 typedef struct trie_node {
-    uint32_t token;  /* MDL_TOKEN_NONE as UINT32_MAX: none ends here */
-    uint32_t behind; /* first node after the ones below this */
-    uint16_t depth;  /* 1 = first byte */
-    uint8_t byte;
+    uint32_t token;      /* MDL_TOKEN_NONE as UINT32_MAX: none ends here */
+    uint32_t children;   /* the first */
+    uint32_t begin, end; /* tokens that begin like this; its own is the first */
+    uint32_t child_count;
+    uint16_t depth; /* 1 = first byte */
+    uint8_t below;  /* sets of the bytes below it (mdl_word_set) */
+    uint8_t levels; /* below it */
 } trie_node;
 
 typedef struct trie {
     trie_node *nodes;
-    uint32_t count;
-    uint8_t *below;   /* [node]: sets of the bytes below it (mdl_word_set) */
-    uint8_t *levels;  /* [node]: below it */
-    uint32_t *tokens; /* in the order of the nodes */
+    uint8_t *bytes; /* [node] */
+    uint32_t count, root_count;
+    uint32_t *tokens; /* in the order of their bytes */
     uint8_t *sizes;   /* of the tokens, in bytes less one */
-    uint32_t *first;  /* [node]: tokens of the nodes before it; one more for the end */
+    uint32_t token_count;
 } trie;
 
 typedef struct cached {
@@ -39,6 +42,12 @@ typedef struct cached {
     uint32_t epoch, state;
     uint64_t used; /* 0 = empty */
 } cached;
+
+/* A walk's place at one depth: behind so many bytes. */
+typedef struct level {
+    uint32_t state;
+    uint32_t at, end; /* nodes to be looked at */
+} level;
 
 struct mdl_masks {
     const mdl_tokenizer *tokenizer;
@@ -48,8 +57,8 @@ struct mdl_masks {
     trie plain, other, distant;
     uint32_t *plain_masks; /* [MDL_REACH + 1][words]: plain tokens of at most so many characters */
     uint32_t *distant_mask;
-    uint32_t *own;                  /* the mask last made for one state alone */
-    uint32_t states[DEPTH_MAX + 1]; /* of the walk, by depth */
+    uint32_t *own;               /* the mask last made for one state alone */
+    level levels[DEPTH_MAX + 1]; /* of the walk */
     cached *entries;
     uint32_t *masks; /* [entry][words] */
     uint32_t set_count;
@@ -111,85 +120,88 @@ static uint32_t shared_prefix(const spelled *a, const spelled *b)
     return n;
 }
 
-/* Nodes of one token behind those it shares with the one before. Tokens that are spelled alike get
- * a node each: the later one's last byte once more, as a sibling. */
-static void add_token(trie *t, const spelled *token, const spelled *before)
+/* Nodes that a token needs beside those of the one before. */
+static uint32_t own_nodes(const spelled *token, const spelled *before)
 {
-    uint32_t shared = before ? shared_prefix(before, token) : 0, made = 0;
-    if (shared == token->size)
-        shared--;
-    for (uint32_t depth = shared; depth < token->size; depth++, made++)
-        if (t->nodes)
-            t->nodes[t->count + made] = (trie_node){
-                .token = UINT32_MAX, .depth = (uint16_t)(depth + 1), .byte = token->data[depth]};
-    if (t->nodes)
-        t->nodes[t->count + made - 1].token = token->id;
-    t->count += made;
+    uint32_t shared = before ? shared_prefix(before, token) : 0;
+    return shared == token->size ? 1 : token->size - shared;
 }
 
-static void link_behind(trie *t, uint32_t *open)
+static void add_node(trie *t, const spelled *tokens, uint32_t depth, uint32_t begin, uint32_t end)
 {
-    uint32_t depth = 0;
-    for (uint32_t i = 0; i < t->count; i++) {
-        while (depth >= t->nodes[i].depth)
-            t->nodes[open[depth--]].behind = i;
-        open[++depth] = i;
+    bool ends = tokens[begin].size == depth;
+    t->bytes[t->count] = tokens[begin].data[depth - 1];
+    t->nodes[t->count++] = (trie_node){.token = ends ? tokens[begin].id : UINT32_MAX,
+                                       .begin = begin,
+                                       .end = end,
+                                       .depth = (uint16_t)depth};
+}
+
+/* The nodes of that depth for tokens that are alike before it, each longer; returns how many. Of
+ * tokens that are spelled alike, all but the last get a node without children. */
+static uint32_t add_children(trie *t, const spelled *tokens, uint32_t depth, uint32_t begin,
+                             uint32_t end)
+{
+    uint32_t before = t->count;
+    while (begin < end) {
+        uint32_t next = begin + 1;
+        while (next < end && tokens[next].data[depth - 1] == tokens[begin].data[depth - 1])
+            next++;
+        for (; begin + 1 < next && tokens[begin + 1].size == depth; begin++)
+            add_node(t, tokens, depth, begin, begin + 1);
+        add_node(t, tokens, depth, begin, next);
+        begin = next;
     }
-    while (depth > 0)
-        t->nodes[open[depth--]].behind = t->count;
+    return t->count - before;
 }
 
 /* What is below each node, for branches that are taken whole. */
 static void sum_up(trie *t)
 {
-    uint32_t count = 0;
-    t->below = sl_alloc(t->count + 1, sizeof(*t->below), "token trie");
-    t->levels = sl_alloc(t->count + 1, sizeof(*t->levels), "token trie");
-    t->first = sl_alloc(t->count + 1, sizeof(*t->first), "token trie");
-    t->tokens = sl_alloc(t->count + 1, sizeof(*t->tokens), "token trie");
-    t->sizes = sl_alloc(t->count + 1, sizeof(*t->sizes), "token trie");
-    for (uint32_t i = 0; i < t->count; i++) {
-        t->first[i] = count;
-        if (t->nodes[i].token == UINT32_MAX)
-            continue;
-        t->sizes[count] = (uint8_t)(t->nodes[i].depth - 1);
-        t->tokens[count++] = t->nodes[i].token;
-    }
-    t->first[t->count] = count;
-    for (uint32_t i = t->count; i-- > 0;)
-        for (uint32_t child = i + 1; child < t->nodes[i].behind; child = t->nodes[child].behind) {
-            t->below[i] |= t->below[child] | (uint8_t)mdl_word_set_of(t->nodes[child].byte);
-            if (t->levels[i] <= t->levels[child])
-                t->levels[i] = (uint8_t)(t->levels[child] + 1);
+    for (uint32_t i = t->count; i-- > 0;) {
+        trie_node *node = &t->nodes[i];
+        for (uint32_t child = node->children; child < node->children + node->child_count; child++) {
+            node->below |= t->nodes[child].below | (uint8_t)mdl_word_set_of(t->bytes[child]);
+            if (node->levels <= t->nodes[child].levels)
+                node->levels = (uint8_t)(t->nodes[child].levels + 1);
         }
+    }
 }
 
-static void build_trie(mdl_masks *m, trie *t, const spelled *tokens, uint32_t count)
+/* tokens: all, sorted; mine: room for as many. */
+static void build_trie(mdl_masks *m, trie *t, const spelled *tokens, uint32_t count, spelled *mine)
 {
-    for (int pass = 0; pass < 2; pass++) { /* counts, then fills */
-        const spelled *before = NULL;
-        t->count = 0;
-        for (uint32_t i = 0; i < count; i++) {
-            if (trie_of(m, &tokens[i]) != t)
-                continue;
-            add_token(t, &tokens[i], before);
-            before = &tokens[i];
-        }
-        if (pass == 0)
-            t->nodes = sl_alloc(t->count + 1, sizeof(trie_node), "token trie");
+    uint32_t nodes = 0;
+    t->tokens = sl_alloc(count + 1, sizeof(*t->tokens), "token trie");
+    t->sizes = sl_alloc(count + 1, sizeof(*t->sizes), "token trie");
+    for (uint32_t i = 0; i < count; i++) {
+        if (trie_of(m, &tokens[i]) != t)
+            continue;
+        uint32_t at = t->token_count++;
+        mine[at] = tokens[i];
+        t->tokens[at] = tokens[i].id;
+        t->sizes[at] = (uint8_t)(tokens[i].size - 1);
+        nodes += own_nodes(&mine[at], at > 0 ? &mine[at - 1] : NULL);
     }
-    link_behind(t, m->states);
+    t->nodes = sl_alloc(nodes + 1, sizeof(*t->nodes), "token trie");
+    t->bytes = sl_alloc(nodes + 1, sizeof(*t->bytes), "token trie");
+    t->root_count = add_children(t, mine, 1, 0, t->token_count);
+    for (uint32_t i = 0; i < t->count; i++) {
+        trie_node *node = &t->nodes[i];
+        node->children = t->count;
+        node->child_count = add_children(t, mine, node->depth + 1u,
+                                         node->begin + (node->token != UINT32_MAX), node->end);
+    }
+    sl_assert(t->count == nodes);
     sum_up(t);
 }
 
 static void trie_fini(trie *t)
 {
     sl_free(t->nodes);
-    sl_free(t->below);
-    sl_free(t->levels);
+    sl_free(t->bytes);
     sl_free(t->tokens);
     sl_free(t->sizes);
-    sl_free(t->first);
 }
 
 static void build_tries(mdl_masks *m, uint32_t vocab_size)
@@ -204,9 +216,11 @@ static void build_tries(mdl_masks *m, uint32_t vocab_size)
         tokens[count++] = (spelled){bytes.data, (uint32_t)bytes.size, id};
     }
     qsort(tokens, count, sizeof(*tokens), by_bytes);
-    build_trie(m, &m->plain, tokens, count);
-    build_trie(m, &m->other, tokens, count);
-    build_trie(m, &m->distant, tokens, count);
+    spelled *room = sl_alloc(count + 1, sizeof(*room), "token list");
+    build_trie(m, &m->plain, tokens, count, room);
+    build_trie(m, &m->other, tokens, count, room);
+    build_trie(m, &m->distant, tokens, count, room);
+    sl_free(room);
     for (uint32_t i = 0; i < count; i++) {
         if (trie_of(m, &tokens[i]) == &m->distant)
             allow(m->distant_mask, tokens[i].id);
@@ -274,43 +288,51 @@ static uint32_t step(const mdl_matcher_rows *rows, mdl_matcher *matcher, uint32_
 
 /* The tokens below a node that are as long as the state allows, whichever bytes they are of; false:
  * it depends on the bytes. */
-static bool take_branch(const trie *t, uint32_t node, mdl_matcher *matcher, uint32_t state,
+static bool take_branch(const trie *t, const trie_node *node, mdl_matcher *matcher, uint32_t state,
                         uint32_t *mask)
 {
-    uint32_t run = MDL_RUN_MIXED, depth = t->nodes[node].depth;
-    if (t->below[node] < MDL_WORD_OTHER)
-        run = mdl_matcher_word_run(matcher, state, t->below[node], t->levels[node]);
+    uint32_t run = MDL_RUN_MIXED;
+    if (node->below < MDL_WORD_OTHER)
+        run = mdl_matcher_word_run(matcher, state, node->below, node->levels);
     if (run == MDL_RUN_MIXED)
         return false;
-    for (uint32_t i = t->first[node + 1]; i < t->first[t->nodes[node].behind]; i++)
-        if (t->sizes[i] < depth + run)
+    for (uint32_t i = node->begin + (node->token != UINT32_MAX); i < node->end; i++)
+        if (t->sizes[i] < node->depth + run)
             allow(mask, t->tokens[i]);
     return true;
 }
 
-/* False: the matcher is full. */
-static bool walk(mdl_masks *m, const trie *t, mdl_matcher *matcher, uint32_t *mask)
+/* Which tokens may come in a state. False: the matcher is full. */
+static bool walk(mdl_masks *m, const trie *t, mdl_matcher *matcher, uint32_t state, uint32_t *mask)
 {
     const mdl_matcher_rows rows = mdl_matcher_rows_of(matcher);
-    for (uint32_t i = 0; i < t->count;) {
-        const trie_node *node = &t->nodes[i];
-        uint32_t to = step(&rows, matcher, m->states[node->depth - 1], node->byte);
-        if (to == MDL_STATE_FULL)
-            return false;
-        if (to == MDL_STATE_DEAD) {
-            i = node->behind;
+    level *at = m->levels;
+    *at = (level){state, 0, t->root_count};
+    for (;;) {
+        if (at->at == at->end) {
+            if (at == m->levels)
+                return true;
+            at--;
             continue;
         }
-        m->states[node->depth] = to;
+        uint32_t index = at->at++;
+        uint32_t to = step(&rows, matcher, at->state, t->bytes[index]);
+        if (to == MDL_STATE_FULL)
+            return false;
+        if (to == MDL_STATE_DEAD)
+            continue;
+        const trie_node *node = &t->nodes[index];
         if (node->token != UINT32_MAX)
             allow(mask, node->token);
+        if (node->child_count == 0)
+            continue;
         /* The first byte below, which is due anyway, says whether asking for all is worth it. */
-        bool whole = node->behind > i + 1 && t == &m->plain &&
-                     step(&rows, matcher, to, node[1].byte) > MDL_STATE_DEAD &&
-                     take_branch(t, i, matcher, to, mask);
-        i = whole ? node->behind : i + 1;
+        bool whole = t == &m->plain &&
+                     step(&rows, matcher, to, t->bytes[node->children]) > MDL_STATE_DEAD &&
+                     take_branch(t, node, matcher, to, mask);
+        if (!whole)
+            *++at = (level){to, node->children, node->children + node->child_count};
     }
-    return true;
 }
 
 static bool make(mdl_masks *m, mdl_matcher *matcher, uint32_t state, uint32_t *mask)
@@ -325,16 +347,15 @@ static bool make(mdl_masks *m, mdl_matcher *matcher, uint32_t state, uint32_t *m
         if (to != MDL_STATE_DEAD && m->symbols[symbol] < m->vocab_size)
             allow(mask, m->symbols[symbol]);
     }
-    m->states[0] = state;
     uint32_t run = mdl_matcher_plain_run(matcher, state);
     if (run == MDL_RUN_MIXED) {
-        if (!walk(m, &m->plain, matcher, mask))
+        if (!walk(m, &m->plain, matcher, state, mask))
             return false;
     } else {
         for (uint32_t i = 0; i < m->words; i++)
             mask[i] |= m->plain_masks[(size_t)run * m->words + i];
     }
-    return walk(m, &m->other, matcher, mask) && walk(m, &m->distant, matcher, mask);
+    return walk(m, &m->other, matcher, state, mask) && walk(m, &m->distant, matcher, state, mask);
 }
 
 /* The entry of a key, or the one to be replaced; *out_found says which. */
@@ -380,12 +401,11 @@ static const uint32_t *mask_of(mdl_masks *m, mdl_matcher *matcher, uint32_t stat
     if (near == MDL_STATE_FULL)
         return NULL;
     const uint32_t *mask = cached_mask(m, matcher, near);
-    if (!mask || near == state || m->distant.count == 0)
+    if (!mask || near == state || m->distant.token_count == 0)
         return mask;
     for (uint32_t i = 0; i < m->words; i++)
         m->own[i] = mask[i] & ~m->distant_mask[i];
-    m->states[0] = state;
-    return walk(m, &m->distant, matcher, m->own) ? m->own : NULL;
+    return walk(m, &m->distant, matcher, state, m->own) ? m->own : NULL;
 }
 
 /* ---- cursors ---- */
