@@ -326,12 +326,15 @@ sl_status rtr_front_create(const rtr_front_options *options, rtr_front **out_fro
     front->tuning = front->shared->tuning;
     front->recovery.tokens_per_s = front->tuning.recovery_tokens_per_s;
     front->recovery_timer = sl_timer_create(front->loop, on_recovery_timer, front);
+    front->prefixes = rtr_prefixes_create(front->shared->incarnation ^ front->next_id);
     rtr_http_server_options http = options->http;
     http.on_request = rtr_route;
     http.on_http_error = on_http_error;
     http.context = front;
     sl_status status = rtr_http_server_create(options->loop, &http, &front->http, err);
     if (!sl_is_ok(status)) {
+        rtr_prefixes_destroy(front->prefixes);
+        sl_timer_destroy(front->recovery_timer);
         sl_free(front);
         return status;
     }
@@ -366,6 +369,7 @@ void rtr_front_destroy(rtr_front *front)
     rtr_nodes_destroy(front->nodes);
     sl_timer_destroy(front->stop_timer);
     sl_timer_destroy(front->recovery_timer);
+    rtr_prefixes_destroy(front->prefixes);
     sl_free(front);
 }
 

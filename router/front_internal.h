@@ -60,9 +60,12 @@ struct rtr_live {
     bool paid;               /* recovery: what it computes again was taken off the budget */
     bool migrated;           /* the prefill under way is of tokens that were computed before */
     uint32_t prefill_tokens; /* of it */
-    rtr_answer *answer;      /* lead */
-    bool answer_begun;       /* lead */
-    bool finished;           /* all tokens are here, with the cause in finish */
+    /* of the admission: what its blocks are named after, and who has them in the end (incarnations;
+     * 0: unknown, or noted already) */
+    uint64_t prefix_root, prefill_by, decode_by;
+    rtr_answer *answer; /* lead */
+    bool answer_begun;  /* lead */
+    bool finished;      /* all tokens are here, with the cause in finish */
     mdl_finish finish;
     uint32_t *tokens;
     rtr_token_logprobs *logprobs;
@@ -73,7 +76,8 @@ struct rtr_live {
     struct rtr_pulled {
         uint64_t node;
         uint32_t epoch, tokens;
-        uint8_t *ticket; /* packed */
+        uint64_t source, taker; /* incarnations */
+        uint8_t *ticket;        /* packed */
         size_t ticket_bytes;
     } pulled;
     sl_timer *timer;
@@ -98,6 +102,7 @@ struct rtr_front {
     rtr_live *lives;
     rtr_queue queue;
     rtr_pulls pulls;
+    rtr_prefixes *prefixes;
     uint32_t live_count, preparing_count;
     rtr_live *buckets[RTR_LIVE_BUCKETS];
     uint64_t next_id;
@@ -127,6 +132,25 @@ void rtr_live_settle(rtr_live *live);
 void rtr_live_wake_all(rtr_live *lead);
 void rtr_live_destroy(rtr_live *live);
 rtr_live *rtr_live_find(rtr_front *front, const char *id);
+
+/* Prompt, then what was generated so far. Caller frees. */
+uint32_t *rtr_live_tokens(const rtr_live *live, size_t *out_count);
+/* Something of the prompt is to be told yet. */
+bool rtr_live_wants_rows(const rtr_live *live);
+void rtr_live_run_prefill(rtr_live *live, uint64_t node, uint32_t epoch,
+                          Sluice__V1__Ticket *ticket);
+
+/* live_pull.c */
+/* Has the prefill node fetch what others have of the prompt, if that is worth it; the prefill
+ * follows then, whatever comes of it. False: nothing is fetched. */
+bool rtr_live_pull(rtr_live *live, const rtr_action *action);
+void rtr_live_pull_drop(rtr_live *live);
+/* The decode node is asked to admit it. */
+void rtr_live_note_admit(rtr_live *live, uint64_t decode);
+/* The prefill under way has come to its end: its node is remembered to have the pages. Once. */
+void rtr_live_note_prefill(rtr_live *live);
+/* The answer has: the decode node is. */
+void rtr_live_note_answer(rtr_live *live);
 
 /* live_answer.c */
 /* Appends tokens [skip, skip + count) of the run. */

@@ -35,10 +35,13 @@ extern "C" {
 #define RTR_DELIVER_BATCH         256u /* tokens formatted before the loop looks elsewhere */
 
 /* Cluster */
-#define RTR_NODES_MAX     1024u
-#define RTR_NODE_NAME_MAX 128u
-#define RTR_OVERTAKEN_MAX 32u /* places found by later requests before one that lacks room */
-#define RTR_REFUSED_MAX   8u  /* decode nodes a request remembers as having refused it */
+#define RTR_NODES_MAX          1024u
+#define RTR_NODE_NAME_MAX      128u
+#define RTR_OVERTAKEN_MAX      32u /* places found by later requests before one that lacks room */
+#define RTR_REFUSED_MAX        8u  /* decode nodes a request remembers as having refused it */
+#define RTR_PREFIX_BLOCKS_MAX  65536u /* of prompts, that a loop remembers who has (3 MiB) */
+#define RTR_PREFIX_NODES_MAX   4u     /* of each block */
+#define RTR_PREFIX_MATCHES_MAX 8u     /* nodes that are looked at for one prompt */
 
 #ifdef __cplusplus
 }

@@ -177,8 +177,7 @@ static Sluice__V1__Constraint *fill_constraint(const rtr_live *live, Sluice__V1_
     return out;
 }
 
-/* Prompt, then what was generated so far. */
-static uint32_t *all_tokens(const rtr_live *live, size_t *out_count)
+uint32_t *rtr_live_tokens(const rtr_live *live, size_t *out_count)
 {
     size_t prompt = live->request->prompt.count;
     uint32_t *tokens = sl_alloc(prompt + live->token_count, sizeof *tokens, "router admit");
@@ -199,6 +198,12 @@ static bool fill_want(const rtr_live *live, Sluice__V1__PromptWant *out_want)
         return false;
     rtr_prompt_fill_want(prompt, out_want);
     return true;
+}
+
+bool rtr_live_wants_rows(const rtr_live *live)
+{
+    Sluice__V1__PromptWant want;
+    return fill_want(live, &want);
 }
 
 static void act_admit(rtr_live *live, const rtr_action *action)
@@ -222,7 +227,7 @@ static void act_admit(rtr_live *live, const rtr_action *action)
     admit.constraint = fill_constraint(live, &constraint);
     admit.request_id = live->id;
     admit.epoch = action->epoch;
-    admit.tokens = all_tokens(live, &admit.n_tokens);
+    admit.tokens = rtr_live_tokens(live, &admit.n_tokens);
     admit.prompt_count = (uint32_t)live->request->prompt.count;
     admit.sampling = &sampling;
     admit.prefill_deadline_ms = live->front->shared->prefill_deadline_ms;
@@ -239,6 +244,7 @@ static void act_admit(rtr_live *live, const rtr_action *action)
     if (live->forks)
         admit.fork_of = live->lead->id;
     live->forks = false; /* refused, it is a sequence like any other */
+    rtr_live_note_admit(live, action->node);
     sl_status status =
         rtr_nodes_admit(live->front->nodes, action->node, &admit, rtr_live_pages(live));
     sl_free(admit.tokens);
@@ -294,6 +300,7 @@ static void on_prefill_done(void *context, const Sluice__V1__PrefillDone *done)
     if (live->prefill_tokens == prompt && done->tokens_computed < prompt &&
         prompt - done->tokens_computed > live->cached_tokens)
         live->cached_tokens = prompt - done->tokens_computed;
+    rtr_live_note_prefill(live);
     rtr_event event = {.kind = RTR_EVENT_PREFILL_DONE, .epoch = live->core.epoch};
     rtr_live_step(live, &event);
 }
@@ -302,6 +309,7 @@ static void on_prefill_failed(void *context, sl_code code, const char *text)
 {
     rtr_live *live = context;
     live->prefill_call = NULL;
+    live->prefill_by = 0;
     sl_info("request %s: prefill on %s failed: %s", live->id, live->prefill_name, text);
     rtr_event event = {
         .kind = RTR_EVENT_PREFILL_FAILED, .epoch = live->core.epoch, .code = code, .text = text};
@@ -321,7 +329,7 @@ static void on_prefill_rows(void *context, const Sluice__V1__PromptRows *rows)
 static const rtr_prefill_events PREFILL_EVENTS = {on_prefill_progress, on_prefill_rows,
                                                   on_prefill_done, on_prefill_failed};
 
-static void run_prefill(rtr_live *live, uint64_t node, uint32_t epoch, Sluice__V1__Ticket *ticket)
+void rtr_live_run_prefill(rtr_live *live, uint64_t node, uint32_t epoch, Sluice__V1__Ticket *ticket)
 {
     sl_err err;
     sl_assert(!live->prefill_call);
@@ -337,104 +345,33 @@ static void run_prefill(rtr_live *live, uint64_t node, uint32_t epoch, Sluice__V
     Sluice__V1__PromptWant want;
     if (fill_want(live, &want))
         request.prompt_want = &want;
-    request.tokens = all_tokens(live, &request.n_tokens);
+    request.tokens = rtr_live_tokens(live, &request.n_tokens);
     sl_status status = rtr_nodes_run_prefill(live->front->nodes, node, &request, &PREFILL_EVENTS,
                                              live, &live->prefill_call, &err);
     sl_free(request.tokens);
-    if (sl_is_ok(status))
+    if (sl_is_ok(status)) {
+        live->prefill_by = rtr_nodes_incarnation(live->front->nodes, node);
         return;
+    }
     rtr_event event = {
         .kind = RTR_EVENT_PREFILL_FAILED, .epoch = epoch, .code = status.code, .text = err.text};
     rtr_live_step(live, &event);
-}
-
-/* ---- what the decode node has and the prefill node may lack */
-
-static void forget_pulled(rtr_live *live)
-{
-    sl_free(live->pulled.ticket);
-    live->pulled = (struct rtr_pulled){0};
-}
-
-static void on_pull_end(void *context, rtr_pull_end end)
-{
-    static const char *const OUTCOMES[] = {
-        [RTR_PULL_FETCHED] = "fetched", [RTR_PULL_KNOWN] = "known", [RTR_PULL_FAILED] = "failed"};
-    rtr_live *live = context;
-    const rtr_metrics *metrics = &live->front->shared->metrics;
-    struct rtr_pulled pulled = live->pulled;
-    live->pull = NULL;
-    live->pulled = (struct rtr_pulled){0};
-    sl_metric_add(metrics->pulls, OUTCOMES[end], 1);
-    if (end == RTR_PULL_FETCHED)
-        sl_metric_add(metrics->pulled_tokens, NULL, pulled.tokens);
-    Sluice__V1__Ticket *ticket =
-        sluice__v1__ticket__unpack(NULL, pulled.ticket_bytes, pulled.ticket);
-    sl_assert(ticket); /* our own packing */
-    live->depth++;     /* not to be freed in between */
-    run_prefill(live, pulled.node, pulled.epoch, ticket);
-    live->depth--;
-    sluice__v1__ticket__free_unpacked(ticket, NULL);
-    sl_free(pulled.ticket);
-    rtr_live_settle(live);
-}
-
-/* The decode node has the prompt's first blocks, from an earlier request or a prefill node that was
- * lost. The next one fetches them rather than to compute them again, unless they are few. */
-static bool start_pull(rtr_live *live, const rtr_action *action)
-{
-    rtr_front *front = live->front;
-    const Sluice__V1__Ticket *ticket = live->ticket;
-    uint32_t tokens = ticket->first_block * RTR_PAGE_TOKENS;
-    Sluice__V1__PromptWant want;
-    if (front->tuning.pull_min == 0 || tokens < front->tuning.pull_min ||
-        action->node == live->core.source || fill_want(live, &want))
-        return false;
-    size_t count;
-    uint32_t *all = all_tokens(live, &count);
-    rtr_pull_options options = {
-        .nodes = front->nodes,
-        .loop = front->loop,
-        .request_id = live->id,
-        .taker = rtr_nodes_stream(front->nodes, action->node),
-        .source = rtr_nodes_process(front->nodes, live->core.decode),
-        .tokens = all,
-        .token_count = tokens,
-        .cache_space = live->request->cache_space,
-        .priority = live->request->priority,
-        .timeout_ns = live->limits.progress_timeout_ns / 2,
-        .on_end = on_pull_end,
-        .context = live,
-    };
-    bool apart = options.taker && options.source && options.source != action->node;
-    if (apart && tokens > RTR_PAGE_TOKENS && tokens < count)
-        live->pull = rtr_pull_start(&front->pulls, &options);
-    sl_free(all);
-    if (!live->pull)
-        return false;
-    live->pulled = (struct rtr_pulled){.node = action->node, .epoch = action->epoch};
-    live->pulled.tokens = tokens;
-    live->pulled.ticket_bytes = sluice__v1__ticket__get_packed_size(ticket);
-    live->pulled.ticket = sl_alloc(live->pulled.ticket_bytes, 1, "router pull");
-    sluice__v1__ticket__pack(ticket, live->pulled.ticket);
-    return true;
 }
 
 static void act_run_prefill(rtr_live *live, const rtr_action *action)
 {
     sl_assert(live->ticket && !live->prefill_call && !live->pull);
     begin_followers(live); /* before the prompt can be complete there */
-    if (!start_pull(live, action))
-        run_prefill(live, action->node, action->epoch, live->ticket);
+    if (!rtr_live_pull(live, action))
+        rtr_live_run_prefill(live, action->node, action->epoch, live->ticket);
 }
 
 static void act_cancel_prefill(rtr_live *live)
 {
-    rtr_pull_drop(live->pull);
-    live->pull = NULL;
-    forget_pulled(live);
+    rtr_live_pull_drop(live);
     rtr_prefill_drop(live->prefill_call);
     live->prefill_call = NULL;
+    live->prefill_by = 0;
 }
 
 static void act_fail(rtr_live *live, const rtr_action *action)
@@ -470,6 +407,8 @@ static void live_act(rtr_live *live, const rtr_action *action)
         act_cancel_prefill(live);
         break;
     case RTR_ACTION_DELIVER:
+        if (live->run->epoch == live->core.epoch) /* the first token may come before the end */
+            rtr_live_note_prefill(live);
         rtr_live_take_tokens(live, action->skip, action->count);
         break;
     case RTR_ACTION_MIGRATED:
@@ -479,6 +418,7 @@ static void live_act(rtr_live *live, const rtr_action *action)
                 live->decode_name, action->text);
         break;
     case RTR_ACTION_FINISH:
+        rtr_live_note_answer(live);
         live->finished = true;
         live->finish = action->finish == RTR_FINISH_LENGTH ? MDL_FINISH_LENGTH : MDL_FINISH_STOP;
         break;

@@ -6,6 +6,7 @@ void rtr_metrics_init(rtr_metrics *m, sl_metrics *r)
     static const char *const REASONS[] = {"prefill_lost",    "prefill_failed", "prefill_stalled",
                                           "transfer_failed", "decode_lost",    "decode_failed",
                                           "decode_stalled",  "drained"};
+    static const char *const PULLS[] = {"fetched", "known", "stale", "late", "failed"};
     m->registry = r;
     m->requests = sl_counter(r, "sluice_requests_total", "Requests by HTTP status", "code");
     m->ttft_seconds = sl_histogram(r, "sluice_ttft_seconds", "Arrival to first token",
@@ -38,7 +39,8 @@ void rtr_metrics_init(rtr_metrics *m, sl_metrics *r)
         "Prompts whose first pages a prefill node was to fetch, by what came of it", "outcome");
     m->pulled_tokens = sl_counter(r, "sluice_prefix_pulled_tokens_total",
                                   "Tokens that prefill nodes fetched instead of computing", NULL);
-    sl_metric_add(m->pulls, "fetched", 0);
+    for (size_t i = 0; i < sizeof PULLS / sizeof PULLS[0]; i++)
+        sl_metric_add(m->pulls, PULLS[i], 0);
     m->attaches = sl_counter(r, "sluice_request_attaches_total",
                              "Requests that went on after a decode node's stream broke", NULL);
     m->refusals = sl_counter(r, "sluice_decode_refusals_total", "Admissions refused", "node");

@@ -28,7 +28,7 @@ typedef struct rtr_metrics {
     sl_metric *prefix_hit_tokens;
     sl_metric *migrations;      /* {reason} */
     sl_metric *migrated_tokens; /* {how}: kept, computed */
-    sl_metric *pulls;           /* {outcome}: fetched, known, failed */
+    sl_metric *pulls;           /* {outcome}: rtr_pull_end_name */
     sl_metric *pulled_tokens;
     sl_metric *attaches;
     sl_metric *view_frozen;

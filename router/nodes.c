@@ -456,6 +456,57 @@ const clu_stamp *rtr_nodes_decode_stamp(const rtr_nodes *nodes, uint64_t decode)
     return node ? &node->stamp : NULL;
 }
 
+uint64_t rtr_nodes_incarnation(const rtr_nodes *nodes, uint64_t process)
+{
+    for (const rtr_node *node = nodes->first; node; node = node->next) {
+        if (process && node->id == process)
+            return node->info.incarnation;
+    }
+    return 0;
+}
+
+static const rtr_node *node_by_incarnation(const rtr_nodes *nodes, uint64_t incarnation)
+{
+    for (const rtr_node *node = nodes->first; node; node = node->next) {
+        if (node->info.incarnation == incarnation)
+            return node;
+    }
+    return NULL;
+}
+
+static bool can_offer(const rtr_node *node, const clu_stamp *stamp)
+{
+    return source_candidate(node).usable && rtr_stamp_equal(&node->stamp, stamp) &&
+           is_trusted(node, &node->decode_breaker) && is_trusted(node, &node->prefill_breaker);
+}
+
+const rtr_prefix_match *rtr_nodes_pull_source(const rtr_nodes *nodes,
+                                              const rtr_prefix_match *matches, uint32_t count,
+                                              uint64_t decode, uint64_t taker,
+                                              uint64_t *out_process, uint32_t *out_taken)
+{
+    const clu_stamp *stamp = rtr_nodes_decode_stamp(nodes, decode);
+    const rtr_prefix_match *best = NULL;
+    uint64_t best_queued = 0;
+    *out_process = 0;
+    *out_taken = 0;
+    for (uint32_t i = 0; stamp && i < count; i++) {
+        const rtr_node *node = node_by_incarnation(nodes, matches[i].node);
+        if (node && node->id == taker)
+            *out_taken = matches[i].blocks;
+        if (!node || node->id == taker || node->stream_id == decode || !can_offer(node, stamp))
+            continue;
+        uint64_t queued = node->load.queued_tokens;
+        bool more = !best || matches[i].blocks > best->blocks;
+        if (!more && (matches[i].blocks < best->blocks || queued >= best_queued))
+            continue;
+        best = &matches[i];
+        best_queued = queued;
+        *out_process = node->id;
+    }
+    return best;
+}
+
 void rtr_nodes_visit(rtr_nodes *nodes, rtr_node_visit_fn fn, void *context)
 {
     for (const rtr_node *node = nodes->first; node; node = node->next) {

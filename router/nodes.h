@@ -14,6 +14,7 @@
 #include "proto/sluice/v1/decode.pb-c.h"
 #include "proto/sluice/v1/prefill.pb-c.h"
 #include "router/placement.h"
+#include "router/prefix.h"
 #include "rpc/client.h"
 
 #ifdef __cplusplus
@@ -92,6 +93,16 @@ const char *rtr_nodes_prefill_name(const rtr_nodes *nodes, uint64_t prefill);
 uint64_t rtr_nodes_process(const rtr_nodes *nodes, uint64_t stream);
 uint64_t rtr_nodes_stream(const rtr_nodes *nodes, uint64_t process);
 const clu_stamp *rtr_nodes_decode_stamp(const rtr_nodes *nodes, uint64_t decode);
+/* The incarnation of a process; 0 = unknown. */
+uint64_t rtr_nodes_incarnation(const rtr_nodes *nodes, uint64_t process);
+/* Of those that had some of a prompt's blocks, the process to fetch from: it can be reached, is not
+ * in doubt, and its pages mean what those of `decode` do; most blocks first, then least to compute.
+ * It may drain or be cordoned. NULL: none. Not `decode`, whose ticket says what it has, nor
+ * `taker`; *out_taken: blocks that that one had. */
+const rtr_prefix_match *rtr_nodes_pull_source(const rtr_nodes *nodes,
+                                              const rtr_prefix_match *matches, uint32_t count,
+                                              uint64_t decode, uint64_t taker,
+                                              uint64_t *out_process, uint32_t *out_taken);
 
 /* SL_UNAVAILABLE: the stream is gone; SL_FULL: it does not drain. */
 SL_MUST_USE sl_status rtr_nodes_admit(rtr_nodes *nodes, uint64_t decode, Sluice__V1__Admit *admit,

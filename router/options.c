@@ -227,9 +227,9 @@ static const sl_option OPTIONS[] = {
      .default_text = "512",
      .min = 0,
      .max = 1 << 20,
-     .help =
-         "first tokens of a prompt, known to its decode node, that the prefill node fetches from "
-         "there unless it knows them (0: it computes them)"},
+     .help = "first tokens of a prompt, known to other nodes, that the prefill node fetches from "
+             "one of "
+             "them unless it knows them (0: it computes them)"},
     {.name = "self-prefill",
      .section = "Limits",
      .type = SL_OPTION_BOOL,

@@ -21,6 +21,15 @@ struct rtr_pull {
     sl_timer *timer;
 };
 
+const char *rtr_pull_end_name(rtr_pull_end end)
+{
+    static const char *const NAMES[] = {
+        [RTR_PULL_FETCHED] = "fetched", [RTR_PULL_KNOWN] = "known",   [RTR_PULL_STALE] = "stale",
+        [RTR_PULL_LATE] = "late",       [RTR_PULL_FAILED] = "failed",
+    };
+    return NAMES[end];
+}
+
 static rtr_pull *pull_find(const rtr_pulls *pulls, const char *id)
 {
     rtr_pull *pull = strchr(id, PULL_MARK) ? pulls->first : NULL;
@@ -50,17 +59,15 @@ void rtr_pull_drop(rtr_pull *pull)
 static void pull_end(rtr_pull *pull, rtr_pull_end end)
 {
     rtr_pull_options options = pull->options;
-    sl_debug("request %s: pull of %u tokens %s", options.request_id, options.token_count,
-             end == RTR_PULL_FETCHED ? "done"
-             : end == RTR_PULL_KNOWN ? "not needed"
-                                     : "failed");
+    sl_debug("request %s: pull of %u tokens: %s", options.request_id, options.token_count,
+             rtr_pull_end_name(end));
     rtr_pull_drop(pull);
     options.on_end(options.context, end);
 }
 
 static void on_timer(void *context, sl_time_ns now)
 {
-    pull_end(context, RTR_PULL_FAILED);
+    pull_end(context, RTR_PULL_LATE);
 }
 
 /* ---- the source's call */
@@ -85,7 +92,7 @@ static void on_failed(void *context, sl_code code, const char *text)
     rtr_pull *pull = context;
     pull->call = NULL;
     sl_debug("request %s: the pages are not offered: %s", pull->options.request_id, text);
-    pull_end(pull, RTR_PULL_FAILED);
+    pull_end(pull, code == SL_NOT_FOUND ? RTR_PULL_STALE : RTR_PULL_FAILED);
 }
 
 static void ask_source(rtr_pull *pull, Sluice__V1__Ticket *ticket)

@@ -23,8 +23,12 @@ typedef struct rtr_pulls { /* of one loop; zeroed at first */
 typedef enum rtr_pull_end {
     RTR_PULL_FETCHED,
     RTR_PULL_KNOWN, /* the taker had them */
+    RTR_PULL_STALE, /* the source has them no more */
+    RTR_PULL_LATE,  /* not over in time */
     RTR_PULL_FAILED,
 } rtr_pull_end;
+
+const char *rtr_pull_end_name(rtr_pull_end end);
 
 typedef struct rtr_pull_options {
     rtr_nodes *nodes;
