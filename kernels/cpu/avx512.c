@@ -4,11 +4,11 @@
 #define V(name)     v16_##name
 #define LANES       16
 #define GEMM_ROWS   12
-#define FEW_ROWS    8
+#define FEW_ROWS    16
+#define FEW_PART    2048u
 #define STREAM_ROWS 8
 /* 32 registers. */
 #define STREAM_VECTORS(rows) ((rows) == 1 ? 8 : (rows) <= 4 ? 4 : 2)
-#define STREAM_AHEAD         2048
 #define STREAM_UNROLL        _Pragma("GCC unroll 1")
 #define BARE_CODES           0
 #define SCORE_HEADS          8

@@ -2,8 +2,6 @@
 #define V(name)              v16_##name
 #define LANES                16
 #define FOUR_CODES           four_e4m3
-#define TILE_ROWS            12
-#define FEW_ROWS             8
 #define STREAM_ROWS          8
 #define STREAM_VECTORS(rows) ((rows) == 1 ? 8 : (rows) <= 4 ? 4 : 2)
 #define STREAM_UNROLL        _Pragma("GCC unroll 1")
