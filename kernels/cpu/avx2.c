@@ -12,6 +12,7 @@
 /* The end of 16 turns is foreseen, that of 64 is not. */
 #define STREAM_UNROLL _Pragma("GCC unroll 4")
 #define BARE_CODES    1
+#define PAIR_CODES    0
 #define SCORE_HEADS   4
 #define S(name)       v8_##name
 #define SCORE_LANES   8

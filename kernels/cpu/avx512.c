@@ -1,4 +1,4 @@
-/* The AVX-512 variant: the templates with 16 lanes. Any thread. */
+/* The AVX-512 variants: the templates with 16 lanes. Any thread. */
 #if defined(__x86_64__)
 
 #define V(name)     v16_##name
@@ -11,10 +11,11 @@
 #define STREAM_VECTORS(rows) ((rows) == 1 ? 8 : (rows) <= 4 ? 4 : 2)
 #define STREAM_UNROLL        _Pragma("GCC unroll 1")
 #define BARE_CODES           0
+#define PAIR_CODES           1
 #define SCORE_HEADS          8
 
 #include "kernels/cpu/variant.h"
-#include "kernels/cpu/vec16.h"
+#include "kernels/cpu/vec16_pairs.h"
 
 #include "base/assert.h"
 
@@ -53,6 +54,24 @@ const krn_variant krn_variant_avx512 = {
     .tile_rows = KRN_TILE_ROWS,
     .common = &krn_common_avx512,
     .gemm_fp8 = gemm_fp8,
+    .gemm_bf16 = gemm_bf16,
+    .gemm_f32 = gemm_f32,
+    .score = score,
+    .attend = attend,
+};
+
+KRN_VEC_TARGET static void gemm_fp8_pairs(const krn_gemm *gemm, const krn_tile *tile)
+{
+    gemm_tile(GEMM_FP8_PAIRS, true, gemm, tile);
+}
+
+/* Products of fp8 take two k at once. */
+const krn_variant krn_variant_zen4 = {
+    .name = "zen4",
+    .numerics_id = KRN_NUMERICS_F32,
+    .tile_rows = KRN_TILE_ROWS,
+    .common = &krn_common_avx512,
+    .gemm_fp8 = gemm_fp8_pairs,
     .gemm_bf16 = gemm_bf16,
     .gemm_f32 = gemm_f32,
     .score = score,

@@ -39,6 +39,13 @@ static bool has_avx512(void)
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+/* And products of pairs, at the rate of others (Intel's have half of it), in our order. */
+static bool has_zen4(void)
+{
+    return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("amd") &&
+           krn_pairs_in_order();
+}
+
 static bool has_amx(void)
 {
     return has_avx512() && __builtin_cpu_supports("avx512vbmi") && krn_amx_usable();
@@ -50,14 +57,19 @@ static bool has_amx(void)
 #define has_avx2      always
 #define has_zen       always
 #define has_avx512    always
+#define has_zen4      always
 #define has_amx       always
 #endif
 
 /* The best first. */
 static const choice CHOICES[] = {
-    {"amx", VARIANT(amx), has_amx},    {"avx512", VARIANT(avx512), has_avx512},
-    {"zen", VARIANT(zen), has_zen},    {"avx2", VARIANT(avx2), has_avx2},
-    {"ref", &krn_variant_ref, always}, {"amx-ref", &krn_variant_amx_ref, always},
+    {"amx", VARIANT(amx), has_amx},
+    {"zen4", VARIANT(zen4), has_zen4},
+    {"avx512", VARIANT(avx512), has_avx512},
+    {"zen", VARIANT(zen), has_zen},
+    {"avx2", VARIANT(avx2), has_avx2},
+    {"ref", &krn_variant_ref, always},
+    {"amx-ref", &krn_variant_amx_ref, always},
 };
 #define CHOICE_COUNT (sizeof(CHOICES) / sizeof(CHOICES[0]))
 
@@ -94,7 +106,7 @@ sl_status krn_cpu_select(const char *variant, sl_err *err)
     const choice *chosen = any ? best(NULL) : named(variant);
     if (chosen == NULL)
         return sl_fail(err, SL_INVALID,
-                       "CPU variant \"%s\": use amx, avx512, zen, avx2, ref, amx-ref or the "
+                       "CPU variant \"%s\": use amx, zen4, avx512, zen, avx2, ref, amx-ref or the "
                        "numerics id " KRN_NUMERICS_F32 " or " KRN_NUMERICS_AMX,
                        variant);
     if (!usable(chosen))

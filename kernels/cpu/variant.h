@@ -112,7 +112,11 @@ void krn_ref_gemm_bf16(const krn_gemm *gemm, const krn_tile *tile, krn_ref_bf16_
 extern const krn_variant krn_variant_ref, krn_variant_amx_ref;
 #if defined(__x86_64__)
 extern const krn_common krn_common_avx512;
-extern const krn_variant krn_variant_avx2, krn_variant_zen, krn_variant_avx512, krn_variant_amx;
+extern const krn_variant krn_variant_avx2, krn_variant_zen, krn_variant_avx512, krn_variant_zen4,
+    krn_variant_amx;
+/* True: AVX512_BF16's product of pairs is the two multiply-adds of KRN_NUMERICS_F32. Only where the
+ * CPU has it. */
+bool krn_pairs_in_order(void);
 /* attend of AVX-512 with 8 or 16 heads in the lanes of the score part. */
 void krn_avx512_attend8(const krn_attend_args *args, uint32_t row, uint32_t head,
                         uint32_t head_count, void *scratch);

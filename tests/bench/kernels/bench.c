@@ -42,6 +42,7 @@ typedef struct bench {
     weights *memory;       /* they come from there; NULL: from a cache that holds so many */
     double units;          /* rows or so of one run, for the time column */
     uint32_t convert_rows; /* fp8 weights for so few rows: not under converting them either */
+    bool fp8;              /* products of fp8 */
 } bench;
 
 static uint64_t dice = 88172645463325252ull;
@@ -142,6 +143,12 @@ static double mul_add_rate(void)
     return flops / (thread_seconds() - before);
 }
 
+static double pair_rate(void)
+{
+    double before = thread_seconds(), flops = roof_pairs();
+    return flops / (thread_seconds() - before);
+}
+
 static double tile_rate(void)
 {
     double before = thread_seconds(), flops = roof_tiles();
@@ -225,6 +232,7 @@ static void tell_roofs(weights *w)
 {
     const char *variant = krn_cpu_variant();
     path = strcmp(variant, "amx") == 0    ? ROOF_PATH_TILES
+           : strcmp(variant, "zen4") == 0 ? ROOF_PATH_ZEN4
            : strcmp(variant, "zen") == 0  ? ROOF_PATH_ZEN
            : strcmp(variant, "avx2") == 0 ? ROOF_PATH_F32_8
                                           : ROOF_PATH_F32_16;
@@ -235,6 +243,8 @@ static void tell_roofs(weights *w)
            median_rate(fma_rate) * 1e-9, median_rate(mul_add_rate) * 1e-9);
     if (path == ROOF_PATH_TILES)
         printf(", tiles %.0f GFLOP/s", median_rate(tile_rate) * 1e-9);
+    if (path == ROOF_PATH_ZEN4)
+        printf(", pairs %.1f GFLOP/s", median_rate(pair_rate) * 1e-9);
     printf("\nfp8 converted and multiplied for");
     for (uint32_t rows = 1; rows <= CONVERT_ROWS_MAX; rows *= 2)
         printf(" %u: %.1f", rows, median_convert_rate(rows) * 1e-9);
@@ -264,10 +274,18 @@ typedef struct floors {
     double reading[READ_BEST]; /* by each loop */
 } floors;
 
+/* Of the arithmetic that the variant uses. */
+static double product_rate(const bench *b)
+{
+    if (path == ROOF_PATH_TILES)
+        return tile_rate();
+    return path == ROOF_PATH_ZEN4 && b->fp8 ? pair_rate() : fma_rate();
+}
+
 static void add_floors(const bench *b, floors *sum)
 {
     if (b->flops > 0)
-        sum->products += b->flops / (path == ROOF_PATH_TILES ? tile_rate() : fma_rate());
+        sum->products += b->flops / product_rate(b);
     if (b->memory)
         for (int i = 0; i < READ_BEST; i++)
             sum->reading[i] += b->bytes / loop_rate(b->memory, read_loops[i]);
@@ -281,7 +299,9 @@ static void add_floors(const bench *b, floors *sum)
 static double largest_floor(const bench *b, const floors *of, const char **out_roof)
 {
     double floor = of->products;
-    *out_roof = path == ROOF_PATH_TILES ? "tiles" : "fma";
+    *out_roof = path == ROOF_PATH_TILES            ? "tiles"
+                : path == ROOF_PATH_ZEN4 && b->fp8 ? "pairs"
+                                                   : "fma";
     double reading = of->reading[0];
     for (int i = 1; i < READ_BEST; i++)
         reading = of->reading[i] < reading ? of->reading[i] : reading;
@@ -535,7 +555,8 @@ static void measure_linear(const char *name, const char *shape, weights *w, uint
                .bytes = (double)w->n * w->k * (fp8 ? 1 : 2),
                .memory = w->count > 1 ? w : NULL,
                .units = rows,
-               .convert_rows = fp8 && rows <= CONVERT_ROWS_MAX ? rows : 0};
+               .convert_rows = fp8 && rows <= CONVERT_ROWS_MAX ? rows : 0,
+               .fp8 = fp8};
     measure(&b);
 }
 

@@ -42,6 +42,13 @@ static __attribute__((target("avx2,fma"))) __m256 hidden256(__m256 x)
 }
 ROOF(fma512, __m512, "avx512f", _mm512_set1_ps, _mm512_fmadd_ps(a, b, x[i]))
 ROOF(fma256, __m256, "avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps(a, b, x[i]))
+static inline __attribute__((always_inline, target("avx512f"))) __m512 add_pairs(__m512 acc,
+                                                                                 __m512 a, __m512 b)
+{
+    __asm__("vdpbf16ps %1, %2, %0" : "+v"(acc) : "v"(a), "v"(b));
+    return acc;
+}
+ROOF(pairs512, __m512, "avx512f", _mm512_set1_ps, add_pairs(x[i], a, b))
 ROOF(muladd512, __m512, "avx512f", _mm512_set1_ps,
      _mm512_add_ps(x[i], hidden512(_mm512_mul_ps(a, b))))
 ROOF(muladd256, __m256, "avx2,fma", _mm256_set1_ps,
@@ -57,6 +64,12 @@ double roof_mul_add(uint32_t lanes)
 {
     lanes == 16 ? muladd512() : muladd256();
     return 2.0 * ROOF_CHAINS * lanes * ROOF_STEPS;
+}
+
+double roof_pairs(void)
+{
+    pairs512();
+    return 4.0 * ROOF_CHAINS * 16 * ROOF_STEPS;
 }
 
 double roof_tiles(void)
@@ -161,9 +174,8 @@ double roof_read_cache(uint32_t lanes, const void *memory, size_t bytes)
 double roof_convert(roof_path path, uint32_t rows)
 {
     static double (*const PATHS[ROOF_PATH_COUNT])(uint32_t rows) = {
-        [ROOF_PATH_F32_8] = roof_convert8,
-        [ROOF_PATH_ZEN] = roof_convert_zen,
-        [ROOF_PATH_F32_16] = roof_convert16,
+        [ROOF_PATH_F32_8] = roof_convert8,      [ROOF_PATH_ZEN] = roof_convert_zen,
+        [ROOF_PATH_F32_16] = roof_convert16,    [ROOF_PATH_ZEN4] = roof_convert_zen4,
         [ROOF_PATH_TILES] = roof_convert_tiles,
     };
     return PATHS[path](rows);

@@ -13,6 +13,8 @@
 double roof_fma(uint32_t lanes);
 /* The same with a rounded product: what P.V and the norms may use. */
 double roof_mul_add(uint32_t lanes);
+/* Products of pairs of bf16 numbers, 16 lanes (AVX512_BF16); FLOP. */
+double roof_pairs(void);
 /* bf16 products on tiles, four sums (krn_amx_usable); FLOP. */
 double roof_tiles(void);
 
@@ -29,6 +31,7 @@ typedef enum roof_path {
     ROOF_PATH_F32_8,  /* 8 lanes, one chain an output */
     ROOF_PATH_ZEN,    /* the same without care for subnormals */
     ROOF_PATH_F32_16, /* 16 lanes */
+    ROOF_PATH_ZEN4,   /* 16 lanes, two k at once */
     ROOF_PATH_TILES,  /* bf16 in the first cache, then tiles */
     ROOF_PATH_COUNT,
 } roof_path;

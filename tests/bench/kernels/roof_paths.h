@@ -7,6 +7,7 @@
 double roof_convert8(uint32_t rows);
 double roof_convert_zen(uint32_t rows);
 double roof_convert16(uint32_t rows);
+double roof_convert_zen4(uint32_t rows);
 double roof_convert_tiles(uint32_t rows);
 
 #endif

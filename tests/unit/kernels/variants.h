@@ -8,7 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 
-static const char *const variant_names[] = {"ref", "avx2", "zen", "avx512", "amx-ref", "amx"};
+static const char *const variant_names[] = {"ref",  "avx2",    "zen", "avx512",
+                                            "zen4", "amx-ref", "amx"};
 #define VARIANT_COUNT ((int)(sizeof(variant_names) / sizeof(variant_names[0])))
 
 static inline bool use_variant(int index, const char *numerics_id)
