@@ -567,6 +567,31 @@ static sl_status parameters(mdl_schema_compiler *c, const mdl_schema_facts *f, m
     return sl_ok();
 }
 
+/* A call writes the properties that the schema names, each or not: what says more of the object
+ * than which of them must be there is refused, never ignored. */
+static sl_status check_parameters(const mdl_schema_compiler *c, const mdl_schema_facts *f)
+{
+    size_t required = 0;
+    for (size_t i = 0; i < f->property_count; i++)
+        required += f->properties[i].required;
+    if (!(f->kinds & MDL_JSON_OBJECT))
+        return mdl_schema_fail(c, SL_INVALID, "type", "must be object where calls are constrained");
+    if (f->value_count > 0 || f->without_count > 0)
+        return mdl_schema_fail(c, SL_UNSUPPORTED, "",
+                               "enum and const of all parameters where calls are constrained; "
+                               "say what each one may be");
+    if (f->names.count > 0)
+        return mdl_schema_fail(c, SL_UNSUPPORTED, "propertyNames",
+                               "cannot be told of parameters; leave out what it forbids");
+    if (f->size_min > required)
+        return mdl_schema_fail(c, SL_UNSUPPORTED, "minProperties",
+                               "cannot be told of parameters; require some by name");
+    if (f->size_max < f->property_count)
+        return mdl_schema_fail(c, SL_UNSUPPORTED, "maxProperties",
+                               "cannot be told of parameters; name fewer");
+    return sl_ok();
+}
+
 sl_status mdl_schema_parameters(mdl_grammar *grammar, const sl_json *schema,
                                 const mdl_schema_options *options, mdl_node *out_node, sl_err *err)
 {
@@ -583,6 +608,8 @@ sl_status mdl_schema_parameters(mdl_grammar *grammar, const sl_json *schema,
         return mdl_schema_fail(&c, SL_UNSUPPORTED, "",
                                "must be one object with properties where calls are constrained");
     sl_status status = mdl_schema_collect(&c, &all, &facts);
+    if (sl_is_ok(status))
+        status = check_parameters(&c, &facts);
     if (sl_is_ok(status))
         status = parameters(&c, &facts, out_node);
     mdl_schema_facts_fini(&facts);

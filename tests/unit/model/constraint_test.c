@@ -551,6 +551,9 @@ TEST(nothing_is_constrained_unasked)
 
 #define JSON(schema) "{\"guided_json\":" schema "}"
 #define REGEX(text)  "{\"guided_regex\":\"" text "\"}"
+#define FORCED(parameters)                                                                     \
+    ASK("{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":" parameters "}}", \
+        "\"tool_choice\":\"required\"")
 #define FORMAT(rest) "{\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{" rest "}}}"
 
 static const struct {
@@ -674,6 +677,15 @@ static const struct {
     {"{\"structured_outputs\":{\"json\":{},\"regex\":\"a\"}}", SL_INVALID, "one form"},
     {ASK(TOOL_F, "\"tool_choice\":\"required\",\"parallel_tool_calls\":5"), SL_INVALID,
      "parallel_tool_calls"},
+    {FORCED("{\"type\":\"string\"}"), SL_INVALID, "parameters.type: must be object"},
+    {FORCED("{\"const\":{\"a\":1}}"), SL_UNSUPPORTED, "parameters: enum and const"},
+    {FORCED("{\"type\":\"object\",\"not\":{\"enum\":[{}]}}"), SL_UNSUPPORTED, "parameters"},
+    {FORCED("{\"additionalProperties\":{},\"minProperties\":1}"), SL_UNSUPPORTED,
+     "parameters.minProperties: cannot be told"},
+    {FORCED("{\"properties\":{\"a\":{},\"b\":{}},\"maxProperties\":1}"), SL_UNSUPPORTED,
+     "parameters.maxProperties: cannot be told"},
+    {FORCED("{\"properties\":{\"a\":{}},\"propertyNames\":{\"maxLength\":9}}"), SL_UNSUPPORTED,
+     "parameters.propertyNames: cannot be told"},
     {"{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"{"
      "\","
      "\"prefix\":true}],\"guided_json\":{}}",
