@@ -151,9 +151,11 @@ TEST(wrong_requests_are_refused_by_name)
 TEST(constraints_may_be_slow)
 {
     static const char PLAIN[] = CHAT("\"temperature\":1"), FORM[] = CHAT("\"guided_regex\":\"a\"");
+    static const char ESCAPED[] = CHAT("\"guided\\u005Fregex\":\"a\"");
     assert_false(rtr_api_may_be_slow(PLAIN, strlen(PLAIN)));
     assert_false(rtr_api_may_be_slow("", 0));
     assert_true(rtr_api_may_be_slow(FORM, strlen(FORM)));
+    assert_true(rtr_api_may_be_slow(ESCAPED, strlen(ESCAPED)));
 }
 
 static rtr_api_request *prepare(rtr_api_kind kind, const char *body)
