@@ -452,10 +452,14 @@ static bool resolve_lengths(const rtr_api_settings *settings, rtr_api_request *r
     mdl_sampling *s = &r->sampling;
     bool told = r->kind == RTR_API_COMPLETION &&
                 (r->echo || r->prompt_logprobs >= 0 || r->want_prompt_routing);
+    const char *length = given(sl_json_root(r->doc), "max_completion_tokens")
+                             ? "max_completion_tokens" /* it counts when both are there */
+                             : "max_tokens";
     if (s->nothing && !told)
-        return fail(error, 400, NULL, "max_tokens",
-                    "max_tokens: must be at least 1; 0 is for completions that echo or tell "
-                    "something of the prompt");
+        return fail(error, 400, NULL, length,
+                    "%s: must be at least 1; 0 is for completions that echo or tell something of "
+                    "the prompt",
+                    length);
     if (s->nothing)
         s->max_tokens = 1; /* drawn and not shown */
     r->max_tokens_given = s->max_tokens > 0;

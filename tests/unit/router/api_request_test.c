@@ -60,6 +60,7 @@ static const bad_case BAD[] = {
     {C, CHAT("\"temperature\":\"hot\""), 400, "temperature", "must be a number"},
     {C, CHAT("\"top_p\":0"), 400, "top_p", "above 0"},
     {C, CHAT("\"max_tokens\":0"), 400, "max_tokens", "max_tokens"},
+    {C, CHAT("\"max_completion_tokens\":0"), 400, "max_completion_tokens", "at least 1"},
     {C, CHAT("\"max_tokens\":1.5"), 400, "max_tokens", "integer"},
     {C, CHAT("\"max_completion_tokens\":-1"), 400, "max_completion_tokens", ""},
     {C, CHAT("\"presence_penalty\":9"), 400, "presence_penalty", ""},
