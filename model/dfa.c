@@ -91,7 +91,10 @@ static sl_status complete(mdl_dfa *dfa, sl_status status, mdl_dfa **out_dfa, sl_
 
 static sl_status too_many(uint32_t max, sl_err *err)
 {
-    return sl_fail(err, SL_TOO_LARGE, "too large: its automaton needs more than %u states", max);
+    return sl_fail(err, SL_TOO_LARGE,
+                   "too large: its automaton needs more than %u states; make the pattern or the "
+                   "number simpler, or the lengths and counts smaller",
+                   max);
 }
 
 static sl_status walk_matcher(mdl_matcher *matcher, uint32_t states_max, mdl_dfa *dfa, sl_err *err)

@@ -311,7 +311,9 @@ static sl_status multiples(const char *text, mdl_dfa **out_dfa, sl_err *err)
     snprintf(digits, sizeof(digits), "%s%s", d.whole, d.fraction);
     unsigned long long step = strtoull(digits, NULL, 10);
     if (step > MDL_DFA_STATES_MAX)
-        return sl_fail(err, SL_TOO_LARGE, "too large: its automaton needs more than %u states",
+        return sl_fail(err, SL_TOO_LARGE,
+                       "too large: its digits without the point are at most %u; "
+                       "choose a rounder step",
                        MDL_DFA_STATES_MAX);
     return mdl_dfa_multiples((uint32_t)step, (uint32_t)strlen(d.fraction), out_dfa, err);
 }

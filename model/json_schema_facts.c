@@ -160,7 +160,8 @@ static sl_status read_pattern(mdl_schema_compiler *c, mdl_schema_facts *f, const
     if (sl_json_typeof(value) != SL_JSON_STRING)
         return must_be(c, keyword, "must be a string");
     if (f->pattern_count == MDL_SCHEMA_FEW_MAX)
-        return mdl_schema_fail(c, SL_TOO_LARGE, keyword, "too many patterns for one value");
+        return mdl_schema_fail(c, SL_TOO_LARGE, keyword,
+                               "more than 4 patterns for one value; leave some out");
     f->patterns[f->pattern_count++] = value;
     f->hints |= MDL_JSON_STRING;
     return sl_ok();
@@ -288,7 +289,8 @@ static sl_status read_values(mdl_schema_compiler *c, mdl_schema_facts *f, const 
     if (list && (sl_json_typeof(value) != SL_JSON_ARRAY || sl_json_count(value) == 0))
         return must_be(c, keyword, "must be an array with at least one value");
     if (f->value_count == MDL_SCHEMA_FEW_MAX)
-        return mdl_schema_fail(c, SL_TOO_LARGE, keyword, "too many enums for one value");
+        return mdl_schema_fail(c, SL_TOO_LARGE, keyword,
+                               "more than 4 enums for one value; leave some out");
     f->value_is_list[f->value_count] = list;
     f->values[f->value_count++] = value;
     return sl_ok();
@@ -411,7 +413,8 @@ static sl_status read_patterns(mdl_schema_compiler *c, mdl_schema_facts *f, cons
     if (f->key_patterns && f->key_patterns != value)
         return mdl_schema_fail(c, SL_UNSUPPORTED, keyword, "two of them for one value");
     if (sl_json_count(value) > MDL_SCHEMA_FEW_MAX)
-        return mdl_schema_fail(c, SL_TOO_LARGE, keyword, "more than 4 patterns");
+        return mdl_schema_fail(c, SL_TOO_LARGE, keyword,
+                               "more than 4 patterns; join those of one schema by |");
     f->key_patterns = value;
     f->hints |= MDL_JSON_OBJECT;
     return sl_ok();
@@ -609,14 +612,16 @@ static sl_status read_negated(mdl_schema_compiler *c, mdl_schema_facts *f,
         if (sl_json_typeof(value) != SL_JSON_STRING)
             return must_be(c, keyword, "must be a string");
         if (f->not_pattern_count == MDL_SCHEMA_FEW_MAX)
-            return mdl_schema_fail(c, SL_TOO_LARGE, keyword, "too many patterns for one value");
+            return mdl_schema_fail(c, SL_TOO_LARGE, keyword,
+                                   "more than 4 patterns for one value; leave some out");
         f->not_patterns[f->not_pattern_count++] = value;
         return sl_ok();
     }
     if (keyword[0] == 'e' && sl_json_typeof(value) != SL_JSON_ARRAY)
         return must_be(c, keyword, "must be an array");
     if (f->without_count == MDL_SCHEMA_FEW_MAX)
-        return mdl_schema_fail(c, SL_TOO_LARGE, keyword, "too many enums for one value");
+        return mdl_schema_fail(c, SL_TOO_LARGE, keyword,
+                               "more than 4 enums for one value; leave some out");
     f->without_is_list[f->without_count] = keyword[0] == 'e';
     f->without[f->without_count++] = value;
     return sl_ok();
