@@ -141,7 +141,7 @@ sl_status clu_election_create(clu_etcd *etcd, const clu_election_options *option
                               clu_election **out_election, sl_err *err)
 {
     static const clu_lease_events LEASE = {on_granted, on_lost};
-    static const clu_table_events TABLE = {on_list, on_put, on_delete, on_listed};
+    static const clu_table_events TABLE = {on_list, on_put, on_delete, on_listed, NULL};
     char key[CLU_KEY_MAX];
     SL_TRY(clu_key(options->cluster, "leader", key, err));
     clu_election *election = sl_alloc(1, sizeof(*election), "election");

@@ -17,6 +17,7 @@ struct clu_table {
     clu_watch *watch;
     clu_backoff backoff;
     sl_timer *timer; /* list again */
+    int64_t seen;
     bool ready;
 };
 
@@ -46,6 +47,13 @@ static void tell_put(clu_table *table, const Etcdserverpb__KeyValue *kv)
     sl_free(value);
 }
 
+static void saw(clu_table *table, int64_t revision)
+{
+    table->seen = revision;
+    if (table->events.on_seen)
+        table->events.on_seen(table->context);
+}
+
 static void on_events(void *context, Etcdserverpb__Event *const *events, size_t count,
                       int64_t revision)
 {
@@ -57,6 +65,7 @@ static void on_events(void *context, Etcdserverpb__Event *const *events, size_t 
         else if (name_of(table, events[i]->kv, name))
             table->events.on_delete(table->context, name);
     }
+    saw(table, revision);
 }
 
 static void on_compacted(void *context)
@@ -89,6 +98,7 @@ static void on_listed(void *context, const ProtobufCMessage *message, const sl_e
     }
     table->ready = true;
     table->events.on_listed(table->context);
+    saw(table, next - 1);
 }
 
 static void list(clu_table *table)
@@ -127,6 +137,11 @@ sl_status clu_table_create(clu_etcd *etcd, const char *prefix, const clu_table_e
     list(table);
     *out_table = table;
     return sl_ok();
+}
+
+int64_t clu_table_seen(const clu_table *table)
+{
+    return table->seen;
 }
 
 bool clu_table_ready(const clu_table *table)

@@ -25,6 +25,7 @@ typedef struct clu_table_events {
                    const Etcdserverpb__KeyValue *kv);
     void (*on_delete)(void *context, const char *name);
     void (*on_listed)(void *context);
+    void (*on_seen)(void *context); /* clu_table_seen has grown; NULL: of no interest */
 } clu_table_events;
 
 SL_MUST_USE sl_status clu_table_create(clu_etcd *etcd, const char *prefix,
@@ -33,6 +34,8 @@ SL_MUST_USE sl_status clu_table_create(clu_etcd *etcd, const char *prefix,
 void clu_table_destroy(clu_table *table);
 /* The first list is in. */
 bool clu_table_ready(const clu_table *table);
+/* etcd's revision up to which all has been told; 0: nothing yet. */
+int64_t clu_table_seen(const clu_table *table);
 
 #ifdef __cplusplus
 }

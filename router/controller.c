@@ -438,6 +438,17 @@ static void on_listed(void *context)
         on_delete(controller, "");
 }
 
+static void on_seen(void *context)
+{
+    rtr_controller *controller = context;
+    controller->options.on_wish_seen(controller->options.context);
+}
+
+const clu_table *rtr_controller_wish(const rtr_controller *controller)
+{
+    return controller->table;
+}
+
 /* ---- the election ---- */
 
 static void on_elected(void *context, int64_t fence)
@@ -463,7 +474,7 @@ static void on_leader(void *context, const char *name)
 static sl_status open_parts(rtr_controller *controller, sl_err *err)
 {
     static const clu_election_events ELECTION = {on_elected, on_deposed, on_leader};
-    static const clu_table_events TABLE = {on_list, on_put, on_delete, on_listed};
+    static const clu_table_events TABLE = {on_list, on_put, on_delete, on_listed, on_seen};
     const rtr_controller_options *options = &controller->options;
     rtr_census_options census = {.runtime = clu_etcd_runtime(options->etcd),
                                  .view = options->view,

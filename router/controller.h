@@ -10,6 +10,7 @@
 #define ROUTER_CONTROLLER_H
 
 #include "cluster/desired.h"
+#include "cluster/table.h"
 #include "cluster/view.h"
 #include "router/events.h"
 #include "router/metrics.h"
@@ -33,12 +34,16 @@ typedef struct rtr_controller_options {
     const rpc_tls *tls;       /* NULL: plain text */
     rtr_events_ring *events;  /* borrowed */
     const rtr_metrics *metrics;
+    void (*on_wish_seen)(void *context); /* clu_table_seen of rtr_controller_wish has grown */
+    void *context;
 } rtr_controller_options;
 
 SL_MUST_USE sl_status rtr_controller_create(const rtr_controller_options *options,
                                             rtr_controller **out_controller, sl_err *err);
 /* A hook that runs is left to itself. NULL is fine. */
 void rtr_controller_destroy(rtr_controller *controller);
+/* The table that keeps the wish; lives as long as the controller. */
+const clu_table *rtr_controller_wish(const rtr_controller *controller);
 
 typedef struct rtr_scale_status {
     bool set;

@@ -72,6 +72,18 @@ static void deed_fail(rtr_deed *deed, sl_code code, const char *text)
     deed_end(deed);
 }
 
+/* Answers if it took place and is known here. */
+static void deed_settle(rtr_deed *deed)
+{
+    if (deed->revision == 0 || (deed->shows && clu_table_seen(deed->shows) < deed->revision))
+        return;
+    if (deed->call) {
+        rpc_server_call_set(deed->call, &(rpc_server_call_events){0}, NULL);
+        rpc_server_call_reply(deed->call, deed->reply);
+    }
+    deed_end(deed);
+}
+
 static void on_acted(void *context, int64_t revision, const sl_err *err)
 {
     rtr_deed *deed = context;
@@ -80,11 +92,17 @@ static void on_acted(void *context, int64_t revision, const sl_err *err)
         deed_fail(deed, err->code, err->text);
         return;
     }
-    if (deed->call) {
-        rpc_server_call_set(deed->call, &(rpc_server_call_events){0}, NULL);
-        rpc_server_call_reply(deed->call, deed->reply);
+    deed->revision = revision;
+    deed_settle(deed);
+}
+
+static void on_table_seen(void *context)
+{
+    rtr_operations *operations = context;
+    for (rtr_deed *deed = operations->deeds, *next; deed; deed = next) {
+        next = deed->next;
+        deed_settle(deed);
     }
-    deed_end(deed);
 }
 
 /* Keeps the reply for when it took place. */
@@ -98,14 +116,15 @@ static sl_status keep_reply(rtr_deed *deed, const ProtobufCMessage *reply, sl_er
     return status;
 }
 
-/* Answers `reply` once the action has taken place. */
+/* Answers `reply` once the action has taken place and `shows`, unless it is NULL, shows it. */
 static void act(rtr_operations *operations, rpc_server_call *call, const clu_action *action,
-                const ProtobufCMessage *reply)
+                const clu_table *shows, const ProtobufCMessage *reply)
 {
     sl_err err;
     rtr_deed *deed = deed_begin(operations, call);
     if (!deed)
         return;
+    deed->shows = shows;
     sl_status status = keep_reply(deed, reply, &err);
     if (sl_is_ok(status))
         status = clu_action_start(operations->options.etcd, operations->options.cluster, action,
@@ -255,7 +274,7 @@ static void write_cordon(rtr_operations *operations, rpc_server_call *call, cons
                      .revision = known ? known->revision : 0}},
         .change_count = 1,
     };
-    act(operations, call, &action, &reply->base);
+    act(operations, call, &action, operations->desired_table, &reply->base);
     sl_buf_fini(&value);
 }
 
@@ -442,7 +461,7 @@ static void on_set_setting(rtr_operations *operations, rpc_server_call *call,
                      .revision = operations->settings_revision}},
         .change_count = 1,
     };
-    act(operations, call, &action, &reply.base);
+    act(operations, call, &action, operations->settings_table, &reply.base);
     sl_buf_fini(&value);
 }
 
@@ -630,7 +649,7 @@ static void write_scale(rtr_operations *operations, rpc_server_call *call,
             {{.key = key, .value = value.data, .expects = true, .revision = status->revision}},
         .change_count = 1,
     };
-    act(operations, call, &action, reply);
+    act(operations, call, &action, rtr_controller_wish(operations->controller), reply);
     sl_buf_fini(&value);
 }
 
@@ -671,9 +690,9 @@ const rtr_operation RTR_OPERATION_TABLE[RTR_OPERATIONS] = {
 static sl_status open_tables(rtr_operations *operations, sl_err *err)
 {
     static const clu_table_events DESIRED = {on_desired_list, on_desired_put, on_desired_delete,
-                                             on_desired_listed};
+                                             on_desired_listed, on_table_seen};
     static const clu_table_events SETTINGS = {on_settings_list, on_settings_put, on_settings_delete,
-                                              on_settings_listed};
+                                              on_settings_listed, on_table_seen};
     const rtr_operations_options *options = &operations->options;
     char key[CLU_KEY_MAX];
     SL_TRY(clu_key(options->cluster, "desired/", key, err));
@@ -693,6 +712,8 @@ static sl_status open_tables(rtr_operations *operations, sl_err *err)
         .tls = options->tls,
         .events = &operations->events,
         .metrics = options->metrics,
+        .on_wish_seen = on_table_seen,
+        .context = operations,
     };
     return rtr_controller_create(&controller, &operations->controller, err);
 }

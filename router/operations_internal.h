@@ -34,6 +34,8 @@ typedef struct rtr_deed {
     clu_action_run *run;
     clu_request *request;
     ProtobufCMessage *reply; /* a packed copy's message, to be sent once it took place */
+    const clu_table *shows;  /* and once that shows it, from the revision on: the operator's next */
+    int64_t revision;        /* call must find it; 0: it has not taken place */
 } rtr_deed;
 
 struct rtr_operations {

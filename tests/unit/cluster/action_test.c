@@ -182,7 +182,7 @@ static void on_listed(void *context)
 
 TEST(a_table_follows_its_prefix)
 {
-    static const clu_table_events EVENTS = {on_list, on_put, on_delete, on_listed};
+    static const clu_table_events EVENTS = {on_list, on_put, on_delete, on_listed, NULL};
     NEED_ETCD();
     clu_etcd *client = make_client();
     clu_table *table;
