@@ -144,6 +144,16 @@ static sl_status check_room(const eng_tier_file *file, const eng_tier_options *o
                    (unsigned long long)options->bytes, options->path, (unsigned long long)bytes);
 }
 
+/* What a crash at the very beginning leaves: the size is set before the header is written. Disk
+ * images begin with zeros too: they have another size, and are somebody's. */
+static bool is_unbegun(const eng_tier_file *file, off_t bytes, off_t size)
+{
+    static const uint8_t ZEROS[ENG_TIER_BLOCK];
+    uint8_t block[ENG_TIER_BLOCK];
+    return bytes == 0 || (bytes == size && read_all(file->fd, block, sizeof(block), 0) &&
+                          memcmp(block, ZEROS, sizeof(block)) == 0);
+}
+
 static sl_status prepare(eng_tier_file *file, const eng_tier_options *options, sl_err *err)
 {
     struct stat info;
@@ -155,17 +165,16 @@ static sl_status prepare(eng_tier_file *file, const eng_tier_options *options, s
     if (flock(file->fd, LOCK_EX | LOCK_NB) != 0)
         return sl_fail_errno(err, SL_CONFLICT, "%s is in use by another process", options->path);
     SL_TRY(check_room(file, options, err));
+    off_t size = (off_t)(ENG_TIER_BLOCK + file->slot_count * file->slot_bytes);
+    bool unbegun = is_unbegun(file, info.st_size, size);
     bool there = read_all(file->fd, &header, sizeof(header), 0);
-    /* Our own files are begun with a header: a file without one is somebody's data. Zeros are what
-     * a crash at the very beginning leaves. */
-    if (info.st_size > 0 && !(there && (header.magic == TIER_MAGIC || header.magic == 0)))
+    /* Our own files are begun with a header: a file without one is somebody's data. */
+    if (!unbegun && !(there && header.magic == TIER_MAGIC))
         return sl_fail(err, SL_INVALID,
                        "%s exists and is not a cache file: name another file or remove it",
                        options->path);
-    const char *fault =
-        info.st_size == 0 || header.magic == 0 ? "" : header_fault(file, &header, options->stamp);
+    const char *fault = unbegun ? "" : header_fault(file, &header, options->stamp);
     /* From zero when it begins anew: the slots of its earlier life are gone, not damaged. */
-    off_t size = (off_t)(ENG_TIER_BLOCK + file->slot_count * file->slot_bytes);
     if ((fault && ftruncate(file->fd, 0) != 0) || ftruncate(file->fd, size) != 0)
         return sl_fail_errno(err, SL_IO, "cannot set the size of %s", options->path);
     if (!fault) {
