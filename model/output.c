@@ -69,16 +69,15 @@ const char *mdl_finish_name(mdl_finish finish)
     return NAMES[finish];
 }
 
-void mdl_call_id(const uint64_t key[2], const char *request_id, int32_t call_index,
-                 char out_id[MDL_CALL_ID_SIZE])
+void mdl_call_id(const char *request_id, int32_t call_index, char out_id[MDL_CALL_ID_SIZE])
 {
     static const char DIGITS[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     size_t used = 5;
 
     memcpy(out_id, "call_", 5);
     for (int part = 0; part < 3; part++) { /* 8 characters from each 64 bits */
-        uint64_t mixed[2] = {key[0], key[1] ^ (uint64_t)(uint32_t)call_index << 8 ^ (uint64_t)part};
-        uint64_t hash = sl_siphash(mixed, request_id, strlen(request_id));
+        uint64_t key[2] = {0, (uint64_t)(uint32_t)call_index << 8 ^ (uint64_t)part};
+        uint64_t hash = sl_siphash(key, request_id, strlen(request_id));
 
         for (int i = 0; i < 8; i++, hash /= 62)
             out_id[used++] = DIGITS[hash % 62];
@@ -94,7 +93,7 @@ static void emit(mdl_output *o, mdl_event_kind kind, const char *text, size_t si
     char id[MDL_CALL_ID_SIZE];
 
     if (kind == MDL_EVENT_CALL_BEGIN) {
-        mdl_call_id(o->options.call_key, o->request_id, o->call_index, id);
+        mdl_call_id(o->request_id, o->call_index, id);
         event.id = id;
     }
     o->fn(o->context, &event);

@@ -54,7 +54,6 @@ typedef struct mdl_output_options {
     bool refuse_unknown;      /* calls of unknown functions become content (needs chat) */
     const mdl_chat *chat;     /* borrowed, for schemas and names; may be NULL */
     const char *request_id;   /* copied; call ids derive from it */
-    uint64_t call_key[2];     /* the same on every router */
     const char *const *stops; /* copied; stop strings, applied to content only */
     size_t stop_count;
     bool include_stop; /* the stop string that ends it is part of the text */
@@ -89,8 +88,7 @@ const mdl_output_counts *mdl_output_counts_get(const mdl_output *output);
 bool mdl_output_in_reasoning(const mdl_output *output);
 
 /* `out_id`: call_ + 24 characters, from request id and index only. */
-void mdl_call_id(const uint64_t key[2], const char *request_id, int32_t call_index,
-                 char out_id[MDL_CALL_ID_SIZE]);
+void mdl_call_id(const char *request_id, int32_t call_index, char out_id[MDL_CALL_ID_SIZE]);
 
 /* A whole answer. */
 typedef struct mdl_call {

@@ -518,7 +518,6 @@ static sl_status choice_init(rtr_answer *a, uint32_t index, sl_err *err)
         .literal = mdl_constraint_is_set(&request->constraint),
         .chat = request->chat,
         .request_id = id,
-        .call_key = {a->options.call_key[0], a->options.call_key[1]},
         .stops = request->stops,
         .stop_count = request->stop_count,
         .include_stop = request->include_stop,

@@ -34,7 +34,6 @@ typedef struct rtr_answer_options {
     const char *request_id;
     const char *model;
     uint64_t created; /* seconds since 1970 */
-    uint64_t call_key[2];
 } rtr_answer_options;
 
 typedef struct rtr_answer_usage {

@@ -609,7 +609,6 @@ static void live_prepared(rtr_live *live)
         .request_id = live->id,
         .model = shared->api.model_name,
         .created = live->created,
-        .call_key = {shared->call_key[0], shared->call_key[1]},
     };
     if (!sl_is_ok(rtr_answer_create(&options, &live->answer, &err))) {
         rtr_api_error_set(&live->error, err.code, err.text);

@@ -34,8 +34,7 @@ typedef struct rtr_shared {
     const rpc_tls *tls;         /* NULL: plain text */
     const char *model_identity; /* what their model hash begins with; NULL: not checked */
     uint64_t started_at;        /* seconds since 1970 */
-    uint64_t call_key[2];
-    uint32_t context_max;  /* the model's, or less by option */
+    uint32_t context_max;       /* the model's, or less by option */
     uint32_t inline_bytes; /* larger bodies are prepared by the pool, and those with a constraint */
     uint32_t prefill_deadline_ms;
 } rtr_shared;
