@@ -35,9 +35,9 @@ def test_lost_prefill_goes_on_from_what_the_decode_node_has():
         assert outcome["answer"].done
         fetched = cluster.metric("router-0", "sluice_prefix_pulled_tokens_total")
         computed = cluster.metric("prefill-1", "sluice_prompt_tokens_total")
-        received = cluster.metric("prefill-1", "sluice_kv_received_bytes_total")
-        print(f"{fetched:.0f} tokens fetched ({received:.0f} bytes), {computed:.0f} computed")
-        assert pulls(cluster, "fetched") == 1 and fetched >= 128 and received > 0 and computed > 0
+        print(f"{fetched:.0f} tokens fetched, {computed:.0f} computed")
+        assert pulls(cluster, "fetched") == 1 and fetched >= 128 and computed > 0
+        wait_for(lambda: cluster.metric("prefill-1", "sluice_kv_received_bytes_total") > 0, "bytes that were fetched")
         cluster.wait_at_rest()
 
 
