@@ -116,19 +116,43 @@ static sl_status keep_reply(rtr_deed *deed, const ProtobufCMessage *reply, sl_er
     return status;
 }
 
-/* Answers `reply` once the action has taken place and `shows`, unless it is NULL, shows it. */
-static void act(rtr_operations *operations, rpc_server_call *call, const clu_action *action,
-                const clu_table *shows, const ProtobufCMessage *reply)
+/* What an operator writes into a key of etcd, over what this router last saw there. */
+typedef struct wish {
+    const char *path;                   /* of the key */
+    const char *verb, *target, *detail; /* for the audit */
+    const sl_buf *value;                /* JSON; NULL: the key goes */
+    int64_t revision;                   /* the key's; 0: it is absent */
+    const clu_table *shows;             /* answered once this shows it */
+} wish;
+
+static void write_wish(rtr_operations *operations, rpc_server_call *call, const wish *w,
+                       const ProtobufCMessage *reply)
 {
+    const rtr_operations_options *options = &operations->options;
+    char key[CLU_KEY_MAX], actor[RPC_ACTOR_MAX];
     sl_err err;
     rtr_deed *deed = deed_begin(operations, call);
     if (!deed)
         return;
-    deed->shows = shows;
-    sl_status status = keep_reply(deed, reply, &err);
+    deed->shows = w->shows;
+    rpc_server_call_actor(call, actor, sizeof actor);
+    clu_action action = {
+        .actor = actor,
+        .verb = w->verb,
+        .target = w->target,
+        .detail = w->detail,
+        .changes = {{.key = key,
+                     .value = w->value ? w->value->data : NULL,
+                     .expects = true,
+                     .revision = w->revision}},
+        .change_count = 1,
+    };
+    sl_status status = clu_key(options->cluster, w->path, key, &err);
     if (sl_is_ok(status))
-        status = clu_action_start(operations->options.etcd, operations->options.cluster, action,
-                                  on_acted, deed, &deed->run, &err);
+        status = keep_reply(deed, reply, &err);
+    if (sl_is_ok(status))
+        status = clu_action_start(options->etcd, options->cluster, &action, on_acted, deed,
+                                  &deed->run, &err);
     if (!sl_is_ok(status))
         deed_fail(deed, status.code, err.text);
 }
@@ -252,29 +276,20 @@ static void count_node(void *context, const rtr_node_status *status)
 static void write_cordon(rtr_operations *operations, rpc_server_call *call, const char *node,
                          const clu_desired *record, const Sluice__V1__CordonReply *reply)
 {
-    char path[CLU_NAME_MAX + 16], key[CLU_KEY_MAX], actor[RPC_ACTOR_MAX];
+    char path[CLU_NAME_MAX + 16];
     const rtr_desired *known = desired_find(operations, node);
-    sl_err err;
     sl_buf value;
     snprintf(path, sizeof path, "desired/%s", node);
-    sl_status status = clu_key(operations->options.cluster, path, key, &err);
-    sl_assert(sl_is_ok(status)); /* both names are valid ones */
-    rpc_server_call_actor(call, actor, sizeof actor);
     sl_buf_init(&value, CLU_DESIRED_JSON_MAX);
     clu_desired_write_json(&value, record);
-    sl_buf_putc(&value, '\0');
-    clu_action action = {
-        .actor = actor,
-        .verb = record->cordoned ? "cordon" : "uncordon",
-        .target = node,
-        .detail = record->reason,
-        .changes = {{.key = key,
-                     .value = record->cordoned ? value.data : NULL,
-                     .expects = true,
-                     .revision = known ? known->revision : 0}},
-        .change_count = 1,
-    };
-    act(operations, call, &action, operations->desired_table, &reply->base);
+    const wish w = {.path = path,
+                    .verb = record->cordoned ? "cordon" : "uncordon",
+                    .target = node,
+                    .detail = record->reason,
+                    .value = record->cordoned ? &value : NULL,
+                    .revision = known ? known->revision : 0,
+                    .shows = operations->desired_table};
+    write_wish(operations, call, &w, &reply->base);
     sl_buf_fini(&value);
 }
 
@@ -441,27 +456,19 @@ static void on_set_setting(rtr_operations *operations, rpc_server_call *call,
         rpc_server_call_reply(call, &reply.base);
         return;
     }
-    char key[CLU_KEY_MAX], actor[RPC_ACTOR_MAX], detail[200];
+    char detail[200];
     sl_buf value;
-    status = clu_key(operations->options.cluster, "settings", key, &err);
-    sl_assert(sl_is_ok(status));
-    rpc_server_call_actor(call, actor, sizeof actor);
     snprintf(detail, sizeof detail, "%s -> %s", before, now);
     sl_buf_init(&value, RTR_SETTINGS_JSON);
     rtr_live_settings_write(&value, &wanted);
-    sl_buf_putc(&value, '\0');
-    clu_action action = {
-        .actor = actor,
-        .verb = "settings set",
-        .target = request->name,
-        .detail = detail,
-        .changes = {{.key = key,
-                     .value = value.data,
-                     .expects = true,
-                     .revision = operations->settings_revision}},
-        .change_count = 1,
-    };
-    act(operations, call, &action, operations->settings_table, &reply.base);
+    const wish w = {.path = "settings",
+                    .verb = "settings set",
+                    .target = request->name,
+                    .detail = detail,
+                    .value = &value,
+                    .revision = operations->settings_revision,
+                    .shows = operations->settings_table};
+    write_wish(operations, call, &w, &reply.base);
     sl_buf_fini(&value);
 }
 
@@ -629,27 +636,20 @@ static void on_get_scale(rtr_operations *operations, rpc_server_call *call,
 static void write_scale(rtr_operations *operations, rpc_server_call *call,
                         const rtr_scale_status *status, const ProtobufCMessage *reply)
 {
-    char key[CLU_KEY_MAX], actor[RPC_ACTOR_MAX], detail[120];
-    sl_err err;
+    char detail[120];
     sl_buf value;
-    sl_status made = clu_key(operations->options.cluster, "scale", key, &err);
-    sl_assert(sl_is_ok(made));
-    rpc_server_call_actor(call, actor, sizeof actor);
     snprintf(detail, sizeof detail, "prefill %u, decode %u wanted; there are %u and %u",
              status->wanted.prefill, status->wanted.decode, status->prefill, status->decode);
     sl_buf_init(&value, CLU_DESIRED_JSON_MAX);
     clu_scale_write_json(&value, &status->wanted);
-    sl_buf_putc(&value, '\0');
-    clu_action action = {
-        .actor = actor,
-        .verb = "scale apply",
-        .target = "",
-        .detail = detail,
-        .changes =
-            {{.key = key, .value = value.data, .expects = true, .revision = status->revision}},
-        .change_count = 1,
-    };
-    act(operations, call, &action, rtr_controller_wish(operations->controller), reply);
+    const wish w = {.path = "scale",
+                    .verb = "scale apply",
+                    .target = "",
+                    .detail = detail,
+                    .value = &value,
+                    .revision = status->revision,
+                    .shows = rtr_controller_wish(operations->controller)};
+    write_wish(operations, call, &w, reply);
     sl_buf_fini(&value);
 }
 
