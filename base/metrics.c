@@ -43,6 +43,8 @@ struct sl_metrics {
     pthread_mutex_t lock;
     sl_metric *first, *last;
     size_t count;
+    void (*refresh)(void *context);
+    void *refresh_context;
 };
 
 const double SL_SECONDS_BOUNDS[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
@@ -323,9 +325,17 @@ static void write_histogram(sl_buf *buf, const sl_metric *metric)
     sl_buf_printf(buf, "\n%s_count %llu\n", metric->name, (unsigned long long)count);
 }
 
+void sl_metrics_set_refresh(sl_metrics *metrics, void (*fn)(void *context), void *context)
+{
+    metrics->refresh = fn;
+    metrics->refresh_context = context;
+}
+
 void sl_metrics_write(const sl_metrics *metrics, sl_buf *buf)
 {
     static const char *const kinds[] = {"counter", "gauge", "histogram"};
+    if (metrics->refresh)
+        metrics->refresh(metrics->refresh_context);
     sl_metrics *locked = (sl_metrics *)metrics; /* the list only grows at its end */
     pthread_mutex_lock(&locked->lock);
     const sl_metric *metric = metrics->first;

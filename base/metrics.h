@@ -33,6 +33,9 @@ void sl_metric_set(sl_metric *metric, const char *label_value, double value);
 void sl_metric_observe(sl_metric *metric, double value);
 double sl_metric_get(const sl_metric *metric, const char *label_value);
 
+/* fn brings up to date what is read off something rather than counted: called before the metrics
+ * are written, in the writer's thread. NULL: none. Thread: the writer's. */
+void sl_metrics_set_refresh(sl_metrics *metrics, void (*fn)(void *context), void *context);
 /* Text exposition format 0.0.4. */
 void sl_metrics_write(const sl_metrics *metrics, sl_buf *buf);
 

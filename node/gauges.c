@@ -1,5 +1,5 @@
-/* Numbers that are read off the services rather than counted: refreshed by a timer. Thread: control
- * loop. */
+/* Numbers that are read off the services rather than counted: refreshed by a timer, and before they
+ * are told. Thread: control loop. */
 #include <stdio.h>
 
 #include "base/alloc.h"
@@ -92,12 +92,20 @@ void nod_gauges_group(nod_host *host, com_group *group)
 
 void nod_gauges_destroy(nod_host *host)
 {
+    if (host->metrics)
+        sl_metrics_set_refresh(host->metrics, NULL, NULL);
     sl_free(host->expert_rows);
     sl_free(host->expert_seen);
 }
 
+static void refresh(void *context)
+{
+    nod_gauges_update(context);
+}
+
 void nod_gauges_create(nod_host *host)
 {
+    sl_metrics_set_refresh(host->metrics, refresh, host);
     ranks_create(host);
     if (host->group)
         show_formation(host);

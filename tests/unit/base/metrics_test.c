@@ -151,6 +151,25 @@ TEST(updates_from_threads_all_count)
     sl_metrics_destroy(metrics);
 }
 
+static void measure(void *context)
+{
+    sl_metric_set(context, NULL, sl_metric_get(context, NULL) + 1);
+}
+
+TEST(what_is_read_is_read_when_it_is_told)
+{
+    sl_metrics *metrics = sl_metrics_create();
+    sl_metrics_set_refresh(metrics, measure, sl_gauge(metrics, "g", "G", NULL));
+    for (int i = 1; i <= 2; i++) {
+        sl_buf buf;
+        sl_buf_init(&buf, 0);
+        sl_metrics_write(metrics, &buf);
+        assert_non_null(strstr(buf.data, i == 1 ? "\ng 1\n" : "\ng 2\n"));
+        sl_buf_fini(&buf);
+    }
+    sl_metrics_destroy(metrics);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(text_form),
     cmocka_unit_test(same_name_is_the_same_metric),
@@ -158,5 +177,6 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(strange_values_have_their_text),
     cmocka_unit_test(seconds_bounds_ascend),
     cmocka_unit_test(updates_from_threads_all_count),
+    cmocka_unit_test(what_is_read_is_read_when_it_is_told),
 };
 TEST_MAIN(tests)
