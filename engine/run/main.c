@@ -224,6 +224,7 @@ static int run_prompt(const eng_run_options *options, const sl_config *config,
         print_json(&result, &sampling);
     else
         printf("\n");
+    fflush(stdout); /* the text's line ends before the seed's begins; main looks for errors */
     if (code == 0 && !options->json && sampling.temperature > 0.0f && !sampling.seed_given)
         fprintf(stderr, "sluice-run: seed %llu\n", (unsigned long long)sampling.seed);
     eng_run_result_fini(&result);
@@ -246,7 +247,8 @@ static int run(const eng_run_options *options, const sl_config *config)
     if (options->layers)
         return sl_is_ok(eng_run_layers(options, &err)) ? 0 : tell(&err, EXIT_FAILURE);
     mdl_tokenizer *tokenizer = NULL;
-    if (!sl_is_ok(mdl_tokenizer_load(options->model, &tokenizer, &err)))
+    if (!sl_is_ok(sl_wrap(&err, mdl_tokenizer_load(options->model, &tokenizer, &err), "model %s",
+                          options->model)))
         return tell(&err, EXIT_FAILURE);
     int code = run_prompt(options, config, tokenizer);
     mdl_tokenizer_destroy(tokenizer);
