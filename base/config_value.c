@@ -148,10 +148,12 @@ sl_status sl_config_convert(const sl_option *option, const char *text, sl_config
     return sl_fail(err, SL_INTERNAL, "option type %d", (int)option->type);
 }
 
-/* The largest unit that it is a whole number of. */
-static void amount_text(uint64_t amount, const unit *units, char *out_text, size_t size)
+/* The largest unit that it is a whole number of; zero: unit, a name of one of them. */
+static void amount_text(uint64_t amount, const unit *units, const char *zero, char *out_text,
+                        size_t size)
 {
-    while (units[1].name && (amount == 0 || amount % units->factor != 0))
+    while (units[1].name &&
+           (amount == 0 ? strcmp(units->name, zero) != 0 : amount % units->factor != 0))
         units++;
     snprintf(out_text, size, "%llu%s", (unsigned long long)(amount / units->factor), units->name);
 }
@@ -179,10 +181,10 @@ void sl_config_text(const sl_option *option, const void *target, char *out_text,
         snprintf(out_text, size, "%g", *(const double *)(const void *)at);
         break;
     case SL_OPTION_BYTES:
-        amount_text(*(const uint64_t *)(const void *)at, SIZES, out_text, size);
+        amount_text(*(const uint64_t *)(const void *)at, SIZES, "", out_text, size);
         break;
     case SL_OPTION_DURATION:
-        amount_text(*(const uint64_t *)(const void *)at, TIMES, out_text, size);
+        amount_text(*(const uint64_t *)(const void *)at, TIMES, "s", out_text, size);
         break;
     case SL_OPTION_CHOICE:
         snprintf(out_text, size, "%s", option->choices[*(const int *)(const void *)at]);
