@@ -444,7 +444,8 @@ static sl_status read_format(mdl_chat *chat, const sl_json *request, sl_err *err
                        "response_format.type: must be text, json_object or json_schema");
     chat->schema = sl_json_get(sl_json_get(format, "json_schema"), "schema");
     if (sl_json_typeof(chat->schema) != SL_JSON_OBJECT)
-        return sl_fail(err, SL_INVALID, "response_format.json_schema.schema: must be an object");
+        return sl_fail(err, SL_INVALID, "response_format.json_schema.schema: %s",
+                       chat->schema ? "must be an object" : "is missing");
     chat->format = MDL_RESPONSE_JSON_SCHEMA;
     front_message(chat)->has_format = true;
     return sl_ok();

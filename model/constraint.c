@@ -148,12 +148,14 @@ static sl_status read_format(mdl_constraint *c, const sl_json *request, sl_err *
         return sl_fail(err, SL_INVALID,
                        "response_format.type: must be text, json_object or json_schema");
     const sl_json *outer = given(format, "json_schema"), *strict = given(outer, "strict");
-    if (sl_json_typeof(sl_json_get(outer, "schema")) != SL_JSON_OBJECT)
-        return sl_fail(err, SL_INVALID, "%s: must be an object", SCHEMA);
+    const sl_json *schema = sl_json_get(outer, "schema");
+    if (sl_json_typeof(schema) != SL_JSON_OBJECT)
+        return sl_fail(err, SL_INVALID, "%s: %s", SCHEMA,
+                       schema ? "must be an object" : "is missing");
     if (strict && !sl_json_bool(strict, &c->strict))
         return sl_fail(err, SL_INVALID,
                        "response_format.json_schema.strict: must be true or false");
-    return read_schema(c, sl_json_get(outer, "schema"), SCHEMA, err);
+    return read_schema(c, schema, SCHEMA, err);
 }
 
 /* The functions that may be called, as an array. */

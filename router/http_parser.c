@@ -206,7 +206,7 @@ static rtr_http_parse apply_framing(rtr_http_parser *parser, const char *size_te
             return parser_error(parser, 400, "content-length is not a number");
         head->has_body = head->content_size > 0;
         if (head->content_size > parser->body_max)
-            return parser_error(parser, 413, "the request body is over the limit");
+            return parser_error(parser, 413, "the request body is over the limit (--body-max)");
     }
     return RTR_HTTP_MORE;
 }
@@ -356,7 +356,7 @@ static rtr_http_parse chunk_line_end(rtr_http_parser *parser)
     if (parser->digit_count == 0)
         return parser_error(parser, 400, "a chunk has no size");
     if (parser->body_left > parser->body_max - parser->body_taken)
-        return parser_error(parser, 413, "the request body is over the limit");
+        return parser_error(parser, 413, "the request body is over the limit (--body-max)");
     parser->body_taken += parser->body_left;
     parser->state = parser->body_left ? STATE_CHUNK_DATA : STATE_TRAILER;
     parser->line_size = 0;
@@ -390,7 +390,7 @@ static rtr_http_parse feed_chunk_line(rtr_http_parser *parser, char c)
     int digit = hex_value(c);
     if (digit >= 0) {
         if (++parser->digit_count > 15)
-            return parser_error(parser, 413, "the request body is over the limit");
+            return parser_error(parser, 413, "the request body is over the limit (--body-max)");
         parser->body_left = parser->body_left * 16 + (uint64_t)digit;
     } else if (c == ';' && parser->digit_count > 0) {
         parser->in_extension = true;

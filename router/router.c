@@ -411,7 +411,9 @@ static sl_status start(router *r, sl_err *err)
     SL_TRY(rtr_settings_load(r->options, &r->settings, err));
     r->settings.shared.tls = clu_trust_tls(r->trust);
     rtr_metrics_init(&r->settings.shared.metrics, r->metrics);
-    SL_TRY(sl_net_listen(r->options->listen, false, &r->listen_fd, r->http_address, err));
+    SL_TRY(sl_wrap(err,
+                   sl_net_listen(r->options->listen, false, &r->listen_fd, r->http_address, err),
+                   "--listen"));
     SL_TRY(rtr_pool_create((uint32_t)r->options->encode_threads, JOBS_MAX, &r->settings.shared.pool,
                            err));
     /* Filled by set_name, which needs the control port that needs the first thread. */

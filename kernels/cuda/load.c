@@ -24,7 +24,9 @@ sl_status krn_cuda_load(const char *path, int32_t device, const krn_cuda_api **o
 {
     void *object = dlopen(path ? path : "libsluice_cuda.so", RTLD_NOW | RTLD_LOCAL);
     if (!object)
-        return sl_fail(err, SL_UNSUPPORTED, "cuda backend: %s", dlerror());
+        return sl_fail(err, SL_UNSUPPORTED,
+                       "cuda backend: %s (`make cuda` builds it, --cuda-library says where it is)",
+                       dlerror());
     krn_cuda_api_get_fn get;
     *(void **)&get = dlsym(object, KRN_CUDA_SYMBOL);
     const krn_cuda_api *api = get ? get(KRN_CUDA_API_VERSION) : NULL;

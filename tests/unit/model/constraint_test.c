@@ -652,6 +652,7 @@ static const struct {
      SL_TOO_LARGE, "more than 4 enums for one value; leave some out"},
     {JSON("{\"patternProperties\":{\"a\":{},\"b\":{},\"c\":{},\"d\":{},\"e\":{}}}"), SL_TOO_LARGE,
      "more than 4 patterns; join those of one schema by |"},
+    {FORMAT("\"name\":\"n\""), SL_INVALID, "response_format.json_schema.schema: is missing"},
     {FORMAT("\"schema\":5"), SL_INVALID, "response_format.json_schema.schema: must be an object"},
     {FORMAT("\"schema\":{},\"strict\":1"), SL_INVALID, "strict"},
     {FORMAT("\"strict\":true,\"schema\":{\"type\":\"object\"}"), SL_INVALID,
