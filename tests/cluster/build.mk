@@ -16,7 +16,7 @@ $(CHAOS_DIR)/reference: $(CHAOS_REFERENCE) $(call link_files,engine)
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D) && $(CC) -o $@ $(CHAOS_REFERENCE) $(call link_libs,engine) $(LDFLAGS_ALL)
 .PHONY: chaos
-chaos: $(CHAOS)
+chaos: $(CHAOS) ## the programs of tests/cluster/chaos: nodes with a stub engine
 tests: $(CHAOS)
 
 # A wall clock that is wrong, for one process (test_skew.py).
