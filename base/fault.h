@@ -1,6 +1,6 @@
 /* Fault sites: named places where a test can hold, kill, fail or slow the process.
  *
- * SLUICE_FAULTS="prefill.after_group=hold@2;decode.step=exit;kvt.fetch=fail@3x2" arms sites:
+ * SLUICE_FAULTS="prefill.group=hold@2;decode.step=exit;kvt.fetch=fail@3x2" arms sites:
  * action[@nth hit, from 1][xcount]; neither = every hit, only @n = that hit alone.
  *   fail     the site reports failure (sl_fault returns true)
  *   exit     _exit(86) at once
