@@ -21,7 +21,7 @@ static void report(const ctl_session *session, const char *node, bool cordoned,
         ctl_json_number(&out, "left", reply->left);
         sl_buf_puts(&out, "}\n");
     } else if (!reply->changed) {
-        sl_buf_printf(&out, "%s %s cordoned already\n", node, cordoned ? "is" : "is not");
+        sl_buf_printf(&out, "%s is %s\n", node, cordoned ? "cordoned already" : "not cordoned");
     } else if (cordoned) {
         sl_buf_printf(&out,
                       "%s%s is cordoned: it finishes its %u requests and gets no more; %u usable "
