@@ -184,7 +184,10 @@ def test_events_are_audited():
         cluster.ctl("cordon", "decode-1", "--reason", "fan")
         cluster.ctl("settings", "set", "attempts", "4")
         cluster.ctl("drain", "decode-1")
-        events = wait_for(lambda: [e for e in cluster.ctl_json("events")["events"] if e["actor"]], "the audit")
+        def audited():
+            return [e for e in cluster.ctl_json("events")["events"] if e["actor"]]
+        wait_for(lambda: len(audited()) == 3, "the audit")
+        events = audited()
         assert [(e["kind"], e["subject"]) for e in events] == [("cordon", "decode-1"), ("settings set", "attempts"), ("drain", "decode-1")], events
         assert events[0]["text"] == "fan" and events[1]["text"] == "3 -> 4" and all("unverified" in e["actor"] for e in events), events
         seen = cluster.ctl_json("events", "--limit", "1000")["events"]
@@ -265,8 +268,7 @@ def test_weights_reload_rolls():
         assert bad.returncode == 1 and "0 of 1 nodes have version 3" in bad.stderr, bad.stderr
         assert cluster.ctl("weights", "reload").returncode == 2
         assert cluster.ctl("weights", "reload", "router-0", "--model", directory).returncode == 1
-        audited = wait_for(lambda: [e for e in cluster.ctl_json("events")["events"] if e["kind"] == "weights reload"], "the audit")
-        assert len(audited) == 4, audited
+        wait_for(lambda: sum(e["kind"] == "weights reload" for e in cluster.ctl_json("events")["events"]) == 4, "four reloads in the audit")
         cluster.wait_at_rest()
     shutil.rmtree(directory)
 
