@@ -245,7 +245,6 @@ static void carry_out(rtr_controller *controller, const rtr_scale_status *now)
              decode->more ? decode->reason : "");
     sl_buf_init(&value, CLU_DESIRED_JSON_MAX);
     clu_scale_write_json(&value, &wish);
-    sl_buf_putc(&value, '\0');
     clu_action action = {
         .actor = actor,
         .verb = "scale apply",

@@ -366,6 +366,15 @@ static const rtr_node *node_by_stream(const rtr_nodes *nodes, uint64_t decode)
     return NULL;
 }
 
+static const rtr_node *node_by_process(const rtr_nodes *nodes, uint64_t process)
+{
+    for (const rtr_node *node = nodes->first; node; node = node->next) {
+        if (process && node->id == process)
+            return node;
+    }
+    return NULL;
+}
+
 uint64_t rtr_nodes_process(const rtr_nodes *nodes, uint64_t stream)
 {
     const rtr_node *node = node_by_stream(nodes, stream);
@@ -374,11 +383,8 @@ uint64_t rtr_nodes_process(const rtr_nodes *nodes, uint64_t stream)
 
 uint64_t rtr_nodes_stream(const rtr_nodes *nodes, uint64_t process)
 {
-    for (const rtr_node *node = nodes->first; node; node = node->next) {
-        if (process && node->id == process)
-            return node->gone ? 0 : node->stream_id;
-    }
-    return 0;
+    const rtr_node *node = node_by_process(nodes, process);
+    return node && !node->gone ? node->stream_id : 0;
 }
 
 static bool node_drains(const rtr_node *node)
@@ -443,11 +449,8 @@ const char *rtr_nodes_decode_name(const rtr_nodes *nodes, uint64_t decode)
 
 const char *rtr_nodes_prefill_name(const rtr_nodes *nodes, uint64_t prefill)
 {
-    for (const rtr_node *node = nodes->first; node; node = node->next) {
-        if (prefill && node->id == prefill)
-            return node->info.name;
-    }
-    return "";
+    const rtr_node *node = node_by_process(nodes, prefill);
+    return node ? node->info.name : "";
 }
 
 const clu_stamp *rtr_nodes_decode_stamp(const rtr_nodes *nodes, uint64_t decode)
@@ -458,11 +461,8 @@ const clu_stamp *rtr_nodes_decode_stamp(const rtr_nodes *nodes, uint64_t decode)
 
 uint64_t rtr_nodes_incarnation(const rtr_nodes *nodes, uint64_t process)
 {
-    for (const rtr_node *node = nodes->first; node; node = node->next) {
-        if (process && node->id == process)
-            return node->info.incarnation;
-    }
-    return 0;
+    const rtr_node *node = node_by_process(nodes, process);
+    return node ? node->info.incarnation : 0;
 }
 
 static const rtr_node *node_by_incarnation(const rtr_nodes *nodes, uint64_t incarnation)
