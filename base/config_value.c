@@ -128,7 +128,8 @@ sl_status sl_config_convert(const sl_option *option, const char *text, sl_config
         return convert_integer(option, text, &out_value->integer, err);
     case SL_OPTION_DOUBLE:
         out_value->real = strtod(text, &end);
-        if (end == text || *end || !isfinite(out_value->real) || isspace((unsigned char)*text))
+        if (end == text || *end || !isfinite(out_value->real) || isspace((unsigned char)*text) ||
+            strpbrk(text, "xX"))
             return sl_fail(err, SL_INVALID, "\"%s\" is not a number", text);
         return sl_ok();
     case SL_OPTION_STRING:

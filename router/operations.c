@@ -196,7 +196,8 @@ static void desired_set(rtr_operations *operations, const char *node, const clu_
         *at = (rtr_desired){0};
         snprintf(at->node, sizeof at->node, "%s", node);
     }
-    bool news = at->record.cordoned != record->cordoned;
+    bool news = at->record.cordoned != record->cordoned ||
+                (record->cordoned && strcmp(at->record.reason, record->reason) != 0);
     at->record = *record;
     at->revision = revision;
     at->listed = true;
@@ -316,9 +317,11 @@ static void on_cordon(rtr_operations *operations, rpc_server_call *call,
     }
     clu_desired record = known ? known->record : (clu_desired){0};
     Sluice__V1__CordonReply reply = SLUICE__V1__CORDON_REPLY__INIT;
-    reply.changed = record.cordoned != request->cordoned;
+    const bool reason = request->cordoned && *request->reason;
+    reply.changed = record.cordoned != request->cordoned ||
+                    (reason && strcmp(record.reason, request->reason) != 0);
     record.cordoned = request->cordoned;
-    if (request->cordoned && *request->reason)
+    if (reason)
         snprintf(record.reason, sizeof record.reason, "%s", request->reason);
     reply.reason = record.reason;
     impact found = {.node = request->node, .role = member ? member->info.role : ""};

@@ -84,6 +84,9 @@ def test_cordon():
         wait_for(lambda: all(f"node {node} is cordoned" in cluster.log(f"router-{i}") for i in (0, 1)), "both routers to follow")
         assert states(cluster)[node] == "cordoned"
         assert "is cordoned already" in cluster.ctl("cordon", node).stdout
+        again = cluster.ctl_json("cordon", node, "--reason", "fan is being changed")
+        assert again["changed"] and again["reason"] == "fan is being changed", again
+        assert not cluster.ctl_json("cordon", node)["changed"] and cluster.ctl_json("cordon", node)["reason"] == again["reason"]
         for _ in range(4):
             assert cluster.chat(QUESTION, temperature=0, max_tokens=4).headers["x-sluice-decode-node"] == other
         thread.join()

@@ -225,6 +225,7 @@ TEST(misuse_of_the_command_line)
     assert_misuse("--model m --threads 99999999999999999999", "is not an integer");
     assert_misuse("--model m --rate nan", "is not a number");
     assert_misuse("--model m --rate 1,5", "is not a number");
+    assert_misuse("--model m --rate 0x10", "is not a number");
     assert_misuse("--model m --kv-memory 4XB", "\"4XB\" is not a size");
     assert_misuse("--model m --timeout 5", "\"5\" is not a duration");
     assert_misuse("--model m --backend tpu", "\"tpu\" is not one of cpu|cuda");
