@@ -75,15 +75,43 @@ static sl_status trim(mdl_dfa *dfa, sl_err *err)
     return any ? sl_ok() : sl_fail(err, SL_INVALID, "no text satisfies it");
 }
 
+/* Of a trimmed automaton: in widening circles around the start. Those of few bytes are what counts.
+ */
+static uint8_t shortest_text(const mdl_dfa *dfa)
+{
+    uint32_t *order = sl_alloc(dfa->state_count, sizeof(*order), "dfa order");
+    bool *seen = sl_alloc(dfa->state_count, sizeof(*seen), "dfa order");
+    uint32_t done = 0, count = 0, bytes = 0;
+    order[count++] = 1;
+    seen[1] = true;
+    for (uint32_t end = 1; bytes < MDL_SHORTEST_MAX; bytes++, end = count) {
+        while (done < end && !dfa->accepts[order[done]]) {
+            const uint32_t *next = dfa->next + order[done++] * dfa->class_count;
+            for (uint32_t c = 0; c < dfa->class_count; c++) {
+                if (next[c] != 0 && !seen[next[c]])
+                    order[count++] = next[c];
+                seen[next[c]] = true;
+            }
+        }
+        if (done < end)
+            break;
+    }
+    sl_free(order);
+    sl_free(seen);
+    return (uint8_t)bytes;
+}
+
 /* Hands the trimmed automaton over, or destroys it. */
 static sl_status complete(mdl_dfa *dfa, sl_status status, mdl_dfa **out_dfa, sl_err *err)
 {
     if (sl_is_ok(status))
         status = trim(dfa, err);
-    if (sl_is_ok(status))
+    if (sl_is_ok(status)) {
+        dfa->shortest = shortest_text(dfa);
         *out_dfa = dfa;
-    else
+    } else {
         mdl_dfa_destroy(dfa);
+    }
     return status;
 }
 

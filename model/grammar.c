@@ -316,28 +316,40 @@ static uint16_t node_height(const mdl_grammar *g, const mdl_grammar_node *node)
     }
 }
 
-static bool node_nullable(const mdl_grammar *g, const mdl_grammar_node *node)
+static uint8_t node_shortest(const mdl_grammar *g, const mdl_grammar_node *node)
 {
     const mdl_grammar_node *n = g->nodes;
+    uint64_t bytes = 1;
     switch ((mdl_node_kind)node->kind) {
     case MDL_NODE_KIND_EMPTY:
-        return true;
+        return 0;
     case MDL_NODE_KIND_THEN:
-        return n[node->a].nullable && n[node->b].nullable;
+        bytes = n[node->a].shortest + n[node->b].shortest;
+        break;
     case MDL_NODE_KIND_OR:
-        return n[node->a].nullable || n[node->b].nullable;
+        bytes =
+            n[node->a].shortest < n[node->b].shortest ? n[node->a].shortest : n[node->b].shortest;
+        break;
     case MDL_NODE_KIND_REPEAT:
-        return node->b == 0 || n[node->a].nullable;
+        bytes = (uint64_t)node->b * n[node->a].shortest;
+        break;
     case MDL_NODE_KIND_RULE:
-        return g->rules[node->a] != MDL_NODE_NONE && n[g->rules[node->a]].nullable;
+        bytes =
+            g->rules[node->a] == MDL_NODE_NONE ? MDL_SHORTEST_MAX : n[g->rules[node->a]].shortest;
+        break;
     case MDL_NODE_KIND_DFA:
-        return g->dfas[node->a]->accepts[1];
-    default:
-        return false;
+        return g->dfas[node->a]->shortest;
+    case MDL_NODE_KIND_LITERAL:
+        bytes = node->b;
+        break;
+    case MDL_NODE_KIND_SET:
+    case MDL_NODE_KIND_SYMBOL:
+        break;
     }
+    return bytes < MDL_SHORTEST_MAX ? (uint8_t)bytes : MDL_SHORTEST_MAX;
 }
 
-/* Both grow from "no" and "cannot end" until nothing changes: rules point forwards. */
+/* Both shrink from "cannot end" and "very long" until nothing changes: rules point forwards. */
 static void analyse(mdl_grammar *g)
 {
     for (uint32_t i = 0; i < g->node_count; i++)
@@ -347,15 +359,15 @@ static void analyse(mdl_grammar *g)
         for (uint32_t i = 0; i < g->node_count; i++) {
             mdl_grammar_node *node = &g->nodes[i];
             uint16_t height = node_height(g, node);
-            bool nullable = node_nullable(g, node);
-            changed |= height != node->height || nullable != node->nullable;
+            uint8_t shortest = node_shortest(g, node);
+            changed |= height != node->height || shortest != node->shortest;
             node->height = height;
-            node->nullable = nullable;
+            node->shortest = shortest;
         }
     }
     /* What may be empty may be missing: so a closure never counts empty turns. */
     for (uint32_t i = 0; i < g->node_count; i++)
-        if (g->nodes[i].kind == MDL_NODE_KIND_REPEAT && g->nodes[g->nodes[i].a].nullable)
+        if (g->nodes[i].kind == MDL_NODE_KIND_REPEAT && g->nodes[g->nodes[i].a].shortest == 0)
             g->nodes[i].b = 0;
 }
 

@@ -16,12 +16,13 @@ typedef enum mdl_node_kind {
     MDL_NODE_KIND_DFA,     /* a: dfa */
 } mdl_node_kind;
 
-#define MDL_HEIGHT_NONE 0xffffu /* of a node that cannot end */
+#define MDL_HEIGHT_NONE  0xffffu /* of a node that cannot end */
+#define MDL_SHORTEST_MAX 0xffu
 
 typedef struct mdl_grammar_node {
     uint8_t kind;
-    bool nullable;
-    uint16_t height; /* rules inside one another that its shortest end needs */
+    uint8_t shortest; /* bytes of its shortest text, a symbol as one; MDL_SHORTEST_MAX or more */
+    uint16_t height;  /* rules inside one another that its shortest end needs */
     uint32_t a, b, c;
 } mdl_grammar_node;
 
@@ -60,9 +61,10 @@ struct mdl_dfa {
     uint32_t state_count;
     uint32_t class_count;
     uint8_t class_of[256];
-    bool *accepts;  /* [state_count] */
-    bool *goes_on;  /* [state_count]: some byte leads on; what does not accepts */
-    uint32_t *next; /* [state_count][class_count] */
+    uint8_t shortest; /* as a node's */
+    bool *accepts;    /* [state_count] */
+    bool *goes_on;    /* [state_count]: some byte leads on; what does not accepts */
+    uint32_t *next;   /* [state_count][class_count] */
 };
 
 static inline uint32_t mdl_dfa_step(const mdl_dfa *dfa, uint32_t state, unsigned byte)

@@ -254,7 +254,7 @@ static bool seen_with_fewer_turns(mdl_matcher *m, cell c)
 
 static void expand_repeat(mdl_matcher *m, cell c, const mdl_grammar_node *node)
 {
-    bool empty_turns = m->grammar->nodes[node->a].nullable;
+    bool empty_turns = m->grammar->nodes[node->a].shortest == 0;
     if (empty_turns && seen_with_fewer_turns(m, c))
         return;
     if (c.progress >= node->b)
@@ -429,9 +429,12 @@ bool mdl_matcher_accepts(const mdl_matcher *matcher, uint32_t state)
 
 /* ---- counts that are far from their bounds ---- */
 
-/* The turns that stand for all that are more than `margin` from where they matter. */
-static uint32_t near_turns(const mdl_grammar_node *node, uint32_t turns, uint32_t margin)
+/* The turns that stand for all that are more than `margin` bytes from where they matter. */
+static uint32_t near_turns(const mdl_matcher *m, const mdl_grammar_node *node, uint32_t turns,
+                           uint32_t margin)
 {
+    uint32_t shortest = m->grammar->nodes[node->a].shortest;
+    margin = shortest > 1 ? margin / shortest : margin; /* turns that so many bytes may begin */
     if (turns < node->b)
         return node->b - turns > margin ? 0 : turns;
     return node->c == MDL_REPEAT_ANY || node->c - turns > margin ? node->b : turns;
@@ -447,7 +450,7 @@ static uint32_t near_cell(mdl_matcher *m, uint32_t index, uint32_t margin)
             return index;
         chain[count++] = at;
         if (node->kind == MDL_NODE_KIND_REPEAT &&
-            near_turns(node, m->cells[at].progress, margin) != m->cells[at].progress)
+            near_turns(m, node, m->cells[at].progress, margin) != m->cells[at].progress)
             changed = count;
     }
     if (changed == 0)
@@ -457,7 +460,7 @@ static uint32_t near_cell(mdl_matcher *m, uint32_t index, uint32_t margin)
         cell c = m->cells[chain[changed]];
         const mdl_grammar_node *node = &m->grammar->nodes[c.node];
         if (node->kind == MDL_NODE_KIND_REPEAT)
-            c.progress = near_turns(node, c.progress, margin);
+            c.progress = near_turns(m, node, c.progress, margin);
         c.next = next;
         next = intern_cell(m, c);
     }
