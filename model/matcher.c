@@ -22,6 +22,8 @@
     1024u /* cells on one another, for mdl_matcher_near; the others stay as they are */
 #define TABLE_BEGIN \
     1024u /* slots in use at first: memory not touched yet costs more than a search */
+#define ALIKE_MAX \
+    4u /* cells of a state whose steps are noted for all classes of bytes that are alike to it */
 #define PLAIN_MIXED 0xffu
 #define WORD_MIXED  UINT32_MAX
 #define BOTTOM      0u /* the cell below the last: popping it accepts */
@@ -396,6 +398,37 @@ static void step_cell(mdl_matcher *m, uint32_t index, uint32_t symbol)
     }
 }
 
+/* Whether a cell takes both bytes in the same way, or none of them. */
+static bool is_alike(const mdl_matcher *m, const cell *c, uint8_t a, uint8_t b)
+{
+    const mdl_grammar *g = m->grammar;
+    const mdl_grammar_node *node = &g->nodes[c->node];
+    if (node->kind == MDL_NODE_KIND_SYMBOL)
+        return true;
+    if (node->kind == MDL_NODE_KIND_SET)
+        return mdl_byte_set_has(&g->sets[node->a], a) == mdl_byte_set_has(&g->sets[node->a], b);
+    if (node->kind == MDL_NODE_KIND_LITERAL) {
+        uint8_t due = (uint8_t)g->text[node->a + c->progress];
+        return a != due && b != due;
+    }
+    const mdl_dfa *dfa = g->dfas[node->a];
+    uint32_t state = c->progress ? c->progress : 1;
+    return mdl_dfa_step(dfa, state, a) == mdl_dfa_step(dfa, state, b);
+}
+
+/* Where one class of bytes leads, others do that no cell tells from it: most lead nowhere. */
+static void note_alike(mdl_matcher *m, const future *s, uint32_t *row, uint32_t symbol)
+{
+    for (uint32_t other = 0; other < m->class_count; other++) {
+        bool alike = row[other] == 0;
+        for (uint32_t i = 0; i < s->count && alike; i++)
+            alike = is_alike(m, &m->cells[m->sets[s->begin + i]], m->class_byte[symbol],
+                             m->class_byte[other]);
+        if (alike)
+            row[other] = row[symbol];
+    }
+}
+
 static uint32_t step(mdl_matcher *m, uint32_t from, uint32_t symbol)
 {
     sl_assert(from >= MDL_STATE_DEAD && from < m->state_count);
@@ -409,6 +442,8 @@ static uint32_t step(mdl_matcher *m, uint32_t from, uint32_t symbol)
     for (uint32_t i = 0; i < s->count; i++)
         step_cell(m, m->sets[s->begin + i], symbol);
     *row = closure_end(m);
+    if (*row != MDL_STATE_FULL && symbol < m->class_count && s->count <= ALIKE_MAX)
+        note_alike(m, s, row - symbol, symbol);
     return *row;
 }
 
