@@ -2,9 +2,11 @@
  *
  * Tokens that are plain text (what a JSON string holds unescaped, whole characters) have a trie of
  * their own: where a state takes any n plain characters, a stored mask stands for all tokens of at
- * most n, and only the few others are walked. Tokens longer than the matcher's reach are few and
- * have a trie of their own too: the mask of the others is shared by states that differ beyond the
- * reach only. Owner's thread; allocates at creation only. */
+ * most n, and only the few others are walked. So it is with words, which are most of a vocabulary:
+ * where a state takes any n small letters, a stored mask stands for all words of at most n. Tokens
+ * longer than the matcher's reach are few and have a trie of their own too: the mask of the others
+ * is shared by states that differ beyond the reach only. Owner's thread; allocates at creation
+ * only. */
 #include "model/masks.h"
 
 #include <stdlib.h>
@@ -14,7 +16,12 @@
 #include "base/assert.h"
 
 #define WAYS      4u   /* places where the cache looks for a mask */
-#define DEPTH_MAX 256u /* longer tokens are never allowed */
+#define DEPTH_MAX 255u /* bytes: longer tokens are never allowed */
+#define SMALL_MAX 16u  /* small letters of a word */
+#define LINE      16u  /* uint32_t of which a mask has a multiple: of a cache line */
+
+/* Tokens that are a word: small letters, and before them a space, a capital or both. */
+enum { WORD_BY_SPACE = 1, WORD_BY_CAPITAL = 2, WORD_KINDS = 4 };
 
 /* A byte of one or more tokens. Nodes lie level by level, the children of one side by side: what a
  * state does not allow costs a look at its byte, and no memory beside. */
@@ -22,8 +29,8 @@ typedef struct trie_node {
     uint32_t token;      /* MDL_TOKEN_NONE as UINT32_MAX: none ends here */
     uint32_t children;   /* the first */
     uint32_t begin, end; /* tokens that begin like this; its own is the first */
-    uint32_t child_count;
-    uint16_t depth; /* 1 = first byte */
+    uint16_t child_count;
+    uint8_t depth;  /* 1 = first byte */
     uint8_t below;  /* sets of the bytes below it (mdl_word_set) */
     uint8_t levels; /* below it */
 } trie_node;
@@ -51,11 +58,14 @@ typedef struct level {
 
 struct mdl_masks {
     const mdl_tokenizer *tokenizer;
-    uint32_t vocab_size, words;
+    uint32_t vocab_size, words; /* words: uint32_t of a mask */
     uint32_t eos;
     uint32_t symbols[MDL_SYMBOL_COUNT];
-    trie plain, other, distant;
-    uint32_t *plain_masks; /* [MDL_REACH + 1][words]: plain tokens of at most so many characters */
+    trie plain, other, distant; /* plain: all but words */
+    trie word[WORD_KINDS];      /* by WORD_BY_SPACE, WORD_BY_CAPITAL */
+    /* [MDL_REACH + 1][words]: plain tokens, words among them, of at most so many characters */
+    uint32_t *plain_masks;
+    uint32_t *word_masks; /* [WORD_KINDS][SMALL_MAX + 1][words]: of at most so many small letters */
     uint32_t *distant_mask;
     uint32_t *own;               /* the mask last made for one state alone */
     level levels[DEPTH_MAX + 1]; /* of the walk */
@@ -104,9 +114,32 @@ static uint32_t plain_characters(const spelled *token)
     return count;
 }
 
+static bool is_of(uint8_t byte, unsigned set)
+{
+    return mdl_word_set_of(byte) == set;
+}
+
+/* Of a word, its kind and how many small letters it has; WORD_KINDS: it is none. */
+static uint32_t word_kind(const spelled *token, uint32_t *out_small)
+{
+    uint32_t at = token->data[0] == ' ', kind = at ? WORD_BY_SPACE : 0;
+    if (at < token->size && is_of(token->data[at], MDL_WORD_UPPER)) {
+        kind |= WORD_BY_CAPITAL;
+        at++;
+    }
+    *out_small = token->size - at;
+    bool word = token->size - at <= SMALL_MAX && (*out_small > 0 || kind & WORD_BY_CAPITAL);
+    for (; at < token->size && word; at++)
+        word = is_of(token->data[at], MDL_WORD_LOWER);
+    return word ? kind : WORD_KINDS;
+}
+
 /* Which of the tries a token belongs to. */
 static const trie *trie_of(const mdl_masks *m, const spelled *token)
 {
+    uint32_t small, kind = word_kind(token, &small);
+    if (kind < WORD_KINDS)
+        return &m->word[kind];
     if (token->size > MDL_REACH)
         return &m->distant;
     return plain_characters(token) > 0 ? &m->plain : &m->other;
@@ -134,7 +167,7 @@ static void add_node(trie *t, const spelled *tokens, uint32_t depth, uint32_t be
     t->nodes[t->count++] = (trie_node){.token = ends ? tokens[begin].id : UINT32_MAX,
                                        .begin = begin,
                                        .end = end,
-                                       .depth = (uint16_t)depth};
+                                       .depth = (uint8_t)depth};
 }
 
 /* The nodes of that depth for tokens that are alike before it, each longer; returns how many. Of
@@ -189,8 +222,8 @@ static void build_trie(mdl_masks *m, trie *t, const spelled *tokens, uint32_t co
     for (uint32_t i = 0; i < t->count; i++) {
         trie_node *node = &t->nodes[i];
         node->children = t->count;
-        node->child_count = add_children(t, mine, node->depth + 1u,
-                                         node->begin + (node->token != UINT32_MAX), node->end);
+        uint32_t begin = node->begin + (node->token != UINT32_MAX);
+        node->child_count = (uint16_t)add_children(t, mine, node->depth + 1u, begin, node->end);
     }
     sl_assert(t->count == nodes);
     sum_up(t);
@@ -202,6 +235,11 @@ static void trie_fini(trie *t)
     sl_free(t->bytes);
     sl_free(t->tokens);
     sl_free(t->sizes);
+}
+
+static uint32_t *word_mask(const mdl_masks *m, uint32_t kind, uint32_t small)
+{
+    return m->word_masks + ((size_t)kind * (SMALL_MAX + 1) + small) * m->words;
 }
 
 static void build_tries(mdl_masks *m, uint32_t vocab_size)
@@ -220,6 +258,8 @@ static void build_tries(mdl_masks *m, uint32_t vocab_size)
     build_trie(m, &m->plain, tokens, count, room);
     build_trie(m, &m->other, tokens, count, room);
     build_trie(m, &m->distant, tokens, count, room);
+    for (uint32_t kind = 0; kind < WORD_KINDS; kind++)
+        build_trie(m, &m->word[kind], tokens, count, room);
     sl_free(room);
     for (uint32_t i = 0; i < count; i++) {
         if (trie_of(m, &tokens[i]) == &m->distant)
@@ -227,6 +267,9 @@ static void build_tries(mdl_masks *m, uint32_t vocab_size)
         uint32_t characters = plain_characters(&tokens[i]);
         for (uint32_t n = characters; characters > 0 && n <= MDL_REACH; n++)
             allow(m->plain_masks + (size_t)n * m->words, tokens[i].id);
+        uint32_t small, kind = word_kind(&tokens[i], &small);
+        for (uint32_t n = small; kind < WORD_KINDS && n <= SMALL_MAX; n++)
+            allow(word_mask(m, kind, n), tokens[i].id);
     }
     sl_free(tokens);
 }
@@ -237,11 +280,13 @@ mdl_masks *mdl_masks_create(const mdl_tokenizer *tokenizer, uint32_t vocab_size,
     mdl_masks *m = sl_alloc(1, sizeof(*m), "masks");
     m->tokenizer = tokenizer;
     m->vocab_size = vocab_size;
-    m->words = (vocab_size + 31) / 32;
+    m->words = ((vocab_size + 31) / 32 + LINE - 1) / LINE * LINE;
     m->eos = (uint32_t)special->eos;
     m->symbols[MDL_SYMBOL_END_THINK] = (uint32_t)special->end_think;
     m->symbols[MDL_SYMBOL_DSML] = (uint32_t)special->dsml;
     m->plain_masks = sl_alloc((size_t)(MDL_REACH + 1) * m->words, sizeof(uint32_t), "masks");
+    m->word_masks =
+        sl_alloc((size_t)WORD_KINDS * (SMALL_MAX + 1) * m->words, sizeof(uint32_t), "masks");
     m->distant_mask = sl_alloc(m->words, sizeof(uint32_t), "masks");
     m->own = sl_alloc(m->words, sizeof(uint32_t), "masks");
     build_tries(m, vocab_size);
@@ -263,7 +308,10 @@ void mdl_masks_destroy(mdl_masks *masks)
     trie_fini(&masks->plain);
     trie_fini(&masks->other);
     trie_fini(&masks->distant);
+    for (uint32_t kind = 0; kind < WORD_KINDS; kind++)
+        trie_fini(&masks->word[kind]);
     sl_free(masks->plain_masks);
+    sl_free(masks->word_masks);
     sl_free(masks->distant_mask);
     sl_free(masks->own);
     sl_free(masks->entries);
@@ -327,12 +375,52 @@ static bool walk(mdl_masks *m, const trie *t, mdl_matcher *matcher, uint32_t sta
         if (node->child_count == 0)
             continue;
         /* The first byte below, which is due anyway, says whether asking for all is worth it. */
-        bool whole = t == &m->plain &&
+        bool whole = t != &m->other && t != &m->distant &&
                      step(&rows, matcher, to, t->bytes[node->children]) > MDL_STATE_DEAD &&
                      take_branch(t, node, matcher, to, mask);
         if (!whole)
             *++at = (level){to, node->children, node->children + node->child_count};
     }
+}
+
+static void allow_all(const mdl_masks *m, uint32_t *restrict mask, const uint32_t *restrict these)
+{
+    for (uint32_t i = 0; i < m->words; i += LINE)
+        for (uint32_t k = 0; k < LINE; k++)
+            mask[i + k] |= these[i + k];
+}
+
+/* Words of a kind that may come in a state. False: the matcher is full. */
+static bool take_words(mdl_masks *m, uint32_t kind, mdl_matcher *matcher, uint32_t state,
+                       uint32_t *mask)
+{
+    uint32_t behind = state, run = MDL_RUN_MIXED;
+    if (kind & WORD_BY_SPACE)
+        behind = mdl_matcher_byte(matcher, behind, ' ');
+    if (kind & WORD_BY_CAPITAL && behind != MDL_STATE_FULL)
+        behind = mdl_matcher_behind_word(matcher, behind, MDL_WORD_UPPER);
+    if (behind == MDL_STATE_DEAD)
+        return true;
+    if (behind != MDL_STATE_FULL)
+        run = mdl_matcher_word_run(matcher, behind, MDL_WORD_LOWER, SMALL_MAX);
+    if (run == MDL_RUN_MIXED)
+        return walk(m, &m->word[kind], matcher, state, mask);
+    if (run > 0 || kind & WORD_BY_CAPITAL)
+        allow_all(m, mask, word_mask(m, kind, run));
+    return true;
+}
+
+static bool take_plain(mdl_masks *m, mdl_matcher *matcher, uint32_t state, uint32_t *mask)
+{
+    uint32_t run = mdl_matcher_plain_run(matcher, state);
+    if (run != MDL_RUN_MIXED) {
+        allow_all(m, mask, m->plain_masks + (size_t)run * m->words);
+        return true;
+    }
+    for (uint32_t kind = 0; kind < WORD_KINDS; kind++)
+        if (!take_words(m, kind, matcher, state, mask))
+            return false;
+    return walk(m, &m->plain, matcher, state, mask);
 }
 
 static bool make(mdl_masks *m, mdl_matcher *matcher, uint32_t state, uint32_t *mask)
@@ -347,15 +435,13 @@ static bool make(mdl_masks *m, mdl_matcher *matcher, uint32_t state, uint32_t *m
         if (to != MDL_STATE_DEAD && m->symbols[symbol] < m->vocab_size)
             allow(mask, m->symbols[symbol]);
     }
-    uint32_t run = mdl_matcher_plain_run(matcher, state);
-    if (run == MDL_RUN_MIXED) {
-        if (!walk(m, &m->plain, matcher, state, mask))
-            return false;
-    } else {
-        for (uint32_t i = 0; i < m->words; i++)
-            mask[i] |= m->plain_masks[(size_t)run * m->words + i];
-    }
-    return walk(m, &m->other, matcher, state, mask) && walk(m, &m->distant, matcher, state, mask);
+    return take_plain(m, matcher, state, mask) && walk(m, &m->other, matcher, state, mask) &&
+           walk(m, &m->distant, matcher, state, mask);
+}
+
+static bool is_same(const cached *a, const cached *b)
+{
+    return a->matcher == b->matcher && a->epoch == b->epoch && a->state == b->state;
 }
 
 /* The entry of a key, or the one to be replaced; *out_found says which. */
@@ -366,8 +452,7 @@ static uint32_t cache_entry(const mdl_masks *m, const cached *key, bool *out_fou
     uint32_t first = (uint32_t)((hash >> 32) % m->set_count) * WAYS, oldest = first;
     for (uint32_t i = first; i < first + WAYS; i++) {
         const cached *e = &m->entries[i];
-        if (e->used && e->matcher == key->matcher && e->epoch == key->epoch &&
-            e->state == key->state) {
+        if (e->used && is_same(e, key)) {
             *out_found = true;
             return i;
         }

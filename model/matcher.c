@@ -666,6 +666,13 @@ static uint32_t behind_word(mdl_matcher *m, uint32_t from, unsigned sets)
     return *known ? *known : (*known = to);
 }
 
+uint32_t mdl_matcher_behind_word(mdl_matcher *matcher, uint32_t state, unsigned sets)
+{
+    sl_assert(sets > 0 && sets < MDL_WORD_OTHER);
+    uint32_t to = behind_word(matcher, state, sets);
+    return to == WORD_MIXED ? MDL_STATE_FULL : to;
+}
+
 uint32_t mdl_matcher_word_run(mdl_matcher *matcher, uint32_t state, unsigned sets, uint32_t enough)
 {
     sl_assert(sets > 0 && sets < MDL_WORD_OTHER);

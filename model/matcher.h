@@ -56,6 +56,8 @@ static inline unsigned mdl_word_set_of(uint8_t byte)
         return MDL_WORD_UPPER;
     return byte >= '0' && byte <= '9' ? MDL_WORD_DIGIT : MDL_WORD_OTHER;
 }
+/* The one state behind any byte of the sets (not OTHER). FULL: it depends on which, or no room. */
+uint32_t mdl_matcher_behind_word(mdl_matcher *matcher, uint32_t state, unsigned sets);
 /* How many bytes of the sets (not OTHER) can follow, whichever they are, before none can; `enough`
  * or more: at least that many. MDL_RUN_MIXED: it depends on which, or the table is full. */
 uint32_t mdl_matcher_word_run(mdl_matcher *matcher, uint32_t state, unsigned sets, uint32_t enough);
