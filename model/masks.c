@@ -15,10 +15,10 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 
-#define WAYS      4u   /* places where the cache looks for a mask */
-#define DEPTH_MAX 255u /* bytes: longer tokens are never allowed */
-#define SMALL_MAX 16u  /* small letters of a word */
-#define LINE      16u  /* uint32_t of which a mask has a multiple: of a cache line */
+#define WAYS      4u            /* places where the cache looks for a mask */
+#define DEPTH_MAX MDL_REACH_FAR /* bytes: longer tokens are never allowed */
+#define SMALL_MAX 16u           /* small letters of a word */
+#define LINE      16u           /* uint32_t of which a mask has a multiple: of a cache line */
 
 /* Tokens that are a word: small letters, and before them a space, a capital or both. */
 enum { WORD_BY_SPACE = 1, WORD_BY_CAPITAL = 2, WORD_KINDS = 4 };
@@ -68,6 +68,7 @@ struct mdl_masks {
     uint32_t *word_masks; /* [WORD_KINDS][SMALL_MAX + 1][words]: of at most so many small letters */
     uint32_t *distant_mask;
     uint32_t *own;               /* the mask last made for one state alone */
+    cached own_key;              /* which one */
     level levels[DEPTH_MAX + 1]; /* of the walk */
     cached *entries;
     uint32_t *masks; /* [entry][words] */
@@ -479,6 +480,22 @@ static const uint32_t *cached_mask(mdl_masks *m, mdl_matcher *matcher, uint32_t 
     return mask;
 }
 
+/* As the mask of a state nearby, but for the tokens beyond the reach. NULL: the matcher is full. */
+static const uint32_t *own_mask(mdl_masks *m, mdl_matcher *matcher, uint32_t state,
+                                const uint32_t *nearby)
+{
+    const cached key = {mdl_matcher_id(matcher), mdl_matcher_epoch(matcher), state, 1};
+    if (m->own_key.used && is_same(&m->own_key, &key))
+        return m->own;
+    m->own_key.used = 0;
+    for (uint32_t i = 0; i < m->words; i++)
+        m->own[i] = nearby[i] & ~m->distant_mask[i];
+    if (!walk(m, &m->distant, matcher, state, m->own))
+        return NULL;
+    m->own_key = key;
+    return m->own;
+}
+
 /* NULL: the matcher is full. */
 static const uint32_t *mask_of(mdl_masks *m, mdl_matcher *matcher, uint32_t state)
 {
@@ -488,9 +505,10 @@ static const uint32_t *mask_of(mdl_masks *m, mdl_matcher *matcher, uint32_t stat
     const uint32_t *mask = cached_mask(m, matcher, near);
     if (!mask || near == state || m->distant.token_count == 0)
         return mask;
-    for (uint32_t i = 0; i < m->words; i++)
-        m->own[i] = mask[i] & ~m->distant_mask[i];
-    return walk(m, &m->distant, matcher, state, m->own) ? m->own : NULL;
+    uint32_t far = mdl_matcher_near_far(matcher, state);
+    if (far == MDL_STATE_FULL || far == near)
+        return far == near ? mask : NULL;
+    return own_mask(m, matcher, far, mask);
 }
 
 /* ---- cursors ---- */

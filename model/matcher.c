@@ -36,8 +36,9 @@ typedef struct future {
     uint32_t begin, count; /* in sets */
     bool accepts;
     uint8_t plain; /* of mdl_matcher_plain_run: 0 = not known, else one more, or PLAIN_MIXED */
-    uint32_t near; /* 0 = not known */
-    uint32_t behind[MDL_WORD_OTHER]; /* any byte of these sets: 0 = not known, or WORD_MIXED */
+    uint32_t near, near_far; /* 0 = not known */
+    /* [sets - 1], any byte of these: 0 = not known, or WORD_MIXED */
+    uint32_t behind[MDL_WORD_OTHER - 1];
 } future;
 
 struct mdl_matcher {
@@ -533,6 +534,14 @@ uint32_t mdl_matcher_near(mdl_matcher *matcher, uint32_t state)
     return s->near;
 }
 
+uint32_t mdl_matcher_near_far(mdl_matcher *matcher, uint32_t state)
+{
+    future *s = &matcher->states[state];
+    if (!s->near_far)
+        s->near_far = near_state(matcher, state, MDL_REACH_FAR);
+    return s->near_far;
+}
+
 /* ---- plain text ---- */
 
 /* Where the plain characters lead from one state. */
@@ -652,7 +661,7 @@ uint32_t mdl_matcher_plain_run(mdl_matcher *matcher, uint32_t state)
 /* The one state behind any byte of the sets; WORD_MIXED: it depends on which, or no room. */
 static uint32_t behind_word(mdl_matcher *m, uint32_t from, unsigned sets)
 {
-    uint32_t *known = &m->states[from].behind[sets], to = 0;
+    uint32_t *known = &m->states[from].behind[sets - 1], to = 0;
     for (unsigned byte = '0'; byte <= 'z' && !*known; byte++) {
         if (!(mdl_word_set_of((uint8_t)byte) & sets))
             continue;

@@ -36,6 +36,9 @@ bool mdl_matcher_accepts(const mdl_matcher *matcher, uint32_t state);
 /* A state with the same futures up to MDL_REACH bytes: counts whose bounds are further away are set
  * to one value, so that the characters of a long string do not each have a mask. FULL: no room. */
 uint32_t mdl_matcher_near(mdl_matcher *matcher, uint32_t state);
+/* Likewise up to MDL_REACH_FAR bytes: where far is near, near speaks for longer tokens too. */
+#define MDL_REACH_FAR 255u
+uint32_t mdl_matcher_near_far(mdl_matcher *matcher, uint32_t state);
 /* Plain characters are those that a JSON string may hold as they are. How many of them can follow,
  * whichever they are, before none can: at most MDL_REACH. MDL_RUN_MIXED: it depends on which. */
 #define MDL_RUN_MIXED UINT32_MAX
