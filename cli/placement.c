@@ -10,6 +10,7 @@
 #include "base/alloc.h"
 #include "cli/commands.h"
 #include "cluster/action.h"
+#include "cluster/balance.h"
 #include "cluster/placement_table.h"
 #include "proto/etcd/etcd.pb-c.h"
 #include "proto/sluice/v1/node.pb-c.h"
@@ -161,66 +162,6 @@ static void close_found(found *f)
     sl_free(f->rank_loads);
 }
 
-/* ---- numbers ---- */
-
-typedef struct balance {
-    double mean, worst; /* load of the heaviest rank over the mean of all, over layers with load */
-} balance;
-
-static void balance_add(balance *b, double imbalance, double load, double *total)
-{
-    if (load <= 0)
-        return;
-    b->mean += imbalance * load;
-    b->worst = imbalance > b->worst ? imbalance : b->worst;
-    *total += load;
-}
-
-static void balance_end(balance *b, double total)
-{
-    b->mean = total > 0 ? b->mean / total : 1;
-    b->worst = b->worst > 0 ? b->worst : 1;
-}
-
-/* By the loads, if experts are where `slots` says. */
-static balance balance_of(const found *f, const uint16_t *slots)
-{
-    const clu_place_shape *shape = &f->table->shape;
-    balance b = {0};
-    double total = 0;
-    for (uint32_t layer = 0; layer < shape->layers; layer++) {
-        const double *loads = f->loads + (size_t)layer * shape->experts;
-        double load = 0;
-        for (uint32_t e = 0; e < shape->experts; e++)
-            load += loads[e];
-        balance_add(
-            &b,
-            clu_place_imbalance(shape, loads, slots + (size_t)layer * shape->ranks * shape->slots),
-            load, &total);
-    }
-    balance_end(&b, total);
-    return b;
-}
-
-/* By what the ranks have really worked on. */
-static balance balance_measured(const found *f)
-{
-    const clu_place_shape *shape = &f->table->shape;
-    balance b = {0};
-    double total = 0;
-    for (uint32_t layer = 0; layer < shape->layers; layer++) {
-        const double *loads = f->rank_loads + (size_t)layer * shape->ranks;
-        double load = 0, most = 0;
-        for (uint32_t r = 0; r < shape->ranks; r++) {
-            load += loads[r];
-            most = loads[r] > most ? loads[r] : most;
-        }
-        balance_add(&b, load > 0 ? most * shape->ranks / load : 1, load, &total);
-    }
-    balance_end(&b, total);
-    return b;
-}
-
 static void json_double(sl_buf *out, const char *key, double value)
 {
     ctl_json_open(out, key, ' ');
@@ -274,7 +215,8 @@ static void show(const found *f)
 {
     const clu_place_shape *shape = &f->table->shape;
     bool json = ctl_session_options(f->session)->json;
-    balance now = balance_measured(f), table = balance_of(f, f->table->slots);
+    clu_balance now = clu_balance_of_ranks(shape, f->rank_loads),
+                table = clu_balance_of_table(shape, f->loads, f->table->slots);
     sl_buf out;
     sl_buf_init(&out, 0);
     if (json) {
@@ -321,7 +263,7 @@ int ctl_placement_show(ctl_session *session, const char *const *words)
 
 typedef struct plan {
     clu_placement *table;
-    balance before, after;
+    clu_balance before, after;
     uint64_t moves, bytes;
     bool worth;
 } plan;
@@ -341,7 +283,8 @@ static uint64_t bytes_each(const found *f)
 static sl_status make_plan(const found *f, plan *out_plan, sl_err *err)
 {
     const clu_place_shape *shape = &f->table->shape;
-    plan p = {.table = clu_placement_copy(f->table), .before = balance_of(f, f->table->slots)};
+    plan p = {.table = clu_placement_copy(f->table),
+              .before = clu_balance_of_table(shape, f->loads, f->table->slots)};
     p.table->version++;
     sl_status status = clu_place_plan(shape, f->loads, p.table->slots, err);
     if (!sl_is_ok(status)) {
@@ -349,7 +292,7 @@ static sl_status make_plan(const found *f, plan *out_plan, sl_err *err)
         return status;
     }
     clu_place_keep(shape, f->table->slots, p.table->slots);
-    p.after = balance_of(f, p.table->slots);
+    p.after = clu_balance_of_table(shape, f->loads, p.table->slots);
     p.moves = clu_place_moves(shape, f->table->slots, p.table->slots);
     p.bytes = p.moves * bytes_each(f);
     p.worth = p.before.mean - p.after.mean >= GAIN_MIN * p.before.mean;
