@@ -48,6 +48,7 @@ struct rtr_controller {
     sl_time_ns census_at;
     rtr_plan plan;
     clu_action_run *wish; /* of the plan, on its way to etcd */
+    rtr_rebalancer *rebalancer;
 };
 
 /* ---- what there is ---- */
@@ -344,13 +345,18 @@ static void on_census(void *context, const rtr_census_result *census)
     plan_step(controller, &event);
 }
 
+static bool is_blind(const rtr_controller *controller)
+{
+    const clu_view *view = controller->options.view;
+    return !clu_view_connected(view) || clu_view_frozen(view);
+}
+
 /* A new leader knows nothing: what it sees from now on counts. */
 static void plan_look(rtr_controller *controller, sl_time_ns time)
 {
     bool plans = clu_election_fence(controller->election) != 0 &&
                  controller->options.tuned->plan != RTR_PLAN_MODE_OFF;
-    bool blind =
-        !clu_view_connected(controller->options.view) || clu_view_frozen(controller->options.view);
+    bool blind = is_blind(controller);
     if (!plans || blind)
         rtr_census_drop(controller->census);
     if (!plans) {
@@ -378,9 +384,7 @@ static void look(rtr_controller *controller)
         controller->differs_since = 0;
     else if (controller->differs_since == 0)
         controller->differs_since = time;
-    bool leads = clu_election_fence(controller->election) != 0 &&
-                 clu_view_connected(controller->options.view) &&
-                 !clu_view_frozen(controller->options.view);
+    bool leads = clu_election_fence(controller->election) != 0 && !is_blind(controller);
     bool busy = controller->act || controller->hook;
     bool fresh = now.revision != controller->tried; /* a new wish is not kept waiting */
     if (!differs || !leads || busy || !now.hook)
@@ -393,8 +397,12 @@ static void on_timer(void *context, sl_time_ns now)
 {
     rtr_controller *controller = context;
     look(controller);
-    if (clu_view_ready(controller->options.view))
+    if (clu_view_ready(controller->options.view)) {
         plan_look(controller, now);
+        rtr_rebalancer_look(controller->rebalancer,
+                            is_blind(controller) ? 0 : clu_election_fence(controller->election),
+                            now);
+    }
     sl_timer_set(controller->timer, now + TICK_NS);
 }
 
@@ -448,6 +456,11 @@ const clu_table *rtr_controller_wish(const rtr_controller *controller)
     return controller->table;
 }
 
+const rtr_rebalancer *rtr_controller_rebalancer(const rtr_controller *controller)
+{
+    return controller->rebalancer;
+}
+
 /* ---- the election ---- */
 
 static void on_elected(void *context, int64_t fence)
@@ -459,6 +472,8 @@ static void on_elected(void *context, int64_t fence)
 
 static void on_deposed(void *context)
 {
+    rtr_controller *controller = context;
+    rtr_rebalancer_look(controller->rebalancer, 0, sl_now_ns());
     sl_warn("this router leads no more");
 }
 
@@ -481,7 +496,16 @@ static sl_status open_parts(rtr_controller *controller, sl_err *err)
                                  .timeout_ns = 2 * CENSUS_NS,
                                  .fn = on_census,
                                  .context = controller};
+    rtr_rebalancer_options rebalancer = {.etcd = options->etcd,
+                                         .view = options->view,
+                                         .cluster = options->cluster,
+                                         .router = options->router,
+                                         .tuned = options->tuned,
+                                         .tls = options->tls,
+                                         .events = options->events,
+                                         .metrics = options->metrics};
     controller->census = rtr_census_create(&census);
+    controller->rebalancer = rtr_rebalancer_create(&rebalancer);
     clu_election_options election = {
         .cluster = options->cluster, .name = options->router, .lease_ns = options->lease_ns};
     char key[CLU_KEY_MAX];
@@ -513,6 +537,7 @@ void rtr_controller_destroy(rtr_controller *controller)
     if (!controller)
         return;
     rtr_census_destroy(controller->census);
+    rtr_rebalancer_destroy(controller->rebalancer);
     clu_action_drop(controller->act);
     clu_action_drop(controller->wish);
     clu_election_destroy(controller->election);

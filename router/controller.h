@@ -1,6 +1,7 @@
 /* What the leading router does for the cluster: it keeps as many nodes of each role as are wanted,
- * by a hook that knows how nodes are started and stopped here, and it plans how many that should be
- * (router/planner.h), from what all members say that they have to do (router/census.h).
+ * by a hook that knows how nodes are started and stopped here; it plans how many that should be
+ * (router/planner.h), from what all members say that they have to do (router/census.h); and it
+ * spreads experts over the ranks of instances by their load (router/rebalancer.h).
  *
  * Every router campaigns; all follow the wish; only the leader acts, and each act begins with its
  * record in the audit, fenced by the election, so that an old leader does nothing. The hook gets
@@ -16,6 +17,7 @@
 #include "router/metrics.h"
 #include "router/options.h"
 #include "router/planner.h"
+#include "router/rebalancer.h"
 #include "rpc/rpc.h"
 
 #ifdef __cplusplus
@@ -57,6 +59,8 @@ typedef struct rtr_scale_status {
     const rtr_plan_advice *advice; /* [RTR_PLAN_ROLE_COUNT] borrowed; NULL: another router plans */
 } rtr_scale_status;
 void rtr_controller_status(const rtr_controller *controller, rtr_scale_status *out_status);
+/* Of the leader; of others without instances. Borrowed. */
+const rtr_rebalancer *rtr_controller_rebalancer(const rtr_controller *controller);
 
 #ifdef __cplusplus
 }

@@ -8,12 +8,14 @@
 #include "base/json.h"
 
 static const char *const NAMES[] = {
-    "queue-max",        "queue-timeout",    "place-timeout",   "admit-timeout",
-    "progress-timeout", "token-timeout",    "attach-timeout",  "attempts",
-    "recovery-rate",    "self-prefill",     "move-drained",    "pull-min",
-    "log-level",        "ttft-target",      "tpot-target",     "plan",
-    "plan-window",      "plan-windows",     "plan-pause",      "plan-queue",
-    "plan-prefill-min", "plan-prefill-max", "plan-decode-min", "plan-decode-max",
+    "queue-max",        "queue-timeout",    "place-timeout",     "admit-timeout",
+    "progress-timeout", "token-timeout",    "attach-timeout",    "attempts",
+    "recovery-rate",    "self-prefill",     "move-drained",      "pull-min",
+    "log-level",        "ttft-target",      "tpot-target",       "plan",
+    "plan-window",      "plan-windows",     "plan-pause",        "plan-queue",
+    "plan-prefill-min", "plan-prefill-max", "plan-decode-min",   "plan-decode-max",
+    "rebalance",        "rebalance-window", "rebalance-windows", "rebalance-pause",
+    "rebalance-rows",   "rebalance-over",   "rebalance-gain",
 };
 #define NAME_COUNT ((uint32_t)(sizeof NAMES / sizeof NAMES[0]))
 _Static_assert(sizeof NAMES / sizeof NAMES[0] <= RTR_SETTINGS_MAX, "all settings have room");

@@ -1,6 +1,32 @@
 /* See metrics.h. */
 #include "router/metrics.h"
 
+static void init_leader(rtr_metrics *m, sl_metrics *r)
+{
+    m->leader = sl_gauge(r, "sluice_leader", "1: this router leads the cluster", NULL);
+    m->scale_nodes = sl_gauge(r, "sluice_scale_nodes", "Members that take work", "role");
+    m->scale_wanted = sl_gauge(r, "sluice_scale_wanted", "Nodes that are wanted", "role");
+    m->scale_advised = sl_gauge(r, "sluice_scale_advised",
+                                "Nodes that load asks for (without a plan: wanted)", "role");
+    m->scale_queue = sl_gauge(r, "sluice_scale_queue",
+                              "Requests that wait in prefill nodes, and for a place in decode "
+                              "nodes (the leader tells, while it plans)",
+                              "role");
+    m->scale_busy =
+        sl_gauge(r, "sluice_scale_busy",
+                 "Share of the nodes in use (the leader tells, while it plans)", "role");
+    m->ep_imbalance = sl_gauge(
+        r, "sluice_ep_imbalance",
+        "Load of an instance's heaviest rank over the mean, in the last window (the leader "
+        "tells, while it looks)",
+        "instance");
+    m->rebalances = sl_counter(r, "sluice_rebalances_total",
+                               "Placements that this router planned and rolled out", "instance");
+    m->rebalance_seconds =
+        sl_gauge(r, "sluice_rebalance_seconds",
+                 "From writing the last of them until all ranks used it", "instance");
+}
+
 void rtr_metrics_init(rtr_metrics *m, sl_metrics *r)
 {
     static const char *const REASONS[] = {"prefill_lost",    "prefill_failed", "prefill_stalled",
@@ -54,18 +80,7 @@ void rtr_metrics_init(rtr_metrics *m, sl_metrics *r)
     m->etcd_connected = sl_gauge(r, "sluice_etcd_connected", "1 while etcd answers", NULL);
     m->view_frozen =
         sl_gauge(r, "sluice_view_frozen", "1 while many members' leases are lost at once", NULL);
-    m->leader = sl_gauge(r, "sluice_leader", "1: this router leads the cluster", NULL);
-    m->scale_nodes = sl_gauge(r, "sluice_scale_nodes", "Members that take work", "role");
-    m->scale_wanted = sl_gauge(r, "sluice_scale_wanted", "Nodes that are wanted", "role");
-    m->scale_advised = sl_gauge(r, "sluice_scale_advised",
-                                "Nodes that load asks for (without a plan: wanted)", "role");
-    m->scale_queue = sl_gauge(r, "sluice_scale_queue",
-                              "Requests that wait in prefill nodes, and for a place in decode "
-                              "nodes (the leader tells, while it plans)",
-                              "role");
-    m->scale_busy =
-        sl_gauge(r, "sluice_scale_busy",
-                 "Share of the nodes in use (the leader tells, while it plans)", "role");
+    init_leader(m, r);
     m->http_connections = sl_gauge(r, "sluice_http_connections", "Open client connections", NULL);
     for (size_t i = 0; i < sizeof REASONS / sizeof REASONS[0]; i++)
         sl_metric_add(m->migrations, REASONS[i], 0);

@@ -38,12 +38,15 @@ typedef struct rtr_metrics {
     sl_metric *calls_without_reasoning;
     sl_metric *usable_nodes; /* {role}: a hybrid node counts in both */
     sl_metric *etcd_connected;
-    sl_metric *leader;        /* 1: this router leads */
-    sl_metric *scale_nodes;   /* {role}: members that take work */
-    sl_metric *scale_wanted;  /* {role} */
-    sl_metric *scale_advised; /* {role} */
-    sl_metric *scale_queue;   /* {role} */
-    sl_metric *scale_busy;    /* {role} */
+    sl_metric *leader;            /* 1: this router leads */
+    sl_metric *scale_nodes;       /* {role}: members that take work */
+    sl_metric *scale_wanted;      /* {role} */
+    sl_metric *scale_advised;     /* {role} */
+    sl_metric *scale_queue;       /* {role} */
+    sl_metric *scale_busy;        /* {role} */
+    sl_metric *ep_imbalance;      /* {instance} */
+    sl_metric *rebalances;        /* {instance} */
+    sl_metric *rebalance_seconds; /* {instance} */
     sl_metric *http_connections;
 } rtr_metrics;
 

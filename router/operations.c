@@ -677,6 +677,46 @@ static void on_set_scale(rtr_operations *operations, rpc_server_call *call,
         write_scale(operations, call, &status, &reply.base);
 }
 
+/* ---- balance ---- */
+
+static void fill_balance(const rtr_rebalance *state, const char *name,
+                         Sluice__V1__InstanceBalance *out)
+{
+    sluice__v1__instance_balance__init(out);
+    out->instance = (char *)name;
+    out->placement_version = state->begun ? state->placement : 0;
+    out->imbalance = state->imbalance;
+    out->advised = state->advised;
+    out->planned_before = state->plan.before;
+    out->planned_after = state->plan.after;
+    out->moves = state->plan.moves;
+    out->bytes = state->plan.bytes;
+    out->reason = (char *)state->reason;
+    out->roll_out_us = state->took_ns / 1000;
+}
+
+static void on_get_balance(rtr_operations *operations, rpc_server_call *call,
+                           const ProtobufCMessage *request)
+{
+    const rtr_rebalancer *rebalancer = rtr_controller_rebalancer(operations->controller);
+    Sluice__V1__GetBalanceReply reply = SLUICE__V1__GET_BALANCE_REPLY__INIT;
+    Sluice__V1__InstanceBalance list[RTR_INSTANCES_MAX], *pointers[RTR_INSTANCES_MAX];
+    rtr_scale_status status;
+    const rtr_rebalance *state;
+    const char *name;
+    rtr_controller_status(operations->controller, &status);
+    reply.router = (char *)operations->options.router;
+    reply.leader = (char *)status.leader;
+    reply.rebalance = (char *)sl_config_option(&RTR_CONFIG_SPEC, "rebalance")
+                          ->choices[operations->tuned.rebalance];
+    reply.instances = pointers;
+    while ((state = rtr_rebalancer_at(rebalancer, (uint32_t)reply.n_instances, &name))) {
+        pointers[reply.n_instances] = &list[reply.n_instances];
+        fill_balance(state, name, &list[reply.n_instances++]);
+    }
+    rpc_server_call_reply(call, &reply.base);
+}
+
 /* ---- life ---- */
 
 const rtr_operation RTR_OPERATION_TABLE[RTR_OPERATIONS] = {
@@ -688,6 +728,7 @@ const rtr_operation RTR_OPERATION_TABLE[RTR_OPERATIONS] = {
     {&rpc_method_cluster_list_events, on_list_events},
     {&rpc_method_cluster_get_scale, on_get_scale},
     {&rpc_method_cluster_set_scale, on_set_scale},
+    {&rpc_method_cluster_get_balance, on_get_balance},
 };
 
 static sl_status open_tables(rtr_operations *operations, sl_err *err)

@@ -54,6 +54,11 @@ typedef struct rtr_options {
     int64_t plan_prefill_min, plan_prefill_max;
     int64_t plan_decode_min, plan_decode_max;
     uint64_t ttft_target_ns, tpot_target_ns; /* 0: none */
+    int rebalance;                           /* rtr_plan_mode */
+    uint64_t rebalance_window_ns;
+    int64_t rebalance_windows, rebalance_rows;
+    uint64_t rebalance_pause_ns;
+    double rebalance_over, rebalance_gain;
     clu_trust_options trust;
 } rtr_options;
 

@@ -130,6 +130,11 @@ const rpc_method rpc_method_cluster_set_scale = {
     &sluice__v1__set_scale_request__descriptor,
     &sluice__v1__get_scale_reply__descriptor};
 
+const rpc_method rpc_method_cluster_get_balance = {
+    "/sluice.v1.Cluster/GetBalance", RPC_UNARY,
+    &sluice__v1__get_balance_request__descriptor,
+    &sluice__v1__get_balance_reply__descriptor};
+
 const rpc_method rpc_method_decode_serve = {
     "/sluice.v1.Decode/Serve", RPC_BIDI,
     &sluice__v1__router_message__descriptor,

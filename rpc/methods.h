@@ -33,6 +33,7 @@ extern const rpc_method rpc_method_cluster_set_setting;
 extern const rpc_method rpc_method_cluster_list_events;
 extern const rpc_method rpc_method_cluster_get_scale;
 extern const rpc_method rpc_method_cluster_set_scale;
+extern const rpc_method rpc_method_cluster_get_balance;
 extern const rpc_method rpc_method_decode_serve;
 extern const rpc_method rpc_method_node_get_status;
 extern const rpc_method rpc_method_node_drain;

@@ -997,6 +997,141 @@ void   sluice__v1__router_load__free_unpacked
   assert(message->base.descriptor == &sluice__v1__router_load__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   sluice__v1__get_balance_request__init
+                     (Sluice__V1__GetBalanceRequest         *message)
+{
+  static const Sluice__V1__GetBalanceRequest init_value = SLUICE__V1__GET_BALANCE_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__get_balance_request__get_packed_size
+                     (const Sluice__V1__GetBalanceRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__get_balance_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__get_balance_request__pack
+                     (const Sluice__V1__GetBalanceRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__get_balance_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__get_balance_request__pack_to_buffer
+                     (const Sluice__V1__GetBalanceRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__get_balance_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__GetBalanceRequest *
+       sluice__v1__get_balance_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__GetBalanceRequest *)
+     protobuf_c_message_unpack (&sluice__v1__get_balance_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__get_balance_request__free_unpacked
+                     (Sluice__V1__GetBalanceRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__get_balance_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__get_balance_reply__init
+                     (Sluice__V1__GetBalanceReply         *message)
+{
+  static const Sluice__V1__GetBalanceReply init_value = SLUICE__V1__GET_BALANCE_REPLY__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__get_balance_reply__get_packed_size
+                     (const Sluice__V1__GetBalanceReply *message)
+{
+  assert(message->base.descriptor == &sluice__v1__get_balance_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__get_balance_reply__pack
+                     (const Sluice__V1__GetBalanceReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__get_balance_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__get_balance_reply__pack_to_buffer
+                     (const Sluice__V1__GetBalanceReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__get_balance_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__GetBalanceReply *
+       sluice__v1__get_balance_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__GetBalanceReply *)
+     protobuf_c_message_unpack (&sluice__v1__get_balance_reply__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__get_balance_reply__free_unpacked
+                     (Sluice__V1__GetBalanceReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__get_balance_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__instance_balance__init
+                     (Sluice__V1__InstanceBalance         *message)
+{
+  static const Sluice__V1__InstanceBalance init_value = SLUICE__V1__INSTANCE_BALANCE__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__instance_balance__get_packed_size
+                     (const Sluice__V1__InstanceBalance *message)
+{
+  assert(message->base.descriptor == &sluice__v1__instance_balance__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__instance_balance__pack
+                     (const Sluice__V1__InstanceBalance *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__instance_balance__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__instance_balance__pack_to_buffer
+                     (const Sluice__V1__InstanceBalance *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__instance_balance__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__InstanceBalance *
+       sluice__v1__instance_balance__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__InstanceBalance *)
+     protobuf_c_message_unpack (&sluice__v1__instance_balance__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__instance_balance__free_unpacked
+                     (Sluice__V1__InstanceBalance *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__instance_balance__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 #define sluice__v1__list_members_request__field_descriptors NULL
 #define sluice__v1__list_members_request__field_indices_by_name NULL
 #define sluice__v1__list_members_request__number_ranges NULL
@@ -2644,7 +2779,257 @@ const ProtobufCMessageDescriptor sluice__v1__router_load__descriptor =
   (ProtobufCMessageInit) sluice__v1__router_load__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCMethodDescriptor sluice__v1__cluster__method_descriptors[9] =
+#define sluice__v1__get_balance_request__field_descriptors NULL
+#define sluice__v1__get_balance_request__field_indices_by_name NULL
+#define sluice__v1__get_balance_request__number_ranges NULL
+const ProtobufCMessageDescriptor sluice__v1__get_balance_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.GetBalanceRequest",
+  "GetBalanceRequest",
+  "Sluice__V1__GetBalanceRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__GetBalanceRequest),
+  0,
+  sluice__v1__get_balance_request__field_descriptors,
+  sluice__v1__get_balance_request__field_indices_by_name,
+  0,  sluice__v1__get_balance_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__get_balance_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__get_balance_reply__field_descriptors[4] =
+{
+  {
+    "router",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetBalanceReply, router),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "leader",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetBalanceReply, leader),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "rebalance",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__GetBalanceReply, rebalance),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "instances",
+    4,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Sluice__V1__GetBalanceReply, n_instances),
+    offsetof(Sluice__V1__GetBalanceReply, instances),
+    &sluice__v1__instance_balance__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__get_balance_reply__field_indices_by_name[] = {
+  3,   /* field[3] = instances */
+  1,   /* field[1] = leader */
+  2,   /* field[2] = rebalance */
+  0,   /* field[0] = router */
+};
+static const ProtobufCIntRange sluice__v1__get_balance_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor sluice__v1__get_balance_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.GetBalanceReply",
+  "GetBalanceReply",
+  "Sluice__V1__GetBalanceReply",
+  "sluice.v1",
+  sizeof(Sluice__V1__GetBalanceReply),
+  4,
+  sluice__v1__get_balance_reply__field_descriptors,
+  sluice__v1__get_balance_reply__field_indices_by_name,
+  1,  sluice__v1__get_balance_reply__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__get_balance_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__instance_balance__field_descriptors[10] =
+{
+  {
+    "instance",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__InstanceBalance, instance),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "placement_version",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__InstanceBalance, placement_version),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "imbalance",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_DOUBLE,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__InstanceBalance, imbalance),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "advised",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__InstanceBalance, advised),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "planned_before",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_DOUBLE,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__InstanceBalance, planned_before),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "planned_after",
+    6,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_DOUBLE,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__InstanceBalance, planned_after),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "moves",
+    7,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__InstanceBalance, moves),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "bytes",
+    8,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__InstanceBalance, bytes),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "reason",
+    9,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__InstanceBalance, reason),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "roll_out_us",
+    10,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__InstanceBalance, roll_out_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__instance_balance__field_indices_by_name[] = {
+  3,   /* field[3] = advised */
+  7,   /* field[7] = bytes */
+  2,   /* field[2] = imbalance */
+  0,   /* field[0] = instance */
+  6,   /* field[6] = moves */
+  1,   /* field[1] = placement_version */
+  5,   /* field[5] = planned_after */
+  4,   /* field[4] = planned_before */
+  8,   /* field[8] = reason */
+  9,   /* field[9] = roll_out_us */
+};
+static const ProtobufCIntRange sluice__v1__instance_balance__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 10 }
+};
+const ProtobufCMessageDescriptor sluice__v1__instance_balance__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.InstanceBalance",
+  "InstanceBalance",
+  "Sluice__V1__InstanceBalance",
+  "sluice.v1",
+  sizeof(Sluice__V1__InstanceBalance),
+  10,
+  sluice__v1__instance_balance__field_descriptors,
+  sluice__v1__instance_balance__field_indices_by_name,
+  1,  sluice__v1__instance_balance__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__instance_balance__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCMethodDescriptor sluice__v1__cluster__method_descriptors[10] =
 {
   { "ListMembers", &sluice__v1__list_members_request__descriptor, &sluice__v1__list_members_reply__descriptor },
   { "ListRequests", &sluice__v1__list_requests_request__descriptor, &sluice__v1__list_requests_reply__descriptor },
@@ -2655,10 +3040,12 @@ static const ProtobufCMethodDescriptor sluice__v1__cluster__method_descriptors[9
   { "ListEvents", &sluice__v1__list_events_request__descriptor, &sluice__v1__list_events_reply__descriptor },
   { "GetScale", &sluice__v1__get_scale_request__descriptor, &sluice__v1__get_scale_reply__descriptor },
   { "SetScale", &sluice__v1__set_scale_request__descriptor, &sluice__v1__get_scale_reply__descriptor },
+  { "GetBalance", &sluice__v1__get_balance_request__descriptor, &sluice__v1__get_balance_reply__descriptor },
 };
 const unsigned sluice__v1__cluster__method_indices_by_name[] = {
   2,        /* CancelRequest */
   3,        /* Cordon */
+  9,        /* GetBalance */
   7,        /* GetScale */
   4,        /* GetSettings */
   6,        /* ListEvents */
@@ -2674,7 +3061,7 @@ const ProtobufCServiceDescriptor sluice__v1__cluster__descriptor =
   "Cluster",
   "Sluice__V1__Cluster",
   "sluice.v1",
-  9,
+  10,
   sluice__v1__cluster__method_descriptors,
   sluice__v1__cluster__method_indices_by_name
 };
@@ -2749,6 +3136,14 @@ void sluice__v1__cluster__set_scale(ProtobufCService *service,
 {
   assert(service->descriptor == &sluice__v1__cluster__descriptor);
   service->invoke(service, 8, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void sluice__v1__cluster__get_balance(ProtobufCService *service,
+                                      const Sluice__V1__GetBalanceRequest *input,
+                                      Sluice__V1__GetBalanceReply_Closure closure,
+                                      void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__cluster__descriptor);
+  service->invoke(service, 9, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__cluster__init (Sluice__V1__Cluster_Service *service,
                                 Sluice__V1__Cluster_ServiceDestroy destroy)

@@ -38,6 +38,9 @@ typedef struct Sluice__V1__GetScaleRequest Sluice__V1__GetScaleRequest;
 typedef struct Sluice__V1__SetScaleRequest Sluice__V1__SetScaleRequest;
 typedef struct Sluice__V1__GetScaleReply Sluice__V1__GetScaleReply;
 typedef struct Sluice__V1__RouterLoad Sluice__V1__RouterLoad;
+typedef struct Sluice__V1__GetBalanceRequest Sluice__V1__GetBalanceRequest;
+typedef struct Sluice__V1__GetBalanceReply Sluice__V1__GetBalanceReply;
+typedef struct Sluice__V1__InstanceBalance Sluice__V1__InstanceBalance;
 
 
 /* --- enums --- */
@@ -433,6 +436,84 @@ struct  Sluice__V1__RouterLoad
 #define SLUICE__V1__ROUTER_LOAD__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__router_load__descriptor) \
     , 0, 0, 0, 0, 0 }
+
+
+struct  Sluice__V1__GetBalanceRequest
+{
+  ProtobufCMessage base;
+};
+#define SLUICE__V1__GET_BALANCE_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__get_balance_request__descriptor) \
+     }
+
+
+struct  Sluice__V1__GetBalanceReply
+{
+  ProtobufCMessage base;
+  /*
+   * who answers
+   */
+  char *router;
+  /*
+   * who looks at instances; "" = nobody at the moment
+   */
+  char *leader;
+  /*
+   * "off", "advise", "act"
+   */
+  char *rebalance;
+  /*
+   * of the leader
+   */
+  size_t n_instances;
+  Sluice__V1__InstanceBalance **instances;
+};
+#define SLUICE__V1__GET_BALANCE_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__get_balance_reply__descriptor) \
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0,NULL }
+
+
+struct  Sluice__V1__InstanceBalance
+{
+  ProtobufCMessage base;
+  char *instance;
+  /*
+   * in use; 0: its ranks cannot be judged now
+   */
+  uint64_t placement_version;
+  /*
+   * of the last window: load of the heaviest rank over the mean; 0: none yet
+   */
+  double imbalance;
+  /*
+   * another placement is worth it
+   */
+  protobuf_c_boolean advised;
+  /*
+   * imbalance by the load of late, of the last plan; 0: there was none
+   */
+  double planned_before;
+  double planned_after;
+  /*
+   * experts that it moves
+   */
+  uint64_t moves;
+  /*
+   * that would be loaded
+   */
+  uint64_t bytes;
+  /*
+   * how it stands
+   */
+  char *reason;
+  /*
+   * of the last placement that this router wrote; 0: none
+   */
+  uint64_t roll_out_us;
+};
+#define SLUICE__V1__INSTANCE_BALANCE__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__instance_balance__descriptor) \
+    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0, (char *)protobuf_c_empty_string, 0 }
 
 
 /* Sluice__V1__ListMembersRequest methods */
@@ -853,6 +934,63 @@ Sluice__V1__RouterLoad *
 void   sluice__v1__router_load__free_unpacked
                      (Sluice__V1__RouterLoad *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__GetBalanceRequest methods */
+void   sluice__v1__get_balance_request__init
+                     (Sluice__V1__GetBalanceRequest         *message);
+size_t sluice__v1__get_balance_request__get_packed_size
+                     (const Sluice__V1__GetBalanceRequest   *message);
+size_t sluice__v1__get_balance_request__pack
+                     (const Sluice__V1__GetBalanceRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__get_balance_request__pack_to_buffer
+                     (const Sluice__V1__GetBalanceRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__GetBalanceRequest *
+       sluice__v1__get_balance_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__get_balance_request__free_unpacked
+                     (Sluice__V1__GetBalanceRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__GetBalanceReply methods */
+void   sluice__v1__get_balance_reply__init
+                     (Sluice__V1__GetBalanceReply         *message);
+size_t sluice__v1__get_balance_reply__get_packed_size
+                     (const Sluice__V1__GetBalanceReply   *message);
+size_t sluice__v1__get_balance_reply__pack
+                     (const Sluice__V1__GetBalanceReply   *message,
+                      uint8_t             *out);
+size_t sluice__v1__get_balance_reply__pack_to_buffer
+                     (const Sluice__V1__GetBalanceReply   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__GetBalanceReply *
+       sluice__v1__get_balance_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__get_balance_reply__free_unpacked
+                     (Sluice__V1__GetBalanceReply *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__InstanceBalance methods */
+void   sluice__v1__instance_balance__init
+                     (Sluice__V1__InstanceBalance         *message);
+size_t sluice__v1__instance_balance__get_packed_size
+                     (const Sluice__V1__InstanceBalance   *message);
+size_t sluice__v1__instance_balance__pack
+                     (const Sluice__V1__InstanceBalance   *message,
+                      uint8_t             *out);
+size_t sluice__v1__instance_balance__pack_to_buffer
+                     (const Sluice__V1__InstanceBalance   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__InstanceBalance *
+       sluice__v1__instance_balance__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__instance_balance__free_unpacked
+                     (Sluice__V1__InstanceBalance *message,
+                      ProtobufCAllocator *allocator);
 /* --- per-message closures --- */
 
 typedef void (*Sluice__V1__ListMembersRequest_Closure)
@@ -921,6 +1059,15 @@ typedef void (*Sluice__V1__GetScaleReply_Closure)
 typedef void (*Sluice__V1__RouterLoad_Closure)
                  (const Sluice__V1__RouterLoad *message,
                   void *closure_data);
+typedef void (*Sluice__V1__GetBalanceRequest_Closure)
+                 (const Sluice__V1__GetBalanceRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__GetBalanceReply_Closure)
+                 (const Sluice__V1__GetBalanceReply *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__InstanceBalance_Closure)
+                 (const Sluice__V1__InstanceBalance *message,
+                  void *closure_data);
 
 /* --- services --- */
 
@@ -964,6 +1111,10 @@ struct Sluice__V1__Cluster_Service
                     const Sluice__V1__SetScaleRequest *input,
                     Sluice__V1__GetScaleReply_Closure closure,
                     void *closure_data);
+  void (*get_balance)(Sluice__V1__Cluster_Service *service,
+                      const Sluice__V1__GetBalanceRequest *input,
+                      Sluice__V1__GetBalanceReply_Closure closure,
+                      void *closure_data);
 };
 typedef void (*Sluice__V1__Cluster_ServiceDestroy)(Sluice__V1__Cluster_Service *);
 void sluice__v1__cluster__init (Sluice__V1__Cluster_Service *service,
@@ -980,7 +1131,8 @@ void sluice__v1__cluster__init (Sluice__V1__Cluster_Service *service,
       function_prefix__ ## set_setting,\
       function_prefix__ ## list_events,\
       function_prefix__ ## get_scale,\
-      function_prefix__ ## set_scale  }
+      function_prefix__ ## set_scale,\
+      function_prefix__ ## get_balance  }
 void sluice__v1__cluster__list_members(ProtobufCService *service,
                                        const Sluice__V1__ListMembersRequest *input,
                                        Sluice__V1__ListMembersReply_Closure closure,
@@ -1017,6 +1169,10 @@ void sluice__v1__cluster__set_scale(ProtobufCService *service,
                                     const Sluice__V1__SetScaleRequest *input,
                                     Sluice__V1__GetScaleReply_Closure closure,
                                     void *closure_data);
+void sluice__v1__cluster__get_balance(ProtobufCService *service,
+                                      const Sluice__V1__GetBalanceRequest *input,
+                                      Sluice__V1__GetBalanceReply_Closure closure,
+                                      void *closure_data);
 
 /* --- descriptors --- */
 
@@ -1042,6 +1198,9 @@ extern const ProtobufCMessageDescriptor sluice__v1__get_scale_request__descripto
 extern const ProtobufCMessageDescriptor sluice__v1__set_scale_request__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__get_scale_reply__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__router_load__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__get_balance_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__get_balance_reply__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__instance_balance__descriptor;
 extern const ProtobufCServiceDescriptor sluice__v1__cluster__descriptor;
 
 PROTOBUF_C__END_DECLS
