@@ -70,6 +70,7 @@ void ctl_print(sl_buf *buf);
 /* One more field of the object that buf ends in: "key":"text". */
 void ctl_json_text(sl_buf *buf, const char *key, const char *text);
 void ctl_json_number(sl_buf *buf, const char *key, uint64_t value);
+void ctl_json_double(sl_buf *buf, const char *key, double value); /* four decimals */
 void ctl_json_bool(sl_buf *buf, const char *key, bool value);
 /* Begins a field, or an element, whose value follows. */
 void ctl_json_open(sl_buf *buf, const char *key, char bracket);

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cli/balance.h"
 #include "cli/commands.h"
 #include "proto/sluice/v1/cluster.pb-c.h"
 #include "proto/sluice/v1/node.pb-c.h"
@@ -222,6 +223,27 @@ static void look_at_routers(diagnosis *d)
         say(d, VERDICT_FAIL, "routers", "there is none: clients reach nothing");
 }
 
+/* ---- experts ---- */
+
+static void look_at_instances(diagnosis *d)
+{
+    ctl_balances balances = ctl_balances_ask(d->session);
+    const Sluice__V1__GetBalanceReply *leader = balances.leader;
+    for (size_t i = 0; leader && i < leader->n_instances; i++) {
+        const Sluice__V1__InstanceBalance *of = leader->instances[i];
+        if (of->placement_version == 0)
+            say(d, VERDICT_WARN, of->instance, of->reason);
+        else if (of->advised && strcmp(leader->rebalance, "act") != 0)
+            sayf(d, VERDICT_WARN, of->instance,
+                 "experts load its ranks unevenly: %s: sluicectl placement apply %s, or settings "
+                 "set rebalance act",
+                 of->reason, of->instance);
+        else
+            sayf(d, VERDICT_OK, of->instance, "experts: %s", of->reason);
+    }
+    ctl_balances_free(&balances);
+}
+
 int ctl_doctor(ctl_session *session, const char *const *words)
 {
     static const Sluice__V1__ListMembersRequest REQUEST = SLUICE__V1__LIST_MEMBERS_REQUEST__INIT;
@@ -239,6 +261,7 @@ int ctl_doctor(ctl_session *session, const char *const *words)
     look_at_routers(&d);
     look_at_roles(&d);
     compare_members(&d);
+    look_at_instances(&d);
     for (size_t i = 0; i < ctl_session_count(session); i++)
         if (ctl_member_is_node(ctl_session_member(session, i)))
             look_at_node(&d, ctl_session_member(session, i), &nodes[i]);

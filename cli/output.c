@@ -49,6 +49,12 @@ void ctl_json_bool(sl_buf *buf, const char *key, bool value)
     sl_buf_puts(buf, value ? "true" : "false");
 }
 
+void ctl_json_double(sl_buf *buf, const char *key, double value)
+{
+    begin(buf, key);
+    sl_buf_printf(buf, "%.4f", value);
+}
+
 void ctl_json_open(sl_buf *buf, const char *key, char bracket)
 {
     begin(buf, key);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "cli/balance.h"
 #include "cli/commands.h"
 #include "cluster/action.h"
 #include "cluster/balance.h"
@@ -162,13 +163,6 @@ static void close_found(found *f)
     sl_free(f->rank_loads);
 }
 
-static void json_double(sl_buf *out, const char *key, double value)
-{
-    ctl_json_open(out, key, ' ');
-    out->size--; /* the bracket */
-    sl_buf_printf(out, "%.4f", value);
-}
-
 /* ---- show ---- */
 
 static uint32_t held(const found *f, uint32_t rank)
@@ -226,9 +220,9 @@ static void show(const found *f)
         ctl_json_number(&out, "layers", shape->layers);
         ctl_json_number(&out, "experts", shape->experts);
         ctl_json_number(&out, "slots", shape->slots);
-        json_double(&out, "imbalance_measured", now.mean);
-        json_double(&out, "imbalance_measured_worst", now.worst);
-        json_double(&out, "imbalance_by_table", table.mean);
+        ctl_json_double(&out, "imbalance_measured", now.mean);
+        ctl_json_double(&out, "imbalance_measured_worst", now.worst);
+        ctl_json_double(&out, "imbalance_by_table", table.mean);
         ctl_json_open(&out, "ranks", '[');
     } else {
         sl_buf_printf(&out,
@@ -300,9 +294,27 @@ static sl_status make_plan(const found *f, plan *out_plan, sl_err *err)
     return status;
 }
 
+/* What the controller thinks of it. */
+static void report_leader(const ctl_balances *balances, const char *instance, bool json,
+                          sl_buf *out)
+{
+    const Sluice__V1__InstanceBalance *known = ctl_balances_find(balances, instance);
+    const char *reason = known ? known->reason : "";
+    if (!balances->leader)
+        return;
+    if (json) {
+        ctl_json_text(out, "rebalance", balances->leader->rebalance);
+        ctl_json_text(out, "rebalance_reason", reason);
+    } else {
+        sl_buf_printf(out, "%s leads, --rebalance %s%s%s\n", balances->leader->router,
+                      balances->leader->rebalance, *reason ? ": " : "", reason);
+    }
+}
+
 static void report(const found *f, const plan *p, bool applied, double seconds)
 {
     const ctl_options *options = ctl_session_options(f->session);
+    ctl_balances balances = ctl_balances_ask(f->session);
     sl_buf out;
     sl_buf_init(&out, 0);
     if (options->json) {
@@ -311,15 +323,17 @@ static void report(const found *f, const plan *p, bool applied, double seconds)
         ctl_json_number(&out, "version", applied ? p->table->version : f->table->version);
         ctl_json_bool(&out, "worth_it", p->worth);
         ctl_json_bool(&out, "applied", applied);
-        json_double(&out, "imbalance_before", p->before.mean);
-        json_double(&out, "imbalance_after", p->after.mean);
-        json_double(&out, "worst_before", p->before.worst);
-        json_double(&out, "worst_after", p->after.worst);
+        ctl_json_double(&out, "imbalance_before", p->before.mean);
+        ctl_json_double(&out, "imbalance_after", p->after.mean);
+        ctl_json_double(&out, "worst_before", p->before.worst);
+        ctl_json_double(&out, "worst_after", p->after.worst);
         ctl_json_number(&out, "moves", p->moves);
         ctl_json_number(&out, "bytes", p->bytes);
-        json_double(&out, "seconds", seconds);
+        ctl_json_double(&out, "seconds", seconds);
+        report_leader(&balances, f->instance, true, &out);
         sl_buf_puts(&out, "}\n");
         ctl_print(&out);
+        ctl_balances_free(&balances);
         return;
     }
     sl_buf_printf(&out,
@@ -334,6 +348,8 @@ static void report(const found *f, const plan *p, bool applied, double seconds)
         sl_buf_printf(&out, "not worth it: placement %" PRIu64 " stays\n", f->table->version);
     else
         sl_buf_printf(&out, "sluicectl placement apply %s does it\n", f->instance);
+    report_leader(&balances, f->instance, false, &out);
+    ctl_balances_free(&balances);
     ctl_print(&out);
 }
 

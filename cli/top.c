@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "cli/balance.h"
 #include "cli/commands.h"
 #include "cli/rank_loads.h"
 #include "cli/scrape.h"
@@ -144,6 +145,15 @@ static void print_head(sl_buf *out, const ctl_session *session, const sample *no
                   r->tokens, r->prompt, r->kv_bytes / 1e6);
 }
 
+static void print_instances(sl_buf *out, const Sluice__V1__GetBalanceReply *leader)
+{
+    for (size_t i = 0; leader && i < leader->n_instances; i++) {
+        const Sluice__V1__InstanceBalance *of = leader->instances[i];
+        sl_buf_printf(out, "experts of %s: --rebalance %s: %s\n", of->instance, leader->rebalance,
+                      of->reason);
+    }
+}
+
 static void bar(sl_buf *out, uint32_t used, uint32_t total)
 {
     uint32_t filled = total ? (uint32_t)((uint64_t)used * 10 / total) : 0;
@@ -175,11 +185,12 @@ static void print_node(sl_buf *out, const clu_member_info *member, const ctl_cal
 }
 
 static void print_table(const ctl_session *session, const ctl_call *calls, const sample *now,
-                        const rates *r)
+                        const rates *r, const Sluice__V1__GetBalanceReply *leader)
 {
     sl_buf out;
     sl_buf_init(&out, 0);
     print_head(&out, session, now, r);
+    print_instances(&out, leader);
     sl_buf_printf(&out, "\n%-16s %-8s %-13s %5s %5s %8s %-12s %-12s %5s %7s\n", "NODE", "ROLE",
                   "STATE", "RUN", "WAIT", "QUEUED", "SLOTS", "PAGES", "MOVES", "EXPERTS");
     for (size_t i = 0; i < ctl_session_count(session); i++)
@@ -211,9 +222,29 @@ static void write_node(sl_buf *out, const clu_member_info *member, const ctl_cal
     sl_buf_putc(out, '}');
 }
 
+static void write_instance(sl_buf *out, const Sluice__V1__InstanceBalance *of)
+{
+    ctl_json_open(out, NULL, '{');
+    ctl_json_text(out, "instance", of->instance);
+    ctl_json_number(out, "placement", of->placement_version);
+    if (of->imbalance > 0)
+        ctl_json_double(out, "imbalance", of->imbalance);
+    ctl_json_bool(out, "advised", of->advised);
+    if (of->planned_before > 0) {
+        ctl_json_double(out, "planned_before", of->planned_before);
+        ctl_json_double(out, "planned_after", of->planned_after);
+        ctl_json_number(out, "moves", of->moves);
+        ctl_json_number(out, "bytes", of->bytes);
+    }
+    if (of->roll_out_us > 0)
+        ctl_json_number(out, "roll_out_us", of->roll_out_us);
+    ctl_json_text(out, "reason", of->reason);
+    sl_buf_putc(out, '}');
+}
+
 /* Whole numbers: micro- and nothing below. */
 static void print_json(const ctl_session *session, const ctl_call *calls, const sample *now,
-                       const rates *r)
+                       const rates *r, const Sluice__V1__GetBalanceReply *leader)
 {
     sl_buf out;
     sl_buf_init(&out, 0);
@@ -230,6 +261,11 @@ static void print_json(const ctl_session *session, const ctl_call *calls, const 
     ctl_json_number(&out, "kv_bytes_per_s", (uint64_t)r->kv_bytes);
     ctl_json_number(&out, "migrations", (uint64_t)now->c.migrations);
     ctl_json_number(&out, "silent", now->silent);
+    ctl_json_text(&out, "rebalance", leader ? leader->rebalance : "");
+    ctl_json_open(&out, "instances", '[');
+    for (size_t i = 0; leader && i < leader->n_instances; i++)
+        write_instance(&out, leader->instances[i]);
+    sl_buf_putc(&out, ']');
     ctl_json_open(&out, "nodes", '[');
     for (size_t i = 0; i < ctl_session_count(session); i++)
         if (ctl_member_is_node(ctl_session_member(session, i)))
@@ -244,10 +280,12 @@ int ctl_top(ctl_session *session, const char *const *words)
     ctl_call *calls = ctl_ask_all_statuses(session);
     sample now = look(session);
     rates r = rates_of(&before, &now);
+    ctl_balances balances = ctl_balances_ask(session);
     if (ctl_session_options(session)->json)
-        print_json(session, calls, &now, &r);
+        print_json(session, calls, &now, &r, balances.leader);
     else
-        print_table(session, calls, &now, &r);
+        print_table(session, calls, &now, &r, balances.leader);
+    ctl_balances_free(&balances);
     sl_free(now.ranks);
     now.ranks = NULL;
     before = now;
