@@ -13,6 +13,7 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 #include "base/rng.h"
+#include "comm/group.h"
 #include "comm/transport.h"
 
 #define SPINS_MAX    64u /* fruitless looks before a wait sleeps: ranks may share cores */
@@ -438,17 +439,24 @@ sl_status com_header_wait(com_group *group, com_header *out_headers, sl_err *err
     return group_status(group, err);
 }
 
+sl_status com_group_look(com_group *group, sl_err *err)
+{
+    for (uint32_t i = 0; i < SPINS_MAX && group->ops->progress(group->transport); i++)
+        ;
+    return group_status(group, err);
+}
+
 bool com_header_pending(com_group *group)
 {
     if (!sl_is_ok(group_status(group, NULL)))
         return true;
     sl_assert(!group->open);
-    for (uint32_t i = 0; i < SPINS_MAX && group->ops->progress(group->transport); i++)
-        ;
+    if (!sl_is_ok(com_group_look(group, NULL)))
+        return true;
     for (uint32_t r = 0; r < group->count; r++)
         if (is_peer(group, r) && group->peers[r].slots[group->phase % 2].full)
             return true;
-    return !sl_is_ok(group_status(group, NULL));
+    return false;
 }
 
 int com_fd(const com_group *group)
@@ -909,6 +917,20 @@ uint64_t com_group_lost(const com_group *group)
 uint64_t com_group_mask(const com_group *group)
 {
     return group->mask;
+}
+
+void com_group_view_get(const com_group *group, com_group_view *out_view)
+{
+    *out_view = (com_group_view){
+        .layout = &group->layout,
+        .epoch = group->epoch,
+        .mask = group->mask,
+        .wait_ns = group->wait_ns,
+        .instance = group->instance,
+        .firsts = group->firsts,
+        .slot_ranks = group->slot_ranks,
+        .turns = group->turns,
+    };
 }
 
 uint64_t com_group_return_bytes(const com_group *group)
