@@ -158,6 +158,32 @@ static sl_status read_format(mdl_constraint *c, const sl_json *request, sl_err *
     return read_schema(c, schema, SCHEMA, err);
 }
 
+static bool is_strict(const sl_json *function)
+{
+    bool strict = false;
+    return sl_json_bool(sl_json_get(function, "strict"), &strict) && strict;
+}
+
+static bool any_strict(const mdl_chat *chat)
+{
+    for (size_t i = 0; i < mdl_chat_tool_count(chat); i++)
+        if (is_strict(mdl_chat_tool(chat, i)))
+            return true;
+    return false;
+}
+
+/* What the chat says of calls. */
+static void read_calls(mdl_constraint *c, const mdl_chat *chat)
+{
+    if (mdl_chat_calls_forced(chat)) {
+        c->calls = MDL_CALLS_REQUIRED;
+    } else if (mdl_chat_calls_expected(chat) &&
+               (c->kind != MDL_CONSTRAINT_NONE || any_strict(chat))) {
+        c->calls = MDL_CALLS_ALLOWED;
+        c->kind = c->kind == MDL_CONSTRAINT_NONE ? MDL_CONSTRAINT_TEXT : c->kind;
+    }
+}
+
 /* The functions that may be called, as an array. */
 static void write_tools(mdl_constraint *c, const mdl_chat *chat)
 {
@@ -189,13 +215,11 @@ sl_status mdl_constraint_parse(const sl_json *request, const mdl_chat *chat,
     SL_TRY(read_format(constraint, request, err));
     SL_TRY(read_structured(constraint, request, err));
     SL_TRY(read_guided(constraint, request, err));
-    if (chat && mdl_chat_calls_forced(chat))
-        constraint->calls = MDL_CALLS_REQUIRED;
-    else if (chat && mdl_chat_calls_expected(chat) && constraint->kind != MDL_CONSTRAINT_NONE)
-        constraint->calls = MDL_CALLS_ALLOWED;
+    if (chat)
+        read_calls(constraint, chat);
     if (!mdl_constraint_is_set(constraint))
         return sl_ok();
-    if (chat && mdl_chat_continues(chat))
+    if (chat && mdl_chat_continues(chat) && constraint->kind != MDL_CONSTRAINT_TEXT)
         return sl_fail(err, SL_UNSUPPORTED,
                        "%s: together with an assistant message to be continued",
                        constraint->field ? constraint->field : "tool_choice");
@@ -266,6 +290,10 @@ static sl_status choice_node(const mdl_constraint *c, mdl_grammar *g, mdl_node *
     return status;
 }
 
+/* What a text that is something else must not hold: the parser of answers knows markers by their
+ * text. */
+static const char *const MARKS[] = {"</think>", "\uff5cDSML\uff5c"};
+
 static sl_status content_node(const mdl_constraint *c, mdl_grammar *g, mdl_node *out_node,
                               sl_err *err)
 {
@@ -281,6 +309,8 @@ static sl_status content_node(const mdl_constraint *c, mdl_grammar *g, mdl_node 
         return sl_is_ok(status) ? status : sl_wrap(err, status, "%s", field_of(c));
     case MDL_CONSTRAINT_CHOICE:
         return choice_node(c, g, out_node, err);
+    case MDL_CONSTRAINT_TEXT:
+        return mdl_grammar_unmarked(g, MARKS + 1, 1, out_node, err);
     default:
         *out_node = MDL_NODE_NONE;
         return sl_ok();
@@ -297,21 +327,45 @@ static mdl_node tag(mdl_grammar *g, const char *head, const char *tail)
     return mdl_grammar_then(g, mdl_grammar_text(g, head), end);
 }
 
-static sl_status call_node(const sl_json *function, size_t index, mdl_grammar *g,
+/* Parameters as the model writes them, but well-formed: a tag each line, names without what would
+ * end them. */
+static sl_status free_parameters(mdl_grammar *g, mdl_node *out_node, sl_err *err)
+{
+    static const struct {
+        uint32_t first, last;
+    } OF_NAMES[] = {{0x20, 0x21}, {0x23, 0x3b}, {0x3d, 0x3d}, {0x3f, 0xff5b}, {0xff5d, 0x10ffff}};
+    mdl_node name = MDL_NODE_NONE, value;
+    SL_TRY(mdl_grammar_unmarked(g, MARKS + 1, 1, &value, err));
+    for (size_t i = 0; i < sizeof(OF_NAMES) / sizeof(OF_NAMES[0]); i++)
+        name = mdl_grammar_or(g, name,
+                              mdl_grammar_code_points(g, OF_NAMES[i].first, OF_NAMES[i].last));
+    name = mdl_grammar_repeat(g, mdl_grammar_settle(g, name), 1, MDL_PARAMETER_NAME_MAX / 4);
+    mdl_node kind = mdl_grammar_or(g, mdl_grammar_text(g, "true"), mdl_grammar_text(g, "false"));
+    mdl_node one = mdl_grammar_then(g, value, tag(g, "</", "parameter>"));
+    one = mdl_grammar_then(g, mdl_grammar_text(g, "\">"), one);
+    one = mdl_grammar_then(g, mdl_grammar_text(g, "\" string=\""), mdl_grammar_then(g, kind, one));
+    one = mdl_grammar_then(g, tag(g, "<", "parameter name=\""), mdl_grammar_then(g, name, one));
+    mdl_node more = mdl_grammar_then(g, mdl_grammar_text(g, "\n"), one);
+    more = mdl_grammar_repeat(g, more, 0, MDL_REPEAT_ANY);
+    *out_node = mdl_grammar_optional(g, mdl_grammar_then(g, one, more));
+    return sl_ok();
+}
+
+/* free: the parameters of functions whose schema does not count; NONE: every schema does. */
+static sl_status call_node(const sl_json *function, size_t index, mdl_node free, mdl_grammar *g,
                            mdl_node *out_node, sl_err *err)
 {
     char path[64];
-    bool strict = false;
+    bool strict = is_strict(function);
     size_t size = 0;
     const char *name = sl_json_string(sl_json_get(function, "name"), &size);
-    mdl_node arguments;
     snprintf(path, sizeof(path), "tools[%zu].function.parameters", index);
     if (!name || size == 0)
         return sl_fail(err, SL_INVALID, "tools[%zu].function.name: is missing", index);
-    (void)sl_json_bool(sl_json_get(function, "strict"), &strict);
     mdl_schema_options options = {.path = path, .strict = strict};
-    SL_TRY(mdl_schema_parameters(g, given(function, "parameters"), &options, &arguments, err));
-    mdl_node out = mdl_grammar_then(g, arguments, tag(g, "\n</", "invoke>\n"));
+    if (strict || free == MDL_NODE_NONE)
+        SL_TRY(mdl_schema_parameters(g, given(function, "parameters"), &options, &free, err));
+    mdl_node out = mdl_grammar_then(g, free, tag(g, "\n</", "invoke>\n"));
     out = mdl_grammar_then(g, mdl_grammar_text(g, "\">\n"), out);
     *out_node = mdl_grammar_then(g, mdl_grammar_literal(g, name, size), out);
     return sl_ok();
@@ -320,10 +374,12 @@ static sl_status call_node(const sl_json *function, size_t index, mdl_grammar *g
 static sl_status calls_of_tools(const mdl_constraint *c, const sl_json *tools, mdl_grammar *g,
                                 mdl_node *out_node, sl_err *err)
 {
-    mdl_node any = MDL_NODE_NONE;
+    mdl_node any = MDL_NODE_NONE, free = MDL_NODE_NONE;
+    if (c->kind == MDL_CONSTRAINT_TEXT)
+        SL_TRY(free_parameters(g, &free, err));
     for (size_t i = sl_json_count(tools); i-- > 0;) {
         mdl_node one = MDL_NODE_NONE;
-        SL_TRY(call_node(sl_json_at(tools, i), i, g, &one, err));
+        SL_TRY(call_node(sl_json_at(tools, i), i, free, g, &one, err));
         any = mdl_grammar_or(g, one, any);
     }
     if (any == MDL_NODE_NONE)
@@ -356,7 +412,6 @@ static sl_status calls_node(const mdl_constraint *c, mdl_grammar *g, mdl_node *o
 /* Reasoning ends at its token, never at the same text from other tokens; nor may calls begin. */
 static sl_status reasoning_node(mdl_grammar *g, mdl_node *out_node, sl_err *err)
 {
-    static const char *const MARKS[] = {"</think>", "\uff5cDSML\uff5c"};
     mdl_node text;
     SL_TRY(mdl_grammar_unmarked(g, MARKS, 2, &text, err));
     *out_node = mdl_grammar_then(g, text, mdl_grammar_symbol(g, MDL_SYMBOL_END_THINK));
@@ -372,7 +427,10 @@ static sl_status answer_node(const mdl_constraint *c, mdl_grammar *g, mdl_node *
     SL_TRY(calls_node(c, g, &calls, err));
     if (c->reasoning)
         SL_TRY(reasoning_node(g, &reasoning, err));
-    *out_node = mdl_grammar_then(g, reasoning, mdl_grammar_or(g, content, calls));
+    mdl_node answer = c->kind == MDL_CONSTRAINT_TEXT && calls != MDL_NODE_NONE
+                          ? mdl_grammar_then(g, content, mdl_grammar_optional(g, calls))
+                          : mdl_grammar_or(g, content, calls);
+    *out_node = mdl_grammar_then(g, reasoning, answer);
     return sl_ok();
 }
 

@@ -2,7 +2,8 @@
  *
  * A constraint is the same on every node: it is text, and its grammar and the generated tokens give
  * the state. It covers the whole answer: reasoning (free, up to its end), then content of the asked
- * form or, with tools, calls. Thread: any. */
+ * form or, with tools, calls. Functions that are strict constrain an answer unasked: its text is
+ * free, and once calls begin, those of strict functions satisfy their parameters. Thread: any. */
 #ifndef MODEL_CONSTRAINT_H
 #define MODEL_CONSTRAINT_H
 
@@ -25,12 +26,13 @@ typedef enum mdl_constraint_kind {
     MDL_CONSTRAINT_JSON_OBJECT, /* any object */
     MDL_CONSTRAINT_REGEX,       /* text: the expression */
     MDL_CONSTRAINT_CHOICE,      /* text: a JSON array of strings */
+    MDL_CONSTRAINT_TEXT,        /* any text: for the calls behind it, of which some are strict */
     MDL_CONSTRAINT_KIND_COUNT,
 } mdl_constraint_kind;
 
 typedef enum mdl_constraint_calls {
     MDL_CALLS_NONE,
-    MDL_CALLS_ALLOWED,  /* instead of content */
+    MDL_CALLS_ALLOWED,  /* instead of content; behind it, where that is any text */
     MDL_CALLS_REQUIRED, /* instead of content, which there is none of */
     MDL_CALLS_COUNT,
 } mdl_constraint_calls;
@@ -50,7 +52,7 @@ typedef struct mdl_constraint {
     const mdl_constraint_names
         *names; /* borrowed, set before parsing; NULL: as a request has them */
     sl_buf text;
-    sl_buf tools; /* a JSON array of functions, when calls may come */
+    sl_buf tools; /* a JSON array of functions, when calls may come; each says if it is strict */
 } mdl_constraint;
 
 void mdl_constraint_init(mdl_constraint *constraint);

@@ -515,7 +515,8 @@ static sl_status choice_init(rtr_answer *a, uint32_t index, sl_err *err)
         .raw = !a->chat,
         .reasoning_open = a->chat && mdl_chat_reasoning_open(request->chat),
         .parse_calls = a->chat && mdl_chat_calls_expected(request->chat),
-        .literal = mdl_constraint_is_set(&request->constraint),
+        .literal = mdl_constraint_is_set(&request->constraint) &&
+                   request->constraint.kind != MDL_CONSTRAINT_TEXT,
         .chat = request->chat,
         .request_id = id,
         .stops = request->stops,

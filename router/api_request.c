@@ -573,9 +573,10 @@ bool rtr_api_prepare(const rtr_api_settings *settings, rtr_api_kind kind, const 
 bool rtr_api_may_be_slow(const void *body, size_t size)
 {
     /* The last three: a letter of a name written as an escape, which nobody does in earnest. */
-    static const char *const MARKS[] = {
-        "json_schema", "structured_outputs", "guided_", "tool_choice", "\\u005", "\\u006",
-        "\\u007"};
+    static const char *const MARKS[] = {"json_schema", "structured_outputs",
+                                        "guided_",     "tool_choice",
+                                        "\"strict\"",  "\\u005",
+                                        "\\u006",      "\\u007"};
     for (size_t i = 0; i < sizeof MARKS / sizeof MARKS[0]; i++)
         if (size > 0 && memmem(body, size, MARKS[i], strlen(MARKS[i])))
             return true;

@@ -16,6 +16,10 @@ WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters":
         "location": {"type": "string", "maxLength": 20}, "days": {"type": "integer", "minimum": 1, "maximum": 7},
         "unit": {"enum": ["celsius", "fahrenheit"]}}}}}
 TIME = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}}}}
+# The demo model leaves `days` out when it may.
+STRICT = {"type": "function", "function": {**WEATHER["function"], "strict": True, "parameters": {
+    "type": "object", "required": ["location", "days"], "additionalProperties": False, "properties": {
+        "location": {"type": "string", "maxLength": 20}, "days": {"type": "integer", "minimum": 1, "maximum": 7}}}}}
 THINKING = {"thinking": {"type": "enabled"}}
 
 
@@ -41,6 +45,10 @@ def check_object(text):
     assert isinstance(json.loads(text), dict), text
 
 
+def check_any(text):
+    assert text is not None
+
+
 def check_call(*names):
     def check(calls):
         assert calls and all(call["function"]["name"] in names for call in calls), calls
@@ -64,6 +72,8 @@ WORK = [
     ("Who are you?", {"tools": [WEATHER, TIME], "tool_choice": {"type": "function", "function": {"name": "get_weather"}}, **THINKING},
      None, check_call("get_weather")),
     ("What is the weather in Paris?", {"tools": [WEATHER], **json_schema(PERSON)}, check_person, check_call("get_weather")),
+    ("What is the weather in Paris?", {"tools": [TIME, STRICT]}, check_any, check_call("get_weather", "get_time")),
+    ("Who are you?", {"tools": [TIME, STRICT], **THINKING}, check_any, check_call("get_weather", "get_time")),
 ]
 
 
@@ -135,6 +145,17 @@ def test_drafts_keep_to_the_form():
             assert mtp["accepted"] > len(plain) / 4, (fields, mtp)
 
 
+def test_strict_functions_hold_under_auto():
+    """Unasked, the model leaves a required parameter out: of a strict function it cannot."""
+    with Cluster("constraint-strict", "--node-args", "--mtp-depth 1") as cluster:
+        answers = [cluster.chat("What is the weather in Paris?", tools=[TIME, STRICT], stream=stream, **sampling(0))
+                   for stream in (False, True)]
+        for answer in answers:
+            assert answer.status == 200 and answer.finish_reason == "tool_calls", answer.body
+            check_call("get_weather")(answer.tool_calls)
+        assert answers[0].token_ids == answers[1].token_ids
+
+
 def test_decode_killed_mid_answer():
     """The answer goes on elsewhere: the state is made from the tokens."""
     fields = {"structured_outputs": {"json": {"type": "array", "minItems": 12, "maxItems": 12, "items": PERSON["properties"]["age"]}}}
@@ -196,6 +217,8 @@ def test_refusals_name_the_field():
         (json_schema({"type": "object", "properties": {"a": {}}}, strict=True),
          "response_format.json_schema.schema.additionalProperties"),
         ({"structured_outputs": {"regex": "a(?=b)"}}, "structured_outputs.regex"),
+        ({"tools": [{"type": "function", "function": {**WEATHER["function"], "strict": True}}]},
+         "tools[0].function.parameters.additionalProperties"),
         ({"guided_choice": []}, "guided_choice"),
         ({"structured_outputs": {"json": {"$ref": "#/$defs/none"}}}, "structured_outputs.json.$ref"),
         ({"structured_outputs": {"json": {}}, "guided_regex": "a"}, "guided_regex"),

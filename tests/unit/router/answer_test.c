@@ -126,6 +126,34 @@ TEST(stream_with_usage_and_ids)
     close_fixture(&f);
 }
 
+/* Free text stays what it is: calls behind it are found, whichever functions are strict. */
+TEST(calls_behind_text_of_strict_functions)
+{
+    static const char *const STRICT[] = {"false", "true"};
+    for (size_t i = 0; i < 2; i++) {
+        fixture f;
+        char *body = sl_asprintf("test",
+                                 "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"tools\":"
+                                 "[{\"type\":\"function\","
+                                 "\"function\":{\"name\":\"add\",\"strict\":%s,\"parameters\":{"
+                                 "\"type\":\"object\",\"required\":["
+                                 "\"a\",\"s\"],\"additionalProperties\":false,\"properties\":{"
+                                 "\"a\":{\"type\":\"number\"},\"s\":{"
+                                 "\"type\":\"string\"}}}}}]}",
+                                 STRICT[i]);
+        open_fixture(&f, RTR_API_CHAT, body, "I add" CALL_TEXT);
+        assert_true(push_all(&f, 1));
+        rtr_answer_finish(f.answer, 0, MDL_FINISH_STOP);
+        sl_buf *out = rtr_answer_output(f.answer);
+        assert_text_contains(out->data, "\"content\":\"I add\"");
+        assert_text_contains(out->data,
+                             "\"arguments\":\"{\\\"a\\\": 1, \\\"s\\\": \\\"x\\\\\\\"y\\\"}\"");
+        assert_text_contains(out->data, "\"finish_reason\":\"tool_calls\"");
+        close_fixture(&f);
+        sl_free(body);
+    }
+}
+
 TEST(whole_chat_answer)
 {
     fixture f;
@@ -607,6 +635,7 @@ TEST(incomplete_character_at_the_end)
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(stream_of_chat),
     cmocka_unit_test(stream_with_usage_and_ids),
+    cmocka_unit_test(calls_behind_text_of_strict_functions),
     cmocka_unit_test(whole_chat_answer),
     cmocka_unit_test(tool_calls_and_reasoning_in_every_cut),
     cmocka_unit_test(whole_answer_with_calls),

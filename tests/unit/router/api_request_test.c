@@ -7,6 +7,10 @@
 #define CHAT(more) "{" MESSAGES "," more "}"
 #define TEXT(more) "{\"prompt\":\"hi\"," more "}"
 
+#define STRICT(parameters)                                                            \
+    "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"strict\":true," \
+    "\"parameters\":" parameters "}}]"
+
 typedef struct bad_case {
     rtr_api_kind kind;
     const char *body;
@@ -86,6 +90,10 @@ static const bad_case BAD[] = {
     {C, CHAT("\"tools\":5"), 400, "tools", "must be an array"},
     {C, CHAT("\"tools\":[{\"type\":\"x\"}]"), 400, "tools[0].type", ""},
     {C, CHAT("\"tool_choice\":5"), 400, "tool_choice", ""},
+    {C, CHAT(STRICT("{\"properties\":{\"a\":{}},\"required\":[\"a\"]}")), 400,
+     "tools[0].function.parameters.additionalProperties", "must be false under strict"},
+    {C, CHAT(STRICT("{\"additionalProperties\":false}") ",\"ignore_eos\":true"), 400, "ignore_eos",
+     "ends where its form does"},
     {C, CHAT("\"thinking\":true"), 400, "thinking", ""},
     {C, CHAT("\"thinking\":{\"type\":\"maybe\"}"), 400, "thinking", ""},
     {C, CHAT("\"chat_template_kwargs\":5"), 400, "chat_template_kwargs", "must be an object"},
@@ -153,6 +161,8 @@ TEST(constraints_may_be_slow)
 {
     static const char PLAIN[] = CHAT("\"temperature\":1"), FORM[] = CHAT("\"guided_regex\":\"a\"");
     static const char ESCAPED[] = CHAT("\"guided\\u005Fregex\":\"a\"");
+    static const char CALLS[] = CHAT(STRICT("{}"));
+    assert_true(rtr_api_may_be_slow(CALLS, strlen(CALLS)));
     assert_false(rtr_api_may_be_slow(PLAIN, strlen(PLAIN)));
     assert_false(rtr_api_may_be_slow("", 0));
     assert_true(rtr_api_may_be_slow(FORM, strlen(FORM)));
@@ -166,6 +176,17 @@ static rtr_api_request *prepare(rtr_api_kind kind, const char *body)
     if (!rtr_api_prepare(&kit_settings, kind, body, strlen(body), 1000, &request, &error))
         fail_msg("%d %s: %s", error.status, error.param, error.message);
     return request;
+}
+
+TEST(strict_functions_constrain_the_answer)
+{
+    rtr_api_request *r = prepare(C, CHAT(STRICT("{\"additionalProperties\":false}")));
+    assert_int_equal(r->constraint.kind, MDL_CONSTRAINT_TEXT);
+    assert_int_equal(r->constraint.calls, MDL_CALLS_ALLOWED);
+    rtr_api_request_destroy(r);
+    r = prepare(C, CHAT(STRICT("{\"additionalProperties\":false}") ",\"tool_choice\":\"none\""));
+    assert_false(mdl_constraint_is_set(&r->constraint));
+    rtr_api_request_destroy(r);
 }
 
 TEST(defaults_and_unknown_fields)
@@ -335,6 +356,7 @@ TEST(routing_is_bounded)
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(wrong_requests_are_refused_by_name),
     cmocka_unit_test(constraints_may_be_slow),
+    cmocka_unit_test(strict_functions_constrain_the_answer),
     cmocka_unit_test(defaults_and_unknown_fields),
     cmocka_unit_test(all_fields_arrive),
     cmocka_unit_test(salts_make_cache_spaces),
