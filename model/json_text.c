@@ -240,6 +240,45 @@ static bool length_holds(const mdl_dfa *dfa, const mdl_schema_facts *f)
     return f->length_min <= least && mdl_dfa_longest(dfa) <= f->length_max;
 }
 
+/* Lengths beside what the text must be so far: texts of both; NULL where that is too large. */
+static mdl_dfa *with_length(const mdl_schema_compiler *c, const mdl_dfa *all,
+                            const string_part *part, const mdl_schema_facts *f)
+{
+    mdl_dfa *length = NULL, *both = NULL;
+    sl_err ignored;
+    sl_status status = part_dfa(c, part, f, &length);
+    if (sl_is_ok(status))
+        status = mdl_dfa_both(all, length, &both, &ignored);
+    mdl_dfa_destroy(length);
+    return sl_is_ok(status) ? both : NULL;
+}
+
+/* Looks for a maxLength that fits, and says so. */
+static sl_status length_too_large(const mdl_schema_compiler *c, const mdl_dfa *all,
+                                  const string_part *part, const mdl_schema_facts *f)
+{
+    char text[160];
+    mdl_schema_facts less = *f;
+    uint32_t fits = 0, over = f->length_max == MDL_SCHEMA_COUNT_ANY ? 0 : f->length_max;
+    while (over > fits + 1 + fits / 8) {
+        less.length_max = fits + (over - fits) / 2;
+        mdl_dfa *both = less.length_max < f->length_min ? NULL : with_length(c, all, part, &less);
+        if (both || less.length_max < f->length_min)
+            fits = less.length_max;
+        else
+            over = less.length_max;
+        mdl_dfa_destroy(both);
+    }
+    snprintf(text, sizeof(text),
+             "too large: its automaton needs more than %u states; make the pattern or the lengths "
+             "smaller",
+             MDL_DFA_STATES_MAX);
+    if (fits > 0 && fits >= f->length_min)
+        snprintf(text + strlen(text), sizeof(text) - strlen(text), ": a maxLength of %u fits",
+                 fits);
+    return mdl_schema_fail(c, SL_TOO_LARGE, part->keyword, text);
+}
+
 static sl_status cross_parts(const mdl_schema_compiler *c, const string_part *parts, uint32_t count,
                              const mdl_schema_facts *f, mdl_node *out_node)
 {
@@ -247,19 +286,22 @@ static sl_status cross_parts(const mdl_schema_compiler *c, const string_part *pa
     sl_status status = part_dfa(c, &parts[0], f, &all);
     for (uint32_t i = 1; i < count && sl_is_ok(status); i++) {
         mdl_dfa *next = NULL, *both = NULL;
-        if (!parts[i].pattern && !parts[i].without && length_holds(all, f))
+        bool length = !parts[i].pattern && !parts[i].without;
+        if (length && length_holds(all, f))
             continue;
         sl_err inner = {0};
         status = part_dfa(c, &parts[i], f, &next);
+        if (sl_is_ok(status)) {
+            status = parts[i].without ? mdl_dfa_without(all, next, &both, &inner)
+                                      : mdl_dfa_both(all, next, &both, &inner);
+            mdl_dfa_destroy(next);
+            if (!sl_is_ok(status))
+                status = mdl_schema_fail(c, status.code, parts[i].keyword, inner.text);
+        }
+        if (length && status.code == SL_TOO_LARGE)
+            status = length_too_large(c, all, &parts[i], f);
         if (!sl_is_ok(status))
             break;
-        status = parts[i].without ? mdl_dfa_without(all, next, &both, &inner)
-                                  : mdl_dfa_both(all, next, &both, &inner);
-        mdl_dfa_destroy(next);
-        if (!sl_is_ok(status)) {
-            status = mdl_schema_fail(c, status.code, parts[i].keyword, inner.text);
-            break;
-        }
         mdl_dfa_destroy(all);
         all = both;
     }
