@@ -231,7 +231,11 @@ static void look_at_instances(diagnosis *d)
     const Sluice__V1__GetBalanceReply *leader = balances.leader;
     for (size_t i = 0; leader && i < leader->n_instances; i++) {
         const Sluice__V1__InstanceBalance *of = leader->instances[i];
-        if (of->placement_version == 0)
+        if (of->placement_late > 0)
+            sayf(d, VERDICT_WARN, of->instance,
+                 "placement %llu is written, but not all ranks use it: their logs say why",
+                 (unsigned long long)of->placement_late);
+        else if (of->placement_version == 0)
             say(d, VERDICT_WARN, of->instance, of->reason);
         else if (of->advised && strcmp(leader->rebalance, "act") != 0)
             sayf(d, VERDICT_WARN, of->instance,

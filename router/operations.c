@@ -693,6 +693,7 @@ static void fill_balance(const rtr_rebalance *state, const char *name,
     out->bytes = state->plan.bytes;
     out->reason = (char *)state->reason;
     out->roll_out_us = state->took_ns / 1000;
+    out->placement_late = state->late;
 }
 
 static void on_get_balance(rtr_operations *operations, rpc_server_call *call,

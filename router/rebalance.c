@@ -178,6 +178,8 @@ static rtr_rebalance_action watch(rtr_rebalance *r, const rtr_rebalance_options 
         r->begun = false;
         return RTR_REBALANCE_NOTHING;
     }
+    if (seen->placement >= r->late)
+        r->late = 0;
     const char *why = r->begun               ? changed(r, seen)
                       : r->pause_why == NULL ? "who leads has not led for long"
                                              : r->pause_why;
@@ -249,6 +251,7 @@ static rtr_rebalance_action roll_out(rtr_rebalance *r, const rtr_rebalance_optio
     pause_begin(r, options, in_use ? "a placement was rolled out" : "a placement is not used", now);
     r->begun = false;
     if (!in_use) {
+        r->late = r->plan.placement + 1;
         say(r, "placement %" PRIu64 " is written, but not all ranks use it: their logs say why",
             r->plan.placement + 1);
         return RTR_REBALANCE_LATE;

@@ -94,6 +94,7 @@ typedef struct rtr_rebalance {
     bool advised;                            /* `plan` is worth it */
     rtr_rebalance_plan plan;                 /* the last one */
     sl_time_ns written_at;
+    uint64_t late;    /* version that was written and is not used by all ranks; 0: none */
     uint64_t took_ns; /* of the last roll-out; 0: none yet */
     char reason[RTR_REBALANCE_REASON_MAX];
 } rtr_rebalance;

@@ -2874,7 +2874,7 @@ const ProtobufCMessageDescriptor sluice__v1__get_balance_reply__descriptor =
   (ProtobufCMessageInit) sluice__v1__get_balance_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__instance_balance__field_descriptors[10] =
+static const ProtobufCFieldDescriptor sluice__v1__instance_balance__field_descriptors[11] =
 {
   {
     "instance",
@@ -2996,6 +2996,18 @@ static const ProtobufCFieldDescriptor sluice__v1__instance_balance__field_descri
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "placement_late",
+    11,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__InstanceBalance, placement_late),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__instance_balance__field_indices_by_name[] = {
   3,   /* field[3] = advised */
@@ -3003,6 +3015,7 @@ static const unsigned sluice__v1__instance_balance__field_indices_by_name[] = {
   2,   /* field[2] = imbalance */
   0,   /* field[0] = instance */
   6,   /* field[6] = moves */
+  10,   /* field[10] = placement_late */
   1,   /* field[1] = placement_version */
   5,   /* field[5] = planned_after */
   4,   /* field[4] = planned_before */
@@ -3012,7 +3025,7 @@ static const unsigned sluice__v1__instance_balance__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__instance_balance__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 10 }
+  { 0, 11 }
 };
 const ProtobufCMessageDescriptor sluice__v1__instance_balance__descriptor =
 {
@@ -3022,7 +3035,7 @@ const ProtobufCMessageDescriptor sluice__v1__instance_balance__descriptor =
   "Sluice__V1__InstanceBalance",
   "sluice.v1",
   sizeof(Sluice__V1__InstanceBalance),
-  10,
+  11,
   sluice__v1__instance_balance__field_descriptors,
   sluice__v1__instance_balance__field_indices_by_name,
   1,  sluice__v1__instance_balance__number_ranges,

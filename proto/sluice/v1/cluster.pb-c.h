@@ -510,10 +510,14 @@ struct  Sluice__V1__InstanceBalance
    * of the last placement that this router wrote; 0: none
    */
   uint64_t roll_out_us;
+  /*
+   * that it wrote, and not all ranks use in time; 0: none
+   */
+  uint64_t placement_late;
 };
 #define SLUICE__V1__INSTANCE_BALANCE__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__instance_balance__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0, (char *)protobuf_c_empty_string, 0 }
+    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, 0, (char *)protobuf_c_empty_string, 0, 0 }
 
 
 /* Sluice__V1__ListMembersRequest methods */

@@ -353,9 +353,12 @@ TEST(a_table_that_is_not_used_is_told)
     assert_int_equal(see(&f, 1), RTR_REBALANCE_LATE);
     assert_text_contains(f.r->reason, "placement 2 is written, but not all ranks use it");
     f.seen.missing = NULL;
+    assert_int_equal(see(&f, SL_S_NS), RTR_REBALANCE_NOTHING);
+    assert_int_equal(f.r->late, 2);
     f.seen.placement = 2;
     assert_int_equal(see(&f, SL_S_NS), RTR_REBALANCE_NOTHING);
-    assert_text_contains(f.r->reason, "a pause: a placement is not used");
+    assert_int_equal(f.r->late, 0);
+    assert_text_contains(f.r->reason, "a pause: another placement is in use");
     rtr_rebalance_destroy(f.r);
 }
 
