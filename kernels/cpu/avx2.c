@@ -8,7 +8,7 @@
 #define STREAM_ROWS 4
 /* 16 registers, of which sums take 8. */
 #define STREAM_VECTORS(rows) ((rows) == 1 ? 8 : (rows) == 2 ? 4 : 2)
-#define FEW_INPUTS             (16u * 2048)
+#define FEW_INPUTS           (16u * 2048)
 /* The end of 16 turns is foreseen, that of 64 is not. */
 #define STREAM_UNROLL _Pragma("GCC unroll 4")
 #define BARE_CODES    1

@@ -5,7 +5,7 @@
 #define LANES       16
 #define GEMM_ROWS   12
 #define FEW_ROWS    16
-#define FEW_INPUTS    (16u * 2048)
+#define FEW_INPUTS  (16u * 2048)
 #define STREAM_ROWS 8
 /* 32 registers. */
 #define STREAM_VECTORS(rows) ((rows) == 1 ? 8 : (rows) <= 4 ? 4 : 2)
