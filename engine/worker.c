@@ -49,6 +49,9 @@ struct eng_worker {
     _Atomic uint32_t pages_free, pages_kept, pages_bound, pages_promised, pages_grantable,
         pages_transit;
     _Atomic(const char *) broken;
+    /* Counts what the control thread wanted: odd, that clients rest. The engine thread says which
+     * wish it follows, so that an old answer is not taken for a new one. */
+    _Atomic uint32_t rest_wish, rest_done;
 };
 
 static void publish_pages(eng_worker *worker)
@@ -168,6 +171,40 @@ static void ask_finish(eng_worker *worker)
     worker->ask_done(worker->ask_context);
 }
 
+void eng_worker_set_rest(eng_worker *worker, bool rest)
+{
+    uint32_t wish = atomic_load_explicit(&worker->rest_wish, memory_order_relaxed);
+    if (rest == (wish % 2 == 1))
+        return;
+    atomic_store_explicit(&worker->rest_wish, wish + 1, memory_order_release);
+    sl_mailbox_wake(worker->doorbell);
+}
+
+bool eng_worker_rests(const eng_worker *worker)
+{
+    uint32_t wish = atomic_load_explicit(&worker->rest_wish, memory_order_relaxed);
+    return wish % 2 == 1 && atomic_load_explicit(&worker->rest_done, memory_order_acquire) == wish;
+}
+
+/* A turn of the clients, or none while they rest. */
+static bool worker_run_clients(eng_worker *worker)
+{
+    uint32_t wish = atomic_load_explicit(&worker->rest_wish, memory_order_acquire);
+    bool rest = wish % 2 == 1, busy = false;
+    for (int i = 0; i < worker->client_count; i++) {
+        eng_worker_client *client = &worker->clients[i];
+        client->busy = !rest && client->ops->run(client->context);
+        busy |= client->busy;
+    }
+    if (atomic_load_explicit(&worker->rest_done, memory_order_relaxed) == wish)
+        return busy;
+    /* Release: what the last turn did is seen by whoever sees this. */
+    atomic_store_explicit(&worker->rest_done, wish, memory_order_release);
+    for (int i = 0; i < worker->client_count; i++)
+        sl_mailbox_wake(worker->clients[i].outbox);
+    return busy;
+}
+
 static void wake(void *context)
 {
     eng_worker *worker = context;
@@ -205,11 +242,7 @@ static void *worker_main(void *argument)
         sl_time_ns now = sl_now_ns();
         (void)eng_engine_poll(worker->engine, now);
         uint64_t runs = eng_engine_runs(worker->engine);
-        for (int i = 0; i < worker->client_count; i++) {
-            eng_worker_client *client = &worker->clients[i];
-            client->busy = client->ops->run(client->context);
-            busy |= client->busy;
-        }
+        busy |= worker_run_clients(worker);
         if (eng_engine_runs(worker->engine) == runs)
             busy |= eng_engine_take_part(worker->engine); /* another rank may wait for this one */
         eng_engine_spill(worker->engine); /* its end wakes the thread, and so on until all is out */

@@ -60,6 +60,13 @@ void eng_worker_call(eng_worker *worker, void (*fn)(void *context), void *contex
 SL_MUST_USE bool eng_worker_ask(eng_worker *worker, void (*fn)(void *context),
                                 void (*done)(void *context), void *context);
 
+/* Control thread: no client is given work from the end of the turn under way on (true), until it is
+ * told to go on. Commands are taken all the while, and other ranks' runs taken part in. */
+void eng_worker_set_rest(eng_worker *worker, bool rest);
+/* Control thread: since it was told to rest, no client has work under way. Descriptors of clients
+ * become readable when this comes to be so. */
+bool eng_worker_rests(const eng_worker *worker);
+
 /* Control thread. false = the inbox is full (capacity is sized so that this is a bug or an
  * overload: refuse the request). */
 SL_MUST_USE bool eng_worker_post(eng_worker_client *client, const void *command);

@@ -44,6 +44,7 @@ struct eng_worker {
     void (*ask_done)(void *context);
     void *ask_context;
     bool asked; /* it ran, and is to be told */
+    bool rest;
 };
 
 static void publish_pages(eng_worker *worker)
@@ -130,7 +131,7 @@ static bool turn(eng_worker *worker)
     (void)eng_engine_poll(worker->engine, sim_clock(worker->process));
     for (int i = 0; i < worker->client_count; i++) {
         eng_worker_client *client = &worker->clients[i];
-        client->busy = client->ops->run(client->context);
+        client->busy = !worker->rest && client->ops->run(client->context);
         busy |= client->busy;
     }
     eng_engine_spill(worker->engine);
@@ -246,6 +247,17 @@ bool eng_worker_ask(eng_worker *worker, void (*fn)(void *context), void (*done)(
     worker->ask_context = context;
     wake(worker);
     return true;
+}
+
+void eng_worker_set_rest(eng_worker *worker, bool rest)
+{
+    worker->rest = rest;
+    wake(worker);
+}
+
+bool eng_worker_rests(const eng_worker *worker)
+{
+    return worker->rest;
 }
 
 /* ---- mailboxes */
