@@ -73,7 +73,7 @@ static sl_status check(const dec_service *service, const Sluice__V1__Admit *admi
                               admit->n_tokens % ENG_PAGE_TOKENS != 0))
         return sl_fail(err, SL_UNSUPPORTED, "node %s keeps no such pages", service->options.name);
     if (service->held)
-        return sl_fail(err, SL_FULL, "node %s gets other weights", service->options.name);
+        return sl_fail(err, SL_FULL, "node %s takes nothing new now", service->options.name);
     size_t id_size = strlen(admit->request_id);
     if (id_size == 0 || id_size >= DEC_REQUEST_ID_MAX)
         return sl_fail(err, SL_INVALID, "request_id must have 1 to %u bytes",

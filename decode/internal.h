@@ -91,6 +91,8 @@ struct dec_service {
     dec_stream *streams[DEC_STREAMS_MAX];
     bool draining, fetches_only;
     bool held;
+    sl_time_ns pause_until; /* 0: none */
+    bool rests;
     sl_metric *generated, *admitted, *refused, *parked;
     sl_metric *transfer_seconds;
 };

@@ -527,6 +527,13 @@ void dec_service_hold(dec_service *service, bool held)
     tell_load(service);
 }
 
+void dec_service_set_pause(dec_service *service, sl_time_ns until, bool rests)
+{
+    service->pause_until = until;
+    service->rests = rests;
+    tell_load(service);
+}
+
 static void fill_transfer(const dec_service *service, const dec_slot *slot,
                           Sluice__V1__LedgerTransfer *out)
 {
@@ -603,4 +610,8 @@ void dec_service_load(const dec_service *service, Sluice__V1__Load *out_load)
                                : service->options.sequences_max - service->live_count;
     out_load->running = running;
     out_load->waiting = service->live_count - running;
+    sl_time_ns now = sl_loop_now(service->options.loop);
+    if (service->pause_until > now)
+        out_load->pause_ms = (uint32_t)((service->pause_until - now) / SL_MS_NS) + 1;
+    out_load->rests = service->rests;
 }

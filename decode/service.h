@@ -65,6 +65,9 @@ void dec_service_set_fetches_only(dec_service *service, bool fetches_only);
 void dec_service_drain(dec_service *service, bool draining);
 /* Refuses new sequences as if there were no room, so that routers wait or go elsewhere. */
 void dec_service_hold(dec_service *service, bool held);
+/* Routers are told: a pause is under way until then at most (0: none), and what is here rests too.
+ */
+void dec_service_set_pause(dec_service *service, sl_time_ns until, bool rests);
 /* Ends the routers' streams, so that they come again and hear the engine's new stamp. While no
  * sequence is live. */
 void dec_service_renew(dec_service *service);

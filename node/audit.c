@@ -2,6 +2,8 @@
  * that cannot be written holds nothing up: the log has it too. Thread: control loop. */
 #include "node/internal.h"
 
+#include <stdio.h>
+
 #include "base/alloc.h"
 #include "base/log.h"
 #include "cluster/action.h"
@@ -54,7 +56,10 @@ void nod_audit_note(nod_audit *audit, rpc_server_call *call, const char *verb, c
     char actor[RPC_ACTOR_MAX];
     nod_host *host = audit->host;
     sl_err err;
-    rpc_server_call_actor(call, actor, sizeof(actor));
+    if (call)
+        rpc_server_call_actor(call, actor, sizeof(actor));
+    else
+        snprintf(actor, sizeof(actor), "node %s", host->options->name);
     sl_info("%s by %s: %s", verb, actor, detail);
     clu_action action = {
         .actor = actor, .verb = verb, .target = host->options->name, .detail = detail};

@@ -133,6 +133,13 @@ static void on_left(void *context)
     rpc_server_stop(host->server, sl_loop_now(host->loop) + LEAVE_NS, on_server_stopped, host);
 }
 
+void nod_host_hold(nod_host *host)
+{
+    bool held = nod_reload_waits(host->reload) || nod_pausing_active(host->pausing);
+    dec_service_hold(host->decode, held);
+    pre_service_hold(host->prefill, held);
+}
+
 uint32_t nod_host_live(const nod_host *host)
 {
     return dec_service_live(host->decode) + pre_service_live(host->prefill);
@@ -179,6 +186,7 @@ static void after_pass(void *context)
 {
     nod_host *host = context;
     dec_service_flush(host->decode);
+    nod_pausing_continue(host->pausing);
     nod_reload_continue(host->reload);
     nod_role_continue(host->role_change);
     bool awaited = dec_service_moves(host->decode) > 0;
@@ -219,6 +227,7 @@ void nod_host_drain(nod_host *host, uint64_t timeout_ns)
     sl_info("draining: %u requests, at most %.1f s", nod_host_live(host), (double)timeout_ns / 1e9);
     bool registered = host->state == NOD_STATE_READY;
     host->state = NOD_STATE_DRAINING;
+    nod_pausing_leave(host->pausing);
     nod_role_apply(host, false);
     rpc_server_set_health(host->server, "", false);
     sl_timer_set(host->drain_timer, sl_loop_now(host->loop) + timeout_ns);
@@ -512,6 +521,7 @@ static sl_status start(nod_host *host, sl_err *err)
     host->ledger = nod_ledger_create(host);
     host->audit = nod_audit_create(host);
     host->role_change = nod_role_change_create(host);
+    host->pausing = nod_pausing_create(host);
     host->drain_timer = sl_timer_create(host->loop, on_drain_timeout, host);
     SL_TRY(nod_ranks_open(host, err));
     SL_TRY(open_engine(host, err));
@@ -544,6 +554,7 @@ void nod_host_destroy(nod_host *host)
     kvt_context_destroy(host->kvt);
     nod_reload_destroy(host->reload);
     nod_role_change_destroy(host->role_change);
+    nod_pausing_destroy(host->pausing);
     nod_ledger_destroy(host->ledger);
     pre_service_destroy(host->prefill);
     dec_service_destroy(host->decode);

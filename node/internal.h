@@ -23,6 +23,7 @@ typedef struct nod_ledger nod_ledger;
 typedef struct nod_audit nod_audit;
 typedef struct nod_ranks nod_ranks;
 typedef struct nod_role_change nod_role_change;
+typedef struct nod_pausing nod_pausing;
 
 struct nod_host {
     const nod_options *options;
@@ -53,6 +54,7 @@ struct nod_host {
     nod_ledger *ledger;
     nod_audit *audit;
     nod_role_change *role_change;
+    nod_pausing *pausing;
     sl_timer *drain_timer;
     sl_timer *gauge_timer;
     sl_metric *pages_gauge, *running_gauge, *waiting_gauge, *etcd_gauge, *kv_gauge, *kv_received,
@@ -78,6 +80,8 @@ void nod_host_drain(nod_host *host, uint64_t timeout_ns);
 /* Takes a drain back. SL_CONFLICT: none is under way, it leaves already, or it was told to stop. */
 SL_MUST_USE sl_status nod_host_resume(nod_host *host, sl_err *err);
 
+/* Nothing new is taken while a reload waits or a pause is under way: looks which it is. */
+void nod_host_hold(nod_host *host);
 /* Requests that hold anything. */
 uint32_t nod_host_live(const nod_host *host);
 /* Borrows the engine's texts. */
@@ -94,6 +98,8 @@ nod_reload *nod_reload_create(nod_host *host);
 /* When the loop runs no more, and before the engine goes. */
 void nod_reload_destroy(nod_reload *reload);
 bool nod_reload_active(const nod_reload *reload);
+/* All is loaded, and what runs must end. */
+bool nod_reload_waits(const nod_reload *reload);
 /* At the end of each pass: nothing may run any more. */
 void nod_reload_continue(nod_reload *reload);
 void nod_reload_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *request);
@@ -115,13 +121,27 @@ void nod_role_continue(nod_role_change *change);
 void nod_role_apply(nod_host *host, bool takes);
 void nod_role_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *request);
 
+/* pausing.c */
+nod_pausing *nod_pausing_create(nod_host *host);
+/* When the loop runs no more. NULL is fine. */
+void nod_pausing_destroy(nod_pausing *pausing);
+bool nod_pausing_active(const nod_pausing *pausing);
+/* The engine does. */
+bool nod_pausing_rests(const nod_pausing *pausing);
+/* At the end of each pass: nothing may run any more, or the engine may rest. */
+void nod_pausing_continue(nod_pausing *pausing);
+/* The node drains. */
+void nod_pausing_leave(nod_pausing *pausing);
+void nod_pausing_on_begin(void *context, rpc_server_call *call, const ProtobufCMessage *request);
+void nod_pausing_on_end(void *context, rpc_server_call *call, const ProtobufCMessage *request);
+
 /* audit.c */
 nod_audit *nod_audit_create(nod_host *host);
 /* Before etcd's client. NULL is fine. */
 void nod_audit_destroy(nod_audit *audit);
 /* Something is not written yet: at most for etcd's timeout. */
 bool nod_audit_busy(const nod_audit *audit);
-/* Who called did this to the node. */
+/* Who called did this to the node; NULL: the node itself. */
 void nod_audit_note(nod_audit *audit, rpc_server_call *call, const char *verb, const char *detail);
 
 /* ranks.c: nothing to do where the node is no rank of several. */
@@ -145,7 +165,7 @@ void nod_ranks_stop(nod_host *host);
 void nod_ranks_destroy(nod_host *host);
 
 /* service.c: the Node service's handlers. */
-#define NOD_HANDLERS 7
+#define NOD_HANDLERS 9
 void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS]);
 
 /* gauges.c */

@@ -47,12 +47,6 @@ static uint32_t version_now(const nod_host *host)
     return (uint32_t)strtoul(eng_engine_stamp(host->engine)->weights_version, NULL, 10);
 }
 
-static void hold(nod_host *host, bool held)
-{
-    dec_service_hold(host->decode, held);
-    pre_service_hold(host->prefill, held);
-}
-
 static void end(nod_reload *reload, sl_status status, const sl_err *err)
 {
     nod_host *host = reload->host;
@@ -60,7 +54,7 @@ static void end(nod_reload *reload, sl_status status, const sl_err *err)
     reload->phase = RELOAD_IDLE;
     reload->call = NULL;
     sl_timer_set(reload->timer, SL_NEVER);
-    hold(host, false);
+    nod_host_hold(host);
     eng_model_close(reload->fresh); /* the old weights, or those that did not make it */
     reload->fresh = NULL;
     sl_free(reload->dir);
@@ -142,7 +136,7 @@ static void on_loaded(void *context)
     sl_info("weights of %s are loaded; waiting for %u requests to end", reload->dir,
             nod_host_live(host));
     reload->phase = RELOAD_WAITING;
-    hold(host, true);
+    nod_host_hold(host);
     sl_timer_set(reload->timer, reload->loaded_at + reload->wait_ns);
     nod_reload_continue(reload);
 }
@@ -233,6 +227,11 @@ void nod_reload_on_call(void *context, rpc_server_call *call, const ProtobufCMes
 bool nod_reload_active(const nod_reload *reload)
 {
     return reload->phase != RELOAD_IDLE;
+}
+
+bool nod_reload_waits(const nod_reload *reload)
+{
+    return reload->phase == RELOAD_WAITING;
 }
 
 nod_reload *nod_reload_create(nod_host *host)

@@ -107,6 +107,8 @@ static sl_status check(const nod_role_change *change, const char *role, nod_role
         if (nod_ranks_used(host))
             return sl_fail(err, SL_UNSUPPORTED,
                            "one rank of several: all would have to change at once");
+        if (nod_pausing_active(host->pausing))
+            return sl_fail(err, SL_UNAVAILABLE, "the node is paused: weights resume comes first");
         if (host->state != NOD_STATE_READY || nod_reload_active(host->reload))
             return sl_fail(err, SL_UNAVAILABLE, "the node is %s",
                            host->state == NOD_STATE_READY ? "reloading"

@@ -21,9 +21,11 @@ static void on_status(void *context, rpc_server_call *call, const ProtobufCMessa
     status.incarnation = host->incarnation;
     bool reloading = host->state == NOD_STATE_READY && nod_reload_active(host->reload);
     bool changing = host->state == NOD_STATE_READY && nod_role_changing(host->role_change);
-    status.state = reloading  ? "reloading"
-                   : changing ? "changing role"
-                              : (char *)nod_state_name(host->state);
+    bool pausing = nod_pausing_active(host->pausing);
+    status.state = pausing     ? nod_pausing_rests(host->pausing) ? "paused" : "pausing"
+                   : reloading ? "reloading"
+                   : changing  ? "changing role"
+                               : (char *)nod_state_name(host->state);
     status.stamp = &stamp;
     status.load = &load;
     status.transfers_open = stats.sends_open + stats.recvs_open;
@@ -101,5 +103,7 @@ void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS]
     out_handlers[3] = (rpc_handler){&rpc_method_node_resume, on_resume, host};
     out_handlers[4] = (rpc_handler){&rpc_method_node_get_ledger, nod_ledger_on_call, host->ledger};
     out_handlers[5] = (rpc_handler){&rpc_method_node_get_experts, on_experts, host};
+    out_handlers[7] = (rpc_handler){&rpc_method_node_pause, nod_pausing_on_begin, host->pausing};
+    out_handlers[8] = (rpc_handler){&rpc_method_node_end_pause, nod_pausing_on_end, host->pausing};
     out_handlers[6] = (rpc_handler){&rpc_method_node_set_role, nod_role_on_call, host->role_change};
 }

@@ -479,7 +479,7 @@ static sl_status check(const pre_service *service, const Sluice__V1__PrefillRequ
     if (service->offers_only && !request->offer)
         return sl_fail(err, SL_UNAVAILABLE, "node %s computes no prompts", service->options.name);
     if (service->held)
-        return sl_fail(err, SL_FULL, "node %s gets other weights", service->options.name);
+        return sl_fail(err, SL_FULL, "node %s takes nothing new now", service->options.name);
     size_t id_size = strlen(request->request_id);
     if (id_size == 0 || id_size >= PRE_REQUEST_ID_MAX)
         return sl_fail(err, SL_INVALID, "request_id must have 1 to %u bytes",

@@ -165,6 +165,16 @@ const rpc_method rpc_method_node_reload_weights = {
     &sluice__v1__reload_weights_request__descriptor,
     &sluice__v1__reload_weights_reply__descriptor};
 
+const rpc_method rpc_method_node_pause = {
+    "/sluice.v1.Node/Pause", RPC_UNARY,
+    &sluice__v1__pause_request__descriptor,
+    &sluice__v1__pause_reply__descriptor};
+
+const rpc_method rpc_method_node_end_pause = {
+    "/sluice.v1.Node/EndPause", RPC_UNARY,
+    &sluice__v1__end_pause_request__descriptor,
+    &sluice__v1__end_pause_reply__descriptor};
+
 const rpc_method rpc_method_node_get_ledger = {
     "/sluice.v1.Node/GetLedger", RPC_SERVER_STREAM,
     &sluice__v1__ledger_request__descriptor,

@@ -40,6 +40,8 @@ extern const rpc_method rpc_method_node_drain;
 extern const rpc_method rpc_method_node_resume;
 extern const rpc_method rpc_method_node_set_role;
 extern const rpc_method rpc_method_node_reload_weights;
+extern const rpc_method rpc_method_node_pause;
+extern const rpc_method rpc_method_node_end_pause;
 extern const rpc_method rpc_method_node_get_ledger;
 extern const rpc_method rpc_method_node_get_experts;
 extern const rpc_method rpc_method_prefill_run;

@@ -68,7 +68,7 @@ struct  Sluice__V1__Member
   uint64_t incarnation;
   Sluice__V1__Stamp *stamp;
   /*
-   * "ready", "suspect", "draining", "cordoned", "incompatible"
+   * "ready", "paused", "suspect", "draining", "cordoned", "incompatible"
    */
   char *state;
   Sluice__V1__Load *load;

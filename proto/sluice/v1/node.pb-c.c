@@ -457,6 +457,186 @@ void   sluice__v1__reload_weights_reply__free_unpacked
   assert(message->base.descriptor == &sluice__v1__reload_weights_reply__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   sluice__v1__pause_request__init
+                     (Sluice__V1__PauseRequest         *message)
+{
+  static const Sluice__V1__PauseRequest init_value = SLUICE__V1__PAUSE_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__pause_request__get_packed_size
+                     (const Sluice__V1__PauseRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__pause_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__pause_request__pack
+                     (const Sluice__V1__PauseRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__pause_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__pause_request__pack_to_buffer
+                     (const Sluice__V1__PauseRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__pause_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__PauseRequest *
+       sluice__v1__pause_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__PauseRequest *)
+     protobuf_c_message_unpack (&sluice__v1__pause_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__pause_request__free_unpacked
+                     (Sluice__V1__PauseRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__pause_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__pause_reply__init
+                     (Sluice__V1__PauseReply         *message)
+{
+  static const Sluice__V1__PauseReply init_value = SLUICE__V1__PAUSE_REPLY__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__pause_reply__get_packed_size
+                     (const Sluice__V1__PauseReply *message)
+{
+  assert(message->base.descriptor == &sluice__v1__pause_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__pause_reply__pack
+                     (const Sluice__V1__PauseReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__pause_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__pause_reply__pack_to_buffer
+                     (const Sluice__V1__PauseReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__pause_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__PauseReply *
+       sluice__v1__pause_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__PauseReply *)
+     protobuf_c_message_unpack (&sluice__v1__pause_reply__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__pause_reply__free_unpacked
+                     (Sluice__V1__PauseReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__pause_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__end_pause_request__init
+                     (Sluice__V1__EndPauseRequest         *message)
+{
+  static const Sluice__V1__EndPauseRequest init_value = SLUICE__V1__END_PAUSE_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__end_pause_request__get_packed_size
+                     (const Sluice__V1__EndPauseRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__end_pause_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__end_pause_request__pack
+                     (const Sluice__V1__EndPauseRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__end_pause_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__end_pause_request__pack_to_buffer
+                     (const Sluice__V1__EndPauseRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__end_pause_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__EndPauseRequest *
+       sluice__v1__end_pause_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__EndPauseRequest *)
+     protobuf_c_message_unpack (&sluice__v1__end_pause_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__end_pause_request__free_unpacked
+                     (Sluice__V1__EndPauseRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__end_pause_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__end_pause_reply__init
+                     (Sluice__V1__EndPauseReply         *message)
+{
+  static const Sluice__V1__EndPauseReply init_value = SLUICE__V1__END_PAUSE_REPLY__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__end_pause_reply__get_packed_size
+                     (const Sluice__V1__EndPauseReply *message)
+{
+  assert(message->base.descriptor == &sluice__v1__end_pause_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__end_pause_reply__pack
+                     (const Sluice__V1__EndPauseReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__end_pause_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__end_pause_reply__pack_to_buffer
+                     (const Sluice__V1__EndPauseReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__end_pause_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__EndPauseReply *
+       sluice__v1__end_pause_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__EndPauseReply *)
+     protobuf_c_message_unpack (&sluice__v1__end_pause_reply__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__end_pause_reply__free_unpacked
+                     (Sluice__V1__EndPauseReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__end_pause_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   sluice__v1__ledger_request__init
                      (Sluice__V1__LedgerRequest         *message)
 {
@@ -1395,6 +1575,255 @@ const ProtobufCMessageDescriptor sluice__v1__reload_weights_reply__descriptor =
   sluice__v1__reload_weights_reply__field_indices_by_name,
   1,  sluice__v1__reload_weights_reply__number_ranges,
   (ProtobufCMessageInit) sluice__v1__reload_weights_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__pause_request__field_descriptors[3] =
+{
+  {
+    "wait",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PauseRequest, wait),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "wait_ms",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PauseRequest, wait_ms),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "hold_ms",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PauseRequest, hold_ms),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__pause_request__field_indices_by_name[] = {
+  2,   /* field[2] = hold_ms */
+  0,   /* field[0] = wait */
+  1,   /* field[1] = wait_ms */
+};
+static const ProtobufCIntRange sluice__v1__pause_request__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor sluice__v1__pause_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.PauseRequest",
+  "PauseRequest",
+  "Sluice__V1__PauseRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__PauseRequest),
+  3,
+  sluice__v1__pause_request__field_descriptors,
+  sluice__v1__pause_request__field_indices_by_name,
+  1,  sluice__v1__pause_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__pause_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__pause_reply__field_descriptors[5] =
+{
+  {
+    "changed",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PauseReply, changed),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "requests",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PauseReply, requests),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "wait_us",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PauseReply, wait_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "hold_ms",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PauseReply, hold_ms),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "stamp",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PauseReply, stamp),
+    &sluice__v1__stamp__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__pause_reply__field_indices_by_name[] = {
+  0,   /* field[0] = changed */
+  3,   /* field[3] = hold_ms */
+  1,   /* field[1] = requests */
+  4,   /* field[4] = stamp */
+  2,   /* field[2] = wait_us */
+};
+static const ProtobufCIntRange sluice__v1__pause_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 5 }
+};
+const ProtobufCMessageDescriptor sluice__v1__pause_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.PauseReply",
+  "PauseReply",
+  "Sluice__V1__PauseReply",
+  "sluice.v1",
+  sizeof(Sluice__V1__PauseReply),
+  5,
+  sluice__v1__pause_reply__field_descriptors,
+  sluice__v1__pause_reply__field_indices_by_name,
+  1,  sluice__v1__pause_reply__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__pause_reply__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+#define sluice__v1__end_pause_request__field_descriptors NULL
+#define sluice__v1__end_pause_request__field_indices_by_name NULL
+#define sluice__v1__end_pause_request__number_ranges NULL
+const ProtobufCMessageDescriptor sluice__v1__end_pause_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.EndPauseRequest",
+  "EndPauseRequest",
+  "Sluice__V1__EndPauseRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__EndPauseRequest),
+  0,
+  sluice__v1__end_pause_request__field_descriptors,
+  sluice__v1__end_pause_request__field_indices_by_name,
+  0,  sluice__v1__end_pause_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__end_pause_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__end_pause_reply__field_descriptors[4] =
+{
+  {
+    "changed",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__EndPauseReply, changed),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "requests",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__EndPauseReply, requests),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pause_us",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__EndPauseReply, pause_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "stamp",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__EndPauseReply, stamp),
+    &sluice__v1__stamp__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__end_pause_reply__field_indices_by_name[] = {
+  0,   /* field[0] = changed */
+  2,   /* field[2] = pause_us */
+  1,   /* field[1] = requests */
+  3,   /* field[3] = stamp */
+};
+static const ProtobufCIntRange sluice__v1__end_pause_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor sluice__v1__end_pause_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.EndPauseReply",
+  "EndPauseReply",
+  "Sluice__V1__EndPauseReply",
+  "sluice.v1",
+  sizeof(Sluice__V1__EndPauseReply),
+  4,
+  sluice__v1__end_pause_reply__field_descriptors,
+  sluice__v1__end_pause_reply__field_indices_by_name,
+  1,  sluice__v1__end_pause_reply__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__end_pause_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 #define sluice__v1__ledger_request__field_descriptors NULL
@@ -2398,21 +2827,25 @@ const ProtobufCEnumDescriptor sluice__v1__ledger_state__descriptor =
   sluice__v1__ledger_state__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };
-static const ProtobufCMethodDescriptor sluice__v1__node__method_descriptors[7] =
+static const ProtobufCMethodDescriptor sluice__v1__node__method_descriptors[9] =
 {
   { "GetStatus", &sluice__v1__node_status_request__descriptor, &sluice__v1__node_status__descriptor },
   { "Drain", &sluice__v1__drain_request__descriptor, &sluice__v1__drain_reply__descriptor },
   { "Resume", &sluice__v1__resume_request__descriptor, &sluice__v1__resume_reply__descriptor },
   { "SetRole", &sluice__v1__set_role_request__descriptor, &sluice__v1__set_role_reply__descriptor },
   { "ReloadWeights", &sluice__v1__reload_weights_request__descriptor, &sluice__v1__reload_weights_reply__descriptor },
+  { "Pause", &sluice__v1__pause_request__descriptor, &sluice__v1__pause_reply__descriptor },
+  { "EndPause", &sluice__v1__end_pause_request__descriptor, &sluice__v1__end_pause_reply__descriptor },
   { "GetLedger", &sluice__v1__ledger_request__descriptor, &sluice__v1__ledger_part__descriptor },
   { "GetExperts", &sluice__v1__experts_request__descriptor, &sluice__v1__experts_reply__descriptor },
 };
 const unsigned sluice__v1__node__method_indices_by_name[] = {
   1,        /* Drain */
-  6,        /* GetExperts */
-  5,        /* GetLedger */
+  6,        /* EndPause */
+  8,        /* GetExperts */
+  7,        /* GetLedger */
   0,        /* GetStatus */
+  5,        /* Pause */
   4,        /* ReloadWeights */
   2,        /* Resume */
   3         /* SetRole */
@@ -2424,7 +2857,7 @@ const ProtobufCServiceDescriptor sluice__v1__node__descriptor =
   "Node",
   "Sluice__V1__Node",
   "sluice.v1",
-  7,
+  9,
   sluice__v1__node__method_descriptors,
   sluice__v1__node__method_indices_by_name
 };
@@ -2468,13 +2901,29 @@ void sluice__v1__node__reload_weights(ProtobufCService *service,
   assert(service->descriptor == &sluice__v1__node__descriptor);
   service->invoke(service, 4, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
+void sluice__v1__node__pause(ProtobufCService *service,
+                             const Sluice__V1__PauseRequest *input,
+                             Sluice__V1__PauseReply_Closure closure,
+                             void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__node__descriptor);
+  service->invoke(service, 5, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void sluice__v1__node__end_pause(ProtobufCService *service,
+                                 const Sluice__V1__EndPauseRequest *input,
+                                 Sluice__V1__EndPauseReply_Closure closure,
+                                 void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__node__descriptor);
+  service->invoke(service, 6, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
 void sluice__v1__node__get_ledger(ProtobufCService *service,
                                   const Sluice__V1__LedgerRequest *input,
                                   Sluice__V1__LedgerPart_Closure closure,
                                   void *closure_data)
 {
   assert(service->descriptor == &sluice__v1__node__descriptor);
-  service->invoke(service, 5, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+  service->invoke(service, 7, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__node__get_experts(ProtobufCService *service,
                                    const Sluice__V1__ExpertsRequest *input,
@@ -2482,7 +2931,7 @@ void sluice__v1__node__get_experts(ProtobufCService *service,
                                    void *closure_data)
 {
   assert(service->descriptor == &sluice__v1__node__descriptor);
-  service->invoke(service, 6, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+  service->invoke(service, 8, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__node__init (Sluice__V1__Node_Service *service,
                              Sluice__V1__Node_ServiceDestroy destroy)

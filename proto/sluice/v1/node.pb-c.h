@@ -26,6 +26,10 @@ typedef struct Sluice__V1__SetRoleRequest Sluice__V1__SetRoleRequest;
 typedef struct Sluice__V1__SetRoleReply Sluice__V1__SetRoleReply;
 typedef struct Sluice__V1__ReloadWeightsRequest Sluice__V1__ReloadWeightsRequest;
 typedef struct Sluice__V1__ReloadWeightsReply Sluice__V1__ReloadWeightsReply;
+typedef struct Sluice__V1__PauseRequest Sluice__V1__PauseRequest;
+typedef struct Sluice__V1__PauseReply Sluice__V1__PauseReply;
+typedef struct Sluice__V1__EndPauseRequest Sluice__V1__EndPauseRequest;
+typedef struct Sluice__V1__EndPauseReply Sluice__V1__EndPauseReply;
 typedef struct Sluice__V1__LedgerRequest Sluice__V1__LedgerRequest;
 typedef struct Sluice__V1__LedgerTotals Sluice__V1__LedgerTotals;
 typedef struct Sluice__V1__LedgerTransfer Sluice__V1__LedgerTransfer;
@@ -83,7 +87,7 @@ struct  Sluice__V1__NodeStatus
   char *role;
   uint64_t incarnation;
   /*
-   * "ready", "reloading", "changing role", "draining"
+   * "ready", "pausing", "paused", "reloading", "changing role", "draining"
    */
   char *state;
   Sluice__V1__Stamp *stamp;
@@ -208,6 +212,81 @@ struct  Sluice__V1__ReloadWeightsReply
 #define SLUICE__V1__RELOAD_WEIGHTS_REPLY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__reload_weights_reply__descriptor) \
     , NULL, 0, 0 }
+
+
+struct  Sluice__V1__PauseRequest
+{
+  ProtobufCMessage base;
+  /*
+   * first until nothing runs any more
+   */
+  protobuf_c_boolean wait;
+  /*
+   * how long that, or the step under way, may take; 0 = the node's --drain-timeout. Then it serves on: SL_CONFLICT
+   */
+  uint32_t wait_ms;
+  /*
+   * the node goes on by itself after so long; 0 = 10 minutes, at most a day
+   */
+  uint32_t hold_ms;
+};
+#define SLUICE__V1__PAUSE_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__pause_request__descriptor) \
+    , 0, 0, 0 }
+
+
+struct  Sluice__V1__PauseReply
+{
+  ProtobufCMessage base;
+  /*
+   * it did not rest before
+   */
+  protobuf_c_boolean changed;
+  /*
+   * that are kept
+   */
+  uint32_t requests;
+  /*
+   * until it rested
+   */
+  uint64_t wait_us;
+  uint32_t hold_ms;
+  Sluice__V1__Stamp *stamp;
+};
+#define SLUICE__V1__PAUSE_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__pause_reply__descriptor) \
+    , 0, 0, 0, 0, NULL }
+
+
+struct  Sluice__V1__EndPauseRequest
+{
+  ProtobufCMessage base;
+};
+#define SLUICE__V1__END_PAUSE_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__end_pause_request__descriptor) \
+     }
+
+
+struct  Sluice__V1__EndPauseReply
+{
+  ProtobufCMessage base;
+  /*
+   * there was a pause
+   */
+  protobuf_c_boolean changed;
+  /*
+   * that go on
+   */
+  uint32_t requests;
+  /*
+   * how long the engine rested
+   */
+  uint64_t pause_us;
+  Sluice__V1__Stamp *stamp;
+};
+#define SLUICE__V1__END_PAUSE_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__end_pause_reply__descriptor) \
+    , 0, 0, 0, NULL }
 
 
 struct  Sluice__V1__LedgerRequest
@@ -604,6 +683,82 @@ Sluice__V1__ReloadWeightsReply *
 void   sluice__v1__reload_weights_reply__free_unpacked
                      (Sluice__V1__ReloadWeightsReply *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__PauseRequest methods */
+void   sluice__v1__pause_request__init
+                     (Sluice__V1__PauseRequest         *message);
+size_t sluice__v1__pause_request__get_packed_size
+                     (const Sluice__V1__PauseRequest   *message);
+size_t sluice__v1__pause_request__pack
+                     (const Sluice__V1__PauseRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__pause_request__pack_to_buffer
+                     (const Sluice__V1__PauseRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__PauseRequest *
+       sluice__v1__pause_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__pause_request__free_unpacked
+                     (Sluice__V1__PauseRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__PauseReply methods */
+void   sluice__v1__pause_reply__init
+                     (Sluice__V1__PauseReply         *message);
+size_t sluice__v1__pause_reply__get_packed_size
+                     (const Sluice__V1__PauseReply   *message);
+size_t sluice__v1__pause_reply__pack
+                     (const Sluice__V1__PauseReply   *message,
+                      uint8_t             *out);
+size_t sluice__v1__pause_reply__pack_to_buffer
+                     (const Sluice__V1__PauseReply   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__PauseReply *
+       sluice__v1__pause_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__pause_reply__free_unpacked
+                     (Sluice__V1__PauseReply *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__EndPauseRequest methods */
+void   sluice__v1__end_pause_request__init
+                     (Sluice__V1__EndPauseRequest         *message);
+size_t sluice__v1__end_pause_request__get_packed_size
+                     (const Sluice__V1__EndPauseRequest   *message);
+size_t sluice__v1__end_pause_request__pack
+                     (const Sluice__V1__EndPauseRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__end_pause_request__pack_to_buffer
+                     (const Sluice__V1__EndPauseRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__EndPauseRequest *
+       sluice__v1__end_pause_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__end_pause_request__free_unpacked
+                     (Sluice__V1__EndPauseRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__EndPauseReply methods */
+void   sluice__v1__end_pause_reply__init
+                     (Sluice__V1__EndPauseReply         *message);
+size_t sluice__v1__end_pause_reply__get_packed_size
+                     (const Sluice__V1__EndPauseReply   *message);
+size_t sluice__v1__end_pause_reply__pack
+                     (const Sluice__V1__EndPauseReply   *message,
+                      uint8_t             *out);
+size_t sluice__v1__end_pause_reply__pack_to_buffer
+                     (const Sluice__V1__EndPauseReply   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__EndPauseReply *
+       sluice__v1__end_pause_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__end_pause_reply__free_unpacked
+                     (Sluice__V1__EndPauseReply *message,
+                      ProtobufCAllocator *allocator);
 /* Sluice__V1__LedgerRequest methods */
 void   sluice__v1__ledger_request__init
                      (Sluice__V1__LedgerRequest         *message);
@@ -807,6 +962,18 @@ typedef void (*Sluice__V1__ReloadWeightsRequest_Closure)
 typedef void (*Sluice__V1__ReloadWeightsReply_Closure)
                  (const Sluice__V1__ReloadWeightsReply *message,
                   void *closure_data);
+typedef void (*Sluice__V1__PauseRequest_Closure)
+                 (const Sluice__V1__PauseRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__PauseReply_Closure)
+                 (const Sluice__V1__PauseReply *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__EndPauseRequest_Closure)
+                 (const Sluice__V1__EndPauseRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__EndPauseReply_Closure)
+                 (const Sluice__V1__EndPauseReply *message,
+                  void *closure_data);
 typedef void (*Sluice__V1__LedgerRequest_Closure)
                  (const Sluice__V1__LedgerRequest *message,
                   void *closure_data);
@@ -861,6 +1028,14 @@ struct Sluice__V1__Node_Service
                          const Sluice__V1__ReloadWeightsRequest *input,
                          Sluice__V1__ReloadWeightsReply_Closure closure,
                          void *closure_data);
+  void (*pause)(Sluice__V1__Node_Service *service,
+                const Sluice__V1__PauseRequest *input,
+                Sluice__V1__PauseReply_Closure closure,
+                void *closure_data);
+  void (*end_pause)(Sluice__V1__Node_Service *service,
+                    const Sluice__V1__EndPauseRequest *input,
+                    Sluice__V1__EndPauseReply_Closure closure,
+                    void *closure_data);
   void (*get_ledger)(Sluice__V1__Node_Service *service,
                      const Sluice__V1__LedgerRequest *input,
                      Sluice__V1__LedgerPart_Closure closure,
@@ -882,6 +1057,8 @@ void sluice__v1__node__init (Sluice__V1__Node_Service *service,
       function_prefix__ ## resume,\
       function_prefix__ ## set_role,\
       function_prefix__ ## reload_weights,\
+      function_prefix__ ## pause,\
+      function_prefix__ ## end_pause,\
       function_prefix__ ## get_ledger,\
       function_prefix__ ## get_experts  }
 void sluice__v1__node__get_status(ProtobufCService *service,
@@ -904,6 +1081,14 @@ void sluice__v1__node__reload_weights(ProtobufCService *service,
                                       const Sluice__V1__ReloadWeightsRequest *input,
                                       Sluice__V1__ReloadWeightsReply_Closure closure,
                                       void *closure_data);
+void sluice__v1__node__pause(ProtobufCService *service,
+                             const Sluice__V1__PauseRequest *input,
+                             Sluice__V1__PauseReply_Closure closure,
+                             void *closure_data);
+void sluice__v1__node__end_pause(ProtobufCService *service,
+                                 const Sluice__V1__EndPauseRequest *input,
+                                 Sluice__V1__EndPauseReply_Closure closure,
+                                 void *closure_data);
 void sluice__v1__node__get_ledger(ProtobufCService *service,
                                   const Sluice__V1__LedgerRequest *input,
                                   Sluice__V1__LedgerPart_Closure closure,
@@ -927,6 +1112,10 @@ extern const ProtobufCMessageDescriptor sluice__v1__set_role_request__descriptor
 extern const ProtobufCMessageDescriptor sluice__v1__set_role_reply__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__reload_weights_request__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__reload_weights_reply__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__pause_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__pause_reply__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__end_pause_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__end_pause_reply__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__ledger_request__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__ledger_totals__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__ledger_transfer__descriptor;

@@ -1358,7 +1358,7 @@ const ProtobufCMessageDescriptor sluice__v1__ticket__descriptor =
   (ProtobufCMessageInit) sluice__v1__ticket__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__load__field_descriptors[7] =
+static const ProtobufCFieldDescriptor sluice__v1__load__field_descriptors[9] =
 {
   {
     "slots_total",
@@ -1444,11 +1444,37 @@ static const ProtobufCFieldDescriptor sluice__v1__load__field_descriptors[7] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "pause_ms",
+    8,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Load, pause_ms),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "rests",
+    9,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Load, rests),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__load__field_indices_by_name[] = {
   3,   /* field[3] = pages_free */
   2,   /* field[2] = pages_total */
+  7,   /* field[7] = pause_ms */
   6,   /* field[6] = queued_tokens */
+  8,   /* field[8] = rests */
   4,   /* field[4] = running */
   1,   /* field[1] = slots_free */
   0,   /* field[0] = slots_total */
@@ -1457,7 +1483,7 @@ static const unsigned sluice__v1__load__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__load__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 7 }
+  { 0, 9 }
 };
 const ProtobufCMessageDescriptor sluice__v1__load__descriptor =
 {
@@ -1467,7 +1493,7 @@ const ProtobufCMessageDescriptor sluice__v1__load__descriptor =
   "Sluice__V1__Load",
   "sluice.v1",
   sizeof(Sluice__V1__Load),
-  7,
+  9,
   sluice__v1__load__field_descriptors,
   sluice__v1__load__field_indices_by_name,
   1,  sluice__v1__load__number_ranges,

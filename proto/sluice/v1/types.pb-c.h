@@ -241,10 +241,18 @@ struct  Sluice__V1__Load
    * prefill work not done yet
    */
   uint64_t queued_tokens;
+  /*
+   * Told by Decode.Serve. A pause is under way: nothing new is taken for at most so long from now; 0 = none.
+   */
+  uint32_t pause_ms;
+  /*
+   * and what runs does not go on either
+   */
+  protobuf_c_boolean rests;
 };
 #define SLUICE__V1__LOAD__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__load__descriptor) \
-    , 0, 0, 0, 0, 0, 0, 0 }
+    , 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 
 /* Sluice__V1__Stamp methods */
