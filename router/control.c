@@ -81,6 +81,8 @@ static void add_status(void *context, const rtr_node_status *status)
         member->load = &list->loads[i];
         if (status->incompatible)
             member->state = (char *)"incompatible";
+        else if (status->paused && strcmp(member->state, "ready") == 0)
+            member->state = (char *)"paused";
         else if (!status->usable && strcmp(member->state, "ready") == 0)
             member->state = (char *)"suspect";
     }

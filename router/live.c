@@ -119,7 +119,7 @@ static void act_place(rtr_live *live)
         rtr_nodes_place(front->nodes, &live->core, rtr_live_pages(live),
                         (uint32_t)live->request->prompt.count + live->token_count,
                         front->tuning.self_prefill, &place);
-    rtr_event event = {.kind = RTR_EVENT_UNPLACED, .lack = place.lack};
+    rtr_event event = {.kind = RTR_EVENT_UNPLACED, .lack = place.lack, .until = place.until};
     if (place.lack == RTR_LACK_NONE) {
         if (!live->core.decode)
             rtr_queue_note_placed(&front->queue, &live->waiter);
@@ -505,6 +505,7 @@ static void live_timer(void *context, sl_time_ns now)
     }
     if (!live->started)
         return;
+    event.until = rtr_nodes_rested_until(live->front->nodes, live->core.decode, live->core.prefill);
     if (live_is_orphan(live)) {
         event.kind = RTR_EVENT_CLIENT_GONE;
     } else if (live->admit_error) {

@@ -65,9 +65,25 @@ static void ask_answered(rtr_node *node, const char *request_id, uint32_t epoch)
 
 /* ---- messages of the rank */
 
-/* A prefill rank tells its load by its calls. */
+static void take_pause(rtr_node *node, const Sluice__V1__Load *load)
+{
+    sl_time_ns now = rtr_nodes_now(node->nodes);
+    bool before = rtr_node_is_paused(node);
+    if (node->rests) /* until this came, at the latest */
+        node->rested_at = now < node->paused_until ? now : node->paused_until;
+    node->paused_until = load->pause_ms ? now + (sl_time_ns)load->pause_ms * SL_MS_NS : 0;
+    node->rests = load->rests;
+    if (before == rtr_node_is_paused(node))
+        return;
+    sl_info("node %s %s", node->info.name, before ? "works again after a pause" : "is paused");
+    node->nodes->events.on_changed(node->nodes->context);
+}
+
+/* A prefill rank tells its load by its calls, and of a pause here. */
 static void take_load(rtr_node *node, const Sluice__V1__Load *load)
 {
+    if (load)
+        take_pause(node, load);
     if (node->is_decode)
         rtr_node_take_load(node, load);
 }

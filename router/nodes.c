@@ -38,6 +38,11 @@ void rtr_node_take_load(rtr_node *node, const Sluice__V1__Load *load)
     node->load_at = rtr_nodes_now(node->nodes);
 }
 
+bool rtr_node_is_paused(const rtr_node *node)
+{
+    return rtr_nodes_now(node->nodes) < node->paused_until;
+}
+
 /* ---- members */
 
 static rtr_node *node_find(const rtr_nodes *nodes, const char *name)
@@ -222,6 +227,7 @@ static rtr_candidate decode_candidate(const rtr_node *node, bool doubtful_too)
         .name = node->info.name,
         .stamp = &node->stamp,
         .usable = decode_usable(node, doubtful_too),
+        .paused = rtr_node_is_paused(node),
         .slots_free = node->load.slots_free,
         .pages_free = node->load.pages_free,
         .running = node->load.running + node->load.waiting,
@@ -238,6 +244,7 @@ static rtr_candidate prefill_candidate(const rtr_node *node, bool doubtful_too)
         .name = node->info.name,
         .stamp = &node->info.stamp,
         .usable = prefill_usable(node, doubtful_too),
+        .paused = rtr_node_is_paused(node),
         .running = node->load.running + node->load.waiting,
         .queued_tokens = node->load.queued_tokens,
     };
@@ -323,6 +330,8 @@ static void note_failure(rtr_node *node, rtr_breaker *breaker, bool grave)
 void rtr_nodes_note_blame(rtr_nodes *nodes, const rtr_blame *blame)
 {
     for (rtr_node *node = nodes->first; node; node = node->next) {
+        if (rtr_node_is_paused(node)) /* it does as it was told */
+            continue;
         if (blame->decode && node->stream_id == blame->decode)
             note_failure(node, &node->decode_breaker, blame->grave);
         if (blame->prefill && node->id == blame->prefill)
@@ -342,6 +351,10 @@ void rtr_nodes_place(rtr_nodes *nodes, const rtr_request *request, uint32_t page
     place_among(nodes, request, pages, tokens, self_prefill, false, out_result);
     if (out_result->lack == RTR_LACK_DECODE || out_result->lack == RTR_LACK_PREFILL)
         place_among(nodes, request, pages, tokens, self_prefill, true, out_result);
+    out_result->until = 0;
+    for (const rtr_node *node = nodes->first; node; node = node->next)
+        if (node->paused_until > out_result->until)
+            out_result->until = node->paused_until;
     if (out_result->lack == RTR_LACK_NONE)
         note_given(nodes, out_result);
     if (out_result->lack == RTR_LACK_ROOM && !any_could_hold(nodes, pages))
@@ -352,7 +365,8 @@ bool rtr_nodes_ready(rtr_nodes *nodes, bool self_prefill)
 {
     rtr_place_result result;
     place_among(nodes, NULL, 0, 0, self_prefill, true, &result);
-    return result.lack == RTR_LACK_NONE || result.lack == RTR_LACK_ROOM;
+    return result.lack == RTR_LACK_NONE || result.lack == RTR_LACK_ROOM ||
+           result.lack == RTR_LACK_PAUSED;
 }
 
 /* ---- looking up */
@@ -385,6 +399,20 @@ uint64_t rtr_nodes_stream(const rtr_nodes *nodes, uint64_t process)
 {
     const rtr_node *node = node_by_process(nodes, process);
     return node && !node->gone ? node->stream_id : 0;
+}
+
+static sl_time_ns rested_until(const rtr_node *node)
+{
+    if (!node)
+        return 0;
+    return node->rests && rtr_node_is_paused(node) ? rtr_nodes_now(node->nodes) : node->rested_at;
+}
+
+sl_time_ns rtr_nodes_rested_until(const rtr_nodes *nodes, uint64_t decode, uint64_t prefill)
+{
+    sl_time_ns a = rested_until(node_by_stream(nodes, decode));
+    sl_time_ns b = rested_until(node_by_process(nodes, prefill));
+    return a > b ? a : b;
 }
 
 static bool node_drains(const rtr_node *node)
@@ -514,8 +542,12 @@ void rtr_nodes_visit(rtr_nodes *nodes, rtr_node_visit_fn fn, void *context)
                       (!node->is_prefill || prefill_usable(node, false));
         if (node->gone)
             continue;
-        rtr_node_status status = {&node->info, node->suspect, usable, node->incompatible,
-                                  &node->load};
+        rtr_node_status status = {.info = &node->info,
+                                  .suspect = node->suspect,
+                                  .usable = usable,
+                                  .incompatible = node->incompatible,
+                                  .paused = rtr_node_is_paused(node),
+                                  .load = &node->load};
         fn(context, &status);
     }
 }

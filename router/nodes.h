@@ -82,6 +82,9 @@ uint64_t rtr_nodes_move_source(rtr_nodes *nodes, const rtr_request *request, uin
 void rtr_nodes_note_blame(rtr_nodes *nodes, const rtr_blame *blame);
 /* At least one decode rank that can be used, and one prefill rank for it (or self_prefill). */
 bool rtr_nodes_ready(rtr_nodes *nodes, bool self_prefill);
+/* Until when what these two have did not go on, by an operator's wish: now, if one of them rests.
+ * 0: they never did. */
+sl_time_ns rtr_nodes_rested_until(const rtr_nodes *nodes, uint64_t decode, uint64_t prefill);
 /* The largest window of the known decode ranks; 0 = none known. */
 uint32_t rtr_nodes_context_max(const rtr_nodes *nodes);
 /* Tokens that the largest cache of a known decode rank holds; 0 = none known. */
@@ -135,6 +138,7 @@ typedef struct rtr_node_status {
     bool suspect;
     bool usable;
     bool incompatible; /* another model than the router's */
+    bool paused;
     const Sluice__V1__Load *load;
 } rtr_node_status;
 typedef void (*rtr_node_visit_fn)(void *context, const rtr_node_status *status);

@@ -44,6 +44,9 @@ struct rtr_node {
     rpc_channel *channel;
     Sluice__V1__Load load;
     sl_time_ns load_at;
+    sl_time_ns paused_until; /* takes nothing new; what a process that hangs said is over then */
+    bool rests;              /* and what it has does not go on */
+    sl_time_ns rested_at;    /* last known to; 0 = never */
 
     /* decode */
     rpc_call *serve;
@@ -101,6 +104,7 @@ sl_time_ns rtr_nodes_backoff(rtr_nodes *nodes, sl_time_ns *backoff);
 /* Its work comes to something. */
 void rtr_node_note_progress(rtr_node *node, rtr_breaker *breaker);
 void rtr_node_take_load(rtr_node *node, const Sluice__V1__Load *load);
+bool rtr_node_is_paused(const rtr_node *node);
 /* A node that is gone: its stream or a call of it has ended, from within which it must stay. */
 void rtr_node_end_soon(rtr_node *node);
 

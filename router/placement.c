@@ -72,6 +72,7 @@ static bool is_worth_waiting(const rtr_place_query *q, const rtr_candidate *warm
 typedef struct prefill_choice {
     const rtr_candidate *best;
     bool any_usable; /* matching, but it refused this request a moment ago */
+    bool any_paused; /* matching */
 } prefill_choice;
 
 /* Then nobody needs to compute them. */
@@ -84,13 +85,16 @@ static bool has_pages(const rtr_place_query *q, const clu_stamp *stamp)
 
 static prefill_choice choose_prefill(const rtr_place_query *q, const clu_stamp *stamp)
 {
-    prefill_choice choice = {NULL, false};
+    prefill_choice choice = {NULL, false, false};
     const rtr_candidate *warm = NULL;
     if (has_pages(q, stamp))
-        return (prefill_choice){q->source, true};
+        return (prefill_choice){q->source, true, false};
     for (size_t i = 0; i < q->prefill_count; i++) {
         const rtr_candidate *c = &q->prefills[i];
         if (!c->usable || !rtr_stamp_equal(c->stamp, stamp))
+            continue;
+        choice.any_paused = choice.any_paused || c->paused;
+        if (c->paused)
             continue;
         choice.any_usable = true;
         if (q->request &&
@@ -110,12 +114,16 @@ void rtr_place(const rtr_place_query *q, rtr_place_result *out)
 {
     const rtr_candidate *decode = NULL;
     const rtr_candidate *prefill = NULL;
-    bool any_decode = false, any_room = false, any_prefill = false;
+    bool any_decode = false, any_room = false, any_prefill = false, any_paused = false;
     for (size_t i = 0; i < q->decode_count; i++) {
         const rtr_candidate *c = &q->decodes[i];
         bool kept = q->keep_decode && c->id == q->keep_decode;
         if (!kept && (q->keep_decode || !c->usable || !model_matches(q, c)))
             continue;
+        if (!kept && c->paused) {
+            any_paused = true;
+            continue;
+        }
         any_decode = true;
         if (!kept && q->request &&
             listed(q->request->refused_decode, q->request->refused_decode_count, c->id))
@@ -125,6 +133,7 @@ void rtr_place(const rtr_place_query *q, rtr_place_result *out)
         any_room = true;
         prefill_choice choice = choose_prefill(q, c->stamp);
         any_prefill = any_prefill || choice.any_usable;
+        any_paused = any_paused || choice.any_paused;
         if (!choice.best && (choice.any_usable || !q->self_prefill))
             continue;
         bool better = !decode || (choice.best && !prefill) ||
@@ -138,6 +147,8 @@ void rtr_place(const rtr_place_query *q, rtr_place_result *out)
     if (decode) {
         out->decode = decode->id;
         out->prefill = prefill ? prefill->id : 0;
+    } else if (any_paused && (!any_decode || (any_room && !any_prefill))) {
+        out->lack = RTR_LACK_PAUSED;
     } else if (!any_decode) {
         out->lack = RTR_LACK_DECODE;
     } else if (!any_room || any_prefill) {

@@ -18,6 +18,7 @@ typedef struct rtr_candidate {
     const char *name;
     const clu_stamp *stamp;
     bool usable; /* connected, not draining, suspect or broken */
+    bool paused; /* takes nothing new, but will again */
     uint32_t slots_free;
     uint32_t pages_free;
     uint32_t running; /* sequences, waiting ones included */
@@ -45,6 +46,7 @@ typedef struct rtr_place_result {
     rtr_lack lack; /* RTR_LACK_NONE: found */
     uint64_t decode;
     uint64_t prefill; /* 0 = by the decode rank itself */
+    sl_time_ns until; /* PAUSED: when pauses end at the latest; the caller fills it in */
 } rtr_place_result;
 
 void rtr_place(const rtr_place_query *query, rtr_place_result *out_result);

@@ -169,6 +169,8 @@ static sl_time_ns search_deadline(const rtr_request *r)
 
 static sl_time_ns queue_deadline(const rtr_request *r)
 {
+    if (r->lack == RTR_LACK_PAUSED)
+        return after(r->paused_until, r->limits->place_timeout_ns);
     bool room =
         r->lack == RTR_LACK_BUDGET ||
         (r->lack == RTR_LACK_ROOM && (r->refusal_code == SL_OK || r->refusal_code == SL_FULL));
@@ -187,6 +189,9 @@ static void queue_expired(rtr_request *r, sl_time_ns now, rtr_actions *out)
     else if (r->lack == RTR_LACK_BUDGET)
         snprintf(r->fail_text, sizeof r->fail_text,
                  "too much is to be computed again after losses (waited %llu ms)", waited);
+    else if (r->lack == RTR_LACK_PAUSED)
+        snprintf(r->fail_text, sizeof r->fail_text, "the nodes are paused (waited %llu ms)",
+                 waited);
     else if (r->refusal_code != SL_OK)
         snprintf(r->fail_text, sizeof r->fail_text,
                  "no node took the request (waited %llu ms; the last one said: %s)", waited,
@@ -340,10 +345,20 @@ static void prefill_lost(rtr_request *r, const char *reason, const char *text, s
 
 /* ---- one handler an event */
 
+/* The search is as old as it was when the pause began. */
+static void note_pause_over(rtr_request *r, sl_time_ns now)
+{
+    if (r->lack == RTR_LACK_PAUSED)
+        r->queued_at += now - r->paused_since;
+    r->lack = RTR_LACK_NONE;
+}
+
 static void on_placed(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
 {
     sl_assert(r->state == RTR_STATE_QUEUED && e->decode != 0);
     sl_assert(r->decode == 0 || r->decode == e->decode);
+    if (r->lack == RTR_LACK_PAUSED)
+        note_pause_over(r, now);
     r->decode = e->decode;
     r->prefill = e->prefill;
     r->epoch++;
@@ -368,8 +383,14 @@ static void on_unplaced(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_
                   out);
         return;
     }
-    if (is_patient(r->lack) != is_patient(e->lack))
+    bool paused = e->lack == RTR_LACK_PAUSED, was_paused = r->lack == RTR_LACK_PAUSED;
+    if (was_paused && !paused)
+        note_pause_over(r, now);
+    if (is_patient(r->lack) != is_patient(e->lack) || paused != was_paused)
         r->lack_since = now; /* waiting for room and for a node are different waits */
+    if (paused && !was_paused)
+        r->paused_since = now;
+    r->paused_until = e->until;
     r->lack = e->lack;
     r->deadline = queue_deadline(r);
     if (now >= r->deadline)
@@ -565,14 +586,40 @@ static void on_tokens(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_ac
         on_decode_finish(r, e, now, out);
 }
 
-static void on_timer(rtr_request *r, sl_time_ns now, rtr_actions *out)
+/* How long the state may last, from the last sign of life on. */
+static sl_time_ns state_span(const rtr_request *r)
+{
+    const rtr_request_limits *limits = r->limits;
+    switch (r->state) {
+    case RTR_STATE_ADMITTING:
+        return r->prefill ? limits->admit_timeout_ns : limits->self_timeout_ns;
+    case RTR_STATE_PREFILLING:
+        return r->prefill_running ? limits->progress_timeout_ns : limits->self_timeout_ns;
+    default:
+        return r->ended ? limits->progress_timeout_ns : limits->token_timeout_ns;
+    }
+}
+
+/* No sign of life, but its nodes were told to give none until then: the wait begins there. */
+static bool was_held(rtr_request *r, sl_time_ns until, sl_time_ns now)
+{
+    if (until == 0 || r->state == RTR_STATE_QUEUED || now < r->deadline)
+        return false;
+    sl_time_ns deadline = after(until, state_span(r));
+    if (now >= deadline)
+        return false;
+    r->deadline = deadline;
+    return true;
+}
+
+static void on_timer(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
 {
     if (now >= r->attach_by) {
         decode_lost(r, "decode_lost", "the decode node's stream did not come back", false, now,
                     out);
         return;
     }
-    if (now < rtr_request_deadline(r))
+    if (now < rtr_request_deadline(r) || was_held(r, e->until, now))
         return;
     if (r->state != RTR_STATE_QUEUED && !r->ended) {
         out->blame.grave = true;
@@ -766,7 +813,7 @@ void rtr_request_step(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_ac
         fail_with(r, e->code, e->text, true, out);
         break;
     case RTR_EVENT_TIMER:
-        on_timer(r, now, out);
+        on_timer(r, e, now, out);
         break;
     case RTR_EVENT_COUNT:
         sl_assert(!"an event kind");

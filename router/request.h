@@ -48,6 +48,7 @@ typedef enum rtr_lack { /* why there is no place */
                         RTR_LACK_NONE,
                         RTR_LACK_DECODE,  /* no usable decode node */
                         RTR_LACK_PREFILL, /* no usable prefill node that matches */
+                        RTR_LACK_PAUSED,  /* usable ones are, but for a pause */
                         RTR_LACK_ROOM,    /* usable ones are full */
                         RTR_LACK_BUDGET,  /* it is to be computed again: the others first */
                         RTR_LACK_SIZE,    /* larger than the cache of any decode node */
@@ -70,7 +71,7 @@ typedef struct rtr_request_limits {
 typedef enum rtr_event_kind {
     RTR_EVENT_SUBMIT,           /* encoded and wanted: look for a place */
     RTR_EVENT_PLACED,           /* answer to ACTION_PLACE: decode, prefill (0 = by D itself) */
-    RTR_EVENT_UNPLACED,         /* answer to ACTION_PLACE: lack */
+    RTR_EVENT_UNPLACED,         /* answer to ACTION_PLACE: lack, until (PAUSED) */
     RTR_EVENT_NODES_CHANGED,    /* something became free, usable or known */
     RTR_EVENT_ADMITTED,         /* decode, epoch */
     RTR_EVENT_REFUSED,          /* decode, epoch, code, text */
@@ -87,7 +88,8 @@ typedef enum rtr_event_kind {
     RTR_EVENT_STOPPED, /* the answer is complete for the client (stop string) */
     RTR_EVENT_CLIENT_GONE,
     RTR_EVENT_ABORT, /* code, text: the router gives it up (shutdown) */
-    RTR_EVENT_TIMER, /* the deadline passed */
+    RTR_EVENT_TIMER, /* the deadline passed; until: so long its nodes rested by an operator's wish
+                      */
     RTR_EVENT_COUNT,
 } rtr_event_kind;
 
@@ -102,6 +104,7 @@ typedef struct rtr_event {
     uint32_t count;
     rtr_finish finish;
     rtr_lack lack;
+    sl_time_ns until; /* 0 = never */
     sl_code code;
     const char *text; /* borrowed for the step */
 } rtr_event;
@@ -166,9 +169,11 @@ typedef struct rtr_request {
     const char *migration; /* reason of the loss not yet made good, for the metric */
     sl_time_ns queued_at;
     sl_time_ns lack_since;
-    sl_time_ns retry_at;  /* refusals are forgotten then */
-    sl_time_ns deadline;  /* of the state, SL_NEVER = none */
-    sl_time_ns attach_by; /* the stream of `decode` is broken: until then it may come back */
+    sl_time_ns paused_since; /* lack is PAUSED: time that is nobody's fault */
+    sl_time_ns paused_until; /* the last pause ends by then */
+    sl_time_ns retry_at;     /* refusals are forgotten then */
+    sl_time_ns deadline;     /* of the state, SL_NEVER = none */
+    sl_time_ns attach_by;    /* the stream of `decode` is broken: until then it may come back */
     sl_code refusal_code;
     uint64_t refused_decode[RTR_REFUSED_MAX];
     uint32_t refused_decode_count;

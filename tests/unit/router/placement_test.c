@@ -113,6 +113,39 @@ TEST(who_has_the_pages_hands_them_over)
     check(&f, RTR_LACK_NONE, 1, 11);
 }
 
+/* Nodes of an operator's pause get nothing new; that there are none but those is told apart, since
+ * it passes. A rank that has the request already is asked in any case. */
+TEST(paused_nodes_are_skipped)
+{
+    fixture f;
+    setup(&f);
+    f.decodes[0].paused = f.prefills[0].paused = true;
+    check(&f, RTR_LACK_NONE, 2, 12);
+    f.decodes[1].paused = f.decodes[2].paused = true;
+    check(&f, RTR_LACK_PAUSED, 0, 0);
+    f.query.keep_decode = 1;
+    check(&f, RTR_LACK_NONE, 1, 12);
+    f.prefills[1].paused = f.prefills[2].paused = true;
+    check(&f, RTR_LACK_PAUSED, 0, 0);
+    f.query.self_prefill = true;
+    check(&f, RTR_LACK_NONE, 1, 0);
+    setup(&f);
+    f.decodes[0].paused = true;
+    f.decodes[1].usable = f.decodes[2].usable = false;
+    check(&f, RTR_LACK_PAUSED, 0, 0);
+    f.decodes[1].usable = true;
+    f.decodes[1].slots_free = 0; /* who works has no room: that is the wait */
+    check(&f, RTR_LACK_ROOM, 0, 0);
+    setup(&f);
+    for (int i = 0; i < 3; i++)
+        f.prefills[i].paused = true;
+    check(&f, RTR_LACK_PAUSED, 0, 0);
+    f.prefills[1].paused = false;
+    f.request.refused_prefill[0] = 12;
+    f.request.refused_prefill_count = 1;
+    check(&f, RTR_LACK_ROOM, 0, 0);
+}
+
 TEST(full_nodes_are_skipped)
 {
     fixture f;
@@ -206,6 +239,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(least_loaded_and_ties_by_name),
     cmocka_unit_test(who_has_the_prompts_pages_computes_it_again),
     cmocka_unit_test(who_has_the_pages_hands_them_over),
+    cmocka_unit_test(paused_nodes_are_skipped),
     cmocka_unit_test(full_nodes_are_skipped),
     cmocka_unit_test(unusable_nodes_are_skipped),
     cmocka_unit_test(stamps_must_match),

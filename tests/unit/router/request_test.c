@@ -101,6 +101,23 @@ static rtr_finish finish_of(const char *name)
     return RTR_FINISH_NONE;
 }
 
+static bool parse_lack(const char *line, rtr_event *e)
+{
+    static const struct {
+        const char *text;
+        rtr_lack lack;
+    } LACKS[] = {{"no decode", RTR_LACK_DECODE}, {"no prefill", RTR_LACK_PREFILL},
+                 {"no budget", RTR_LACK_BUDGET}, {"no node works", RTR_LACK_PAUSED},
+                 {"no room", RTR_LACK_ROOM},     {"too large", RTR_LACK_SIZE}};
+    unsigned until = 0;
+    for (size_t i = 0; i < sizeof(LACKS) / sizeof(LACKS[0]); i++)
+        if (strncmp(line, LACKS[i].text, strlen(LACKS[i].text)) == 0)
+            e->lack = LACKS[i].lack;
+    if (sscanf(line, "no node works until %u", &until) == 1)
+        e->until = MS(until);
+    return e->lack != RTR_LACK_NONE;
+}
+
 static bool parse_event(const char *line, rtr_event *e, char words[2][32])
 {
     int d = 0, p = 0, again = 0, source = 0;
@@ -110,21 +127,8 @@ static bool parse_event(const char *line, rtr_event *e, char words[2][32])
         e->kind = RTR_EVENT_SUBMIT;
     } else if (sscanf(line, "placed d%d p%d", &d, &p) >= 1) {
         e->kind = RTR_EVENT_PLACED;
-    } else if (strncmp(line, "no decode", 9) == 0) {
+    } else if (parse_lack(line, e)) {
         e->kind = RTR_EVENT_UNPLACED;
-        e->lack = RTR_LACK_DECODE;
-    } else if (strncmp(line, "no prefill", 10) == 0) {
-        e->kind = RTR_EVENT_UNPLACED;
-        e->lack = RTR_LACK_PREFILL;
-    } else if (strncmp(line, "no budget", 9) == 0) {
-        e->kind = RTR_EVENT_UNPLACED;
-        e->lack = RTR_LACK_BUDGET;
-    } else if (strncmp(line, "no room", 7) == 0) {
-        e->kind = RTR_EVENT_UNPLACED;
-        e->lack = RTR_LACK_ROOM;
-    } else if (strncmp(line, "too large", 9) == 0) {
-        e->kind = RTR_EVENT_UNPLACED;
-        e->lack = RTR_LACK_SIZE;
     } else if (strncmp(line, "changed", 7) == 0) {
         e->kind = RTR_EVENT_NODES_CHANGED;
     } else if (sscanf(line, "admitted d%d e%u", &d, &e->epoch) == 2) {
@@ -160,6 +164,9 @@ static bool parse_event(const char *line, rtr_event *e, char words[2][32])
         e->kind = RTR_EVENT_ABORT;
         e->code = SL_UNAVAILABLE;
         e->text = "shutting down";
+    } else if (sscanf(line, "timer, at rest until %u", &e->count) == 1) {
+        e->kind = RTR_EVENT_TIMER;
+        e->until = MS(e->count);
     } else if (strncmp(line, "timer", 5) == 0) {
         e->kind = RTR_EVENT_TIMER;
     } else {
@@ -596,6 +603,49 @@ TEST(waiting_for_room_is_longer)
         "timer => fail full (all decode nodes are full (waited 3000 ms for room)) | failed");
 }
 
+/* Times are absolute: a script begins at 1000. */
+TEST(a_pause_is_waited_for)
+{
+    script s;
+    script_init(&s);
+    RUN("submit => place | queued", "no node works until 91000 => | queued", "wait 89000",
+        "timer => | queued", "changed => place | queued", "no node works until 181000 => | queued",
+        "wait 90000", "changed => place | queued", "no decode => | queued", "wait 4999",
+        "timer => | queued", "changed => place | queued", "no room => | queued", "wait 54999",
+        "timer => | queued", "changed => place | queued",
+        "placed d1 p7 => admit d1 e1 | admitting");
+    /* a node that said so and does not come back is waited for no longer than any */
+    script_init(&s);
+    RUN("submit => place | queued", "no node works until 91000 => | queued", "wait 94999",
+        "timer => | queued", "wait 1",
+        "timer => fail unavailable (the nodes are paused (waited 95000 ms)) | failed");
+    /* refused after the pause: the search is as old as before it */
+    script_init(&s);
+    RUN("submit => place | queued", "no node works until 91000 => | queued", "wait 90000",
+        "changed => place | queued", "placed d1 p7 => admit d1 e1 | admitting",
+        "refused d1 e1 full => place | queued", "no room => | queued", "wait 59999",
+        "timer => place | queued");
+}
+
+TEST(who_rests_is_not_stuck)
+{
+    script s;
+    begin(&s); /* a prefill may be silent for 3000 */
+    RUN("wait 3000", "timer, at rest until 3999 => | prefilling", "wait 2998",
+        "timer, at rest until 3999 => | prefilling", "wait 1",
+        "timer, at rest until 3999 => cancel p7, place | queued");
+    begin(&s); /* between two tokens there may be 4000 */
+    RUN("prefilled e1 => | decoding", "tokens d1 e1 0+1 => deliver 0+1 | decoding", "wait 4000",
+        "timer, at rest until 5000 => | decoding", "wait 4000",
+        "timer, at rest until 9000 => | decoding", "wait 3999",
+        "timer, at rest until 9000 => | decoding", "tokens d1 e1 1+1 => deliver 0+1 | decoding",
+        "wait 4000", "timer, at rest until 9000 => cancel d1, place | queued");
+    assert_int_equal(s.request.attempts, 1);
+    begin(&s); /* a stream that broke is no pause */
+    RUN("broken d1 => | prefilling", "wait 2000",
+        "timer, at rest until 3000 => cancel p7, place | queued");
+}
+
 TEST(larger_than_every_node_fails_at_once)
 {
     script s;
@@ -860,7 +910,8 @@ TEST(random_events)
             static const sl_code CODES[] = {SL_FULL,     SL_UNAVAILABLE, SL_INTERNAL, SL_DEADLINE,
                                             SL_CONFLICT, SL_CORRUPT,     SL_INVALID};
             e.code = CODES[DRAW(7, 13)];
-            e.lack = (rtr_lack)(1 + DRAW(3, 14));
+            e.lack = (rtr_lack)(1 + DRAW(5, 14));
+            e.until = s.now + MS(DRAW(2000, 16)) - MS(1000);
             s.now += MS(DRAW(400, 15));
             bool over = rtr_request_over(&s.request);
             rtr_request_step(&s.request, &e, s.now, &actions);
@@ -912,6 +963,8 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(decode_node_dies_with_all_tokens_sent),
     cmocka_unit_test(nobody_is_left),
     cmocka_unit_test(waiting_for_room_is_longer),
+    cmocka_unit_test(a_pause_is_waited_for),
+    cmocka_unit_test(who_rests_is_not_stuck),
     cmocka_unit_test(larger_than_every_node_fails_at_once),
     cmocka_unit_test(refusals),
     cmocka_unit_test(refusals_without_end_are_bounded),
