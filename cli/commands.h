@@ -51,6 +51,8 @@ int ctl_role(ctl_session *session, const char *const *words);
 int ctl_scale_plan(ctl_session *session, const char *const *words);
 int ctl_scale_apply(ctl_session *session, const char *const *words);
 int ctl_events(ctl_session *session, const char *const *words);
+int ctl_weights_pause(ctl_session *session, const char *const *words);
+int ctl_weights_resume(ctl_session *session, const char *const *words);
 int ctl_weights_reload(ctl_session *session, const char *const *words);
 int ctl_placement_show(ctl_session *session, const char *const *words);
 int ctl_placement_plan(ctl_session *session, const char *const *words);

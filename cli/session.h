@@ -14,6 +14,8 @@
 extern "C" {
 #endif
 
+enum { CTL_MODE_KEEP, CTL_MODE_WAIT }; /* weights pause: what runs stays, or ends first */
+
 typedef struct ctl_options {
     const char *router; /* NULL: etcd tells who is there */
     const char *etcd;
@@ -23,6 +25,8 @@ typedef struct ctl_options {
     uint64_t timeout_ns; /* drain, weights reload; 0 = as the command says */
     uint64_t interval_ns;
     uint64_t window_ns;
+    uint64_t for_ns;
+    int mode; /* CTL_MODE_* */
     int64_t count;
     int64_t limit;
     int64_t weights_version;

@@ -115,6 +115,19 @@ const ctl_command CTL_COMMANDS[] = {
      .options = {"model", "weights-version", "timeout"},
      .help = "other weights of the same model on all nodes, one after the other",
      .run = ctl_weights_reload},
+    {.name = "weights pause",
+     .words = "[NODE..]",
+     .words_max = 64,
+     .flags = CTL_CHANGES,
+     .options = {"mode", "for", "timeout"},
+     .help = "nodes rest between two steps; what runs is kept, and goes on at resume",
+     .run = ctl_weights_pause},
+    {.name = "weights resume",
+     .words = "[NODE..]",
+     .words_max = 64,
+     .flags = CTL_CHANGES,
+     .help = "ends a pause",
+     .run = ctl_weights_resume},
     {.name = "placement show",
      .words = "INSTANCE",
      .words_min = 1,
@@ -178,6 +191,8 @@ const ctl_command CTL_COMMANDS[] = {
 const size_t CTL_COMMAND_COUNT = sizeof(CTL_COMMANDS) / sizeof(CTL_COMMANDS[0]);
 
 #define AT(field) offsetof(ctl_options, field)
+
+static const char *const MODES[] = {"keep", "wait", NULL};
 
 static const sl_option OPTIONS[] = {
     {.name = "router",
@@ -251,7 +266,20 @@ static const sl_option OPTIONS[] = {
      .help = "drain: how long running requests may take to finish (0s: the node's "
              "--drain-timeout); weights reload: how long a node may take (0s: 30m); scale apply: "
              "how long to wait (0s: 5m); placement apply: how long the ranks may take to go over "
-             "(0s: 1m); role: as drain"},
+             "(0s: 1m); role, weights pause: as drain"},
+    {.name = "mode",
+     .section = "Changes",
+     .type = SL_OPTION_CHOICE,
+     .offset = AT(mode),
+     .default_text = "keep",
+     .choices = MODES,
+     .help = "weights pause: what runs is kept as it is, or ends first (wait)"},
+    {.name = "for",
+     .section = "Changes",
+     .type = SL_OPTION_DURATION,
+     .offset = AT(for_ns),
+     .default_text = "10m",
+     .help = "weights pause: nodes go on by themselves after so long"},
     {.name = "prefill",
      .section = "Changes",
      .type = SL_OPTION_INT,
