@@ -5,6 +5,7 @@
  * nothing in a step. */
 #include "decode/batch.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -39,6 +40,7 @@ struct dec_batch {
     dec_job *waiting[DEC_SEQUENCES_MAX]; /* gave way, the first to come back first */
     uint32_t waiting_count;
     uint64_t next_seniority;
+    uint32_t weights_version;
     dec_claim claims[DEC_SEQUENCES_MAX];
     uint64_t rows; /* of prompts, computed so far */
     active active[DEC_SEQUENCES_MAX];
@@ -83,8 +85,10 @@ void dec_job_destroy(dec_job *job)
 static void emit(dec_batch *batch, dec_job *job, dec_batch_event_kind kind, dec_finish finish)
 {
     dec_batch_event event = {.kind = kind, .finish = finish, .job = job};
-    if (kind == DEC_BATCH_TOKEN)
+    if (kind == DEC_BATCH_TOKEN) {
         event.sampled = batch->sampled;
+        event.weights_version = batch->weights_version;
+    }
     eng_worker_emit(batch->client, &event);
 }
 
@@ -124,7 +128,7 @@ static void fork_job(dec_batch *batch, dec_job *job)
 
 static void open_fork(dec_batch *batch, dec_job *job)
 {
-    if (!dec_forks_is_open(&batch->forks, job->source)) {
+    if (!dec_forks_is_open(&batch->forks, job->source) || job->source->outdated) {
         job->err.code = sl_fail(&job->err, SL_UNAVAILABLE, "the source has ended").code;
         open_failed(batch, job);
     } else if (job->source->prompt_done) {
@@ -300,11 +304,10 @@ static void close_job(dec_batch *batch, dec_job *job)
 
 /* ---- giving way ---- */
 
-static void give_way(dec_batch *batch, uint32_t index)
+/* It holds nothing any more, and comes back in its order. */
+static void wait_to_resume(dec_batch *batch, dec_job *job)
 {
-    dec_job *job = batch->active[index].job;
     uint32_t at = batch->waiting_count++;
-    remove_active(batch, index);
     close_sequence(batch, job);
     job->given_way = true;
     job->prompt_done = false; /* forks wait until it is there again */
@@ -312,8 +315,50 @@ static void give_way(dec_batch *batch, uint32_t index)
         batch->waiting[at] = batch->waiting[at - 1];
     batch->waiting[at] = job;
     set_reserve(batch);
+}
+
+static void give_way(dec_batch *batch, uint32_t index)
+{
+    dec_job *job = batch->active[index].job;
+    remove_active(batch, index);
+    wait_to_resume(batch, job);
     if (batch->options.preempted)
         sl_metric_add(batch->options.preempted, NULL, 1);
+}
+
+/* Its known pages are being read, or its source's prompt is awaited: nothing is lost with it. */
+static void refuse_open(dec_batch *batch, dec_job *job)
+{
+    job->err.code = sl_fail(&job->err, SL_FULL, "the weights are replaced at this moment").code;
+    close_sequence(batch, job);
+    open_failed(batch, job);
+}
+
+void dec_batch_give_up_all(dec_batch *batch)
+{
+    sl_assert(batch->arriving_count == 0);
+    while (batch->forks.waiting_count > 0)
+        refuse_open(batch, dec_forks_take_waiting(&batch->forks, batch->forks.waiting[0]->source));
+    while (batch->opening_count > 0) {
+        dec_job *job = batch->opening[--batch->opening_count];
+        if (job->given_way)
+            wait_to_resume(batch, job);
+        else
+            refuse_open(batch, job);
+    }
+    while (batch->active_count > 0) {
+        dec_job *job = batch->active[--batch->active_count].job;
+        sl_assert(job->prompt_noted);
+        wait_to_resume(batch, job);
+    }
+    for (uint32_t i = 0; i < batch->waiting_count; i++)
+        batch->waiting[i]->outdated = true;
+}
+
+void dec_batch_note_weights(dec_batch *batch)
+{
+    batch->weights_version =
+        (uint32_t)strtoul(eng_engine_stamp(batch->engine)->weights_version, NULL, 10);
 }
 
 /* In order of rank, nobody overtakes: the first one is the next to find room. What was promised to
@@ -889,6 +934,7 @@ sl_status dec_batch_create(eng_engine *engine, eng_worker *worker, const dec_bat
         sl_free(batch);
         return status;
     }
+    dec_batch_note_weights(batch);
     *out_batch = batch;
     return sl_ok();
 }

@@ -61,6 +61,7 @@ typedef struct dec_job {
     bool prompt_done;  /* the cache holds the tokens it was admitted with; h_final is of the last */
     bool prompt_noted; /* it did once: h_final stays, also while its pages are given up */
     bool given_way;    /* it was generating and its pages were given up */
+    bool outdated;     /* h_final is of other weights: nobody copies its prompt */
     dec_draft draft;
     dec_handout *handout; /* NULL: nothing is wanted beside the tokens */
     /* NULL: nothing is wanted. RUN_SELF notes them all before the first token is told of. */
@@ -96,7 +97,8 @@ typedef struct dec_batch_event {
     dec_batch_event_kind kind;
     dec_finish finish;
     dec_job *job;
-    eng_sampled sampled; /* TOKEN */
+    eng_sampled sampled;      /* TOKEN */
+    uint32_t weights_version; /* TOKEN: that drew it */
 } dec_batch_event;
 
 typedef struct dec_batch dec_batch;
@@ -126,6 +128,13 @@ SL_MUST_USE sl_status dec_batch_create(eng_engine *engine, eng_worker *worker,
 /* After the worker has stopped. */
 void dec_batch_destroy(dec_batch *batch);
 eng_worker_client *dec_batch_client(dec_batch *batch);
+
+/* Engine thread, between two turns: nothing is open any more, so that the weights can be replaced.
+ * What generates gives its pages up and comes back by itself, its tokens computed anew; what has
+ * not begun fails to open (SL_FULL). Jobs whose prompt is fetched or computed are closed before. */
+void dec_batch_give_up_all(dec_batch *batch);
+/* Engine thread: the engine has other weights. */
+void dec_batch_note_weights(dec_batch *batch);
 
 dec_job *dec_job_create(uint32_t token_count, uint32_t token_capacity, uint32_t hidden_size);
 void dec_job_destroy(dec_job *job);

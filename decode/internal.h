@@ -20,7 +20,8 @@ typedef struct dec_token {
     uint32_t id;
     float logprob;
     uint32_t top_count;
-    eng_logprob *top; /* into the slot's pool; NULL without logprobs */
+    uint32_t weights_version; /* that drew it */
+    eng_logprob *top;         /* into the slot's pool; NULL without logprobs */
 } dec_token;
 
 /* Whose requests they are: one loop of one router process. */
@@ -116,6 +117,8 @@ void dec_service_arm_timer(dec_service *service);
 /* stream.c */
 extern const rpc_server_call_events DEC_STREAM_EVENTS;
 void dec_stream_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *request);
+/* Once a router has greeted; again when the stamp is another. */
+void dec_stream_send_hello(dec_stream *stream);
 void dec_stream_send_admitted(dec_slot *slot, const Sluice__V1__Ticket *ticket);
 void dec_stream_send_refused(dec_stream *stream, const char *request_id, uint32_t epoch,
                              const sl_err *err);

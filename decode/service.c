@@ -263,11 +263,13 @@ void dec_service_on_transfer(dec_service *service, const kvt_event *event)
 
 /* ---- what the engine reports ---- */
 
-static void on_token(dec_service *service, dec_slot *slot, const eng_sampled *sampled)
+static void on_token(dec_service *service, dec_slot *slot, const dec_batch_event *event)
 {
+    const eng_sampled *sampled = &event->sampled;
     sl_assert(slot->log_count < slot->log_capacity);
     dec_token *token = &slot->log[slot->log_count];
-    *token = (dec_token){.id = sampled->id, .logprob = sampled->logprob};
+    *token = (dec_token){
+        .id = sampled->id, .logprob = sampled->logprob, .weights_version = event->weights_version};
     if (slot->log_top) {
         token->top_count = sampled->top_count;
         token->top =
@@ -305,7 +307,7 @@ static void on_engine_event(void *context, const void *item)
     dec_event out = {.kind = DEC_EVENT_TICK};
     switch (event->kind) {
     case DEC_BATCH_TOKEN:
-        on_token(service, slot, &event->sampled);
+        on_token(service, slot, event);
         return;
     case DEC_BATCH_FINISHED:
         on_finished(service, slot, event->finish);
@@ -573,6 +575,55 @@ void dec_service_holders(const dec_service *service,
         }
         fn(context, &holder);
     }
+}
+
+/* ---- other weights ---- */
+
+static bool has_generated(const dec_slot *slot)
+{
+    return slot->core.state == DEC_STATE_RUNNING && slot->log_count > 0;
+}
+
+void dec_service_clear(dec_service *service)
+{
+    for (uint32_t i = 0; i < service->options.sequences_max; i++) {
+        dec_slot *slot = &service->slots[i];
+        bool waits = slot->core.state == DEC_STATE_OPENING || slot->core.state >= DEC_STATE_CLOSING;
+        if (!slot->used || slot->core.cancelled || waits || has_generated(slot))
+            continue;
+        slot->err.code = sl_fail(&slot->err, SL_CONFLICT, "the weights are replaced").code;
+        end_with(slot, SLUICE__V1__FINISH__FINISH_FAILED);
+        dec_slot_cancel(service, slot);
+    }
+}
+
+bool dec_service_is_clear(const dec_service *service)
+{
+    for (uint32_t i = 0; i < service->options.sequences_max; i++) {
+        const dec_slot *slot = &service->slots[i];
+        bool holds = slot->recv || slot->core.transfer_open || !has_generated(slot);
+        if (slot->used && holds && slot->core.state != DEC_STATE_OPENING &&
+            slot->core.state != DEC_STATE_DONE)
+            return false;
+    }
+    return true;
+}
+
+void dec_service_give_up_all(dec_service *service)
+{
+    dec_batch_give_up_all(service->batch);
+}
+
+void dec_service_note_weights(dec_service *service)
+{
+    dec_batch_note_weights(service->batch);
+}
+
+void dec_service_tell_stamp(dec_service *service)
+{
+    for (uint32_t i = 0; i < DEC_STREAMS_MAX; i++)
+        if (service->streams[i] && service->streams[i]->greeted)
+            dec_stream_send_hello(service->streams[i]);
 }
 
 void dec_service_renew(dec_service *service)

@@ -68,6 +68,18 @@ void dec_service_hold(dec_service *service, bool held);
 /* Routers are told: a pause is under way until then at most (0: none), and what is here rests too.
  */
 void dec_service_set_pause(dec_service *service, sl_time_ns until, bool rests);
+/* Other weights while sequences live, in these steps. Again and again until it is clear: ends what
+ * has not generated here yet; routers have it done anew. */
+void dec_service_clear(dec_service *service);
+/* What is here has generated, or is not open yet. */
+bool dec_service_is_clear(const dec_service *service);
+/* Engine thread, between turns: all that is here gives its pages up; what has generated comes back
+ * by itself. */
+void dec_service_give_up_all(dec_service *service);
+/* Engine thread: the engine has other weights, by this way or any. */
+void dec_service_note_weights(dec_service *service);
+/* Tells the routers the engine's new stamp on the streams that stand. */
+void dec_service_tell_stamp(dec_service *service);
 /* Ends the routers' streams, so that they come again and hear the engine's new stamp. While no
  * sequence is live. */
 void dec_service_renew(dec_service *service);

@@ -2,6 +2,7 @@
  *
  * A step's tokens of all its sequences travel in one message. When the router is slow its window
  * closes, and the next message carries more. Thread: control loop. */
+#include <stdio.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -31,7 +32,7 @@ static void fill_load(const dec_service *service, Sluice__V1__Load *out_load)
     out_load->pages_free = eng_worker_pages_free(service->options.worker);
 }
 
-static void send_hello(dec_stream *stream)
+void dec_stream_send_hello(dec_stream *stream)
 {
     const dec_service *service = stream->service;
     const eng_stamp *own = eng_engine_stamp(service->options.engine);
@@ -98,6 +99,7 @@ typedef struct run {
     Sluice__V1__TokenRun message;
     Sluice__V1__Failure failure;
     Sluice__V1__PromptRows rows;
+    char weights_version[32];
     bool whole; /* all tokens of the slot, and its end */
 } run;
 
@@ -151,14 +153,18 @@ static void fill_rows(const dec_slot *slot, uint32_t *budget, Sluice__V1__Prompt
     *budget -= count * bytes < *budget ? count * bytes : *budget;
 }
 
-/* How many tokens the next run may carry; takes their hand-outs' bytes off the budget. */
+/* How many tokens the next run may carry, of one version of the weights; takes their hand-outs'
+ * bytes off the budget. */
 static uint32_t tokens_to_send(const dec_slot *slot, uint32_t *budget)
 {
     const dec_handout *handout = slot->job->handout;
     uint32_t left = slot->log_count - slot->log_sent, count = 0;
     if (!handout)
         return left;
+    const dec_token *first = &slot->log[slot->log_sent];
     for (; count<left && * budget> 0; count++) {
+        if (first[count].weights_version != first->weights_version)
+            break;
         uint32_t bytes = dec_handout_bytes(handout, slot->log_sent + count);
         *budget -= bytes < *budget ? bytes : *budget;
     }
@@ -203,8 +209,12 @@ static run *make_run(const dec_service *service, dec_slot *slot, uint32_t *budge
     out->whole = slot->log_sent + message->n_ids == slot->log_count;
     if (slot->job->handout) {
         add_handout(slot, message);
-        message->weights_version =
-            (char *)eng_engine_stamp(service->options.engine)->weights_version;
+        const eng_stamp *own = eng_engine_stamp(service->options.engine);
+        snprintf(out->weights_version, sizeof(out->weights_version), "%s", own->weights_version);
+        if (message->n_ids > 0) /* it may be another by now */
+            snprintf(out->weights_version, sizeof(out->weights_version), "%u",
+                     slot->log[slot->log_sent].weights_version);
+        message->weights_version = out->weights_version;
     }
     message->ids = sl_alloc(message->n_ids, sizeof(uint32_t), "decode flush");
     bool logprobs = slot->job->sampling.logprob_count >= 0;
@@ -355,7 +365,7 @@ static void on_hello(dec_stream *stream, const Sluice__V1__Hello *hello)
     stream->owner.loop = hello->loop;
     displace(stream);
     stream->greeted = true;
-    send_hello(stream);
+    dec_stream_send_hello(stream);
 }
 
 static void on_cancel(dec_stream *stream, const Sluice__V1__Cancel *cancel)

@@ -9,7 +9,7 @@
 #include "base/json.h"
 #include "router/limits.h"
 
-#define VERSIONS_MAX (RTR_ATTEMPTS_MAX + 1) /* only another rank may have other weights */
+#define VERSIONS_MAX 256u /* of the weights, in one answer */
 #define VERSION_SIZE 32u
 
 typedef struct version {

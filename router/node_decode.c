@@ -110,10 +110,7 @@ static bool copy_stamp(const Sluice__V1__Stamp *wire, clu_stamp *out)
 static void on_hello(rtr_node *node, const Sluice__V1__HelloReply *hello)
 {
     rtr_nodes *nodes = node->nodes;
-    if (node->stream_id) {
-        sl_warn("node %s said hello twice", node->info.name);
-        return;
-    }
+    bool again = node->stream_id != 0; /* it has other weights, and what it had for us */
     clu_stamp before = node->stamp;
     if (hello->incarnation != node->info.incarnation || !copy_stamp(hello->stamp, &node->stamp)) {
         sl_warn("node %s at %s is another process than its record says", node->info.name,
@@ -126,6 +123,11 @@ static void on_hello(rtr_node *node, const Sluice__V1__HelloReply *hello)
     if (node->incompatible)
         sl_warn("node %s serves another model (%.12s) than this router (%.12s): not used",
                 node->info.name, node->stamp.model_hash, own);
+    if (again) {
+        sl_info("node %s has weights version %s now", node->info.name, node->stamp.weights_version);
+        nodes->events.on_changed(nodes->context);
+        return;
+    }
     node->window = hello->window ? hello->window : 1;
     node->context_max = hello->context_max;
     node->serve_backoff = 0;

@@ -537,6 +537,10 @@ static void on_decode_finish(rtr_request *r, const rtr_event *e, sl_time_ns now,
         decode_lost(r, "transfer_failed", text, false, now, out);
         return;
     }
+    if (e->finish == RTR_FINISH_FAILED && e->code == SL_CONFLICT) { /* once more, here or there */
+        decode_lost(r, "weights_replaced", text, false, now, out);
+        return;
+    }
     if (e->finish == RTR_FINISH_FAILED)
         out->blame.decode = r->decode;
     remember(r->refused_decode, &r->refused_decode_count, r->decode);

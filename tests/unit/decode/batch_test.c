@@ -45,6 +45,8 @@ typedef struct run {
     uint32_t cache_pages;        /* 0: enough for all */
     uint32_t overcommit_percent; /* with cache_pages; 0 = 1000 */
     bool tier, no_prefix_cache;
+    bool gives_up; /* all give their pages up at once, when all have begun */
+    uint32_t gave_up;
     uint32_t context_max; /* with transit pages, late ones, for no more tokens than this; 0: none */
     uint64_t chunk_ns;
     const ask *asks;
@@ -246,6 +248,21 @@ static eng_engine *engine_of(const run *u, uint32_t rows_max, const char *tier_p
     return made;
 }
 
+static void give_up_all(void *context)
+{
+    run *u = context;
+    dec_batch_give_up_all(u->batch);
+}
+
+/* What has not drawn a token yet would be closed before. */
+static bool may_give_up(const run *u)
+{
+    bool all = u->gives_up && u->gave_up < 3;
+    for (uint32_t i = 0; i < u->count; i++)
+        all = all && u->outcomes[i].count > 10 * u->gave_up;
+    return all;
+}
+
 static void run_asks(run *u)
 {
     sl_err err;
@@ -282,6 +299,10 @@ static void run_asks(run *u)
     while (u->done < u->count) {
         assert_true(poll(&fd, 1, -1) >= 0);
         eng_worker_poll(dec_batch_client(u->batch), on_event, u);
+        if (may_give_up(u)) {
+            eng_worker_call(worker, give_up_all, u);
+            u->gave_up += u->done < u->count;
+        }
     }
     eng_worker_stop(worker);
     const eng_cache_layout *layout = eng_engine_layout(u->engine);
@@ -502,6 +523,36 @@ TEST(giving_way_changes_nothing)
 }
 
 /* While one generates, a prompt gets the time that is set for it, not whole chunks. */
+/* As for other weights: every page goes at once, more than once, and what had begun goes on with
+ * the same tokens, in the same choices, whatever the depth. */
+TEST(giving_up_all_changes_nothing)
+{
+    rig r;
+    ask asks[ASKS_MAX];
+    rig_of(&r, &(nano_options){.echo = true});
+    asks[0] = ask_of(50, 200, 0);
+    asks[1] = ask_of(130, 200, 1);
+    asks[1].handout = true;
+    asks[2] = ask_of(70, 200, 1);
+    asks[2].handed_over = true;
+    asks[3] = fork_of(asks, 1, 5);
+    run plain = run_at(&r, 0, 0, asks, 4);
+    for (uint32_t depth = 0; depth < 3; depth++) {
+        uint32_t gave_up = 0;
+        /* the engine's thread may be done before this one sees that all have begun */
+        for (int i = 0; i < 50 && gave_up == 0; i++) {
+            run u = run_tight(&r, &(run){.depth = depth, .gives_up = true}, asks, 4);
+            for (uint32_t j = 0; j < 4; j++)
+                assert_same(&plain.outcomes[j], &u.outcomes[j]);
+            gave_up = u.gave_up;
+            run_free(&u);
+        }
+        assert_true(gave_up > 0);
+    }
+    run_free(&plain);
+    rig_close(&r);
+}
+
 TEST(a_prompt_does_not_hold_up_who_generates)
 {
     ask asks[2] = {ask_of(5, 100, 0), ask_of(600, 3, 0)};
@@ -965,6 +1016,7 @@ TEST(drafts_keep_to_the_form)
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(depth_changes_nothing),
     cmocka_unit_test(giving_way_changes_nothing),
+    cmocka_unit_test(giving_up_all_changes_nothing),
     cmocka_unit_test(a_prompt_does_not_hold_up_who_generates),
     cmocka_unit_test(forks_give_what_they_give_alone),
     cmocka_unit_test(choices_that_gave_way_come_back),
