@@ -40,6 +40,7 @@ typedef struct ctl_options {
     bool json;
     bool watch;
     bool dry_run;
+    bool in_place;
     bool ledger;
     bool at_rest;
 } ctl_options;

@@ -1,5 +1,6 @@
 /* `sluicectl weights reload`: node by node, prefill and decode in turn, so that as many as possible
- * find a partner of their version meanwhile. What fails ends it: the others keep what they have. */
+ * find a partner of their version meanwhile. What fails ends it: the others keep what they have. In
+ * place: all at once, since they are of use to each other again when all have it. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -78,9 +79,10 @@ static void tell(rollout *r, const clu_member_info *member,
     if (!r->json) {
         if (reply)
             sl_buf_printf(&r->out,
-                          "%-20s version %s serves: loaded in %.1f s, waited %.1f s for requests\n",
+                          "%-20s version %s serves: loaded in %.1f s, waited %.1f s for requests, "
+                          "%u go on\n",
                           member->name, reply->stamp->weights_version, (double)reply->load_us / 1e6,
-                          (double)reply->wait_us / 1e6);
+                          (double)reply->wait_us / 1e6, reply->requests);
         else
             sl_buf_printf(&r->out, "%-20s version %u would become %u\n", member->name,
                           version_of(member), r->version);
@@ -93,47 +95,62 @@ static void tell(rollout *r, const clu_member_info *member,
     if (reply) {
         ctl_json_number(&r->out, "load_us", reply->load_us);
         ctl_json_number(&r->out, "wait_us", reply->wait_us);
+        ctl_json_number(&r->out, "requests", reply->requests);
     }
     sl_buf_putc(&r->out, '}');
 }
 
-static sl_status reload(rollout *r, const clu_member_info *member, sl_err *err)
+/* The nodes [from, from + count) at once; those that did it come first in the order afterwards.
+ * Returns how many; the last of the others says why. */
+static size_t reload(rollout *r, size_t from, size_t count, sl_err *err)
 {
     const ctl_options *options = ctl_session_options(r->session);
     uint64_t timeout_ns = options->timeout_ns ? options->timeout_ns : RELOAD_NS;
     Sluice__V1__ReloadWeightsRequest request = SLUICE__V1__RELOAD_WEIGHTS_REQUEST__INIT;
-    ctl_call call;
+    ctl_call *calls = sl_alloc(count, sizeof(*calls), "sluicectl calls");
+    size_t done = 0;
     request.model = (char *)options->model;
     request.weights_version = r->version;
     request.deadline_ms = (uint32_t)(WEIGHTS_PAUSE / SL_MS_NS);
-    fprintf(stderr, "%s: reloading\n", member->name);
-    ctl_call_start_within(r->session, &call, member, &rpc_method_node_reload_weights, &request.base,
-                          timeout_ns);
+    request.in_place = options->in_place;
+    for (size_t i = 0; i < count; i++) {
+        fprintf(stderr, "%s: reloading\n", r->order[from + i]->name);
+        ctl_call_start_within(r->session, &calls[i], r->order[from + i],
+                              &rpc_method_node_reload_weights, &request.base, timeout_ns);
+    }
     ctl_session_wait(r->session);
-    sl_status status = {call.err.code};
-    if (sl_is_ok(status))
-        tell(r, member, (const Sluice__V1__ReloadWeightsReply *)call.reply);
-    else
-        (void)sl_fail(err, call.err.code, "%s", call.err.text);
-    ctl_call_fini(&call);
-    return status;
+    for (size_t i = 0; i < count; i++) {
+        const clu_member_info *member = r->order[from + i];
+        if (calls[i].reply) {
+            tell(r, member, (const Sluice__V1__ReloadWeightsReply *)calls[i].reply);
+            r->order[from + i] = r->order[from + done];
+            r->order[from + done++] = member;
+        } else {
+            *err = calls[i].err;
+        }
+        ctl_call_fini(&calls[i]);
+    }
+    sl_free(calls);
+    return done;
 }
 
 static int roll(rollout *r)
 {
-    bool dry = ctl_session_options(r->session)->dry_run;
-    sl_status status = sl_ok();
-    size_t done = 0;
+    const ctl_options *options = ctl_session_options(r->session);
+    bool dry = options->dry_run, all = true;
+    size_t done = 0, step = options->in_place ? r->count : 1;
     sl_err err;
     sl_buf_init(&r->out, 0);
     if (r->json)
         sl_buf_puts(&r->out, "{\"nodes\":[");
-    for (; done < r->count && sl_is_ok(status); done += sl_is_ok(status)) {
-        if (dry)
-            tell(r, r->order[done], NULL);
-        else
-            status = reload(r, r->order[done], &err);
+    for (size_t i = 0; dry && i < r->count; i++)
+        tell(r, r->order[i], NULL);
+    while (!dry && all && done < r->count) {
+        size_t went = reload(r, done, step, &err);
+        all = went == step;
+        done += went;
     }
+    done = dry ? r->count : done;
     if (r->json) {
         sl_buf_putc(&r->out, ']');
         ctl_json_number(&r->out, "version", r->version);
@@ -142,7 +159,7 @@ static int roll(rollout *r)
         sl_buf_puts(&r->out, "}\n");
     }
     ctl_print(&r->out);
-    if (sl_is_ok(status))
+    if (all)
         return CTL_EXIT_OK;
     fprintf(stderr,
             "sluicectl: %s\n%zu of %zu nodes have version %u; the others keep theirs: say "

@@ -204,12 +204,6 @@ void nod_host_tell_cluster(nod_host *host)
         sl_warn("cannot tell the cluster: %s", err.text);
 }
 
-void nod_host_stamp_changed(nod_host *host)
-{
-    dec_service_renew(host->decode);
-    nod_host_tell_cluster(host);
-}
-
 void nod_host_stamp(const nod_host *host, Sluice__V1__Stamp *out_stamp)
 {
     const eng_stamp *own = eng_engine_stamp(host->engine);

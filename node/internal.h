@@ -88,8 +88,6 @@ uint32_t nod_host_live(const nod_host *host);
 void nod_host_stamp(const nod_host *host, Sluice__V1__Stamp *out_stamp);
 /* Writes the member's record anew. */
 void nod_host_tell_cluster(nod_host *host);
-/* Tells routers and cluster of another stamp. */
-void nod_host_stamp_changed(nod_host *host);
 /* How this node opens the weights in `dir`, which is borrowed. Any thread. */
 void nod_model_options(const nod_host *host, const char *dir, eng_model_options *out_options);
 
@@ -98,7 +96,7 @@ nod_reload *nod_reload_create(nod_host *host);
 /* When the loop runs no more, and before the engine goes. */
 void nod_reload_destroy(nod_reload *reload);
 bool nod_reload_active(const nod_reload *reload);
-/* All is loaded, and what runs must end. */
+/* All is loaded, and what runs must end, or give its pages up. */
 bool nod_reload_waits(const nod_reload *reload);
 /* At the end of each pass: nothing may run any more. */
 void nod_reload_continue(nod_reload *reload);

@@ -3,7 +3,11 @@
  * A thread of its own loads them while the old ones serve; they are two for that time. Then nothing
  * new is taken (routers hold it back or go elsewhere) until nothing runs any more, at most for the
  * deadline; then the engine thread puts them in the old ones' place between two turns. Whatever
- * fails before that leaves the old ones serving. Thread: control loop, but for the loader. */
+ * fails before that leaves the old ones serving.
+ *
+ * In place, what generates does not end: it gives its pages up, as for lack of memory, and comes
+ * back by computing its tokens again, under the new weights. What has not generated yet is done
+ * anew by its router. Thread: control loop, but for the loader. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,8 +25,9 @@
 
 typedef enum reload_phase {
     RELOAD_IDLE,
-    RELOAD_LOADING, /* the loader runs */
-    RELOAD_WAITING, /* for the last sequence to end */
+    RELOAD_LOADING,  /* the loader runs */
+    RELOAD_WAITING,  /* for the last sequence to end */
+    RELOAD_CLEARING, /* in place: for what has not generated yet to let go of its pages */
 } reload_phase;
 
 struct nod_reload {
@@ -31,6 +36,7 @@ struct nod_reload {
     rpc_server_call *call; /* NULL: who asked has gone */
     char *dir;
     uint32_t version;
+    bool in_place;
     sl_time_ns wait_ns;
     sl_time_ns started_at, loaded_at;
     sl_timer *timer;
@@ -65,7 +71,11 @@ static void end(nod_reload *reload, sl_status status, const sl_err *err)
             rpc_server_call_finish(call, status.code, err->text);
         return;
     }
-    nod_host_stamp_changed(host);
+    if (reload->in_place)
+        dec_service_tell_stamp(host->decode);
+    else
+        dec_service_renew(host->decode);
+    nod_host_tell_cluster(host);
     sl_time_ns now = sl_loop_now(host->loop);
     sl_info("weights version %u serves: loaded in %.2f s, waited %.2f s for requests to end",
             version_now(host), (double)(reload->loaded_at - reload->started_at) / 1e9,
@@ -78,6 +88,7 @@ static void end(nod_reload *reload, sl_status status, const sl_err *err)
     reply.stamp = &stamp;
     reply.load_us = (reload->loaded_at - reload->started_at) / 1000;
     reply.wait_us = (now - reload->loaded_at) / 1000;
+    reply.requests = nod_host_live(host);
     rpc_server_call_reply(call, &reply.base);
 }
 
@@ -85,30 +96,44 @@ static void swap(void *context)
 {
     nod_reload *reload = context;
     nod_host *host = reload->host;
+    if (reload->in_place)
+        dec_service_give_up_all(host->decode);
     reload->status =
         eng_engine_reload(host->engine, host->model, reload->fresh, reload->version, &reload->err);
+    if (sl_is_ok(reload->status))
+        dec_service_note_weights(host->decode);
+}
+
+/* All that is left can give its pages up. */
+static bool is_clear(const nod_host *host)
+{
+    dec_service_clear(host->decode);
+    pre_service_clear(host->prefill);
+    return dec_service_is_clear(host->decode) && pre_service_is_clear(host->prefill);
 }
 
 void nod_reload_continue(nod_reload *reload)
 {
     nod_host *host = reload->host;
-    if (reload->phase != RELOAD_WAITING)
+    if (!nod_reload_waits(reload))
         return;
     if (host->state != NOD_STATE_READY) {
         sl_status status = sl_fail(&reload->err, SL_UNAVAILABLE, "the node is leaving");
         end(reload, status, &reload->err);
         return;
     }
-    if (nod_host_live(host) > 0)
+    if (reload->in_place ? !is_clear(host) : nod_host_live(host) > 0)
         return;
     eng_worker_call(host->worker, swap, reload);
+    if (reload->in_place && reload->status.code == SL_CONFLICT)
+        return; /* one was opened that is not heard of yet: once more when it is */
     end(reload, reload->status, &reload->err);
 }
 
 static void on_deadline(void *context, sl_time_ns now)
 {
     nod_reload *reload = context;
-    if (reload->phase != RELOAD_WAITING)
+    if (!nod_reload_waits(reload))
         return;
     sl_status status =
         sl_fail(&reload->err, SL_DEADLINE,
@@ -133,9 +158,17 @@ static void on_loaded(void *context)
         end(reload, reload->status, &reload->err);
         return;
     }
-    sl_info("weights of %s are loaded; waiting for %u requests to end", reload->dir,
-            nod_host_live(host));
-    reload->phase = RELOAD_WAITING;
+    if (nod_pausing_active(host->pausing) && !reload->in_place && nod_host_live(host) > 0) {
+        sl_status status = sl_fail(&reload->err, SL_CONFLICT,
+                                   "the node is paused with %u requests, which do not end: reload "
+                                   "in place, or resume it first",
+                                   nod_host_live(host));
+        end(reload, status, &reload->err);
+        return;
+    }
+    sl_info("weights of %s are loaded; waiting for %u requests to %s", reload->dir,
+            nod_host_live(host), reload->in_place ? "let go of their pages" : "end");
+    reload->phase = reload->in_place ? RELOAD_CLEARING : RELOAD_WAITING;
     nod_host_hold(host);
     sl_timer_set(reload->timer, reload->loaded_at + reload->wait_ns);
     nod_reload_continue(reload);
@@ -204,10 +237,12 @@ void nod_reload_on_call(void *context, rpc_server_call *call, const ProtobufCMes
         return;
     }
     char detail[200];
-    snprintf(detail, sizeof(detail), "%.150s as version %u", request->model, version);
+    snprintf(detail, sizeof(detail), "%.150s as version %u%s", request->model, version,
+             request->in_place ? ", in place" : "");
     nod_audit_note(reload->host->audit, call, "weights reload", detail);
     reload->dir = sl_strdup(request->model, "reload path");
     reload->version = version;
+    reload->in_place = request->in_place;
     reload->wait_ns =
         request->deadline_ms ? (uint64_t)request->deadline_ms * SL_MS_NS : RELOAD_DEADLINE_NS;
     reload->started_at = sl_loop_now(reload->host->loop);
@@ -231,7 +266,7 @@ bool nod_reload_active(const nod_reload *reload)
 
 bool nod_reload_waits(const nod_reload *reload)
 {
-    return reload->phase == RELOAD_WAITING;
+    return reload->phase == RELOAD_WAITING || reload->phase == RELOAD_CLEARING;
 }
 
 nod_reload *nod_reload_create(nod_host *host)

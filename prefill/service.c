@@ -741,6 +741,26 @@ void pre_service_hold(pre_service *service, bool held)
     service->held = held;
 }
 
+void pre_service_clear(pre_service *service)
+{
+    for (uint32_t i = 0; i < service->options.queue_max; i++) {
+        slot *job = &service->slots[i];
+        if (!job->used || job->core.state >= PRE_STATE_CLOSING)
+            continue;
+        job->err.code = sl_fail(&job->err, SL_UNAVAILABLE, "the weights are replaced").code;
+        pre_event event = {.kind = PRE_EVENT_COMPUTE_FAILED, .code = SL_UNAVAILABLE};
+        handle(job, &event);
+    }
+}
+
+bool pre_service_is_clear(const pre_service *service)
+{
+    for (uint32_t i = 0; i < service->options.queue_max; i++)
+        if (service->slots[i].used && service->slots[i].core.state != PRE_STATE_DONE)
+            return false;
+    return true;
+}
+
 uint32_t pre_service_live(const pre_service *service)
 {
     return service->live_count;

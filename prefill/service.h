@@ -60,6 +60,10 @@ void pre_service_drain(pre_service *service, bool draining);
 void pre_service_set_offers_only(pre_service *service, bool offers_only);
 /* Refuses new jobs as if there were no room, so that routers wait or go elsewhere. */
 void pre_service_hold(pre_service *service, bool held);
+/* Ends all jobs: routers have them done elsewhere, or later. */
+void pre_service_clear(pre_service *service);
+/* No job holds anything. */
+bool pre_service_is_clear(const pre_service *service);
 /* Jobs that hold anything. */
 uint32_t pre_service_live(const pre_service *service);
 /* Fills slots, running, waiting and queued_tokens; pages are the node's to add. */

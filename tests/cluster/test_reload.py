@@ -98,6 +98,108 @@ def test_new_weights_serve():
         cluster.wait_at_rest()
 
 
+def versions_of(parts, ids):
+    """The version of the weights that drew each token of a choice: parts of a stream, or the whole one."""
+    versions = []
+    for part in parts:
+        if "sluice" not in part:
+            continue
+        pairs, count = part["sluice"]["weights_versions"], len(part.get("token_ids") or [])
+        assert part["sluice"]["first_token"] == len(versions), (part, len(versions))
+        ends = [pair[0] for pair in pairs[1:]] + [len(versions) + count]
+        for (_, version), end in zip(pairs, ends):
+            versions += [version] * (end - len(versions))
+    assert len(versions) == len(ids), (versions, ids)
+    return versions
+
+
+def check_by_version(parts, ids, prompt, models):
+    """Each run of tokens is what its version's model says after the prompt and all tokens before the run."""
+    versions = versions_of(parts, ids)
+    at = 0
+    while at < len(versions):
+        end = at
+        while end < len(versions) and versions[end] == versions[at]:
+            end += 1
+        out = subprocess.run([os.path.join(BIN, "sluice-run"), "--model", models[versions[at]], "--json", "--ids",
+                              ",".join(map(str, prompt + ids[:at])), "--max-tokens", str(end - at), "--temperature", "0",
+                              "--ignore-eos", *RUN_ARGS], capture_output=True, text=True)
+        assert out.returncode == 0, out.stderr
+        assert json.loads(out.stdout)["ids"] == ids[at:end], (versions, at, end)
+        at = end
+    return versions
+
+
+def test_in_place_while_paused():
+    """As a trainer does it: all rest, all get other weights, all go on. What was under way goes on under the new ones, and says since when."""
+    directory = changed_model("reload-paused")
+    prompt = [0] + tokenize(book_text(150, 5))
+    with Cluster("reload-paused", "--env", "decode-0:SLUICE_FAULTS=decode.step=slow=30") as cluster:
+        outcome, running = {}, threading.Event()
+
+        def on_chunk(answer):
+            if len(answer.token_ids) > 4:
+                running.set()
+        thread = threading.Thread(target=lambda: outcome.update(answer=cluster.completion(
+            prompt, on_chunk, max_tokens=100, temperature=0, ignore_eos=True, stream=True, sluice={"sampling_mask": True, "routing": True})))
+        thread.start()
+        assert running.wait(60)
+        assert cluster.ctl("weights", "pause").returncode == 0
+        later = {}
+        waiting = threading.Thread(target=lambda: later.update(answer=ask(cluster, prompt)))
+        waiting.start()
+        wait_for(lambda: cluster.ctl_json("requests")["total"] == 2, "the second request")
+        refused = cluster.ctl("weights", "reload", "--model", directory)
+        assert refused.returncode == 1 and "the node is paused with 1 requests" in refused.stderr, refused.stderr
+        left = [m["name"] for m in cluster.ctl_json("members")["members"] if m.get("weights_version") == "1"]
+        placed = cluster.ctl_json("weights", "reload", "--model", directory, "--in-place", "--weights-version", "2", *left)
+        assert {n["node"]: n["requests"] for n in placed["nodes"]}["decode-0"] == 1 and placed["left"] == 0, placed
+        assert thread.is_alive() and all(version == "2" for version, _ in stamps(cluster).values()), stamps(cluster)
+        again = cluster.ctl_json("weights", "reload", "--model", MODEL, "--in-place")  # nothing was computed in between: no token has version 2
+        assert again["version"] == 3, again
+        assert cluster.ctl_json("weights", "reload", "--model", directory, "--in-place")["version"] == 4
+        assert cluster.ctl("weights", "resume").returncode == 0
+        thread.join()
+        waiting.join()
+        streamed = outcome["answer"]
+        versions = check_by_version([c["choices"][0] for c in streamed.chunks if c.get("choices")], streamed.token_ids, prompt,
+                                    {"1": MODEL, "4": directory})
+        assert versions[0] == "1" and versions[-1] == "4", versions
+        assert later["answer"].token_ids == reference(directory, prompt) and later["answer"].body["choices"][0]["sluice"]["weights_versions"] == [[0, "4"]]
+        assert not any(value for key, value in cluster.metrics("router-0").items() if key.startswith("sluice_request_migrations_total"))
+        cluster.wait_at_rest()
+
+
+def test_in_place_under_load():
+    """Without a pause, in whatever state requests are: each ends, and each token is of the version that it says."""
+    directory = changed_model("reload-load")
+    with Cluster("reload-load", "--decode", 2, "--env", "decode-0:SLUICE_FAULTS=decode.step=slow=20", "--env",
+                 "decode-1:SLUICE_FAULTS=decode.step=slow=20", "--env", "prefill-0:SLUICE_FAULTS=prefill.group=slow=20") as cluster:
+        prompts = [[0] + tokenize(book_text(30 + 100 * i, 7 + i)) for i in range(4)]
+        answers = {}
+
+        def one(index):
+            answers[index] = cluster.completion(prompts[index], max_tokens=40, temperature=0, ignore_eos=True, n=1 + index % 2,
+                                                sluice={"sampling_mask": True})
+        threads = [threading.Thread(target=one, args=(index,)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len([r for r in cluster.ctl_json("requests")["requests"] if r["generated_tokens"] > 3]) > 1, "some to generate")
+        bad = cluster.ctl("weights", "reload", "--model", "/nowhere", "--in-place")
+        assert bad.returncode == 1 and "0 of 3 nodes have version 2" in bad.stderr, bad.stderr
+        placed = cluster.ctl_json("weights", "reload", "--model", directory, "--in-place")
+        assert placed["left"] == 0, placed
+        for thread in threads:
+            thread.join()
+        seen = set()  # versions
+        for index, answer in answers.items():
+            assert answer.status == 200, answer.body
+            for choice in answer.body["choices"]:
+                seen |= set(check_by_version([choice], choice["token_ids"], prompts[index], {"1": MODEL, "2": directory}))
+        assert "2" in seen, seen
+        cluster.wait_at_rest()
+
+
 def test_failures_leave_the_old_ones():
     prompt = [0] + tokenize(book_text(60, 5))
     expected = reference(MODEL, prompt)

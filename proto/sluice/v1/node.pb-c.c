@@ -1449,7 +1449,7 @@ const ProtobufCMessageDescriptor sluice__v1__set_role_reply__descriptor =
   (ProtobufCMessageInit) sluice__v1__set_role_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__reload_weights_request__field_descriptors[3] =
+static const ProtobufCFieldDescriptor sluice__v1__reload_weights_request__field_descriptors[4] =
 {
   {
     "model",
@@ -1487,16 +1487,29 @@ static const ProtobufCFieldDescriptor sluice__v1__reload_weights_request__field_
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "in_place",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ReloadWeightsRequest, in_place),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__reload_weights_request__field_indices_by_name[] = {
   2,   /* field[2] = deadline_ms */
+  3,   /* field[3] = in_place */
   0,   /* field[0] = model */
   1,   /* field[1] = weights_version */
 };
 static const ProtobufCIntRange sluice__v1__reload_weights_request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 3 }
+  { 0, 4 }
 };
 const ProtobufCMessageDescriptor sluice__v1__reload_weights_request__descriptor =
 {
@@ -1506,14 +1519,14 @@ const ProtobufCMessageDescriptor sluice__v1__reload_weights_request__descriptor 
   "Sluice__V1__ReloadWeightsRequest",
   "sluice.v1",
   sizeof(Sluice__V1__ReloadWeightsRequest),
-  3,
+  4,
   sluice__v1__reload_weights_request__field_descriptors,
   sluice__v1__reload_weights_request__field_indices_by_name,
   1,  sluice__v1__reload_weights_request__number_ranges,
   (ProtobufCMessageInit) sluice__v1__reload_weights_request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__reload_weights_reply__field_descriptors[3] =
+static const ProtobufCFieldDescriptor sluice__v1__reload_weights_reply__field_descriptors[4] =
 {
   {
     "stamp",
@@ -1551,16 +1564,29 @@ static const ProtobufCFieldDescriptor sluice__v1__reload_weights_reply__field_de
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "requests",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__ReloadWeightsReply, requests),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__reload_weights_reply__field_indices_by_name[] = {
   1,   /* field[1] = load_us */
+  3,   /* field[3] = requests */
   0,   /* field[0] = stamp */
   2,   /* field[2] = wait_us */
 };
 static const ProtobufCIntRange sluice__v1__reload_weights_reply__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 3 }
+  { 0, 4 }
 };
 const ProtobufCMessageDescriptor sluice__v1__reload_weights_reply__descriptor =
 {
@@ -1570,7 +1596,7 @@ const ProtobufCMessageDescriptor sluice__v1__reload_weights_reply__descriptor =
   "Sluice__V1__ReloadWeightsReply",
   "sluice.v1",
   sizeof(Sluice__V1__ReloadWeightsReply),
-  3,
+  4,
   sluice__v1__reload_weights_reply__field_descriptors,
   sluice__v1__reload_weights_reply__field_indices_by_name,
   1,  sluice__v1__reload_weights_reply__number_ranges,

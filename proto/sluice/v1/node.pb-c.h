@@ -193,10 +193,14 @@ struct  Sluice__V1__ReloadWeightsRequest
    * how long running requests may take to end once all is loaded; 0 = a minute
    */
   uint32_t deadline_ms;
+  /*
+   * They do not end: what they have is computed again from their tokens, and they go on under the new weights.
+   */
+  protobuf_c_boolean in_place;
 };
 #define SLUICE__V1__RELOAD_WEIGHTS_REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__reload_weights_request__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0 }
+    , (char *)protobuf_c_empty_string, 0, 0, 0 }
 
 
 struct  Sluice__V1__ReloadWeightsReply
@@ -208,10 +212,14 @@ struct  Sluice__V1__ReloadWeightsReply
    * for running requests
    */
   uint64_t wait_us;
+  /*
+   * that go on under the new weights
+   */
+  uint32_t requests;
 };
 #define SLUICE__V1__RELOAD_WEIGHTS_REPLY__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__reload_weights_reply__descriptor) \
-    , NULL, 0, 0 }
+    , NULL, 0, 0, 0 }
 
 
 struct  Sluice__V1__PauseRequest
