@@ -44,6 +44,8 @@ int ctl_cordon(ctl_session *session, const char *const *words);
 int ctl_uncordon(ctl_session *session, const char *const *words);
 int ctl_requests(ctl_session *session, const char *const *words);
 int ctl_cancel(ctl_session *session, const char *const *words);
+int ctl_trace(ctl_session *session, const char *const *words);
+int ctl_explain(ctl_session *session, const char *const *words);
 int ctl_settings_get(ctl_session *session, const char *const *words);
 int ctl_settings_set(ctl_session *session, const char *const *words);
 int ctl_top(ctl_session *session, const char *const *words);

@@ -199,6 +199,7 @@ static void refuse(dec_service *service, dec_stream *stream, const Sluice__V1__A
                    sl_status status, const sl_err *err)
 {
     sl_metric_add(service->refused, sl_code_name(status.code), 1);
+    sl_trace_note(service->options.trace, admit->request_id, "refused", "%s", err->text);
     dec_stream_send_refused(stream, admit->request_id, admit->epoch, err);
 }
 
@@ -260,6 +261,9 @@ static sl_status open_slot(dec_service *service, dec_slot *slot, sl_err *err)
 {
     dec_command command = {DEC_COMMAND_OPEN, slot->job};
     service->live_count++;
+    sl_trace_note(service->options.trace, slot->request_id, "admitted",
+                  "epoch %u: %u tokens, %u others are here", slot->core.epoch, slot->token_count,
+                  service->live_count - 1);
     if (eng_worker_post(service->client, &command))
         return sl_ok();
     dec_event failed = {.kind = DEC_EVENT_OPEN_FAILED, .code = SL_FULL};

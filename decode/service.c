@@ -137,6 +137,34 @@ static void run_actions(dec_service *service, dec_slot *slot, dec_outcome outcom
     }
 }
 
+/* For whoever asks what happened to a request. */
+static void note_state(dec_service *service, const dec_slot *slot, const dec_event *event)
+{
+    sl_trace *trace = service->options.trace;
+    const char *state = dec_state_name(slot->core.state);
+    switch (slot->core.state) {
+    case DEC_STATE_FETCHING:
+        sl_trace_note(trace, slot->request_id, state,
+                      "epoch %u: %u of %u blocks were known here, the rest is awaited",
+                      slot->core.epoch, slot->first_block, slot->prompt_blocks);
+        break;
+    case DEC_STATE_RUNNING:
+        sl_trace_note(trace, slot->request_id, state, "%s",
+                      event->kind == DEC_EVENT_COMMITTED ? "all pieces are here and verified"
+                                                         : "computes the prompt itself");
+        break;
+    case DEC_STATE_CLOSING:
+    case DEC_STATE_DONE:
+        sl_trace_note(trace, slot->request_id, state, "%u tokens drawn here%s%s", slot->log_count,
+                      slot->core.cancelled ? ", cancelled" : "",
+                      event->code != SL_OK ? sl_code_name(event->code) : "");
+        break;
+    default:
+        sl_trace_note(trace, slot->request_id, state, "epoch %u: %s", slot->core.epoch,
+                      sl_code_name(event->code));
+    }
+}
+
 void dec_slot_event(dec_service *service, dec_slot *slot, const dec_event *event)
 {
     dec_state before = slot->core.state;
@@ -145,6 +173,8 @@ void dec_slot_event(dec_service *service, dec_slot *slot, const dec_event *event
     if (slot->core.state != before)
         sl_debug("request %s epoch %u: %s -> %s", slot->request_id, slot->core.epoch,
                  dec_state_name(before), dec_state_name(slot->core.state));
+    if (slot->core.state != before)
+        note_state(service, slot, event);
     run_actions(service, slot, outcome);
     if (slot->core.state == DEC_STATE_DONE && slot->core.cancelled &&
         slot->finish == SLUICE__V1__FINISH__FINISH_NONE)
@@ -276,7 +306,11 @@ static void on_token(dec_service *service, dec_slot *slot, const dec_batch_event
             slot->log_top + (size_t)slot->log_count * (size_t)slot->job->sampling.logprob_count;
         memcpy(token->top, sampled->top, sampled->top_count * sizeof(*token->top));
     }
-    slot->log_count++;
+    if (slot->log_count++ == 0)
+        sl_trace_note(
+            service->options.trace, slot->request_id, "first token",
+            "number %u, %u ms after admission", slot->first_index,
+            (unsigned)((sl_loop_now(service->options.loop) - slot->admitted_at) / SL_MS_NS));
     sl_metric_add(service->generated, NULL, 1);
     if (slot->stream)
         slot->stream->dirty = true;

@@ -9,6 +9,7 @@
 
 #include "base/loop.h"
 #include "base/metrics.h"
+#include "base/trace.h"
 #include "decode/batch.h"
 #include "kvtransfer/kvtransfer.h"
 #include "proto/sluice/v1/node.pb-c.h"
@@ -30,6 +31,7 @@ typedef struct dec_service_options {
     kvt_context *kvt;
     kvt_sums sums; /* of the pieces that it fetches */
     sl_metrics *metrics;
+    sl_trace *trace;  /* NULL: nothing is noted */
     const char *name; /* the node's; borrowed */
     uint64_t incarnation;
     uint32_t sequences_max;

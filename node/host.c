@@ -16,6 +16,7 @@
 #include "node/internal.h"
 
 #define GAUGE_PERIOD_NS (100 * SL_MS_NS)
+#define TRACE_EVENTS    4096u   /* of requests, remembered: 640 KiB */
 #define TRANSIT_PROMPTS 4u      /* of the longest kind, on their way at once */
 #define LEAVE_NS        SL_S_NS /* for calls that are still open once nothing runs any more */
 
@@ -418,6 +419,7 @@ static sl_status open_prefill(nod_host *host, sl_err *err)
         .worker = host->worker,
         .kvt = host->kvt,
         .metrics = host->metrics,
+        .trace = host->trace,
         .name = options->name,
         .context_max = host->context_max,
         .chunk_tokens = (uint32_t)options->chunk_tokens,
@@ -442,6 +444,7 @@ static sl_status open_services(nod_host *host, sl_err *err)
         .kvt = host->kvt,
         .sums = (kvt_sums)options->kv_sums,
         .metrics = host->metrics,
+        .trace = host->trace,
         .name = options->name,
         .incarnation = host->incarnation,
         .sequences_max = (uint32_t)options->max_sequences,
@@ -516,6 +519,7 @@ static sl_status start(nod_host *host, sl_err *err)
     host->audit = nod_audit_create(host);
     host->role_change = nod_role_change_create(host);
     host->pausing = nod_pausing_create(host);
+    host->trace = sl_trace_create(TRACE_EVENTS);
     host->drain_timer = sl_timer_create(host->loop, on_drain_timeout, host);
     SL_TRY(nod_ranks_open(host, err));
     SL_TRY(open_engine(host, err));
@@ -552,6 +556,7 @@ void nod_host_destroy(nod_host *host)
     nod_ledger_destroy(host->ledger);
     pre_service_destroy(host->prefill);
     dec_service_destroy(host->decode);
+    sl_trace_destroy(host->trace);
     eng_worker_destroy(host->worker);
     eng_engine_destroy(host->engine);
     nod_ranks_destroy(host);

@@ -3,6 +3,7 @@
 #define NODE_INTERNAL_H
 
 #include "base/daemon.h"
+#include "base/trace.h"
 #include "cluster/registration.h"
 #include "cluster/trust.h"
 #include "comm/comm.h"
@@ -55,6 +56,7 @@ struct nod_host {
     nod_audit *audit;
     nod_role_change *role_change;
     nod_pausing *pausing;
+    sl_trace *trace; /* of requests */
     sl_timer *drain_timer;
     sl_timer *gauge_timer;
     sl_metric *pages_gauge, *running_gauge, *waiting_gauge, *etcd_gauge, *kv_gauge, *kv_received,
@@ -163,7 +165,7 @@ void nod_ranks_stop(nod_host *host);
 void nod_ranks_destroy(nod_host *host);
 
 /* service.c: the Node service's handlers. */
-#define NOD_HANDLERS 9
+#define NOD_HANDLERS 10
 void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS]);
 
 /* gauges.c */

@@ -94,6 +94,48 @@ static void on_experts(void *context, rpc_server_call *call, const ProtobufCMess
     sl_free(reply.rows);
 }
 
+typedef struct recall {
+    Sluice__V1__TraceEvent *events;
+    Sluice__V1__TraceEvent **pointers;
+    size_t count;
+} recall;
+
+static void count_event(void *context, const sl_trace_event *event)
+{
+    ((recall *)context)->count++;
+}
+
+static void take_event(void *context, const sl_trace_event *event)
+{
+    recall *r = context;
+    Sluice__V1__TraceEvent *out = &r->events[r->count];
+    sluice__v1__trace_event__init(out);
+    out->time_us = event->time_us;
+    out->id = (char *)event->id;
+    out->what = (char *)event->what;
+    out->text = (char *)event->text;
+    r->pointers[r->count++] = out;
+}
+
+static void on_trace(void *context, rpc_server_call *call, const ProtobufCMessage *base)
+{
+    const nod_host *host = context;
+    const Sluice__V1__TraceRequest *request = (const Sluice__V1__TraceRequest *)base;
+    Sluice__V1__TraceReply reply = SLUICE__V1__TRACE_REPLY__INIT;
+    recall r = {0};
+    (void)sl_trace_find(host->trace, request->id, count_event, &r);
+    r.events = sl_alloc(r.count, sizeof(*r.events), "node trace");
+    r.pointers = sl_alloc(r.count, sizeof(*r.pointers), "node trace");
+    r.count = 0;
+    reply.n_events = sl_trace_find(host->trace, request->id, take_event, &r);
+    reply.events = r.pointers;
+    reply.name = (char *)host->options->name;
+    reply.since_us = sl_trace_since_us(host->trace);
+    rpc_server_call_reply(call, &reply.base);
+    sl_free(r.pointers);
+    sl_free(r.events);
+}
+
 void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS])
 {
     out_handlers[0] = (rpc_handler){&rpc_method_node_get_status, on_status, host};
@@ -105,5 +147,6 @@ void nod_service_handlers(nod_host *host, rpc_handler out_handlers[NOD_HANDLERS]
     out_handlers[5] = (rpc_handler){&rpc_method_node_get_experts, on_experts, host};
     out_handlers[7] = (rpc_handler){&rpc_method_node_pause, nod_pausing_on_begin, host->pausing};
     out_handlers[8] = (rpc_handler){&rpc_method_node_end_pause, nod_pausing_on_end, host->pausing};
+    out_handlers[9] = (rpc_handler){&rpc_method_node_trace, on_trace, host};
     out_handlers[6] = (rpc_handler){&rpc_method_node_set_role, nod_role_on_call, host->role_change};
 }

@@ -240,6 +240,32 @@ static void arm_timer(pre_service *service)
     sl_timer_set(service->timer, next);
 }
 
+static uint32_t ms_since(const slot *job, sl_time_ns at)
+{
+    return (uint32_t)((sl_loop_now(job->service->options.loop) - at) / SL_MS_NS);
+}
+
+/* For whoever asks what happened to a request. */
+static void note_state(const slot *job, pre_state before, sl_code code)
+{
+    sl_trace *trace = job->service->options.trace;
+    const char *state = pre_state_name(job->core.state);
+    if (job->core.state == PRE_STATE_COMPUTING)
+        sl_trace_note(trace, job->request_id, state, "%u of %u tokens were known, %u ms in queue",
+                      job->task->tokens_known, job->task->token_count,
+                      ms_since(job, job->arrived_at));
+    else if (job->core.state == PRE_STATE_DRAINING)
+        sl_trace_note(trace, job->request_id, "computed", "%.1f ms, %llu bytes offered",
+                      (double)job->task->compute_ns / 1e6,
+                      (unsigned long long)job->bytes_announced);
+    else if (before == PRE_STATE_DRAINING && code == SL_OK)
+        sl_trace_note(trace, job->request_id, "fetched", "by %s, %u ms after it was computed",
+                      job->peer, ms_since(job, job->computed_at));
+    else if (job->core.state == PRE_STATE_CLOSING)
+        sl_trace_note(trace, job->request_id, "failed", "%s: %s", sl_code_name(code),
+                      job->err.code == code ? job->err.text : "");
+}
+
 static void handle(slot *job, const pre_event *event)
 {
     pre_service *service = job->service;
@@ -248,6 +274,8 @@ static void handle(slot *job, const pre_event *event)
     if (job->core.state != before)
         sl_debug("request %s epoch %u: %s -> %s", job->request_id, job->epoch,
                  pre_state_name(before), pre_state_name(job->core.state));
+    if (job->core.state != before)
+        note_state(job, before, outcome.code);
     if (outcome.actions & PRE_ACTION_OPEN_ENGINE)
         post(job, PRE_COMMAND_OPEN);
     if (outcome.actions & PRE_ACTION_COMPUTE) {
@@ -310,6 +338,9 @@ static void on_progress(slot *job, uint32_t tokens)
     job->service->rows += tokens - before;
     job->tokens_done = tokens;
     job->rows_ready = tokens;
+    sl_trace_note(job->service->options.trace, job->request_id, "chunk",
+                  "%u of %u tokens, %llu bytes offered", tokens, job->task->token_count,
+                  (unsigned long long)job->bytes_announced);
     bool sent = send_rows(job);
     (void)sent; /* the next chunk or the end tries again */
     reply_progress(job, tokens);
@@ -592,6 +623,9 @@ static void on_run(void *context, rpc_server_call *call, const ProtobufCMessage 
     rpc_server_call_set(call, &CALL_EVENTS, job);
     Sluice__V1__PrefillQueued queued = SLUICE__V1__PREFILL_QUEUED__INIT;
     queued.ahead = jobs_ahead(service, job);
+    sl_trace_note(service->options.trace, job->request_id, request->offer ? "to offer" : "queued",
+                  "epoch %u: %u tokens for %s, %u ahead", job->epoch, job->task->token_count,
+                  job->peer, queued.ahead);
     Sluice__V1__PrefillEvent event = SLUICE__V1__PREFILL_EVENT__INIT;
     event.body_case = SLUICE__V1__PREFILL_EVENT__BODY_QUEUED;
     event.queued = &queued;

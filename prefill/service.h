@@ -9,6 +9,7 @@
 
 #include "base/loop.h"
 #include "base/metrics.h"
+#include "base/trace.h"
 #include "engine/worker.h"
 #include "kvtransfer/kvtransfer.h"
 #include "prefill/compute.h"
@@ -30,6 +31,7 @@ typedef struct pre_service_options {
     eng_worker *worker; /* not started yet */
     kvt_context *kvt;
     sl_metrics *metrics;
+    sl_trace *trace;  /* NULL: nothing is noted */
     const char *name; /* the node's; borrowed */
     uint32_t context_max;
     uint32_t chunk_tokens;

@@ -327,6 +327,8 @@ sl_status rtr_front_create(const rtr_front_options *options, rtr_front **out_fro
     front->recovery.tokens_per_s = front->tuning.recovery_tokens_per_s;
     front->recovery_timer = sl_timer_create(front->loop, on_recovery_timer, front);
     front->prefixes = rtr_prefixes_create(front->shared->incarnation ^ front->next_id);
+    front->trace = sl_trace_create(RTR_TRACE_EVENTS);
+    front->choices = sl_trace_create(RTR_TRACE_EVENTS);
     rtr_http_server_options http = options->http;
     http.on_request = rtr_route;
     http.on_http_error = on_http_error;
@@ -334,6 +336,8 @@ sl_status rtr_front_create(const rtr_front_options *options, rtr_front **out_fro
     sl_status status = rtr_http_server_create(options->loop, &http, &front->http, err);
     if (!sl_is_ok(status)) {
         rtr_prefixes_destroy(front->prefixes);
+        sl_trace_destroy(front->trace);
+        sl_trace_destroy(front->choices);
         sl_timer_destroy(front->recovery_timer);
         sl_free(front);
         return status;
@@ -370,6 +374,8 @@ void rtr_front_destroy(rtr_front *front)
     sl_timer_destroy(front->stop_timer);
     sl_timer_destroy(front->recovery_timer);
     rtr_prefixes_destroy(front->prefixes);
+    sl_trace_destroy(front->trace);
+    sl_trace_destroy(front->choices);
     sl_free(front);
 }
 

@@ -3,6 +3,7 @@
 #ifndef ROUTER_FRONT_INTERNAL_H
 #define ROUTER_FRONT_INTERNAL_H
 
+#include "base/trace.h"
 #include "router/answer.h"
 #include "router/budget.h"
 #include "router/front.h"
@@ -103,6 +104,7 @@ struct rtr_front {
     rtr_queue queue;
     rtr_pulls pulls;
     rtr_prefixes *prefixes;
+    sl_trace *trace, *choices; /* what happened to requests; why nodes were chosen */
     uint32_t live_count, preparing_count;
     rtr_live *buckets[RTR_LIVE_BUCKETS];
     uint64_t next_id;
@@ -163,6 +165,12 @@ void rtr_live_deliver(rtr_live *live);
 void rtr_live_fail(rtr_live *live, const rtr_api_error *error);
 void rtr_live_answer_tokens(rtr_live *live); /* TOKENIZE, DETOKENIZE */
 void rtr_live_claim(rtr_live *live);
+
+/* live_trace.c: before the step takes place. */
+void rtr_live_note_event(rtr_live *live, const rtr_event *event);
+/* When it is carried out. */
+void rtr_live_note_action(rtr_live *live, const rtr_action *action);
+void rtr_live_note_choice(rtr_live *live, const rtr_place_result *place);
 
 /* routes.c */
 void rtr_route(void *context, rtr_http_exchange *exchange);

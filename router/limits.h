@@ -32,7 +32,9 @@ extern "C" {
 #define RTR_ATTEMPTS_MAX          16u   /* what --attempts may be at most */
 #define RTR_ACTIONS_MAX           8u    /* of one step of the request machine */
 #define RTR_JSON_DEPTH            64
-#define RTR_DELIVER_BATCH         256u /* tokens formatted before the loop looks elsewhere */
+#define RTR_TRACE_EVENTS          8192u /* a loop remembers of requests; as many of why (2.6 MiB) */
+#define RTR_EXPLAINED_MAX         8u    /* candidates of a role that are told of one choice */
+#define RTR_DELIVER_BATCH         256u  /* tokens formatted before the loop looks elsewhere */
 
 /* Cluster */
 #define RTR_NODES_MAX          1024u

@@ -120,6 +120,7 @@ static void act_place(rtr_live *live)
                         (uint32_t)live->request->prompt.count + live->token_count,
                         front->tuning.self_prefill, &place);
     rtr_event event = {.kind = RTR_EVENT_UNPLACED, .lack = place.lack, .until = place.until};
+    rtr_live_note_choice(live, &place);
     if (place.lack == RTR_LACK_NONE) {
         if (!live->core.decode)
             rtr_queue_note_placed(&front->queue, &live->waiter);
@@ -301,6 +302,10 @@ static void on_prefill_done(void *context, const Sluice__V1__PrefillDone *done)
         prompt - done->tokens_computed > live->cached_tokens)
         live->cached_tokens = prompt - done->tokens_computed;
     rtr_live_note_prefill(live);
+    sl_trace_note(live->front->trace, live->id, "prefilled",
+                  "by %s: %u tokens computed in %.1f ms, %llu bytes, last piece %.1f ms later",
+                  live->prefill_name, done->tokens_computed, (double)done->compute_us / 1e3,
+                  (unsigned long long)done->bytes_sent, (double)done->tail_us / 1e3);
     rtr_event event = {.kind = RTR_EVENT_PREFILL_DONE, .epoch = live->core.epoch};
     rtr_live_step(live, &event);
 }
@@ -386,6 +391,8 @@ static void act_fail(rtr_live *live, const rtr_action *action)
 static void live_act(rtr_live *live, const rtr_action *action)
 {
     rtr_front *front = live->front;
+    if (action->kind != RTR_ACTION_DELIVER)
+        rtr_live_note_action(live, action);
     switch (action->kind) {
     case RTR_ACTION_PLACE:
         act_place(live);
@@ -410,6 +417,7 @@ static void live_act(rtr_live *live, const rtr_action *action)
         if (live->run->epoch == live->core.epoch) /* the first token may come before the end */
             rtr_live_note_prefill(live);
         rtr_live_take_tokens(live, action->skip, action->count);
+        rtr_live_note_action(live, action);
         break;
     case RTR_ACTION_MIGRATED:
         live->migrated = true;
@@ -478,6 +486,7 @@ void rtr_live_step(rtr_live *live, const rtr_event *event)
 {
     rtr_actions actions;
     live->depth++;
+    rtr_live_note_event(live, event);
     rtr_request_step(&live->core, event, live_now(live), &actions);
     if (!live->admitted && live->core.last_granted) {
         live->admitted = true;
@@ -628,6 +637,8 @@ static void live_prepared(rtr_live *live)
                       (double)mdl_chat_calls_without_reasoning(live->request->chat));
     rtr_queue_remove(&live->front->queue, &live->waiter); /* to its place by priority */
     live->waiter.priority = live->request->priority;
+    sl_trace_note(live->front->trace, live->id, "prepared", "%zu tokens, at most %d to come",
+                  live->request->prompt.count, live->request->sampling.max_tokens);
     live_begin(live);
 }
 
@@ -695,6 +706,7 @@ void rtr_live_start(rtr_front *front, rtr_http_exchange *exchange, rtr_api_kind 
     snprintf(live->id, sizeof live->id, "r-%016llx", (unsigned long long)front->next_id++);
     live_link(live);
     rtr_live_claim(live);
+    sl_trace_note(front->trace, live->id, "arrived", "%u requests are here", front->live_count);
     live_prepare(live, exchange);
 }
 

@@ -2,6 +2,7 @@
 #ifndef ROUTER_LIVE_LIST_H
 #define ROUTER_LIVE_LIST_H
 
+#include "base/trace.h"
 #include "cluster/member.h"
 #include "router/front.h"
 
@@ -22,6 +23,11 @@ typedef struct rtr_request_row {
 uint32_t rtr_front_list(const rtr_front *front, rtr_request_row *rows, uint32_t max);
 /* Its client gets an error that says `text`. false: it is not here, or has answered already. */
 bool rtr_front_cancel(rtr_front *front, const char *id, const char *text, rtr_request_row *out_row);
+
+/* Why nodes were chosen for it, or what happened to it: sl_trace_find. */
+uint32_t rtr_front_trace(const rtr_front *front, bool choices, const char *id,
+                         void (*fn)(void *context, const sl_trace_event *event), void *context);
+uint64_t rtr_front_trace_since_us(const rtr_front *front);
 
 #ifdef __cplusplus
 }

@@ -229,6 +229,7 @@ static rtr_candidate decode_candidate(const rtr_node *node, bool doubtful_too)
         .usable = decode_usable(node, doubtful_too),
         .paused = rtr_node_is_paused(node),
         .slots_free = node->load.slots_free,
+        .pages = node->info.pages,
         .pages_free = node->load.pages_free,
         .running = node->load.running + node->load.waiting,
         .pending = node->ask_count,
@@ -272,11 +273,10 @@ static rtr_candidate source_candidate(const rtr_node *node)
                            .usable = node->stream_id && !node->incompatible && !node->gone};
 }
 
-static void place_among(rtr_nodes *nodes, const rtr_request *request, uint32_t pages,
-                        uint32_t tokens, bool self_prefill, bool doubtful_too,
-                        rtr_place_result *out_result)
+/* The tables of all that could be a place. */
+static rtr_place_query make_query(rtr_nodes *nodes, const rtr_request *request, uint32_t pages,
+                                  uint32_t tokens, bool doubtful_too, rtr_candidate *out_source)
 {
-    rtr_candidate source;
     rtr_place_query query = {
         .tokens = tokens,
         .decodes = nodes->decodes,
@@ -284,7 +284,6 @@ static void place_among(rtr_nodes *nodes, const rtr_request *request, uint32_t p
         .model_identity = nodes->options.model_identity,
         .keep_decode = request ? request->decode : 0,
         .pages = pages,
-        .self_prefill = self_prefill,
         .request = request,
     };
     for (const rtr_node *node = nodes->first; node; node = node->next) {
@@ -293,11 +292,63 @@ static void place_among(rtr_nodes *nodes, const rtr_request *request, uint32_t p
         if (node->is_prefill)
             nodes->prefills[query.prefill_count++] = prefill_candidate(node, doubtful_too);
         if (request && request->source == node->id) {
-            source = source_candidate(node);
-            query.source = &source;
+            *out_source = source_candidate(node);
+            query.source = out_source;
         }
     }
+    return query;
+}
+
+static void place_among(rtr_nodes *nodes, const rtr_request *request, uint32_t pages,
+                        uint32_t tokens, bool self_prefill, bool doubtful_too,
+                        rtr_place_result *out_result)
+{
+    rtr_candidate source;
+    rtr_place_query query = make_query(nodes, request, pages, tokens, doubtful_too, &source);
+    query.self_prefill = self_prefill;
     rtr_place(&query, out_result);
+}
+
+static void explain_role(const rtr_place_query *query, const rtr_place_result *result,
+                         bool is_decode, const rtr_candidate *decode,
+                         void (*fn)(void *context, const rtr_node_candidate *candidate),
+                         void *context)
+{
+    const rtr_candidate *table = is_decode ? query->decodes : query->prefills;
+    size_t count = is_decode ? query->decode_count : query->prefill_count;
+    uint64_t taken = is_decode ? result->decode : result->prefill;
+    uint32_t told = 0;
+    for (size_t i = 0; i < count; i++) {
+        const rtr_candidate *c = &table[i];
+        told += c->id != taken;
+        if (c->id != taken && told >= RTR_EXPLAINED_MAX)
+            continue;
+        rtr_node_candidate at = {
+            .name = c->name,
+            .verdict = rtr_place_verdict(query, result, c, is_decode, decode),
+            .is_decode = is_decode,
+            .running = c->running + c->pending,
+            .pages = c->pages,
+            .pages_free = c->pages_free > c->pages_pending ? c->pages_free - c->pages_pending : 0,
+            .queued_tokens = c->queued_tokens + c->tokens_pending,
+        };
+        fn(context, &at);
+    }
+}
+
+void rtr_nodes_explain(rtr_nodes *nodes, const rtr_request *request, uint32_t pages,
+                       uint32_t tokens, const rtr_place_result *result,
+                       void (*fn)(void *context, const rtr_node_candidate *candidate),
+                       void *context)
+{
+    rtr_candidate source;
+    rtr_place_query query = make_query(nodes, request, pages, tokens, false, &source);
+    const rtr_candidate *decode = NULL;
+    for (size_t i = 0; i < query.decode_count; i++)
+        if (result->decode && query.decodes[i].id == result->decode)
+            decode = &query.decodes[i];
+    explain_role(&query, result, true, decode, fn, context);
+    explain_role(&query, result, false, decode, fn, context);
 }
 
 /* Some decode node, connected or not, has (or does not tell) the cache for so many pages. */

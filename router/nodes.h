@@ -71,6 +71,20 @@ void rtr_nodes_remove(rtr_nodes *nodes, const char *name, uint64_t incarnation);
  * what serves. */
 void rtr_nodes_place(rtr_nodes *nodes, const rtr_request *request, uint32_t pages, uint32_t tokens,
                      bool self_prefill, rtr_place_result *out_result);
+/* One that was looked at for a place. Borrowed. */
+typedef struct rtr_node_candidate {
+    const char *name, *verdict;
+    bool is_decode;
+    uint32_t running; /* decode */
+    uint32_t pages, pages_free;
+    uint64_t queued_tokens; /* prefill */
+} rtr_node_candidate;
+/* Says of some candidates for the place that was just found, or not, what became of them: at most
+ * RTR_EXPLAINED_MAX of each role, the one that was taken among them. */
+void rtr_nodes_explain(rtr_nodes *nodes, const rtr_request *request, uint32_t pages,
+                       uint32_t tokens, const rtr_place_result *result,
+                       void (*fn)(void *context, const rtr_node_candidate *candidate),
+                       void *context);
 /* Some decode rank drains. */
 bool rtr_nodes_any_drains(const rtr_nodes *nodes);
 bool rtr_nodes_drains(const rtr_nodes *nodes, uint64_t decode);

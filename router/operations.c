@@ -723,6 +723,7 @@ static void on_get_balance(rtr_operations *operations, rpc_server_call *call,
 const rtr_operation RTR_OPERATION_TABLE[RTR_OPERATIONS] = {
     {&rpc_method_cluster_list_requests, rtr_on_list_requests},
     {&rpc_method_cluster_cancel_request, rtr_on_cancel_request},
+    {&rpc_method_cluster_trace, rtr_on_trace},
     {&rpc_method_cluster_cordon, on_cordon},
     {&rpc_method_cluster_get_settings, on_get_settings},
     {&rpc_method_cluster_set_setting, on_set_setting},

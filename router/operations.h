@@ -51,7 +51,7 @@ typedef struct rtr_operation {
     void (*on_call)(rtr_operations *operations, rpc_server_call *call,
                     const ProtobufCMessage *request);
 } rtr_operation;
-#define RTR_OPERATIONS 9u
+#define RTR_OPERATIONS 10u
 extern const rtr_operation RTR_OPERATION_TABLE[RTR_OPERATIONS];
 
 #ifdef __cplusplus

@@ -60,6 +60,8 @@ void rtr_on_list_requests(rtr_operations *operations, rpc_server_call *call,
                           const ProtobufCMessage *request);
 void rtr_on_cancel_request(rtr_operations *operations, rpc_server_call *call,
                            const ProtobufCMessage *request);
+void rtr_on_trace(rtr_operations *operations, rpc_server_call *call,
+                  const ProtobufCMessage *request);
 
 #ifdef __cplusplus
 }

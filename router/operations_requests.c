@@ -1,4 +1,5 @@
-/* Requests of all loops: each loop is asked by a post and answers by one to the main loop. */
+/* Requests of all loops, listed, ended or remembered: each loop is asked by a post and answers by
+ * one to the main loop. */
 #include "router/operations_internal.h"
 
 #include <stdio.h>
@@ -21,13 +22,18 @@ typedef struct part {
     rtr_loop_ref at;
     rtr_request_row *rows;
     uint32_t count, total;
+    sl_trace_event *events; /* what happened, then why nodes were chosen */
+    uint32_t event_count, choice_count;
+    uint64_t since_us;
 } part;
+
+typedef enum gather_kind { GATHER_LIST, GATHER_CANCEL, GATHER_TRACE } gather_kind;
 
 struct rtr_gather {
     rtr_gather *next;
     rtr_operations *operations;
     rpc_server_call *call; /* NULL: who asked has gone */
-    bool cancels;
+    gather_kind kind;
     uint32_t limit;
     char id[RTR_ID_SIZE];
     char text[RTR_EVENT_TEXT_MAX];
@@ -37,8 +43,10 @@ struct rtr_gather {
 
 static void gather_free(rtr_gather *gather)
 {
-    for (uint32_t i = 0; i < gather->operations->options.loop_count; i++)
+    for (uint32_t i = 0; i < gather->operations->options.loop_count; i++) {
         sl_free(gather->parts[i].rows);
+        sl_free(gather->parts[i].events);
+    }
     sl_free(gather);
 }
 
@@ -139,15 +147,77 @@ static void reply_cancel(rtr_gather *gather)
         rpc_server_call_finish(gather->call, SL_NOT_FOUND, text);
 }
 
+static void fill_event(const sl_trace_event *event, Sluice__V1__TraceEvent *out)
+{
+    sluice__v1__trace_event__init(out);
+    out->time_us = event->time_us;
+    out->id = (char *)event->id;
+    out->what = (char *)event->what;
+    out->text = (char *)event->text;
+}
+
+/* A request is of one loop. */
+static void reply_trace(rtr_gather *gather)
+{
+    const rtr_operations_options *options = &gather->operations->options;
+    Sluice__V1__TraceReply reply = SLUICE__V1__TRACE_REPLY__INIT;
+    const part *found = &gather->parts[0];
+    for (uint32_t i = 0; i < options->loop_count; i++) {
+        const part *p = &gather->parts[i];
+        found = p->event_count + p->choice_count > 0 ? p : found;
+        reply.since_us = p->since_us > reply.since_us ? p->since_us : reply.since_us;
+    }
+    size_t count = found->event_count + found->choice_count;
+    Sluice__V1__TraceEvent *events = sl_alloc(count, sizeof *events, "router trace");
+    Sluice__V1__TraceEvent **pointers = sl_alloc(count, sizeof *pointers, "router trace");
+    for (size_t i = 0; i < count; i++) {
+        fill_event(&found->events[i], &events[i]);
+        pointers[i] = &events[i];
+    }
+    reply.name = (char *)options->router;
+    reply.n_events = found->event_count;
+    reply.events = pointers;
+    reply.n_choices = found->choice_count;
+    reply.choices = pointers + found->event_count;
+    rpc_server_call_reply(gather->call, &reply.base);
+    sl_free(pointers);
+    sl_free(events);
+}
+
 /* ---- the loops ---- */
+
+static void count_event(void *context, const sl_trace_event *event)
+{
+    part *p = context;
+    p->total++;
+}
+
+static void copy_event(void *context, const sl_trace_event *event)
+{
+    part *p = context;
+    p->events[p->count++] = *event;
+}
+
+static void part_trace(part *p)
+{
+    const char *id = p->gather->id;
+    (void)rtr_front_trace(p->at.front, false, id, count_event, p);
+    (void)rtr_front_trace(p->at.front, true, id, count_event, p);
+    p->events = sl_alloc(p->total, sizeof *p->events, "router trace");
+    p->event_count = rtr_front_trace(p->at.front, false, id, copy_event, p);
+    p->choice_count = rtr_front_trace(p->at.front, true, id, copy_event, p);
+    p->since_us = rtr_front_trace_since_us(p->at.front);
+}
 
 static void part_done(void *context)
 {
     rtr_gather *gather = ((part *)context)->gather;
     if (--gather->open > 0)
         return;
-    if (gather->cancels)
+    if (gather->kind == GATHER_CANCEL)
         reply_cancel(gather);
+    else if (gather->call && gather->kind == GATHER_TRACE)
+        reply_trace(gather);
     else if (gather->call)
         reply_list(gather);
     gather_unlink(gather);
@@ -159,7 +229,9 @@ static void part_work(void *context)
 {
     part *p = context;
     rtr_gather *gather = p->gather;
-    if (gather->cancels) {
+    if (gather->kind == GATHER_TRACE) {
+        part_trace(p);
+    } else if (gather->kind == GATHER_CANCEL) {
         p->count = rtr_front_cancel(p->at.front, gather->id, gather->text, p->rows);
     } else {
         p->total = rtr_front_list(p->at.front, p->rows, gather->limit);
@@ -237,8 +309,23 @@ void rtr_on_cancel_request(rtr_operations *operations, rpc_server_call *call,
     if (!gather)
         return;
     rpc_server_call_actor(call, actor, sizeof actor);
-    gather->cancels = true;
+    gather->kind = GATHER_CANCEL;
     snprintf(gather->id, sizeof gather->id, "%s", request->id);
     snprintf(gather->text, sizeof gather->text, "cancelled by %.120s", actor);
+    gather_start(gather, 1);
+}
+
+void rtr_on_trace(rtr_operations *operations, rpc_server_call *call, const ProtobufCMessage *base)
+{
+    const Sluice__V1__TraceRequest *request = (const void *)base;
+    if (!*request->id || strlen(request->id) >= RTR_ID_SIZE) {
+        rpc_server_call_finish(call, SL_INVALID, "id: want a request's, as `requests` lists them");
+        return;
+    }
+    rtr_gather *gather = gather_create(operations, call);
+    if (!gather)
+        return;
+    gather->kind = GATHER_TRACE;
+    snprintf(gather->id, sizeof gather->id, "%s", request->id);
     gather_start(gather, 1);
 }

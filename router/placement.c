@@ -157,3 +157,35 @@ void rtr_place(const rtr_place_query *q, rtr_place_result *out)
         out->lack = RTR_LACK_PREFILL;
     }
 }
+
+static const char *decode_verdict(const rtr_place_query *q, const rtr_candidate *c)
+{
+    if (!model_matches(q, c))
+        return "serves another model";
+    if (!c->usable)
+        return "cannot be used: not ready, cordoned or in doubt";
+    if (c->paused)
+        return "is paused";
+    if (q->request && listed(q->request->refused_decode, q->request->refused_decode_count, c->id))
+        return "has refused it a moment ago";
+    return has_room(q, c) ? "is busier, or without a prefill node" : "has no room for it";
+}
+
+const char *rtr_place_verdict(const rtr_place_query *q, const rtr_place_result *result,
+                              const rtr_candidate *c, bool is_decode, const rtr_candidate *decode)
+{
+    bool taken = result->lack == RTR_LACK_NONE;
+    if (taken && c->id == (is_decode ? result->decode : result->prefill))
+        return q->keep_decode && is_decode ? "is kept: it has the request" : "is taken";
+    if (is_decode)
+        return decode_verdict(q, c);
+    if (decode && !rtr_stamp_equal(c->stamp, decode->stamp))
+        return "has other weights or numerics than the decode node";
+    if (!c->usable)
+        return "cannot be used: not ready, cordoned or in doubt";
+    if (c->paused)
+        return "is paused";
+    if (q->request && listed(q->request->refused_prefill, q->request->refused_prefill_count, c->id))
+        return "has refused it a moment ago";
+    return taken ? "has more to do" : "would do";
+}

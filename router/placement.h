@@ -20,6 +20,7 @@ typedef struct rtr_candidate {
     bool usable; /* connected, not draining, suspect or broken */
     bool paused; /* takes nothing new, but will again */
     uint32_t slots_free;
+    uint32_t pages; /* all of them: only told */
     uint32_t pages_free;
     uint32_t running; /* sequences, waiting ones included */
     uint32_t pending; /* asked by us since its last load report, and the pages and tokens of it */
@@ -50,6 +51,11 @@ typedef struct rtr_place_result {
 } rtr_place_result;
 
 void rtr_place(const rtr_place_query *query, rtr_place_result *out_result);
+/* What a choice says of one candidate: a literal. decode: the one that the result names, or NULL.
+ */
+const char *rtr_place_verdict(const rtr_place_query *query, const rtr_place_result *result,
+                              const rtr_candidate *candidate, bool is_decode,
+                              const rtr_candidate *decode);
 bool rtr_stamp_equal(const clu_stamp *a, const clu_stamp *b);
 /* Whether a node serves the model with this identity (model/hash.h): its hash begins with it. NULL:
  * any. */

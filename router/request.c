@@ -37,6 +37,20 @@ const char *rtr_state_name(rtr_state state)
     return state < RTR_STATE_COUNT ? STATE_NAMES[state] : "?";
 }
 
+const char *rtr_lack_name(rtr_lack lack)
+{
+    static const char *const NAMES[] = {
+        [RTR_LACK_NONE] = "for nothing",
+        [RTR_LACK_DECODE] = "no decode node can be used",
+        [RTR_LACK_PREFILL] = "no prefill node that matches can be used",
+        [RTR_LACK_PAUSED] = "the nodes are paused",
+        [RTR_LACK_ROOM] = "the nodes are full",
+        [RTR_LACK_BUDGET] = "others are computed again first",
+        [RTR_LACK_SIZE] = "it is larger than the cache of any node",
+    };
+    return NAMES[lack];
+}
+
 bool rtr_state_legal(rtr_state from, rtr_state to)
 {
     return from < RTR_STATE_COUNT && to < RTR_STATE_COUNT && (LEGAL[from] & TO(to)) != 0;

@@ -194,6 +194,7 @@ sl_time_ns rtr_request_deadline(const rtr_request *request);
 /* DONE or FAILED. */
 bool rtr_request_over(const rtr_request *request);
 const char *rtr_state_name(rtr_state state);
+const char *rtr_lack_name(rtr_lack lack);
 bool rtr_state_legal(rtr_state from, rtr_state to);
 
 #ifdef __cplusplus

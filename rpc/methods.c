@@ -100,6 +100,11 @@ const rpc_method rpc_method_cluster_cancel_request = {
     &sluice__v1__cancel_request_request__descriptor,
     &sluice__v1__cancel_request_reply__descriptor};
 
+const rpc_method rpc_method_cluster_trace = {
+    "/sluice.v1.Cluster/Trace", RPC_UNARY,
+    &sluice__v1__trace_request__descriptor,
+    &sluice__v1__trace_reply__descriptor};
+
 const rpc_method rpc_method_cluster_cordon = {
     "/sluice.v1.Cluster/Cordon", RPC_UNARY,
     &sluice__v1__cordon_request__descriptor,
@@ -179,6 +184,11 @@ const rpc_method rpc_method_node_get_ledger = {
     "/sluice.v1.Node/GetLedger", RPC_SERVER_STREAM,
     &sluice__v1__ledger_request__descriptor,
     &sluice__v1__ledger_part__descriptor};
+
+const rpc_method rpc_method_node_trace = {
+    "/sluice.v1.Node/Trace", RPC_UNARY,
+    &sluice__v1__trace_request__descriptor,
+    &sluice__v1__trace_reply__descriptor};
 
 const rpc_method rpc_method_node_get_experts = {
     "/sluice.v1.Node/GetExperts", RPC_UNARY,

@@ -27,6 +27,7 @@ extern const rpc_method rpc_method_server_reflection_server_reflection_info;
 extern const rpc_method rpc_method_cluster_list_members;
 extern const rpc_method rpc_method_cluster_list_requests;
 extern const rpc_method rpc_method_cluster_cancel_request;
+extern const rpc_method rpc_method_cluster_trace;
 extern const rpc_method rpc_method_cluster_cordon;
 extern const rpc_method rpc_method_cluster_get_settings;
 extern const rpc_method rpc_method_cluster_set_setting;
@@ -43,6 +44,7 @@ extern const rpc_method rpc_method_node_reload_weights;
 extern const rpc_method rpc_method_node_pause;
 extern const rpc_method rpc_method_node_end_pause;
 extern const rpc_method rpc_method_node_get_ledger;
+extern const rpc_method rpc_method_node_trace;
 extern const rpc_method rpc_method_node_get_experts;
 extern const rpc_method rpc_method_prefill_run;
 

@@ -3042,11 +3042,12 @@ const ProtobufCMessageDescriptor sluice__v1__instance_balance__descriptor =
   (ProtobufCMessageInit) sluice__v1__instance_balance__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCMethodDescriptor sluice__v1__cluster__method_descriptors[10] =
+static const ProtobufCMethodDescriptor sluice__v1__cluster__method_descriptors[11] =
 {
   { "ListMembers", &sluice__v1__list_members_request__descriptor, &sluice__v1__list_members_reply__descriptor },
   { "ListRequests", &sluice__v1__list_requests_request__descriptor, &sluice__v1__list_requests_reply__descriptor },
   { "CancelRequest", &sluice__v1__cancel_request_request__descriptor, &sluice__v1__cancel_request_reply__descriptor },
+  { "Trace", &sluice__v1__trace_request__descriptor, &sluice__v1__trace_reply__descriptor },
   { "Cordon", &sluice__v1__cordon_request__descriptor, &sluice__v1__cordon_reply__descriptor },
   { "GetSettings", &sluice__v1__get_settings_request__descriptor, &sluice__v1__get_settings_reply__descriptor },
   { "SetSetting", &sluice__v1__set_setting_request__descriptor, &sluice__v1__set_setting_reply__descriptor },
@@ -3057,15 +3058,16 @@ static const ProtobufCMethodDescriptor sluice__v1__cluster__method_descriptors[1
 };
 const unsigned sluice__v1__cluster__method_indices_by_name[] = {
   2,        /* CancelRequest */
-  3,        /* Cordon */
-  9,        /* GetBalance */
-  7,        /* GetScale */
-  4,        /* GetSettings */
-  6,        /* ListEvents */
+  4,        /* Cordon */
+  10,        /* GetBalance */
+  8,        /* GetScale */
+  5,        /* GetSettings */
+  7,        /* ListEvents */
   0,        /* ListMembers */
   1,        /* ListRequests */
-  8,        /* SetScale */
-  5         /* SetSetting */
+  9,        /* SetScale */
+  6,        /* SetSetting */
+  3         /* Trace */
 };
 const ProtobufCServiceDescriptor sluice__v1__cluster__descriptor =
 {
@@ -3074,7 +3076,7 @@ const ProtobufCServiceDescriptor sluice__v1__cluster__descriptor =
   "Cluster",
   "Sluice__V1__Cluster",
   "sluice.v1",
-  10,
+  11,
   sluice__v1__cluster__method_descriptors,
   sluice__v1__cluster__method_indices_by_name
 };
@@ -3102,13 +3104,21 @@ void sluice__v1__cluster__cancel_request(ProtobufCService *service,
   assert(service->descriptor == &sluice__v1__cluster__descriptor);
   service->invoke(service, 2, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
+void sluice__v1__cluster__trace(ProtobufCService *service,
+                                const Sluice__V1__TraceRequest *input,
+                                Sluice__V1__TraceReply_Closure closure,
+                                void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__cluster__descriptor);
+  service->invoke(service, 3, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
 void sluice__v1__cluster__cordon(ProtobufCService *service,
                                  const Sluice__V1__CordonRequest *input,
                                  Sluice__V1__CordonReply_Closure closure,
                                  void *closure_data)
 {
   assert(service->descriptor == &sluice__v1__cluster__descriptor);
-  service->invoke(service, 3, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+  service->invoke(service, 4, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__cluster__get_settings(ProtobufCService *service,
                                        const Sluice__V1__GetSettingsRequest *input,
@@ -3116,7 +3126,7 @@ void sluice__v1__cluster__get_settings(ProtobufCService *service,
                                        void *closure_data)
 {
   assert(service->descriptor == &sluice__v1__cluster__descriptor);
-  service->invoke(service, 4, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+  service->invoke(service, 5, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__cluster__set_setting(ProtobufCService *service,
                                       const Sluice__V1__SetSettingRequest *input,
@@ -3124,7 +3134,7 @@ void sluice__v1__cluster__set_setting(ProtobufCService *service,
                                       void *closure_data)
 {
   assert(service->descriptor == &sluice__v1__cluster__descriptor);
-  service->invoke(service, 5, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+  service->invoke(service, 6, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__cluster__list_events(ProtobufCService *service,
                                       const Sluice__V1__ListEventsRequest *input,
@@ -3132,7 +3142,7 @@ void sluice__v1__cluster__list_events(ProtobufCService *service,
                                       void *closure_data)
 {
   assert(service->descriptor == &sluice__v1__cluster__descriptor);
-  service->invoke(service, 6, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+  service->invoke(service, 7, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__cluster__get_scale(ProtobufCService *service,
                                     const Sluice__V1__GetScaleRequest *input,
@@ -3140,7 +3150,7 @@ void sluice__v1__cluster__get_scale(ProtobufCService *service,
                                     void *closure_data)
 {
   assert(service->descriptor == &sluice__v1__cluster__descriptor);
-  service->invoke(service, 7, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+  service->invoke(service, 8, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__cluster__set_scale(ProtobufCService *service,
                                     const Sluice__V1__SetScaleRequest *input,
@@ -3148,7 +3158,7 @@ void sluice__v1__cluster__set_scale(ProtobufCService *service,
                                     void *closure_data)
 {
   assert(service->descriptor == &sluice__v1__cluster__descriptor);
-  service->invoke(service, 8, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+  service->invoke(service, 9, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__cluster__get_balance(ProtobufCService *service,
                                       const Sluice__V1__GetBalanceRequest *input,
@@ -3156,7 +3166,7 @@ void sluice__v1__cluster__get_balance(ProtobufCService *service,
                                       void *closure_data)
 {
   assert(service->descriptor == &sluice__v1__cluster__descriptor);
-  service->invoke(service, 9, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+  service->invoke(service, 10, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__cluster__init (Sluice__V1__Cluster_Service *service,
                                 Sluice__V1__Cluster_ServiceDestroy destroy)

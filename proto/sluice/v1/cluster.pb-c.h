@@ -1091,6 +1091,10 @@ struct Sluice__V1__Cluster_Service
                          const Sluice__V1__CancelRequestRequest *input,
                          Sluice__V1__CancelRequestReply_Closure closure,
                          void *closure_data);
+  void (*trace)(Sluice__V1__Cluster_Service *service,
+                const Sluice__V1__TraceRequest *input,
+                Sluice__V1__TraceReply_Closure closure,
+                void *closure_data);
   void (*cordon)(Sluice__V1__Cluster_Service *service,
                  const Sluice__V1__CordonRequest *input,
                  Sluice__V1__CordonReply_Closure closure,
@@ -1130,6 +1134,7 @@ void sluice__v1__cluster__init (Sluice__V1__Cluster_Service *service,
       function_prefix__ ## list_members,\
       function_prefix__ ## list_requests,\
       function_prefix__ ## cancel_request,\
+      function_prefix__ ## trace,\
       function_prefix__ ## cordon,\
       function_prefix__ ## get_settings,\
       function_prefix__ ## set_setting,\
@@ -1149,6 +1154,10 @@ void sluice__v1__cluster__cancel_request(ProtobufCService *service,
                                          const Sluice__V1__CancelRequestRequest *input,
                                          Sluice__V1__CancelRequestReply_Closure closure,
                                          void *closure_data);
+void sluice__v1__cluster__trace(ProtobufCService *service,
+                                const Sluice__V1__TraceRequest *input,
+                                Sluice__V1__TraceReply_Closure closure,
+                                void *closure_data);
 void sluice__v1__cluster__cordon(ProtobufCService *service,
                                  const Sluice__V1__CordonRequest *input,
                                  Sluice__V1__CordonReply_Closure closure,

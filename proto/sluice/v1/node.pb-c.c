@@ -2853,7 +2853,7 @@ const ProtobufCEnumDescriptor sluice__v1__ledger_state__descriptor =
   sluice__v1__ledger_state__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };
-static const ProtobufCMethodDescriptor sluice__v1__node__method_descriptors[9] =
+static const ProtobufCMethodDescriptor sluice__v1__node__method_descriptors[10] =
 {
   { "GetStatus", &sluice__v1__node_status_request__descriptor, &sluice__v1__node_status__descriptor },
   { "Drain", &sluice__v1__drain_request__descriptor, &sluice__v1__drain_reply__descriptor },
@@ -2863,18 +2863,20 @@ static const ProtobufCMethodDescriptor sluice__v1__node__method_descriptors[9] =
   { "Pause", &sluice__v1__pause_request__descriptor, &sluice__v1__pause_reply__descriptor },
   { "EndPause", &sluice__v1__end_pause_request__descriptor, &sluice__v1__end_pause_reply__descriptor },
   { "GetLedger", &sluice__v1__ledger_request__descriptor, &sluice__v1__ledger_part__descriptor },
+  { "Trace", &sluice__v1__trace_request__descriptor, &sluice__v1__trace_reply__descriptor },
   { "GetExperts", &sluice__v1__experts_request__descriptor, &sluice__v1__experts_reply__descriptor },
 };
 const unsigned sluice__v1__node__method_indices_by_name[] = {
   1,        /* Drain */
   6,        /* EndPause */
-  8,        /* GetExperts */
+  9,        /* GetExperts */
   7,        /* GetLedger */
   0,        /* GetStatus */
   5,        /* Pause */
   4,        /* ReloadWeights */
   2,        /* Resume */
-  3         /* SetRole */
+  3,        /* SetRole */
+  8         /* Trace */
 };
 const ProtobufCServiceDescriptor sluice__v1__node__descriptor =
 {
@@ -2883,7 +2885,7 @@ const ProtobufCServiceDescriptor sluice__v1__node__descriptor =
   "Node",
   "Sluice__V1__Node",
   "sluice.v1",
-  9,
+  10,
   sluice__v1__node__method_descriptors,
   sluice__v1__node__method_indices_by_name
 };
@@ -2951,13 +2953,21 @@ void sluice__v1__node__get_ledger(ProtobufCService *service,
   assert(service->descriptor == &sluice__v1__node__descriptor);
   service->invoke(service, 7, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
+void sluice__v1__node__trace(ProtobufCService *service,
+                             const Sluice__V1__TraceRequest *input,
+                             Sluice__V1__TraceReply_Closure closure,
+                             void *closure_data)
+{
+  assert(service->descriptor == &sluice__v1__node__descriptor);
+  service->invoke(service, 8, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
 void sluice__v1__node__get_experts(ProtobufCService *service,
                                    const Sluice__V1__ExpertsRequest *input,
                                    Sluice__V1__ExpertsReply_Closure closure,
                                    void *closure_data)
 {
   assert(service->descriptor == &sluice__v1__node__descriptor);
-  service->invoke(service, 8, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+  service->invoke(service, 9, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void sluice__v1__node__init (Sluice__V1__Node_Service *service,
                              Sluice__V1__Node_ServiceDestroy destroy)

@@ -1048,6 +1048,10 @@ struct Sluice__V1__Node_Service
                      const Sluice__V1__LedgerRequest *input,
                      Sluice__V1__LedgerPart_Closure closure,
                      void *closure_data);
+  void (*trace)(Sluice__V1__Node_Service *service,
+                const Sluice__V1__TraceRequest *input,
+                Sluice__V1__TraceReply_Closure closure,
+                void *closure_data);
   void (*get_experts)(Sluice__V1__Node_Service *service,
                       const Sluice__V1__ExpertsRequest *input,
                       Sluice__V1__ExpertsReply_Closure closure,
@@ -1068,6 +1072,7 @@ void sluice__v1__node__init (Sluice__V1__Node_Service *service,
       function_prefix__ ## pause,\
       function_prefix__ ## end_pause,\
       function_prefix__ ## get_ledger,\
+      function_prefix__ ## trace,\
       function_prefix__ ## get_experts  }
 void sluice__v1__node__get_status(ProtobufCService *service,
                                   const Sluice__V1__NodeStatusRequest *input,
@@ -1101,6 +1106,10 @@ void sluice__v1__node__get_ledger(ProtobufCService *service,
                                   const Sluice__V1__LedgerRequest *input,
                                   Sluice__V1__LedgerPart_Closure closure,
                                   void *closure_data);
+void sluice__v1__node__trace(ProtobufCService *service,
+                             const Sluice__V1__TraceRequest *input,
+                             Sluice__V1__TraceReply_Closure closure,
+                             void *closure_data);
 void sluice__v1__node__get_experts(ProtobufCService *service,
                                    const Sluice__V1__ExpertsRequest *input,
                                    Sluice__V1__ExpertsReply_Closure closure,

@@ -457,6 +457,141 @@ void   sluice__v1__load__free_unpacked
   assert(message->base.descriptor == &sluice__v1__load__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   sluice__v1__trace_request__init
+                     (Sluice__V1__TraceRequest         *message)
+{
+  static const Sluice__V1__TraceRequest init_value = SLUICE__V1__TRACE_REQUEST__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__trace_request__get_packed_size
+                     (const Sluice__V1__TraceRequest *message)
+{
+  assert(message->base.descriptor == &sluice__v1__trace_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__trace_request__pack
+                     (const Sluice__V1__TraceRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__trace_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__trace_request__pack_to_buffer
+                     (const Sluice__V1__TraceRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__trace_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__TraceRequest *
+       sluice__v1__trace_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__TraceRequest *)
+     protobuf_c_message_unpack (&sluice__v1__trace_request__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__trace_request__free_unpacked
+                     (Sluice__V1__TraceRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__trace_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__trace_event__init
+                     (Sluice__V1__TraceEvent         *message)
+{
+  static const Sluice__V1__TraceEvent init_value = SLUICE__V1__TRACE_EVENT__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__trace_event__get_packed_size
+                     (const Sluice__V1__TraceEvent *message)
+{
+  assert(message->base.descriptor == &sluice__v1__trace_event__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__trace_event__pack
+                     (const Sluice__V1__TraceEvent *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__trace_event__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__trace_event__pack_to_buffer
+                     (const Sluice__V1__TraceEvent *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__trace_event__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__TraceEvent *
+       sluice__v1__trace_event__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__TraceEvent *)
+     protobuf_c_message_unpack (&sluice__v1__trace_event__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__trace_event__free_unpacked
+                     (Sluice__V1__TraceEvent *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__trace_event__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   sluice__v1__trace_reply__init
+                     (Sluice__V1__TraceReply         *message)
+{
+  static const Sluice__V1__TraceReply init_value = SLUICE__V1__TRACE_REPLY__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__trace_reply__get_packed_size
+                     (const Sluice__V1__TraceReply *message)
+{
+  assert(message->base.descriptor == &sluice__v1__trace_reply__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__trace_reply__pack
+                     (const Sluice__V1__TraceReply *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__trace_reply__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__trace_reply__pack_to_buffer
+                     (const Sluice__V1__TraceReply *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__trace_reply__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__TraceReply *
+       sluice__v1__trace_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__TraceReply *)
+     protobuf_c_message_unpack (&sluice__v1__trace_reply__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__trace_reply__free_unpacked
+                     (Sluice__V1__TraceReply *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__trace_reply__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 static const ProtobufCFieldDescriptor sluice__v1__stamp__field_descriptors[4] =
 {
   {
@@ -1498,5 +1633,197 @@ const ProtobufCMessageDescriptor sluice__v1__load__descriptor =
   sluice__v1__load__field_indices_by_name,
   1,  sluice__v1__load__number_ranges,
   (ProtobufCMessageInit) sluice__v1__load__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__trace_request__field_descriptors[1] =
+{
+  {
+    "id",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__TraceRequest, id),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__trace_request__field_indices_by_name[] = {
+  0,   /* field[0] = id */
+};
+static const ProtobufCIntRange sluice__v1__trace_request__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 1 }
+};
+const ProtobufCMessageDescriptor sluice__v1__trace_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.TraceRequest",
+  "TraceRequest",
+  "Sluice__V1__TraceRequest",
+  "sluice.v1",
+  sizeof(Sluice__V1__TraceRequest),
+  1,
+  sluice__v1__trace_request__field_descriptors,
+  sluice__v1__trace_request__field_indices_by_name,
+  1,  sluice__v1__trace_request__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__trace_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__trace_event__field_descriptors[4] =
+{
+  {
+    "time_us",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__TraceEvent, time_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "id",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__TraceEvent, id),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "what",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__TraceEvent, what),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "text",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__TraceEvent, text),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__trace_event__field_indices_by_name[] = {
+  1,   /* field[1] = id */
+  3,   /* field[3] = text */
+  0,   /* field[0] = time_us */
+  2,   /* field[2] = what */
+};
+static const ProtobufCIntRange sluice__v1__trace_event__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor sluice__v1__trace_event__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.TraceEvent",
+  "TraceEvent",
+  "Sluice__V1__TraceEvent",
+  "sluice.v1",
+  sizeof(Sluice__V1__TraceEvent),
+  4,
+  sluice__v1__trace_event__field_descriptors,
+  sluice__v1__trace_event__field_indices_by_name,
+  1,  sluice__v1__trace_event__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__trace_event__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__trace_reply__field_descriptors[4] =
+{
+  {
+    "name",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__TraceReply, name),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "events",
+    2,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Sluice__V1__TraceReply, n_events),
+    offsetof(Sluice__V1__TraceReply, events),
+    &sluice__v1__trace_event__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "choices",
+    3,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Sluice__V1__TraceReply, n_choices),
+    offsetof(Sluice__V1__TraceReply, choices),
+    &sluice__v1__trace_event__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "since_us",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__TraceReply, since_us),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__trace_reply__field_indices_by_name[] = {
+  2,   /* field[2] = choices */
+  1,   /* field[1] = events */
+  0,   /* field[0] = name */
+  3,   /* field[3] = since_us */
+};
+static const ProtobufCIntRange sluice__v1__trace_reply__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor sluice__v1__trace_reply__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.TraceReply",
+  "TraceReply",
+  "Sluice__V1__TraceReply",
+  "sluice.v1",
+  sizeof(Sluice__V1__TraceReply),
+  4,
+  sluice__v1__trace_reply__field_descriptors,
+  sluice__v1__trace_reply__field_indices_by_name,
+  1,  sluice__v1__trace_reply__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__trace_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };

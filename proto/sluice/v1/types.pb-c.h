@@ -25,6 +25,9 @@ typedef struct Sluice__V1__PromptWant Sluice__V1__PromptWant;
 typedef struct Sluice__V1__PromptRows Sluice__V1__PromptRows;
 typedef struct Sluice__V1__Ticket Sluice__V1__Ticket;
 typedef struct Sluice__V1__Load Sluice__V1__Load;
+typedef struct Sluice__V1__TraceRequest Sluice__V1__TraceRequest;
+typedef struct Sluice__V1__TraceEvent Sluice__V1__TraceEvent;
+typedef struct Sluice__V1__TraceReply Sluice__V1__TraceReply;
 
 
 /* --- enums --- */
@@ -255,6 +258,65 @@ struct  Sluice__V1__Load
     , 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 
+/*
+ * What one process remembers of a request (base/trace.h).
+ */
+struct  Sluice__V1__TraceRequest
+{
+  ProtobufCMessage base;
+  char *id;
+};
+#define SLUICE__V1__TRACE_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__trace_request__descriptor) \
+    , (char *)protobuf_c_empty_string }
+
+
+struct  Sluice__V1__TraceEvent
+{
+  ProtobufCMessage base;
+  /*
+   * since 1970, by that process's clock
+   */
+  uint64_t time_us;
+  /*
+   * of the request, or of one of its choices
+   */
+  char *id;
+  char *what;
+  char *text;
+};
+#define SLUICE__V1__TRACE_EVENT__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__trace_event__descriptor) \
+    , 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string }
+
+
+struct  Sluice__V1__TraceReply
+{
+  ProtobufCMessage base;
+  /*
+   * who remembers
+   */
+  char *name;
+  /*
+   * the oldest first
+   */
+  size_t n_events;
+  Sluice__V1__TraceEvent **events;
+  /*
+   * routers: why these nodes; an event a candidate
+   */
+  size_t n_choices;
+  Sluice__V1__TraceEvent **choices;
+  /*
+   * what happened before is forgotten; 0 = nothing is
+   */
+  uint64_t since_us;
+};
+#define SLUICE__V1__TRACE_REPLY__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__trace_reply__descriptor) \
+    , (char *)protobuf_c_empty_string, 0,NULL, 0,NULL, 0 }
+
+
 /* Sluice__V1__Stamp methods */
 void   sluice__v1__stamp__init
                      (Sluice__V1__Stamp         *message);
@@ -445,6 +507,63 @@ Sluice__V1__Load *
 void   sluice__v1__load__free_unpacked
                      (Sluice__V1__Load *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__TraceRequest methods */
+void   sluice__v1__trace_request__init
+                     (Sluice__V1__TraceRequest         *message);
+size_t sluice__v1__trace_request__get_packed_size
+                     (const Sluice__V1__TraceRequest   *message);
+size_t sluice__v1__trace_request__pack
+                     (const Sluice__V1__TraceRequest   *message,
+                      uint8_t             *out);
+size_t sluice__v1__trace_request__pack_to_buffer
+                     (const Sluice__V1__TraceRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__TraceRequest *
+       sluice__v1__trace_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__trace_request__free_unpacked
+                     (Sluice__V1__TraceRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__TraceEvent methods */
+void   sluice__v1__trace_event__init
+                     (Sluice__V1__TraceEvent         *message);
+size_t sluice__v1__trace_event__get_packed_size
+                     (const Sluice__V1__TraceEvent   *message);
+size_t sluice__v1__trace_event__pack
+                     (const Sluice__V1__TraceEvent   *message,
+                      uint8_t             *out);
+size_t sluice__v1__trace_event__pack_to_buffer
+                     (const Sluice__V1__TraceEvent   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__TraceEvent *
+       sluice__v1__trace_event__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__trace_event__free_unpacked
+                     (Sluice__V1__TraceEvent *message,
+                      ProtobufCAllocator *allocator);
+/* Sluice__V1__TraceReply methods */
+void   sluice__v1__trace_reply__init
+                     (Sluice__V1__TraceReply         *message);
+size_t sluice__v1__trace_reply__get_packed_size
+                     (const Sluice__V1__TraceReply   *message);
+size_t sluice__v1__trace_reply__pack
+                     (const Sluice__V1__TraceReply   *message,
+                      uint8_t             *out);
+size_t sluice__v1__trace_reply__pack_to_buffer
+                     (const Sluice__V1__TraceReply   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__TraceReply *
+       sluice__v1__trace_reply__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__trace_reply__free_unpacked
+                     (Sluice__V1__TraceReply *message,
+                      ProtobufCAllocator *allocator);
 /* --- per-message closures --- */
 
 typedef void (*Sluice__V1__Stamp_Closure)
@@ -477,6 +596,15 @@ typedef void (*Sluice__V1__Ticket_Closure)
 typedef void (*Sluice__V1__Load_Closure)
                  (const Sluice__V1__Load *message,
                   void *closure_data);
+typedef void (*Sluice__V1__TraceRequest_Closure)
+                 (const Sluice__V1__TraceRequest *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__TraceEvent_Closure)
+                 (const Sluice__V1__TraceEvent *message,
+                  void *closure_data);
+typedef void (*Sluice__V1__TraceReply_Closure)
+                 (const Sluice__V1__TraceReply *message,
+                  void *closure_data);
 
 /* --- services --- */
 
@@ -493,6 +621,9 @@ extern const ProtobufCMessageDescriptor sluice__v1__prompt_want__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__prompt_rows__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__ticket__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__load__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__trace_request__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__trace_event__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__trace_reply__descriptor;
 
 PROTOBUF_C__END_DECLS
 

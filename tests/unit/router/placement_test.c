@@ -146,6 +146,49 @@ TEST(paused_nodes_are_skipped)
     check(&f, RTR_LACK_ROOM, 0, 0);
 }
 
+static const char *verdict(fixture *f, int decode, int prefill)
+{
+    const rtr_candidate *chosen = NULL;
+    rtr_place(&f->query, &f->result);
+    for (int i = 0; i < 3; i++)
+        if (f->result.decode && f->decodes[i].id == f->result.decode)
+            chosen = &f->decodes[i];
+    return rtr_place_verdict(&f->query, &f->result,
+                             decode >= 0 ? &f->decodes[decode] : &f->prefills[prefill], decode >= 0,
+                             chosen);
+}
+
+TEST(each_candidate_is_judged)
+{
+    fixture f;
+    setup(&f);
+    assert_string_equal(verdict(&f, 0, -1), "is taken");
+    assert_string_equal(verdict(&f, -1, 0), "is taken");
+    assert_string_equal(verdict(&f, 1, -1), "is busier, or without a prefill node");
+    assert_string_equal(verdict(&f, -1, 1), "has more to do");
+    f.decodes[1].slots_free = 0;
+    assert_string_equal(verdict(&f, 1, -1), "has no room for it");
+    f.request.refused_decode[0] = 2;
+    f.request.refused_decode_count = 1;
+    assert_string_equal(verdict(&f, 1, -1), "has refused it a moment ago");
+    f.decodes[1].paused = f.prefills[1].paused = true;
+    assert_string_equal(verdict(&f, 1, -1), "is paused");
+    assert_string_equal(verdict(&f, -1, 1), "is paused");
+    f.decodes[1].usable = f.prefills[1].usable = false;
+    assert_text_contains(verdict(&f, 1, -1), "cannot be used");
+    assert_text_contains(verdict(&f, -1, 1), "cannot be used");
+    f.decodes[1].stamp = &OTHER_MODEL;
+    assert_string_equal(verdict(&f, 1, -1), "serves another model");
+    f.prefills[1].stamp = &OTHER_WEIGHTS;
+    assert_text_contains(verdict(&f, -1, 1), "other weights");
+    f.query.keep_decode = 1;
+    assert_string_equal(verdict(&f, 0, -1), "is kept: it has the request");
+    setup(&f);
+    for (int i = 0; i < 3; i++)
+        f.decodes[i].slots_free = 0; /* nobody is taken */
+    assert_string_equal(verdict(&f, -1, 0), "would do");
+}
+
 TEST(full_nodes_are_skipped)
 {
     fixture f;
@@ -240,6 +283,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(who_has_the_prompts_pages_computes_it_again),
     cmocka_unit_test(who_has_the_pages_hands_them_over),
     cmocka_unit_test(paused_nodes_are_skipped),
+    cmocka_unit_test(each_candidate_is_judged),
     cmocka_unit_test(full_nodes_are_skipped),
     cmocka_unit_test(unusable_nodes_are_skipped),
     cmocka_unit_test(stamps_must_match),
