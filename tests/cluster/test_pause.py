@@ -2,17 +2,19 @@
 
 import threading
 
-from lib import REFERENCE, Cluster, needle_prompt, tokenize, wait_for
+from lib import PATIENCE, REFERENCE, Cluster, needle_prompt, tokenize, wait_for
 from test_ctl import SLOW, STORY, run_story
 
 QUESTION = "Who are you?"
 # Shorter than the pauses here: whoever took a pause for a node that is stuck, or for a lack of nodes, would give up.
-IMPATIENT = "--router-args=--token-timeout 3s --progress-timeout 3s --queue-timeout 3s --place-timeout 2s"
+PATIENT_MS = int(4000 * PATIENCE / 60)
+IMPATIENT = (f"--router-args=--token-timeout {PATIENT_MS}ms --progress-timeout {PATIENT_MS}ms --queue-timeout {PATIENT_MS}ms "
+             f"--place-timeout {PATIENT_MS // 2}ms")
+LONG_MS = PATIENT_MS * 2 + PATIENT_MS // 4  # more than a search for a place and any silence may last
 
 
-def states(cluster, by="etcd"):
-    listed = cluster.ctl_json("members") if by == "etcd" else None
-    return {m["name"]: m["state"] for m in listed["members"]} if listed else cluster.ctl_router("members").stdout
+def states(cluster):
+    return {m["name"]: m["state"] for m in cluster.ctl_json("members")["members"]}
 
 
 def story(cluster, tokens):
@@ -55,7 +57,7 @@ def test_all_rest_and_go_on():
         assert done["paused"] and all(n["changed"] for n in done["nodes"]) and len(done["nodes"]) == 2, done
         drawn = cluster.metric("decode-0", "sluice_generation_tokens_total")
         later, asked = ask_later(cluster)
-        waiting_for(cluster, 6500)
+        waiting_for(cluster, LONG_MS)
         assert {states(cluster)[n] for n in ("prefill-0", "decode-0")} == {"paused"}, states(cluster)
         assert cluster.ctl_router("members").stdout.count(" paused ") == 2
         assert cluster.request("GET", "/health")[0] == 200 and cluster.request("GET", "/ready")[0] == 200
@@ -64,7 +66,7 @@ def test_all_rest_and_go_on():
         again = cluster.ctl_json("weights", "pause", "decode-0")
         assert again["paused"] and not again["nodes"][0]["changed"], again
         back = cluster.ctl_json("weights", "resume")
-        assert back["resumed"] and all(n["changed"] and n["pause_us"] > 6000000 for n in back["nodes"]), back
+        assert back["resumed"] and all(n["changed"] and n["pause_us"] > PATIENT_MS * 1000 for n in back["nodes"]), back
         thread.join()
         later.join()
         assert outcome["answer"].token_ids == expected and asked["answer"].content == answer
@@ -81,7 +83,8 @@ def test_what_runs_may_end_first():
         expected = story(cluster, 150)
         thread, outcome = run_story(cluster, 150)
         late = cluster.ctl("weights", "pause", "--mode", "wait", "--timeout", "300ms")
-        assert late.returncode == 1 and "sluicectl: decode-0" in late.stderr and "what runs did not end in time" in late.stderr and "the others go on" in late.stderr, late
+        assert late.returncode == 1 and "sluicectl: decode-0" in late.stderr and "the others go on" in late.stderr, late
+        assert "what runs did not end in time" in late.stderr, late
         assert {states(cluster)[n] for n in ("prefill-0", "decode-0")} == {"ready"}
         paused = {}
         pausing = threading.Thread(target=lambda: paused.update(result=cluster.ctl_json("weights", "pause", "--mode", "wait")))
@@ -92,7 +95,7 @@ def test_what_runs_may_end_first():
         pausing.join()
         assert outcome["answer"].token_ids == expected and paused["result"]["paused"], paused
         assert all(n["requests"] == 0 for n in paused["result"]["nodes"]), paused
-        waiting_for(cluster, 3500)
+        waiting_for(cluster, LONG_MS)
         assert cluster.ctl("weights", "resume").returncode == 0
         later.join()
         assert asked["answer"].status == 200
@@ -146,7 +149,7 @@ def test_killed_while_paused():
         node = outcome["node"]
         assert cluster.ctl("weights", "pause").returncode == 0
         cluster.kill(node)
-        waiting_for(cluster, 6000)
+        waiting_for(cluster, LONG_MS)
         cluster.start(node)
         wait_for(lambda: states(cluster).get(node) == "ready", "the node's next life")
         assert cluster.ctl("weights", "resume").returncode == 0
@@ -164,7 +167,7 @@ def test_router_restarts_while_paused():
         cluster.start("router-0")
         wait_for(lambda: cluster.ctl_router("members").stdout.count(" paused ") == 2, "the router to know")
         later, asked = ask_later(cluster)
-        waiting_for(cluster, 4000)
+        waiting_for(cluster, LONG_MS)
         assert cluster.ctl("weights", "resume").returncode == 0
         later.join()
         assert asked["answer"].status == 200
@@ -181,7 +184,7 @@ def test_prompt_half_way():
         thread.start()
         waiting_for(cluster, 0, "prefilling")
         assert cluster.ctl("weights", "pause", "prefill-0").returncode == 0
-        waiting_for(cluster, 6500, "prefilling")
+        waiting_for(cluster, LONG_MS, "prefilling")
         assert cluster.ctl("weights", "resume", "prefill-0").returncode == 0
         thread.join()
         assert outcome["answer"].token_ids == REFERENCE.ids(prompt, 12)
