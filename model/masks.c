@@ -217,6 +217,8 @@ static void build_trie(mdl_masks *m, trie *t, const spelled *tokens, uint32_t co
         t->sizes[at] = (uint8_t)(tokens[i].size - 1);
         nodes += own_nodes(&mine[at], at > 0 ? &mine[at - 1] : NULL);
     }
+    t->tokens = sl_realloc(t->tokens, t->token_count + 1, sizeof(*t->tokens), "token trie");
+    t->sizes = sl_realloc(t->sizes, t->token_count + 1, sizeof(*t->sizes), "token trie");
     t->nodes = sl_alloc(nodes + 1, sizeof(*t->nodes), "token trie");
     t->bytes = sl_alloc(nodes + 1, sizeof(*t->bytes), "token trie");
     t->root_count = add_children(t, mine, 1, 0, t->token_count);
