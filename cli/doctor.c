@@ -101,6 +101,11 @@ static void ask_etcd(diagnosis *d)
 
 /* ---- nodes ---- */
 
+static bool is_paused(const Sluice__V1__NodeStatus *status)
+{
+    return strcmp(status->state, "paused") == 0 || strcmp(status->state, "pausing") == 0;
+}
+
 static void look_at_node(diagnosis *d, const clu_member_info *member, const ctl_call *call)
 {
     const Sluice__V1__NodeStatus *status = status_of(call);
@@ -109,7 +114,12 @@ static void look_at_node(diagnosis *d, const clu_member_info *member, const ctl_
         return;
     }
     const Sluice__V1__Load *load = status->load;
-    if (strcmp(status->state, "ready") != 0)
+    if (is_paused(status))
+        sayf(d, VERDICT_WARN, member->name,
+             "is %s, with %u requests, for at most %u s more: sluicectl weights resume %s",
+             status->state, load ? load->running + load->waiting : 0,
+             load ? load->pause_ms / 1000 + 1 : 0, member->name);
+    else if (strcmp(status->state, "ready") != 0)
         sayf(d, VERDICT_WARN, member->name, "is %s: it takes nothing new", status->state);
     else if (load && load->waiting > 0 && load->slots_free == 0)
         sayf(d, VERDICT_WARN, member->name, "%u requests wait and no slot is free: add nodes",
@@ -127,13 +137,19 @@ static void look_at_roles(diagnosis *d)
 {
     static const char *const ROLES[] = {"prefill", "decode"};
     for (size_t r = 0; r < 2; r++) {
-        uint32_t count = 0;
+        uint32_t count = 0, paused = 0;
         for (size_t i = 0; i < ctl_session_count(d->session); i++) {
             const Sluice__V1__NodeStatus *status = status_of(&d->nodes[i]);
-            count += status && strcmp(status->state, "ready") == 0 &&
-                     (strcmp(status->role, ROLES[r]) == 0 || strcmp(status->role, "hybrid") == 0);
+            if (!status ||
+                (strcmp(status->role, ROLES[r]) != 0 && strcmp(status->role, "hybrid") != 0))
+                continue;
+            count += strcmp(status->state, "ready") == 0;
+            paused += is_paused(status);
         }
-        if (count == 0)
+        if (count == 0 && paused > 0)
+            sayf(d, VERDICT_WARN, ROLES[r], "%u nodes are paused, none is ready: requests wait",
+                 paused);
+        else if (count == 0)
             sayf(d, r == 0 ? VERDICT_WARN : VERDICT_FAIL, ROLES[r],
                  r == 0 ? "no node is ready: decode nodes compute prompts themselves, if "
                           "--self-prefill lets them"
@@ -193,6 +209,8 @@ static void look_at_view(diagnosis *d, const char *router,
         if (strcmp(member->state, FINE[0]) == 0 || strcmp(member->state, FINE[1]) == 0)
             continue;
         odd++;
+        if (strcmp(member->state, "paused") == 0)
+            continue; /* it says so itself */
         if (strcmp(member->state, "cordoned") == 0)
             sayf(d, VERDICT_WARN, member->name, "is cordoned: sluicectl uncordon %s", member->name);
         else if (strcmp(member->state, "incompatible") == 0)

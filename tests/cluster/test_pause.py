@@ -231,6 +231,8 @@ def test_misuse():
             assert wrong.returncode == code and text in wrong.stderr, (arguments, wrong)
         assert {states(cluster)[n] for n in ("prefill-0", "decode-0")} == {"ready"}
         assert cluster.ctl("weights", "pause", "decode-0", "decode-0").stdout.count("decode-0") == 1
+        sound = cluster.ctl("doctor")  # nothing is broken
+        assert sound.returncode == 0 and "sluicectl weights resume decode-0" in sound.stdout and "requests wait" in sound.stdout, sound
         dry = cluster.ctl("weights", "resume", "--dry-run")
         assert dry.returncode == 0 and "would resume decode-0, which is paused: 0 requests" in dry.stdout, dry
         assert cluster.ctl("weights", "resume").returncode == 0
