@@ -28,7 +28,8 @@ def test_roles():
             assert cluster.ctl("members", trust=trust).returncode == 0
             assert cluster.ctl_router("members", trust=trust).returncode == 0
         for arguments in (("drain", "decode-1"), ("check", "--ledger"), ("cordon", "decode-1"), ("settings", "set", "attempts", "2"),
-                          ("requests",), ("events",), ("weights", "reload", "--model", "x")):
+                          ("requests",), ("events",), ("weights", "pause"), ("weights", "resume"), ("trace", "r-1"),
+                          ("weights", "reload", "--model", "x")):
             denied = cluster.ctl(*arguments, trust=client)
             assert denied.returncode == 1 and "client client may not call /sluice.v1." in denied.stderr and \
                 "an operator's certificate" in denied.stderr, (arguments, denied)
