@@ -1,12 +1,12 @@
 /* Sparse absorbed attention over the fp8 cache, bf16 wgmma.
  *
  * A CTA owns up to 64 heads of one row and walks its list in blocks of 64 entries. One warpgroup
- * gathers cache rows and turns them into bf16 in shared memory (two buffers); two warpgroups
- * multiply: each scores 32 of the block's entries and owns 256 of the 512 value dimensions. Where a
- * row has an even number of sets of 64 heads, two CTAs of a cluster have two of them and turn half
- * of each block each, which they copy to each other. Cycles of a block and SM: scores 64 x 64 x 576
- * = 1,152, values 1,024 tensor cycles; about 500 issue slots of conversion (1,000 alone); bytes 64
- * x 656, and 36 KB to and from the peer.
+ * gathers cache rows and turns them into bf16 in shared memory (two buffers); two multiply: they
+ * score a block by turns, 64 x 64, and make its p, of which each multiplies 256 of the 512 value
+ * dimensions. Where a row has an even number of sets of 64 heads, two CTAs of a cluster have two of
+ * them and turn half of each block each, which they copy to each other. Cycles of a block and SM:
+ * scores 64 x 64 x 576 = 1,152, values 1,024 tensor cycles; about 500 issue slots of conversion;
+ * bytes 64 x 656, and 36 KB to and from the peer.
  *
  * Order (docs/CUDA-ORDER.md): score = one chain over 512 latent then 64 rope dimensions; m runs
  * over blocks; p = ex2(fma(s, c, -(m c))), c = scale * log2(e); o = o * alpha, then one chain over
@@ -21,12 +21,21 @@
 /* Sets of 64 heads up to which the split schedule is the faster one. */
 #define SPLIT_SETS_MAX 32u
 
+enum {              /* named barriers */
+       BAR_OWN = 1, /* + warpgroup: its own threads */
+       BAR_END = 3,
+       BAR_GATHER = 4, /* the gathering warpgroup's */
+};
+
 struct attend_smem {
     uint8_t q[CHUNKS * CHUNK];
     uint8_t keys[2][CHUNKS * CHUNK];
-    uint8_t p[CHUNK];
-    float shared_max[2][HEADS_A_CTA];
+    uint8_t p[CHUNK]; /* of one block, and: */
+    float tops[HEADS_A_CTA], alphas[HEADS_A_CTA];
+    float sums[128][2]; /* of the other warpgroup's half of the entries, [thread][row] */
     uint64_t full[2], empty[2];
+    uint64_t ready[2], read[2]; /* p of block % 2: made by its warpgroup, read by both */
+    uint64_t ended;
 };
 
 /* ---- gathering ---- */
@@ -66,7 +75,7 @@ static __device__ __forceinline__ void share_round(uint8_t *keys, uint32_t first
                                                    uint64_t *full)
 {
     fence_async();
-    bar_sync(3, 128);
+    bar_sync(BAR_GATHER, 128);
     uint32_t chunk = threadIdx.x % 128;
     if (chunk < CHUNKS)
         peer_copy(keys + chunk * CHUNK + first * 128, rank ^ 1, 16 * 128, full);
@@ -159,68 +168,178 @@ static __device__ __forceinline__ void gather(attend_smem &s, const krn_cuda_att
 
 /* ---- multiplying ---- */
 
-struct softmax_state {
-    float m[2], l[2]; /* of rows lane / 4 and + 8; l: this lane's part */
+/* Low words of the operands' descriptors, worked out once: a warpgroup's own blocks lie in one
+ * buffer of keys, the other's in the other one. */
+struct walk_operands {
+    uint32_t q, keys, p, values[2]; /* values: of own blocks, of the other's */
 };
 
-/* d -> p in shared memory; out_alpha: what o is multiplied with. */
-static __device__ __forceinline__ void soften(attend_smem &s, softmax_state &state, const float *d,
-                                              float c, uint32_t valid, uint32_t group,
-                                              float *out_alpha)
+static __device__ __forceinline__ walk_operands operands_of(attend_smem &s, uint32_t group)
 {
-    uint32_t t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4, q = t % 4;
-    float most[2] = {-INFINITY, -INFINITY}, x[16];
+    const uint64_t low[] = {mma_operand(s.q), mma_operand(s.keys[group]), mma_operand(s.p),
+                            mma_operand_along_n(s.keys[group] + group * 4 * CHUNK, CHUNK),
+                            mma_operand_along_n(s.keys[group ^ 1] + group * 4 * CHUNK, CHUNK)};
+    walk_operands at;
+    at.q = __shfl_sync(0xFFFFFFFFu, (uint32_t)low[0], 0);
+    at.keys = __shfl_sync(0xFFFFFFFFu, (uint32_t)low[1], 0);
+    at.p = __shfl_sync(0xFFFFFFFFu, (uint32_t)low[2], 0);
+    at.values[0] = __shfl_sync(0xFFFFFFFFu, (uint32_t)low[3], 0);
+    at.values[1] = __shfl_sync(0xFFFFFFFFu, (uint32_t)low[4], 0);
+    return at;
+}
+
+static __device__ __forceinline__ uint64_t operand_at(uint32_t low)
+{
+    return (mma_operand(NULL) & 0xFFFFFFFF00000000ull) | low;
+}
+
+struct softmax_state { /* of rows lane / 4 and + 8 */
+    float l[2];        /* this lane's part, of the warpgroup's half of the entries */
+};
+
+/* p of one block, as it goes to shared memory. */
+struct soft_block {
+    uint32_t p[2][8];
+    float alpha[2], sums[2]; /* sums: of the other half of the entries */
+};
+
+static __device__ __forceinline__ void score_whole(const walk_operands &at, float *d)
+{
+    mma_pin<32>(d);
+    mma_fence();
 #pragma unroll
-    for (int i = 0; i < 16; i++) { /* d itself stays the matrix unit's */
-        x[i] = group * 32 + 8 * (i / 4) + 2 * q + i % 2 < valid ? d[i] : -INFINITY;
-        most[i / 2 % 2] = fmaxf(most[i / 2 % 2], x[i]);
+    for (uint32_t c = 0; c < CHUNKS; c++)
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++)
+            wgmma_bf16<64, 0>(d, operand_at(at.q + c * (CHUNK / 16) + 2 * i),
+                              operand_at(at.keys + c * (CHUNK / 16) + 2 * i), c + i);
+    mma_commit();
+}
+
+/* Largest score of the block; what is behind the end of the list does not count. */
+static __device__ __forceinline__ void soften_max(float *d, uint32_t t, uint32_t valid, float *most)
+{
+    uint32_t q = t % 4;
+    if (valid < BLOCK) {
+#pragma unroll
+        for (uint32_t i = 0; i < 32; i++)
+            d[i] = 8 * (i / 4) + 2 * q + i % 2 < valid ? d[i] : -INFINITY;
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
+        most[h] = fmaxf(d[2 * h], d[2 * h + 1]);
+#pragma unroll
+        for (int i = 4; i < 32; i += 4)
+            most[h] = fmaxf(most[h], fmaxf(d[i + 2 * h], d[i + 2 * h + 1]));
         most[h] = lanes_max(most[h], 4);
-        if (q == 0)
-            s.shared_max[group][row + 8 * h] = most[h];
     }
-    bar_sync(1, 256); /* also: both warpgroups are done with the last p */
+}
+
+/* x -> p, and the sums of both halves. NORMAL: no power is subnormal, which exp2_fast would spend
+ * three more instructions on. */
+template <bool NORMAL>
+static __device__ __forceinline__ void soften_powers(const float *x, float sums[2][2],
+                                                     soft_block &out)
+{
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int i = 0; i < 32; i += 4) {
+            float a = NORMAL ? exp2_normal(x[i + 2 * h]) : exp2_fast(x[i + 2 * h]);
+            float b = NORMAL ? exp2_normal(x[i + 2 * h + 1]) : exp2_fast(x[i + 2 * h + 1]);
+            float before = i % 16 == 0 ? 0.0f : sums[h][i / 16];
+            sums[h][i / 16] = __fadd_rn(__fadd_rn(before, a), b);
+            out.p[h][i / 4] = bf16_pair(a, b);
+        }
+}
+
+/* before, m: maxima without the block and with it. */
+static __device__ __forceinline__ void soften(softmax_state &state, float *d, float c,
+                                              const float *before, const float *m, uint32_t group,
+                                              soft_block &out)
+{
+    float sums[2][2];
+    bool normal = true;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        float m = fmaxf(state.m[h], fmaxf(most[h], s.shared_max[group ^ 1][row + 8 * h]));
-        float base = __fmul_rn(m, c), sum = 0.0f;
-        out_alpha[h] = exp2_fast(fmaf(state.m[h], c, -base));
+        float base = __fmul_rn(m[h], c);
+        out.alpha[h] = exp2_fast(fmaf(before[h], c, -base));
 #pragma unroll
-        for (int i = 0; i < 16; i += 4) {
-            float a = exp2_fast(fmaf(x[i + 2 * h], c, -base));
-            float b = exp2_fast(fmaf(x[i + 2 * h + 1], c, -base));
-            sum = __fadd_rn(__fadd_rn(sum, a), b);
-            uint32_t r = row + 8 * h, unit = group * 4 + i / 4;
-            *(uint32_t *)(s.p + r * 128 + ((unit ^ (r % 8)) * 16) + q * 4) = bf16_pair(a, b);
+        for (int i = 2 * h; i < 32; i += i % 2 == 0 ? 1 : 3) {
+            d[i] = fmaf(d[i], c, -base);
+            normal = normal && d[i] >= -126.0f;
         }
-        state.l[h] = fmaf(state.l[h], out_alpha[h], sum);
-        state.m[h] = m;
+    }
+    if (__all_sync(0xFFFFFFFFu, normal))
+        soften_powers<true>(d, sums, out);
+    else
+        soften_powers<false>(d, sums, out);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        state.l[h] = fmaf(state.l[h], out.alpha[h], group == 0 ? sums[h][0] : sums[h][1]);
+        out.sums[h] = group == 0 ? sums[h][1] : sums[h][0];
+    }
+}
+
+static __device__ __forceinline__ void soft_store(attend_smem &s, const soft_block &soft,
+                                                  const float *m, uint32_t t)
+{
+    uint32_t row = t / 32 * 16 + t % 32 / 4, q = t % 4;
+#pragma unroll
+    for (uint32_t h = 0; h < 2; h++) {
+        uint32_t r = row + 8 * h;
+#pragma unroll
+        for (uint32_t unit = 0; unit < 8; unit++)
+            *(uint32_t *)(s.p + r * 128 + ((unit ^ (r % 8)) * 16) + q * 4) = soft.p[h][unit];
+        s.sums[t][h] = soft.sums[h];
+        if (q == 0) {
+            s.tops[r] = m[h];
+            s.alphas[r] = soft.alpha[h];
+        }
     }
     fence_async();
-    bar_sync(2, 256);
 }
 
-static __device__ __forceinline__ void rescale(float *o, const float *alpha)
+/* Takes over what the other warpgroup made of its block. */
+static __device__ __forceinline__ void soft_take(const attend_smem &s, softmax_state &state,
+                                                 uint32_t t, float *out_m, float *out_alpha)
 {
-    if (!__any_sync(0xFFFFFFFFu, alpha[0] != 1.0f || alpha[1] != 1.0f))
-        return; /* times 1 is exact */
+    uint32_t row = t / 32 * 16 + t % 32 / 4;
 #pragma unroll
-    for (int i = 0; i < VALUES / 2; i++)
-        o[i] = __fmul_rn(o[i], alpha[i / 2 % 2]);
+    for (uint32_t h = 0; h < 2; h++) {
+        out_m[h] = s.tops[row + 8 * h];
+        out_alpha[h] = s.alphas[row + 8 * h];
+        state.l[h] = fmaf(state.l[h], out_alpha[h], s.sums[t][h]);
+    }
 }
 
-static __device__ __forceinline__ void value_block(const uint8_t *p, const uint8_t *keys,
-                                                   uint32_t group, uint32_t keep, float *o)
+/* o * alpha + p V, begun. */
+static __device__ __forceinline__ void value_block(uint32_t p, uint32_t values, uint32_t keep,
+                                                   const float *alpha, float *o)
 {
-    uint64_t a = mma_operand(p), b = mma_operand_along_n(keys + group * 4 * CHUNK, CHUNK);
+    if (__any_sync(0xFFFFFFFFu, alpha[0] != 1.0f || alpha[1] != 1.0f)) { /* times 1 is exact */
+#pragma unroll
+        for (int i = 0; i < VALUES / 2; i++)
+            o[i] = __fmul_rn(o[i], alpha[i / 2 % 2]);
+    }
     mma_pin<VALUES / 2>(o);
     mma_fence();
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++)
-        wgmma_bf16<VALUES, 1>(o, a + 2 * i, b + 128 * i, keep + i);
+        wgmma_bf16<VALUES, 1>(o, operand_at(p + 2 * i), operand_at(values + 128 * i), keep + i);
     mma_commit();
+}
+
+template <bool SHARED>
+static __device__ __forceinline__ void value_wait(attend_smem &s, uint32_t block, float *o)
+{
+    mma_wait<0>();
+    mma_pin<VALUES / 2>(o);
+    barrier_arrive(&s.read[block % 2]);
+    if (SHARED && threadIdx.x % 32 < PAIR)
+        peer_arrive(&s.empty[block % 2], threadIdx.x % 32);
+    else if (!SHARED && threadIdx.x % 32 == 0)
+        barrier_arrive(&s.empty[block % 2]);
 }
 
 static __device__ __forceinline__ void attend_store(attend_smem &s, const krn_cuda_attend_params &p,
@@ -228,22 +347,23 @@ static __device__ __forceinline__ void attend_store(attend_smem &s, const krn_cu
                                                     uint32_t group)
 {
     uint32_t t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4, q = t % 4;
-    float l[2];
+    float l[2], *ends = (float *)s.q; /* the last scores are made: l of either half */
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         float sum = state.l[h];
         sum = __fadd_rn(sum, __shfl_xor_sync(0xFFFFFFFFu, sum, 1));
         l[h] = __fadd_rn(sum, __shfl_xor_sync(0xFFFFFFFFu, sum, 2));
         if (q == 0)
-            s.shared_max[group][row + 8 * h] = l[h];
+            ends[group * HEADS_A_CTA + row + 8 * h] = l[h];
     }
-    bar_sync(1, 256);
+    barrier_arrive(&s.ended);
+    barrier_wait(&s.ended, 0);
     size_t at = ((size_t)blockIdx.y * p.heads + blockIdx.x * HEADS_A_CTA + row) * KRN_VALUES;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         if (blockIdx.x * HEADS_A_CTA + row + 8 * h >= p.heads)
             break;
-        float inverse = __frcp_rn(__fadd_rn(l[h], s.shared_max[group ^ 1][row + 8 * h]));
+        float inverse = __frcp_rn(__fadd_rn(l[h], ends[(group ^ 1) * HEADS_A_CTA + row + 8 * h]));
         uint16_t *out = p.out + at + 8 * h * KRN_VALUES + group * VALUES + q * 2;
 #pragma unroll
         for (int j = 0; j < VALUES / 8; j++)
@@ -252,34 +372,73 @@ static __device__ __forceinline__ void attend_store(attend_smem &s, const krn_cu
     }
 }
 
+/* Values of the other warpgroup's block; out_m: the largest score up to it. */
+template <bool SHARED>
+static __device__ __forceinline__ void other_block(attend_smem &s, const walk_operands &at,
+                                                   softmax_state &state, uint32_t b, uint32_t t,
+                                                   float *out_m, float *o)
+{
+    float alpha[2];
+    barrier_wait(&s.full[b % 2], (b / 2) & 1);
+    barrier_wait(&s.ready[b % 2], (b / 2) & 1);
+    soft_take(s, state, t, out_m, alpha);
+    value_block(at.p, at.values[1], b, alpha, o);
+    value_wait<SHARED>(s, b, o);
+}
+
+/* An own block, the other's before it first: its keys' buffer is waited for. t: thread of the
+ * warpgroup. */
+template <bool FIRST, bool SHARED>
+static __device__ __forceinline__ void own_block(attend_smem &s, const walk_operands &at,
+                                                 softmax_state &state, uint32_t b, uint32_t count,
+                                                 float c, uint32_t t, float *d, float *o)
+{
+    uint32_t group = threadIdx.x / 128;
+    float before[2] = {-INFINITY, -INFINITY}, m[2];
+    soft_block soft;
+    asm volatile("" : "+r"(t)); /* addresses are worked out anew: kept, they would be spilled */
+    if (!FIRST)
+        other_block<SHARED>(s, at, state, b - 1, t, before, o);
+    barrier_wait(&s.full[b % 2], (b / 2) & 1);
+    score_whole(at, d);
+    mma_wait<0>();
+    mma_pin<32>(d);
+    soften_max(d, t, count - b * BLOCK, m);
+    m[0] = fmaxf(before[0], m[0]);
+    m[1] = fmaxf(before[1], m[1]);
+    soften(state, d, c, before, m, group, soft);
+    if (!FIRST)
+        barrier_wait(&s.read[(b + 1) % 2], ((b - 1) / 2) & 1);
+    soft_store(s, soft, m, t);
+    barrier_arrive(&s.ready[b % 2]);
+    bar_sync(BAR_OWN + group, 128);
+    value_block(at.p, at.values[0], b, soft.alpha, o);
+    value_wait<SHARED>(s, b, o);
+}
+
 template <bool SHARED>
 static __device__ __forceinline__ void multiply(attend_smem &s, const krn_cuda_attend_params &p,
                                                 uint32_t count)
 {
-    uint32_t group = threadIdx.x / 128, blocks = (count + BLOCK - 1) / BLOCK;
-    float o[VALUES / 2], d[16], alpha[2];
-    float c = __fmul_rn(p.scale, 1.4426950408889634f);
-    softmax_state state = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
+    uint32_t group = threadIdx.x / 128, blocks = (count + BLOCK - 1) / BLOCK, last = blocks - 1;
+    float o[VALUES / 2], d[32], c = __fmul_rn(p.scale, 1.4426950408889634f);
+    uint32_t t = threadIdx.x % 128;
+    softmax_state state = {{0.0f, 0.0f}};
+    walk_operands at = operands_of(s, group);
+    asm volatile("" : "+r"(t)); /* kept: to ask for it takes long */
 #pragma unroll
     for (int i = 0; i < VALUES / 2; i++)
         o[i] = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 16; i++)
+    for (int i = 0; i < 32; i++)
         d[i] = 0.0f;
-    for (uint32_t b = 0; b < blocks; b++) {
-        barrier_wait(&s.full[b % 2], (b / 2) & 1);
-        score_block(s.q, s.keys[b % 2], group, d);
-        mma_wait<0>();
-        mma_pin<16>(d);
-        soften(s, state, d, c, count - b * BLOCK, group, alpha);
-        rescale(o, alpha);
-        value_block(s.p, s.keys[b % 2], group, b, o);
-        mma_wait<0>();
-        mma_pin<VALUES / 2>(o);
-        if (SHARED && threadIdx.x % 32 < PAIR)
-            peer_arrive(&s.empty[b % 2], threadIdx.x % 32);
-        else if (!SHARED && threadIdx.x % 32 == 0)
-            barrier_arrive(&s.empty[b % 2]);
+    if (group == 0)
+        own_block<true, SHARED>(s, at, state, 0, count, c, t, d, o);
+    for (uint32_t b = 2 - group; b < blocks; b += 2)
+        own_block<false, SHARED>(s, at, state, b, count, c, t, d, o);
+    if (last % 2 != group) {
+        float m[2];
+        other_block<SHARED>(s, at, state, last, t, m, o);
     }
     attend_store(s, p, state, o, group);
 }
@@ -295,7 +454,10 @@ static __global__ void __launch_bounds__(THREADS, 1) attend_kernel(const krn_cud
         for (int i = 0; i < 2; i++) {
             barrier_init(&s.full[i], SHARED ? 129 : 128);
             barrier_init(&s.empty[i], SHARED ? 8 * PAIR : 8);
+            barrier_init(&s.ready[i], 128);
+            barrier_init(&s.read[i], 256);
         }
+        barrier_init(&s.ended, 256);
         fence_async();
     }
     for (uint32_t i = t; i < HEADS_A_CTA * CHUNKS * 8; i += THREADS) {

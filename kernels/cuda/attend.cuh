@@ -16,13 +16,17 @@
 
 /* ---- conversion ---- */
 
-/* 4 codes -> 4 bf16 of their values times 2^-120. */
+/* 2 codes, bytes 0 and 1 or 2 and 3 -> 2 bf16 of their values times 2^-120. The bytes' signs fill
+ * the upper halves, so that one mask does for signs and values. */
+static __device__ __forceinline__ uint32_t spread_pair(uint32_t codes, uint32_t selector)
+{
+    uint32_t wide;
+    asm("prmt.b32 %0, %1, 0, %2;" : "=r"(wide) : "r"(codes), "r"(selector));
+    return (wide << 4) & 0x87F087F0u;
+}
 static __device__ __forceinline__ uint2 spread(uint32_t codes)
 {
-    uint32_t a = __byte_perm(codes, 0, 0x1404), b = __byte_perm(codes, 0, 0x3424);
-    a = (a & 0x80008000u) | ((a >> 4) & 0x07F007F0u);
-    b = (b & 0x80008000u) | ((b >> 4) & 0x07F007F0u);
-    return make_uint2(a, b);
+    return make_uint2(spread_pair(codes, 0x9180), spread_pair(codes, 0xB3A2));
 }
 
 static __device__ __forceinline__ uint32_t scale_pair(uint32_t pair, uint32_t factor)
@@ -95,6 +99,14 @@ static __device__ __forceinline__ float exp2_fast(float x)
 {
     float y;
     asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* The same where 2^x is no subnormal. */
+static __device__ __forceinline__ float exp2_normal(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
