@@ -214,6 +214,8 @@ static void part_done(void *context)
     rtr_gather *gather = ((part *)context)->gather;
     if (--gather->open > 0)
         return;
+    if (gather->call) /* its end comes after the reply, and finds no gather */
+        rpc_server_call_set(gather->call, &(rpc_server_call_events){0}, NULL);
     if (gather->kind == GATHER_CANCEL)
         reply_cancel(gather);
     else if (gather->call && gather->kind == GATHER_TRACE)
