@@ -6,6 +6,7 @@
 #include "base/alloc.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -197,4 +198,15 @@ uint64_t sl_memory_available(void)
     if (file)
         fclose(file);
     return told ? total : UINT64_MAX;
+}
+
+/* There under the address sanitizer, whose malloc glibc knows nothing of. */
+size_t __sanitizer_get_current_allocated_bytes(void) __attribute__((weak));
+
+uint64_t sl_heap_bytes(void)
+{
+    if (__sanitizer_get_current_allocated_bytes)
+        return __sanitizer_get_current_allocated_bytes();
+    struct mallinfo2 info = mallinfo2();
+    return (uint64_t)info.uordblks + info.hblkhd;
 }

@@ -100,7 +100,9 @@ void nod_gauges_destroy(nod_host *host)
 
 static void refresh(void *context)
 {
-    nod_gauges_update(context);
+    nod_host *host = context;
+    nod_gauges_update(host);
+    sl_metric_set(host->heap_gauge, NULL, (double)sl_heap_bytes());
 }
 
 void nod_gauges_create(nod_host *host)
@@ -116,6 +118,8 @@ void nod_gauges_create(nod_host *host)
     host->waiting_gauge = sl_gauge(metrics, "sluice_waiting_requests",
                                    "requests that wait for pages or transfers", NULL);
     host->etcd_gauge = sl_gauge(metrics, "sluice_etcd_connected", "1 while etcd answers", NULL);
+    host->heap_gauge = sl_gauge(metrics, "sluice_heap_bytes",
+                                "held by malloc, caches and weights not among it", NULL);
     host->kv_gauge =
         sl_gauge(metrics, "sluice_kv_open", "open objects of cache transfer, by kind", "kind");
     host->kv_received =

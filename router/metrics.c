@@ -82,6 +82,7 @@ void rtr_metrics_init(rtr_metrics *m, sl_metrics *r)
         sl_gauge(r, "sluice_view_frozen", "1 while many members' leases are lost at once", NULL);
     init_leader(m, r);
     m->http_connections = sl_gauge(r, "sluice_http_connections", "Open client connections", NULL);
+    m->heap_bytes = sl_gauge(r, "sluice_heap_bytes", "Bytes held by malloc", NULL);
     for (size_t i = 0; i < sizeof REASONS / sizeof REASONS[0]; i++)
         sl_metric_add(m->migrations, REASONS[i], 0);
 }

@@ -48,6 +48,7 @@ typedef struct rtr_metrics {
     sl_metric *rebalances;        /* {instance} */
     sl_metric *rebalance_seconds; /* {instance} */
     sl_metric *http_connections;
+    sl_metric *heap_bytes;
 } rtr_metrics;
 
 void rtr_metrics_init(rtr_metrics *metrics, sl_metrics *registry);

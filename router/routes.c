@@ -1,6 +1,7 @@
 /* HTTP paths: what is answered at once, and what becomes a live request. Thread: the loop's. */
 #include "router/front_internal.h"
 
+#include "base/alloc.h"
 #include "base/json.h"
 
 #include <stdio.h>
@@ -54,6 +55,7 @@ static void get_metrics(rtr_front *front, rtr_http_exchange *exchange)
     sl_buf_init(&text, 0);
     sl_metric_set(front->shared->metrics.http_connections, NULL,
                   rtr_http_server_connections(front->http));
+    sl_metric_set(front->shared->metrics.heap_bytes, NULL, (double)sl_heap_bytes());
     sl_metrics_write(front->shared->metrics.registry, &text);
     rtr_http_respond(exchange, 200, "text/plain; version=0.0.4; charset=utf-8", NULL, 0, text.data,
                      text.size);
