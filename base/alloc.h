@@ -34,8 +34,8 @@ void sl_free_pages(void *memory, size_t bytes);
 /* Bytes that this machine could still give (free, caches it can drop, swap); UINT64_MAX where the
  * kernel does not tell. */
 uint64_t sl_memory_available(void);
-/* Bytes that the program and its libraries hold by malloc: what grows where something leaks. Resident
- * memory grows also by what the allocator keeps back. */
+/* Bytes that the program and its libraries hold by malloc: what grows where something leaks.
+ * Resident memory grows also by what the allocator keeps back. */
 uint64_t sl_heap_bytes(void);
 
 #ifdef __cplusplus

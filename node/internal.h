@@ -59,8 +59,8 @@ struct nod_host {
     sl_trace *trace; /* of requests */
     sl_timer *drain_timer;
     sl_timer *gauge_timer;
-    sl_metric *pages_gauge, *running_gauge, *waiting_gauge, *etcd_gauge, *heap_gauge, *kv_gauge, *kv_received,
-        *kv_pieces, *kv_mismatches;
+    sl_metric *pages_gauge, *running_gauge, *waiting_gauge, *etcd_gauge, *heap_gauge, *kv_gauge,
+        *kv_received, *kv_pieces, *kv_mismatches;
     uint64_t kv_received_seen, kv_pieces_seen, kv_mismatches_seen;
     sl_metric *tier_pages, *tier_lookups, *tier_bytes, *tier_dropped;
     eng_tier_stats tier_seen;
