@@ -88,8 +88,9 @@ def one_moves(name, fault, *arguments):
 
 
 def test_source_dies_while_it_hands_over():
+    # The router may hear first of it from the source's call that broke or, as a failed fetch, from the node that fetches.
     metrics, log, _ = one_moves("moves-killed", ";prefill.group=exit@1")
-    assert "prefill on decode-" in log, log
+    assert "prefill on decode-" in log or "(transfer_failed)" in log, log
     assert sum(value for key, value in metrics.items() if key.startswith("sluice_request_migrations_total")) == 2
 
 
