@@ -67,14 +67,16 @@ def test_recovery_is_paced_and_takes_what_survives():
     with Cluster("paced", "--decode", 2, "--prefill", 2, "--env", "*:SLUICE_FAULTS=decode.step=slow=10", "--router-args",
                  "--recovery-rate 40") as cluster:
         prompt = needle_prompt(150)
-        results = [in_background(lambda seed=seed: cluster.chat(prompt, temperature=1, top_p=1, seed=seed, stream=True, max_tokens=100,
+        results = [in_background(lambda seed=seed: cluster.chat(prompt, temperature=1, top_p=1, seed=seed, stream=True, max_tokens=200,
                                                                 ignore_eos=True)) for seed in range(4)]
         wait_for(lambda: min(cluster.metric(f"decode-{i}", "sluice_generation_tokens_total") for i in (0, 1)) > 20, "streams")
+        # One that is still being prefilled would be computed for the first time, not again.
+        wait_for(lambda: [r["generated_tokens"] > 0 for r in cluster.ctl_json("requests")["requests"]] == [True] * 4, "all four streams")
         before = sum(cluster.metric(f"prefill-{i}", "sluice_prompt_tokens_total") for i in (0, 1))
         cluster.kill("decode-0")
         for seed, result in enumerate(results):
             answer = result()
-            expected = reference_chat(prompt, 100, "--temperature", "1", "--top-p", "1", "--seed", str(seed), "--ignore-eos")
+            expected = reference_chat(prompt, 200, "--temperature", "1", "--top-p", "1", "--seed", str(seed), "--ignore-eos")
             assert answer.done and answer.token_ids == expected["ids"], (seed, answer.error)
         moved = cluster.metric("router-0", MIGRATIONS)
         again = sum(cluster.metric(f"prefill-{i}", "sluice_prompt_tokens_total") for i in (0, 1)) - before
