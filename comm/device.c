@@ -489,6 +489,8 @@ static sl_status id_agree(com_device *device, uint8_t *out_id, sl_err *err)
     if (other < COM_RANKS_MAX) {
         snprintf(text, sizeof(text), "rank %u has %s %u, this one %u", other, device->api->name,
                  all[other].library_version, own.library_version);
+        /* Everybody finds that. Who failed before others have read would be all they hear of. */
+        (void)sl_is_ok(com_gather(device->group, NULL, 0, NULL, NULL));
         status = device_fail(device, SL_INCOMPATIBLE, text, err);
     }
     memcpy(out_id, all[first].id, COM_DEVICE_ID_BYTES);
