@@ -1,4 +1,4 @@
-/* See census.h. Owns the calls of a round, and the channels that they go by. */
+/* See census.h. */
 #include "router/census.h"
 
 #include <string.h>
@@ -6,20 +6,12 @@
 #include "base/alloc.h"
 #include "proto/sluice/v1/cluster.pb-c.h"
 #include "proto/sluice/v1/node.pb-c.h"
+#include "router/round.h"
 #include "rpc/methods.h"
-
-typedef struct question {
-    rtr_census *census;
-    rtr_census_role *role; /* NULL: a router */
-    rpc_channel *channel;  /* shares the connection that there is to the node */
-    rpc_call *call;        /* NULL: it has ended */
-} question;
 
 struct rtr_census {
     rtr_census_options options;
-    question *questions; /* [count] of the round under way */
-    uint32_t count, open;
-    sl_timer *end; /* a round ends in a turn of its own */
+    rtr_round *round;
     rtr_census_result result;
 };
 
@@ -27,12 +19,6 @@ bool rtr_census_counts(const clu_view_member *member)
 {
     return member->info.state != CLU_MEMBER_STATE_DRAINING &&
            member->info.state != CLU_MEMBER_STATE_LEFT && !member->suspect;
-}
-
-static void ended(rtr_census *census)
-{
-    if (--census->open == 0)
-        sl_timer_set(census->end, sl_now_ns());
 }
 
 static void take(rtr_census_role *role, const Sluice__V1__Load *load)
@@ -57,26 +43,22 @@ static void take_router(rtr_census_routers *routers, const Sluice__V1__RouterLoa
     routers->tpot_missed += load->tpot_missed;
 }
 
-static void on_scale(void *context, const ProtobufCMessage *reply, const sl_err *err)
+static void on_scale(void *context, void *of, const ProtobufCMessage *reply)
 {
-    question *asked = context;
+    rtr_census *census = context;
     const Sluice__V1__GetScaleReply *scale = (const Sluice__V1__GetScaleReply *)reply;
-    asked->call = NULL;
     if (scale && scale->own)
-        take_router(&asked->census->result.routers, scale->own);
-    ended(asked->census);
+        take_router(&census->result.routers, scale->own);
 }
 
-static void on_status(void *context, const ProtobufCMessage *reply, const sl_err *err)
+static void on_status(void *context, void *of, const ProtobufCMessage *reply)
 {
-    question *asked = context;
+    rtr_census_role *role = of;
     const Sluice__V1__NodeStatus *status = (const Sluice__V1__NodeStatus *)reply;
-    asked->call = NULL;
     if (status && status->load && strcmp(status->state, "ready") == 0)
-        take(asked->role, status->load);
+        take(role, status->load);
     else
-        asked->role->ill++;
-    ended(asked->census);
+        role->ill++;
 }
 
 /* role: NULL for a router. */
@@ -84,25 +66,12 @@ static void ask(rtr_census *census, const clu_view_member *member, rtr_census_ro
 {
     static const Sluice__V1__NodeStatusRequest STATUS = SLUICE__V1__NODE_STATUS_REQUEST__INIT;
     static const Sluice__V1__GetScaleRequest SCALE = SLUICE__V1__GET_SCALE_REQUEST__INIT;
-    rpc_channel_options channel = {.tls = census->options.tls};
-    rpc_call_options options = {.deadline = sl_now_ns() + census->options.timeout_ns};
-    question *asked = &census->questions[census->count++];
-    sl_err err;
-    *asked = (question){.census = census, .role = role};
-    sl_status status = rpc_channel_create(census->options.runtime, member->info.control, &channel,
-                                          &asked->channel, &err);
-    if (sl_is_ok(status))
-        status = rpc_unary(asked->channel,
-                           role ? &rpc_method_node_get_status : &rpc_method_cluster_get_scale,
-                           role ? &STATUS.base : &SCALE.base, &options, role ? on_status : on_scale,
-                           asked, &asked->call, &err);
-    if (sl_is_ok(status)) {
-        census->open++;
-    } else {
-        asked->call = NULL;
-        if (role)
-            role->ill++;
-    }
+    if (role)
+        rtr_round_ask(census->round, member, &rpc_method_node_get_status, &STATUS.base, on_status,
+                      role);
+    else
+        rtr_round_ask(census->round, member, &rpc_method_cluster_get_scale, &SCALE.base, on_scale,
+                      NULL);
 }
 
 static rtr_census_role *role_of(rtr_census *census, const clu_view_member *member)
@@ -112,33 +81,20 @@ static rtr_census_role *role_of(rtr_census *census, const clu_view_member *membe
     return strcmp(member->info.role, "decode") == 0 ? &census->result.decode : NULL;
 }
 
-static void forget(rtr_census *census)
-{
-    for (uint32_t i = 0; i < census->count; i++) {
-        rpc_call_drop(census->questions[i].call);
-        rpc_channel_destroy(census->questions[i].channel);
-    }
-    sl_free(census->questions);
-    census->questions = NULL;
-    census->count = census->open = 0;
-}
-
 static void on_end(void *context, sl_time_ns now)
 {
     rtr_census *census = context;
-    forget(census);
     census->options.fn(census->options.context, &census->result);
 }
 
 void rtr_census_start(rtr_census *census)
 {
     const clu_view *view = census->options.view;
-    if (census->questions)
+    if (rtr_round_is_open(census->round))
         return;
     census->result = (rtr_census_result){0};
-    census->questions =
-        sl_alloc(clu_view_count(view) + 1, sizeof *census->questions, "router census");
-    for (size_t i = 0; i < clu_view_count(view) && census->count < RTR_NODES_MAX; i++) {
+    rtr_round_begin(census->round, clu_view_count(view));
+    for (size_t i = 0; i < clu_view_count(view) && !rtr_round_is_full(census->round); i++) {
         const clu_view_member *member = clu_view_at(view, i);
         rtr_census_role *role = role_of(census, member);
         bool router = strcmp(member->info.role, "router") == 0;
@@ -150,21 +106,24 @@ void rtr_census_start(rtr_census *census)
             role->nodes++;
         ask(census, member, role);
     }
-    if (census->open == 0)
-        sl_timer_set(census->end, sl_now_ns());
+    rtr_round_asked(census->round);
 }
 
 void rtr_census_drop(rtr_census *census)
 {
-    forget(census);
-    sl_timer_set(census->end, SL_NEVER);
+    rtr_round_drop(census->round);
 }
 
 rtr_census *rtr_census_create(const rtr_census_options *options)
 {
     rtr_census *census = sl_alloc(1, sizeof *census, "router census");
     census->options = *options;
-    census->end = sl_timer_create(rpc_runtime_loop(options->runtime), on_end, census);
+    const rtr_round_options round = {.runtime = options->runtime,
+                                     .tls = options->tls,
+                                     .timeout_ns = options->timeout_ns,
+                                     .on_end = on_end,
+                                     .context = census};
+    census->round = rtr_round_create(&round);
     return census;
 }
 
@@ -172,7 +131,6 @@ void rtr_census_destroy(rtr_census *census)
 {
     if (!census)
         return;
-    rtr_census_drop(census);
-    sl_timer_destroy(census->end);
+    rtr_round_destroy(census->round);
     sl_free(census);
 }

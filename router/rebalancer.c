@@ -1,5 +1,5 @@
-/* See rebalancer.h. Owns the calls of a round, what is known of each instance, and one plan with
- * the thread that makes it. */
+/* See rebalancer.h. Owns what is known of each instance, and one plan with the thread that makes
+ * it. */
 #include "router/rebalancer.h"
 
 #include <inttypes.h>
@@ -16,6 +16,7 @@
 #include "proto/sluice/v1/node.pb-c.h"
 #include "router/limits.h"
 #include "router/rebalance_plan.h"
+#include "router/round.h"
 #include "rpc/methods.h"
 
 #define ASK_NS      (5 * SL_S_NS)
@@ -24,12 +25,6 @@
 #define SILENT      "a rank is silent"
 #define AWAY        "a rank is away"
 #define ROLLING_OUT "ranks go over to another formation"
-
-typedef struct question {
-    rtr_rebalancer *rebalancer;
-    rpc_channel *channel; /* shares the connection that there is to the node */
-    rpc_call *call;       /* NULL: it has ended */
-} question;
 
 typedef struct instance {
     char name[CLU_NAME_MAX];
@@ -64,11 +59,9 @@ typedef struct job {
 
 struct rtr_rebalancer {
     rtr_rebalancer_options options;
-    int64_t fence;       /* 0: does nothing */
-    sl_time_ns look_at;  /* when the next round begins */
-    question *questions; /* [count] of the round under way */
-    uint32_t count, open;
-    sl_timer *end; /* a round ends in a turn of its own */
+    int64_t fence;      /* 0: does nothing */
+    sl_time_ns look_at; /* when the next round begins */
+    rtr_round *round;
     instance *instances[RTR_INSTANCES_MAX];
     uint32_t instance_count;
     job job;
@@ -172,60 +165,27 @@ static void round_clear(instance *of)
 
 /* ---- asking ---- */
 
-static void on_experts(void *context, const ProtobufCMessage *reply, const sl_err *err)
+static void on_experts(void *context, void *of, const ProtobufCMessage *reply)
 {
-    question *asked = context;
-    rtr_rebalancer *r = asked->rebalancer;
-    asked->call = NULL;
     if (reply)
-        take(r, (const Sluice__V1__ExpertsReply *)reply);
-    if (--r->open == 0)
-        sl_timer_set(r->end, sl_now_ns());
+        take(context, (const Sluice__V1__ExpertsReply *)reply);
 }
 
-static void ask(rtr_rebalancer *r, const clu_view_member *member, sl_time_ns now)
+static void round_start(rtr_rebalancer *r)
 {
     static const Sluice__V1__ExpertsRequest REQUEST = SLUICE__V1__EXPERTS_REQUEST__INIT;
-    rpc_channel_options channel = {.tls = r->options.tls};
-    rpc_call_options options = {.deadline = now + ASK_NS};
-    question *asked = &r->questions[r->count++];
-    sl_err err;
-    *asked = (question){.rebalancer = r};
-    sl_status status = rpc_channel_create(clu_etcd_runtime(r->options.etcd), member->info.control,
-                                          &channel, &asked->channel, &err);
-    if (sl_is_ok(status))
-        status = rpc_unary(asked->channel, &rpc_method_node_get_experts, &REQUEST.base, &options,
-                           on_experts, asked, &asked->call, &err);
-    r->open += sl_is_ok(status);
-}
-
-static void round_drop(rtr_rebalancer *r)
-{
-    for (uint32_t i = 0; i < r->count; i++) {
-        rpc_call_drop(r->questions[i].call);
-        rpc_channel_destroy(r->questions[i].channel);
-    }
-    sl_free(r->questions);
-    r->questions = NULL;
-    r->count = r->open = 0;
-    sl_timer_set(r->end, SL_NEVER);
-}
-
-static void round_start(rtr_rebalancer *r, sl_time_ns now)
-{
     const clu_view *view = r->options.view;
-    size_t count = clu_view_count(view);
-    r->questions = sl_alloc(count + 1, sizeof *r->questions, "rebalancer questions");
     for (uint32_t i = 0; i < r->instance_count; i++)
         round_clear(r->instances[i]);
-    for (size_t i = 0; i < count && r->count < RTR_NODES_MAX; i++) {
+    rtr_round_begin(r->round, clu_view_count(view));
+    for (size_t i = 0; i < clu_view_count(view) && !rtr_round_is_full(r->round); i++) {
         const clu_view_member *member = clu_view_at(view, i);
         if (strcmp(member->info.role, "router") != 0 && !member->suspect &&
             member->info.state != CLU_MEMBER_STATE_LEFT)
-            ask(r, member, now);
+            rtr_round_ask(r->round, member, &rpc_method_node_get_experts, &REQUEST.base, on_experts,
+                          NULL);
     }
-    if (r->open == 0)
-        sl_timer_set(r->end, now);
+    rtr_round_asked(r->round);
 }
 
 static void forget_silent(rtr_rebalancer *r)
@@ -245,7 +205,6 @@ static void forget_silent(rtr_rebalancer *r)
 static void on_round_end(void *context, sl_time_ns now)
 {
     rtr_rebalancer *r = context;
-    round_drop(r);
     for (uint32_t i = 0; i < r->instance_count; i++) {
         instance *of = r->instances[i];
         of->silent = of->answered ? 0 : of->silent + 1;
@@ -477,7 +436,7 @@ static void step(rtr_rebalancer *r, instance *of, const rtr_rebalance_event *eve
 
 static void forget_all(rtr_rebalancer *r)
 {
-    round_drop(r);
+    rtr_round_drop(r->round);
     job_end(r);
     for (uint32_t i = 0; i < r->instance_count; i++) {
         sl_metric_set(r->options.metrics->ep_imbalance, r->instances[i]->name, 0);
@@ -503,8 +462,8 @@ void rtr_rebalancer_look(rtr_rebalancer *r, int64_t fence, sl_time_ns now)
     r->fence = works ? fence : 0;
     if (!works)
         return;
-    if (!r->questions && (now >= r->look_at || rolls_out(r)))
-        round_start(r, now);
+    if (!rtr_round_is_open(r->round) && (now >= r->look_at || rolls_out(r)))
+        round_start(r);
     plan_look(r);
     job_next(r);
 }
@@ -521,9 +480,13 @@ const rtr_rebalance *rtr_rebalancer_at(const rtr_rebalancer *r, uint32_t index,
 rtr_rebalancer *rtr_rebalancer_create(const rtr_rebalancer_options *options)
 {
     rtr_rebalancer *r = sl_alloc(1, sizeof *r, "rebalancer");
-    sl_loop *loop = rpc_runtime_loop(clu_etcd_runtime(options->etcd));
+    const rtr_round_options round = {.runtime = clu_etcd_runtime(options->etcd),
+                                     .tls = options->tls,
+                                     .timeout_ns = ASK_NS,
+                                     .on_end = on_round_end,
+                                     .context = r};
     r->options = *options;
-    r->end = sl_timer_create(loop, on_round_end, r);
+    r->round = rtr_round_create(&round);
     return r;
 }
 
@@ -532,6 +495,6 @@ void rtr_rebalancer_destroy(rtr_rebalancer *r)
     if (!r)
         return;
     forget_all(r);
-    sl_timer_destroy(r->end);
+    rtr_round_destroy(r->round);
     sl_free(r);
 }
