@@ -326,11 +326,11 @@ static sl_status channel_of(ctl_session *session, const clu_member_info *member,
 }
 
 /* Says whose failure it is, and what to look at if it does not answer. */
-static void advise(sl_err *err, const clu_member_info *member, bool by_tls)
+static void advise(sl_err *err, const clu_member_info *member, bool answered, bool by_tls)
 {
     char text[SL_ERR_TEXT_MAX];
     memcpy(text, err->text, sizeof(text));
-    if (err->code != SL_UNAVAILABLE && err->code != SL_DEADLINE) {
+    if (answered || (err->code != SL_UNAVAILABLE && err->code != SL_DEADLINE)) {
         (void)sl_fail(err, err->code, "%s: %.400s", member->name, text);
         return;
     }
@@ -349,7 +349,8 @@ static void on_done(void *context, const ProtobufCMessage *reply, const sl_err *
         rpc_message_take(reply);
         call->reply = (ProtobufCMessage *)reply;
     } else {
-        advise(&call->err, call->member, clu_trust_tls(call->session->trust) != NULL);
+        advise(&call->err, call->member, rpc_call_answered(call->call),
+               clu_trust_tls(call->session->trust) != NULL);
     }
     call->session->calls_open--;
 }
@@ -378,7 +379,7 @@ void ctl_call_start_within(ctl_session *session, ctl_call *call, const clu_membe
     sl_status status = channel_of(session, member, &channel, &call->err);
     if (sl_is_ok(status))
         status = rpc_unary(channel, method, request, call_options(session, timeout_ns, &options),
-                           on_done, call, NULL, &call->err);
+                           on_done, call, &call->call, &call->err);
     if (sl_is_ok(status))
         session->calls_open++;
     else
@@ -491,7 +492,7 @@ typedef struct reading {
     rpc_call *call;
     sl_status (*on_message)(void *context, const ProtobufCMessage *message, sl_err *err);
     void *context;
-    bool done;
+    bool done, answered;
     sl_err err;     /* of the stream */
     sl_err refusal; /* of on_message */
 } reading;
@@ -507,6 +508,7 @@ static void on_end(void *context, const sl_err *err)
 {
     reading *r = context;
     r->err = *err;
+    r->answered = rpc_call_answered(r->call);
     r->done = true;
 }
 
@@ -530,6 +532,6 @@ sl_status ctl_session_read(ctl_session *session, const clu_member_info *member,
         return sl_fail(err, r.refusal.code, "%s: %s", member->name, r.refusal.text);
     if (r.err.code == SL_OK)
         return sl_ok();
-    advise(&r.err, member, clu_trust_tls(session->trust) != NULL);
+    advise(&r.err, member, r.answered, clu_trust_tls(session->trust) != NULL);
     return sl_fail(err, r.err.code, "%s", r.err.text);
 }

@@ -74,6 +74,7 @@ bool ctl_member_is_node(const clu_member_info *member);
 typedef struct ctl_call {
     ctl_session *session;
     const clu_member_info *member;
+    rpc_call *call; /* until it is done */
     bool done;
     sl_err err; /* code SL_OK: reply is set */
     ProtobufCMessage *reply;

@@ -92,20 +92,37 @@ static void call_batch(rpc_call *call, const grpc_op *ops, size_t count, rpc_op 
 
 /* ---- end ---- */
 
+#define CODE_TEXT_MAX 16
+
+/* The server's own code, which only our server sends; "" if the error is gRPC's. */
+static void server_code(const rpc_call *call, char out_text[CODE_TEXT_MAX])
+{
+    out_text[0] = 0;
+    for (size_t i = 0; i < call->trailing.count; i++) {
+        const grpc_metadata *m = &call->trailing.metadata[i];
+        size_t size = GRPC_SLICE_LENGTH(m->value);
+        if (grpc_slice_str_cmp(m->key, RPC_CODE_KEY) == 0 && size < CODE_TEXT_MAX) {
+            memcpy(out_text, GRPC_SLICE_START_PTR(m->value), size);
+            out_text[size] = 0;
+        }
+    }
+}
+
+bool rpc_call_answered(const rpc_call *call)
+{
+    char code_text[CODE_TEXT_MAX];
+    server_code(call, code_text);
+    return !call->bad && code_text[0];
+}
+
 static void fill_error(rpc_call *call, sl_err *out_err)
 {
     if (call->bad) {
         *out_err = call->local_err;
         return;
     }
-    char code_text[16] = "";
-    for (size_t i = 0; i < call->trailing.count; i++) {
-        const grpc_metadata *m = &call->trailing.metadata[i];
-        if (grpc_slice_str_cmp(m->key, RPC_CODE_KEY) == 0 && GRPC_SLICE_LENGTH(m->value) < 15) {
-            memcpy(code_text, GRPC_SLICE_START_PTR(m->value), GRPC_SLICE_LENGTH(m->value));
-            code_text[GRPC_SLICE_LENGTH(m->value)] = 0;
-        }
-    }
+    char code_text[CODE_TEXT_MAX];
+    server_code(call, code_text);
     char details[SL_ERR_TEXT_MAX];
     snprintf(details, sizeof(details), "%.*s", (int)GRPC_SLICE_LENGTH(call->details),
              (const char *)GRPC_SLICE_START_PTR(call->details));

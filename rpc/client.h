@@ -98,6 +98,8 @@ void rpc_stream_pause(rpc_call *call, bool paused);
 /* Any call, paused or not: no message is delivered any more, and the end callback follows with
  * SL_CANCELLED (unless the peer's end had already come in, with nothing left to deliver). */
 void rpc_call_cancel(rpc_call *call);
+/* In an end callback: the error is what the server said, not that it could not be asked. */
+bool rpc_call_answered(const rpc_call *call);
 /* Any call: cancels, no callback comes any more, the handle is invalid. NULL is fine. */
 void rpc_call_drop(rpc_call *call);
 

@@ -131,6 +131,7 @@ def test_chosen_nodes():
             assert cluster.chat(QUESTION, temperature=0, max_tokens=4).headers["x-sluice-decode-node"] == other
         role = cluster.ctl("role", node, "hybrid")
         assert role.returncode == 1 and "weights resume comes first" in role.stderr, role.stderr
+        assert "does not answer" not in role.stderr, role.stderr
         assert states(cluster)[node] == "paused" and thread.is_alive()
         drained = cluster.ctl("drain", node)
         assert drained.returncode == 0 and drained.stdout == f"{node} has left\n", drained

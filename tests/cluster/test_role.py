@@ -73,6 +73,7 @@ def test_what_cannot_be():
         thread, outcome = run_story(cluster, 200)
         late = cluster.ctl("role", "decode-0", "prefill", "--timeout", "300ms")
         assert late.returncode == 1 and "had not ended in time: the node stays decode" in late.stderr, late.stderr
+        assert "does not answer" not in late.stderr, late.stderr
         second = {}
         changing = threading.Thread(target=lambda: second.update(result=cluster.ctl("role", "decode-0", "hybrid")))
         changing.start()

@@ -49,6 +49,8 @@ typedef struct outcome {
     int ends;
     sl_err err;
     char text[128];
+    rpc_call *call; /* if set: its answered is taken */
+    bool answered;
 } outcome;
 
 static inline void on_done_status(void *context, const ProtobufCMessage *reply, const sl_err *why)
@@ -56,6 +58,7 @@ static inline void on_done_status(void *context, const ProtobufCMessage *reply, 
     outcome *out = context;
     out->ends++;
     out->err = *why;
+    out->answered = out->call && rpc_call_answered(out->call);
     if (reply)
         snprintf(out->text, sizeof(out->text), "%s",
                  ((const Sluice__V1__NodeStatus *)(const void *)reply)->name);

@@ -138,9 +138,10 @@ TEST(error_codes)
         Sluice__V1__DrainRequest request = SLUICE__V1__DRAIN_REQUEST__INIT;
         request.deadline_ms = CODES[i];
         assert_ok(rpc_unary(channel, &rpc_method_node_drain, &request.base, NULL, on_done_status,
-                            &out, NULL, &err),
+                            &out, &out.call, &err),
                   &err);
         wait_for(out.ends);
+        assert_true(out.answered);
         assert_int_equal(out.err.code, CODES[i]);
         assert_text_contains(out.err.text, "because of the test");
         assert_text_contains(out.err.text, "/sluice.v1.Node/Drain");
@@ -166,9 +167,10 @@ TEST(deadline)
     rpc_channel *channel = make_channel(rpc_server_address(server));
     rpc_call_options options = within_ms(300);
     outcome out = {0};
-    start_status(channel, &options, &out, NULL);
+    start_status(channel, &options, &out, &out.call);
     wait_for(out.ends && service.closed);
     assert_int_equal(out.err.code, SL_DEADLINE);
+    assert_false(out.answered);
     assert_int_equal(service.cancelled, 1);
     assert_true(service.deadline != SL_NEVER);
     assert_true(service.deadline <= options.deadline + SL_S_NS);
@@ -256,8 +258,9 @@ TEST(peer_absent)
     rpc_channel *channel = make_channel(address);
     outcome out = {0};
     rpc_call_options options = within_ms(30000);
-    start_status(channel, &options, &out, NULL);
+    start_status(channel, &options, &out, &out.call);
     wait_for(out.ends);
+    assert_false(out.answered);
     assert_int_equal(out.err.code, SL_UNAVAILABLE);
     assert_text_contains(out.err.text, address);
 
