@@ -8,6 +8,7 @@
     run.py times [--whose prefill --lost]  from a fault to the next token
     run.py cancel                          from a client's end to free pages
     run.py drain [--streams 100]           a decode node leaves with so many streams running
+    run.py scale [--requests 60]           1P1D, 1P3D, 3P1D by `scale apply` under load: who gains
     run.py etcd [--seconds 600]            etcd away under load
     run.py demo                            the shipped programs and the demo model
 """
@@ -25,6 +26,7 @@ sys.dont_write_bytecode = True
 
 import drain as drain_trial  # noqa: E402
 import matrix as matrix_cells  # noqa: E402
+import scale as scale_trial  # noqa: E402
 import times as times_trials  # noqa: E402
 from client import DemoItems, Items, Reference, ask  # noqa: E402
 from faults import Schedule, mount_tiny, unmount  # noqa: E402
@@ -198,6 +200,20 @@ async def drain(options):
     source.close()
 
 
+async def scale(options):
+    """A table of what clients see of more nodes of one role; that none of their requests fails is the verdict."""
+    source = reference()
+    directory = os.path.join(ROOT, "build", "test-clusters", f"chaos-scale-{os.getpid()}")
+    rows, answers = await scale_trial.scale(Items(options.seed, source), STUBS, directory, options.requests, lambda line: print(f"# {line}", flush=True))
+    source.close()
+    print("| nodes | first token of long prompts, s, p50 / p99 | time per token of long answers, ms, p50 / p99 | answers | failed |\n| --- | --- | --- | --- | --- |")
+    print("\n".join(row.text() for row in rows))
+    before, decode, prefill = rows
+    print(f"first token (p50): {prefill.ttft[0] / before.ttft[0]:.2f} with 3P, {decode.ttft[0] / before.ttft[0]:.2f} with 3D of what it was; "
+          f"time per token: {decode.tpot[0] / before.tpot[0]:.2f} with 3D, {prefill.tpot[0] / before.tpot[0]:.2f} with 3P; "
+          f"all {answers} answers exact, none failed", flush=True)
+
+
 async def etcd(options):
     """etcd is away under load: no request fails."""
     source = reference()
@@ -312,6 +328,8 @@ def main():
     commands.add_parser("planted")
     sub = commands.add_parser("drain")
     sub.add_argument("--streams", type=int, default=100)
+    sub = commands.add_parser("scale")
+    sub.add_argument("--requests", type=int, default=60, help="of each kind, at least, with each number of nodes")
     sub = commands.add_parser("etcd")
     sub.add_argument("--seconds", type=float, default=600)
     sub.add_argument("--clients", type=int, default=4)
