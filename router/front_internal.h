@@ -66,7 +66,12 @@ struct rtr_live {
     uint64_t prefix_root, prefill_by, decode_by;
     rtr_answer *answer; /* lead */
     bool answer_begun;  /* lead */
-    bool finished;      /* all tokens are here, with the cause in finish */
+    /* lead of a stream: its head is out; when something was written last; wakes when that is too
+     * long ago (NULL: no comments) */
+    bool head_sent;
+    sl_time_ns written_at, keep_alive_ns;
+    sl_timer *silence;
+    bool finished; /* all tokens are here, with the cause in finish */
     mdl_finish finish;
     uint32_t *tokens;
     rtr_token_logprobs *logprobs;
@@ -165,6 +170,8 @@ void rtr_live_deliver(rtr_live *live);
 void rtr_live_fail(rtr_live *live, const rtr_api_error *error);
 void rtr_live_answer_tokens(rtr_live *live); /* TOKENIZE, DETOKENIZE */
 void rtr_live_claim(rtr_live *live);
+/* Comments from now on whenever the lead's stream is silent. */
+void rtr_live_keep_alive(rtr_live *lead);
 
 /* live_trace.c: before the step takes place. */
 void rtr_live_note_event(rtr_live *live, const rtr_event *event);

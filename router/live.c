@@ -639,6 +639,7 @@ static void live_prepared(rtr_live *live)
     live->waiter.priority = live->request->priority;
     sl_trace_note(live->front->trace, live->id, "prepared", "%zu tokens, at most %d to come",
                   live->request->prompt.count, live->request->sampling.max_tokens);
+    rtr_live_keep_alive(live);
     live_begin(live);
 }
 
@@ -735,6 +736,7 @@ void rtr_live_destroy(rtr_live *live)
     live_set_gauge(live, RTR_GAUGE_NONE);
     act_cancel_prefill(live);
     sl_timer_destroy(live->timer);
+    sl_timer_destroy(live->silence);
     leave_lead(live);
     if (live->lead->answer)
         rtr_metrics_note_output(&live->front->shared->metrics,

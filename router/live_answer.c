@@ -13,6 +13,8 @@
 #include <stdio.h>
 #include <string.h>
 
+static const char KEEP_ALIVE[] = ": keep-alive\n\n"; /* a comment: clients skip it */
+
 /* The caller holds the lead. */
 static void deliver_all(rtr_live *lead)
 {
@@ -125,13 +127,14 @@ void rtr_live_take_rows(rtr_live *live, const Sluice__V1__PromptRows *rows)
 
 /* ---- the answer out */
 
-static size_t fill_headers(const rtr_live *live, char seed[24], rtr_http_pair *pairs)
+/* placed: its nodes are told as well. */
+static size_t fill_headers(const rtr_live *live, bool placed, char seed[24], rtr_http_pair *pairs)
 {
     size_t count = 0;
     pairs[count++] = (rtr_http_pair){"x-request-id", live->id};
-    if (live->decode_name[0])
+    if (placed && live->decode_name[0])
         pairs[count++] = (rtr_http_pair){"x-sluice-decode-node", live->decode_name};
-    if (live->prefill_name[0])
+    if (placed && live->prefill_name[0])
         pairs[count++] = (rtr_http_pair){"x-sluice-prefill-node", live->prefill_name};
     if (live->started) {
         snprintf(seed, 24, "%llu", (unsigned long long)live->request->sampling.seed);
@@ -148,25 +151,61 @@ static void exchange_done(rtr_live *lead, int status)
     rtr_live_wake_all(lead);
 }
 
-static void answer_begin(rtr_live *lead, const char *fingerprint)
+static void send_head(rtr_live *lead)
 {
     char seed[24];
     rtr_http_pair pairs[8];
-    lead->answer_begun = true;
-    rtr_answer_begin(lead->answer, fingerprint);
-    if (!lead->request->stream)
-        return;
-    size_t count = fill_headers(lead, seed, pairs);
+    size_t count = fill_headers(lead, lead->answer_begun, seed, pairs); /* else it may move yet */
     pairs[count++] = (rtr_http_pair){"cache-control", "no-cache"};
     pairs[count++] = (rtr_http_pair){"x-accel-buffering", "no"};
     rtr_http_stream_begin(lead->exchange, 200, "text/event-stream", pairs, count);
+    lead->head_sent = true;
+}
+
+static void answer_begin(rtr_live *lead, const char *fingerprint)
+{
+    lead->answer_begun = true;
+    rtr_answer_begin(lead->answer, fingerprint);
+    if (lead->request->stream && !lead->head_sent)
+        send_head(lead);
 }
 
 static void stream_out(rtr_live *lead)
 {
     sl_buf *out = rtr_answer_output(lead->answer);
+    if (out->size > 0)
+        lead->written_at = sl_loop_now(lead->front->loop);
     rtr_http_stream_write(lead->exchange, out->data, out->size);
     sl_buf_clear(out);
+}
+
+/* Not moved at each write: when it wakes it looks how long ago the last one was. Whoever does not
+ * read has bytes waiting and needs no more. */
+static void on_silence(void *context, sl_time_ns now)
+{
+    rtr_live *lead = context;
+    if (!lead->exchange)
+        return;
+    if (now >= lead->written_at + lead->keep_alive_ns) {
+        bool reads = rtr_http_backlog(lead->exchange) == 0;
+        if (!lead->head_sent)
+            send_head(lead);
+        if (reads)
+            rtr_http_stream_write(lead->exchange, KEEP_ALIVE, sizeof KEEP_ALIVE - 1);
+        lead->written_at = now;
+    }
+    sl_timer_set(lead->silence, lead->written_at + lead->keep_alive_ns);
+}
+
+void rtr_live_keep_alive(rtr_live *lead)
+{
+    sl_assert(lead->lead == lead && !lead->silence);
+    lead->keep_alive_ns = lead->front->tuning.keep_alive_ns;
+    if (!lead->request->stream || lead->keep_alive_ns == 0)
+        return;
+    lead->written_at = lead->arrived_at;
+    lead->silence = sl_timer_create(lead->front->loop, on_silence, lead);
+    sl_timer_set(lead->silence, lead->written_at + lead->keep_alive_ns);
 }
 
 static void note_finish(const rtr_live *live)
@@ -201,7 +240,7 @@ static void answer_finish(rtr_live *live, mdl_finish cause)
     if (lead->request->stream) {
         rtr_http_stream_end(lead->exchange);
     } else {
-        size_t count = fill_headers(lead, seed, pairs);
+        size_t count = fill_headers(lead, true, seed, pairs);
         const sl_buf *body = rtr_answer_output(lead->answer);
         rtr_http_respond(lead->exchange, 200, "application/json", pairs, count, body->data,
                          body->size);
@@ -261,14 +300,14 @@ void rtr_live_fail(rtr_live *live, const rtr_api_error *error)
     rtr_live *lead = live->lead;
     if (!lead->exchange)
         return;
-    if (lead->answer_begun && lead->request->stream) {
+    if (lead->head_sent) {
         rtr_answer_fail(lead->answer, error);
         stream_out(lead);
         rtr_http_stream_end(lead->exchange);
         exchange_done(lead, error->status);
         return;
     }
-    size_t count = fill_headers(lead, seed, pairs);
+    size_t count = fill_headers(lead, true, seed, pairs);
     if (error->status == 503 || error->status == 429)
         pairs[count++] = (rtr_http_pair){"retry-after", error->status == 503 ? "5" : "1"};
     rtr_http_respond_error(lead->exchange, error->status, error->type,

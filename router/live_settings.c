@@ -15,7 +15,7 @@ static const char *const NAMES[] = {
     "plan-window",      "plan-windows",     "plan-pause",        "plan-queue",
     "plan-prefill-min", "plan-prefill-max", "plan-decode-min",   "plan-decode-max",
     "rebalance",        "rebalance-window", "rebalance-windows", "rebalance-pause",
-    "rebalance-rows",   "rebalance-over",   "rebalance-gain",
+    "rebalance-rows",   "rebalance-over",   "rebalance-gain",    "keep-alive",
 };
 #define NAME_COUNT ((uint32_t)(sizeof NAMES / sizeof NAMES[0]))
 _Static_assert(sizeof NAMES / sizeof NAMES[0] <= RTR_SETTINGS_MAX, "all settings have room");

@@ -98,6 +98,13 @@ static const sl_option OPTIONS[] = {
      .offset = AT(write_timeout_ns),
      .default_text = "60s",
      .help = "a client that takes nothing of its answer"},
+    {.name = "keep-alive",
+     .section = "Network",
+     .type = SL_OPTION_DURATION,
+     .offset = AT(keep_alive_ns),
+     .default_text = "15s",
+     .help = "a stream that has nothing to send for so long is sent its head, if it waits for the "
+             "first token, and a comment, for proxies that close what is silent (0s: never)"},
     CLU_CLUSTER_OPTIONS(rtr_options),
     {.name = "etcd-timeout",
      .section = "Cluster",

@@ -74,6 +74,7 @@ void rtr_tuning_fill(const rtr_options *options, rtr_tuning *out_tuning)
         .recovery_tokens_per_s = (uint64_t)options->recovery_rate,
         .ttft_target_ns = options->ttft_target_ns,
         .tpot_target_ns = options->tpot_target_ns,
+        .keep_alive_ns = options->keep_alive_ns,
     };
     fill_limits(options, &out_tuning->limits);
 }

@@ -1,5 +1,6 @@
 """weights pause and resume: nodes rest between two steps, nothing is lost and nothing is taken for stuck, whatever happens meanwhile."""
 
+import json
 import threading
 
 from lib import PATIENCE, REFERENCE, Cluster, needle_prompt, tokenize, wait_for
@@ -238,3 +239,52 @@ def test_misuse():
         assert dry.returncode == 0 and "would resume decode-0, which is paused: 0 requests" in dry.stdout, dry
         assert cluster.ctl("weights", "resume").returncode == 0
         assert cluster.chat(QUESTION, temperature=0, max_tokens=4).status == 200
+
+
+class RawStream:
+    """A streamed chat, line by line, comments too."""
+
+    def __init__(self, cluster, messages, **fields):
+        self.connection = cluster.connection()
+        body = {"model": "demo", "messages": [{"role": "user", "content": messages}], "stream": True, "return_token_ids": True, **fields}
+        self.connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        self.ids, self.comments, self.done = [], 0, False
+
+    def begin(self):
+        """Waits for the head."""
+        self.response = self.connection.getresponse()
+        return self.response
+
+    def read_until(self, condition):
+        while not condition() and not self.done:
+            line = self.response.readline()
+            assert line, "the stream ended"
+            self.comments += line == b": keep-alive\n"
+            self.done = line == b"data: [DONE]\n"
+            if line.startswith(b"data: {"):
+                self.ids += [token for choice in json.loads(line[6:])["choices"] for token in choice.get("token_ids") or []]
+        assert condition(), "the stream ended"
+
+
+def test_silent_streams_are_kept_alive():
+    """Paused, a stream is sent comments, and so is one that waits for a place: its head comes without nodes. Both get their answers then."""
+    with Cluster("pause-silent", "--env", SLOW, "--router-args", "--keep-alive 100ms") as cluster:
+        expected = story(cluster, 60)
+        answer = cluster.chat(QUESTION, temperature=0, max_tokens=8, stream=True).token_ids
+        running = RawStream(cluster, STORY, temperature=0, max_tokens=60, ignore_eos=True)
+        head = running.begin()
+        assert head.getheader("x-sluice-decode-node") == "decode-0"
+        running.read_until(lambda: len(running.ids) >= 3)
+        assert cluster.ctl_json("weights", "pause")["paused"]
+        before = running.comments
+        waiting = RawStream(cluster, QUESTION, temperature=0, max_tokens=8)
+        head = waiting.begin()
+        assert head.status == 200 and head.getheader("x-request-id") and not head.getheader("x-sluice-decode-node"), head.getheaders()
+        running.read_until(lambda: running.comments >= before + 3)
+        waiting.read_until(lambda: waiting.comments >= 3)
+        assert not waiting.ids
+        cluster.ctl_json("weights", "resume")
+        for stream, ids in ((running, expected), (waiting, answer)):
+            stream.read_until(lambda: stream.done)
+            assert stream.ids == ids, (stream.ids, ids)
+        cluster.wait_at_rest()

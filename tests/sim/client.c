@@ -101,6 +101,10 @@ static void take_json(sim_request *request, const char *text)
 
 static void take_line(sim_request *request, char *line)
 {
+    if (strcmp(line, ": keep-alive") == 0) {
+        request->comments++;
+        request->comment_at = sim.now;
+    }
     if (strncmp(line, "data: ", 6) != 0)
         return;
     if (request->done_line)
@@ -115,6 +119,7 @@ static void take_line(sim_request *request, char *line)
 static void on_data(void *context, const char *data, size_t size)
 {
     sim_request *request = context;
+    request->heard_at = sim.now;
     sl_buf_append(&request->text, data, size);
     while (request->stream && request->text.size > 0) {
         char *end = memchr(request->text.data, '\n', request->text.size);

@@ -45,7 +45,9 @@ typedef struct sim_request {
     int status;
     bool must_succeed; /* nothing is wrong any more */
     sl_time_ns asked_at, first_token_at, ended_at;
-    uint32_t faults_before; /* counted when it was asked */
+    uint32_t comments;               /* of a stream that had nothing to send */
+    sl_time_ns comment_at, heard_at; /* the last one; the last of anything */
+    uint32_t faults_before;          /* counted when it was asked */
 } sim_request;
 
 typedef struct sim_load { /* what clients do */

@@ -152,6 +152,7 @@ static sl_status start_router(sim_process *process, sl_err *err)
     arg(a, "--attach-timeout=%llums", (unsigned long long)shape->attach_ms);
     arg(a, "--recovery-rate=%u", shape->recovery_rate);
     arg(a, "--pull-min=%u", shape->pull_min);
+    arg(a, "--keep-alive=%llums", (unsigned long long)shape->keep_alive_ms);
     arg(a, "--self-prefill=%s", shape->self_prefill ? "true" : "false");
     sl_config_result result =
         sl_config_parse(&RTR_CONFIG_SPEC, a->argc, a->argv, options, &process->config, &code);

@@ -15,6 +15,7 @@ typedef struct sim_shape { /* of a cluster, and its limits */
     uint32_t router_queue;
     uint64_t place_ms, queue_ms, admit_ms, progress_ms, token_ms, prefill_ms, lease_ms;
     uint64_t park_ms, attach_ms;
+    uint64_t keep_alive_ms; /* 0: streams may be silent */
     uint32_t recovery_rate;
     uint32_t pull_min; /* tokens that prefill nodes fetch rather than compute; 0: never */
 } sim_shape;

@@ -63,6 +63,8 @@ static void draw_shape(sim_shape *out)
     out->attach_ms = PARK_MS[sim_draw(4)] * 2 / 3;
     static const uint32_t PULL_MINS[] = {0, 64, 64, 192};
     out->pull_min = PULL_MINS[sim_draw(4)];
+    static const uint64_t KEEP_ALIVE_MS[] = {0, 50, 1000};
+    out->keep_alive_ms = KEEP_ALIVE_MS[sim_draw(3)];
     if (out->disk) /* kept pages must go to be read again */
         out->pages = 11 + (uint32_t)sim_draw(8);
 }

@@ -17,10 +17,11 @@
 #include "tests/sim/rpc.h"
 #include "tests/sim/worlds.h"
 
-#define WAKE_NS  10000u
-#define DELAY_NS 100000u
-#define KVT_NS   (5 * SL_MS_NS)
-#define LIMIT_NS (60 * SL_S_NS)
+#define WAKE_NS       10000u
+#define DELAY_NS      100000u
+#define KVT_NS        (5 * SL_MS_NS)
+#define LIMIT_NS      (60 * SL_S_NS)
+#define KEEP_ALIVE_NS (400 * SL_MS_NS)
 
 static const sim_shape SHAPE = {
     .routers = 1,
@@ -343,6 +344,44 @@ static bool dead_prefill_pulls(void)
     return rests() && right && tokens >= 128;
 }
 
+static bool hears_comments(sl_time_ns since, uint32_t count)
+{
+    uint32_t before = asked->comments;
+    bool right = true;
+    for (uint32_t i = 1; i <= count; i++) {
+        while (asked->comments < before + i && sim_worlds_step(LIMIT_NS))
+            ;
+        right &= is("a comment in silence", asked->comment_at - since, i * KEEP_ALIVE_NS);
+    }
+    return right;
+}
+
+/* A stream that waits: P is dead and not given up yet; later D stands still between two tokens. */
+static bool silent_stream(void)
+{
+    sim_shape shape = SHAPE;
+    shape.keep_alive_ms = KEEP_ALIVE_NS / SL_MS_NS;
+    for (uint64_t seed = 77;; seed++) {
+        begin_with(&shape, seed, SIM_TOKENS_MAX, SIM_TOKENS_MAX);
+        if (asked->stream && asked->choice_count == 1 &&
+            asked->choices[0].expected_count >= SIM_TOKENS_MAX / 2)
+            break;
+        sim_worlds_end();
+    }
+    sim_process_kill(run_until_moving(), true);
+    bool right = hears_comments(asked->asked_at + WAKE_NS + 2 * DELAY_NS,
+                                SHAPE.progress_ms / shape.keep_alive_ms);
+    sim_process *decode = sim_process_named("decode-0");
+    while (answering(decode) < 3 && sim_worlds_step(LIMIT_NS))
+        ;
+    sim_process_pause(decode, true);
+    uint32_t before = asked->comments;
+    sim_worlds_run(sim.now + KEEP_ALIVE_NS / 2); /* what is on its way arrives */
+    right &= asked->comments == before && hears_comments(asked->heard_at, 3);
+    sim_process_pause(decode, false);
+    return ends_well() && right;
+}
+
 static bool run(const char *name, bool (*scenario)(void))
 {
     printf("%s\n", name);
@@ -365,6 +404,7 @@ int sim_scenarios(void)
     passed += run("the node that fetches the pages dies", taker_dies);
     passed +=
         run("what a dead prefill node had delivered is fetched, not computed", dead_prefill_pulls);
-    printf("%d passed, %d failed, 0 skipped\n", passed, 10 - passed);
-    return passed == 10 ? 0 : 1;
+    passed += run("a silent stream is kept alive", silent_stream);
+    printf("%d passed, %d failed, 0 skipped\n", passed, 11 - passed);
+    return passed == 11 ? 0 : 1;
 }

@@ -31,7 +31,7 @@ import times as times_trials  # noqa: E402
 from client import DemoItems, Items, Reference, ask  # noqa: E402
 from faults import Schedule, mount_tiny, unmount  # noqa: E402
 from traffic import Traffic  # noqa: E402
-from world import MODEL, ROOT, STUBS, World, can_loss, can_netns, can_redirect, can_reset, together  # noqa: E402
+from world import MODEL, NAMED, ROOT, STUBS, World, can_loss, can_netns, can_redirect, can_reset, together  # noqa: E402
 
 PACE = (1500, 4000)  # of the stub engine: microseconds a step, nanoseconds a row
 TIMES_PACE = (5000, 20000)  # 200 steps a second, 50,000 prompt tokens
@@ -132,7 +132,7 @@ async def matrix(options):
             print(f"SKIPPED {kind}: " + ("links are not there on shared memory" if options.shm else "this machine cannot"), flush=True)
             faults.remove(kind)
     source = reference()
-    world = World("matrix", prefill=2, decode=2, routers=1, netns=can_netns() and not options.shm, proxies="delay" in faults)
+    world = World("matrix", prefill=2, decode=2, routers=1, netns=can_netns() and not options.shm, proxies="delay" in faults, deadlines=NAMED)
     world.pace = MATRIX_PACE
     async with world:
         set_pace(world, *MATRIX_PACE)
@@ -156,7 +156,7 @@ async def times(options):
     site = None if whose == "decode" else ("commit", 2) if survive else ("ticket", 1)
     kinds = options.faults.split(",") if options.faults else list(times_trials.FAULTS)
     world = World(f"times-{whose}", prefill=2, decode=2, routers=1, netns=can_netns(), proxies="delay" in kinds, kv_memory="448MiB",
-                  prefill_args=f"--prefix-cache={'true' if survive else 'false'}")
+                  prefill_args=f"--prefix-cache={'true' if survive else 'false'}", deadlines=NAMED)
     world.pace = TIMES_PACE
     async with world:
         set_pace(world, *TIMES_PACE)
@@ -191,7 +191,7 @@ async def drain(options):
     """One decode node has all streams, and drains; the other takes them."""
     source = reference()
     world = World("drain", prefill=1, decode=2, routers=1, netns=False, kv_memory="256MiB", decode_args="--max-sequences 128",
-                  deadlines={"progress-timeout": "30s", "token-timeout": "30s", "admit-timeout": "30s"})
+                  deadlines={**NAMED, "progress-timeout": "30s", "token-timeout": "30s", "admit-timeout": "30s"})
     async with world:
         began = time.monotonic()
         moved = await drain_trial.drain_with_streams(world, Items(options.seed, source), options.streams)

@@ -29,7 +29,8 @@ THREADS = 4  # that look at nodes
 SUBNET = "10.77.0.0/24"
 # What the tests measure against. Short, so that a fault costs seconds; --help of the programs has the defaults.
 DEADLINES = {"progress-timeout": "3s", "token-timeout": "4s", "admit-timeout": "3s", "place-timeout": "30s", "queue-timeout": "60s",
-             "attempts": "16", "prefill-timeout": "60s"}
+             "attempts": "16", "prefill-timeout": "60s", "keep-alive": "1s"}
+NAMED = {"keep-alive": "0s"}  # heads never come before the first token, so that they name the nodes
 LEASE = "2s"
 
 
