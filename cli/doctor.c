@@ -190,6 +190,30 @@ static void compare_members(diagnosis *d)
 
 /* ---- routers ---- */
 
+/* Nothing fails: each keeps prefixes for itself. */
+static void compare_secrets(diagnosis *d)
+{
+    const clu_member_info *first = NULL;
+    bool equal = true;
+    for (size_t i = 0; i < ctl_session_count(d->session); i++) {
+        const clu_member_info *member = ctl_session_member(d->session, i);
+        if (ctl_member_is_node(member))
+            continue;
+        first = first ? first : member;
+        if (strcmp(first->secret_mark, member->secret_mark) == 0)
+            continue;
+        equal = false;
+        const char *what = !member->secret_mark[0]  ? "no cluster secret, unlike"
+                           : !first->secret_mark[0] ? "a cluster secret, unlike"
+                                                    : "another cluster secret than";
+        sayf(d, VERDICT_WARN, member->name,
+             "has %s %s: they share no kept prefixes; give both the same --cluster-secret-file",
+             what, first->name);
+    }
+    if (first && first->secret_mark[0] && equal)
+        say(d, VERDICT_OK, "cluster secret", "all routers have the same");
+}
+
 static const char *const FINE[] = {"ready", "draining"};
 
 static void look_at_view(diagnosis *d, const char *router,
@@ -281,6 +305,7 @@ int ctl_doctor(ctl_session *session, const char *const *words)
         sl_buf_puts(&d.out, "{\"findings\":[");
     ask_etcd(&d);
     look_at_routers(&d);
+    compare_secrets(&d);
     look_at_roles(&d);
     compare_members(&d);
     look_at_instances(&d);

@@ -107,6 +107,7 @@ static void copy_member(const Sluice__V1__Member *from, clu_member_info *to)
     copy_text(to->kv, sizeof(to->kv), from->kv);
     copy_text(to->metrics, sizeof(to->metrics), from->metrics);
     copy_text(to->version, sizeof(to->version), from->version);
+    copy_text(to->secret_mark, sizeof(to->secret_mark), from->secret_mark);
     to->incarnation = from->incarnation;
     to->slots = from->slots;
     to->pages = from->pages;

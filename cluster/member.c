@@ -105,6 +105,11 @@ sl_status clu_member_check(const clu_member_info *info, sl_err *err)
         return sl_fail(err, SL_INVALID, "metrics \"%s\": want host:port", info->metrics);
     if ((unsigned)info->state >= CLU_MEMBER_STATE_COUNT)
         return sl_fail(err, SL_INVALID, "state %d: unknown", (int)info->state);
+    size_t mark = strlen(info->secret_mark);
+    if (mark != strspn(info->secret_mark, "0123456789abcdef") ||
+        (mark != 0 && mark != CLU_SECRET_MARK_MAX - 1))
+        return sl_fail(err, SL_INVALID, "secret_mark: want %d lower-case hex digits",
+                       CLU_SECRET_MARK_MAX - 1);
     SL_TRY(check_text(info->version, "version", err));
     SL_TRY(check_text(info->stamp.numerics_id, "stamp.numerics_id", err));
     SL_TRY(check_text(info->stamp.model_hash, "stamp.model_hash", err));
@@ -136,6 +141,8 @@ void clu_member_write_json(sl_buf *buf, const clu_member_info *info)
                   info->pages, info->context_max);
     write_text(buf, ",\"state\":", clu_member_state_name(info->state));
     write_text(buf, ",\"version\":", info->version);
+    if (info->secret_mark[0])
+        write_text(buf, ",\"secret_mark\":", info->secret_mark);
     sl_buf_putc(buf, '}');
 }
 
@@ -183,6 +190,7 @@ static sl_status parse_root(const sl_json *root, clu_member_info *info, sl_err *
     TEXT("kv", false, info->kv);
     TEXT("metrics", false, info->metrics);
     TEXT("version", false, info->version);
+    TEXT("secret_mark", false, info->secret_mark);
     SL_TRY(get_incarnation(root, &info->incarnation, err));
     SL_TRY(get_state(root, &info->state, err));
     SL_TRY(get_u32(root, "context_max", &info->context_max, err));
@@ -244,5 +252,5 @@ bool clu_member_equal(const clu_member_info *a, const clu_member_info *b)
            strcmp(a->stamp.weights_version, b->stamp.weights_version) == 0 &&
            strcmp(a->stamp.cache_format, b->stamp.cache_format) == 0 && a->slots == b->slots &&
            a->pages == b->pages && a->context_max == b->context_max && a->state == b->state &&
-           strcmp(a->version, b->version) == 0;
+           strcmp(a->version, b->version) == 0 && strcmp(a->secret_mark, b->secret_mark) == 0;
 }

@@ -18,6 +18,7 @@ extern "C" {
 #define CLU_TEXT_MAX        160
 #define CLU_KEY_MAX         256
 #define CLU_MEMBER_JSON_MAX 8192
+#define CLU_SECRET_MARK_MAX 17 /* 16 hex digits and the NUL */
 
 typedef enum clu_member_state {
     CLU_MEMBER_STATE_READY,
@@ -49,6 +50,7 @@ typedef struct clu_member_info {
     uint32_t context_max;
     clu_member_state state;
     char version[CLU_TEXT_MAX];
+    char secret_mark[CLU_SECRET_MARK_MAX]; /* routers: tells cluster secrets apart; "" = none */
 } clu_member_info;
 
 /* "ready", "draining", "left". */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/secret.h"
 
 #define PASSWORD_MAX 256
 
@@ -14,23 +15,6 @@ struct clu_trust {
     char user[CLU_ETCD_USER_MAX];
     char password[PASSWORD_MAX];
 };
-
-static sl_status read_password(const char *path, char out_password[PASSWORD_MAX], sl_err *err)
-{
-    FILE *file = fopen(path, "re");
-    if (!file)
-        return sl_fail_errno(err, SL_IO, "--etcd-password-file: open %s", path);
-    bool read = fgets(out_password, PASSWORD_MAX, file) != NULL;
-    fclose(file);
-    size_t length = read ? strcspn(out_password, "\r\n") : 0;
-    if (length == 0 || length == PASSWORD_MAX - 1)
-        return sl_fail(
-            err, SL_INVALID,
-            "--etcd-password-file %s: want a password of 1 to %d bytes on its first line", path,
-            PASSWORD_MAX - 2);
-    out_password[length] = '\0';
-    return sl_ok();
-}
 
 static bool given(const char *text)
 {
@@ -54,7 +38,8 @@ static sl_status open_all(clu_trust *trust, const clu_trust_options *options, sl
     if (strlen(options->etcd_user) >= sizeof(trust->user))
         return sl_fail(err, SL_TOO_LARGE, "--etcd-user: over %zu bytes", sizeof(trust->user) - 1);
     snprintf(trust->user, sizeof(trust->user), "%s", options->etcd_user);
-    return read_password(options->etcd_password_file, trust->password, err);
+    return sl_secret_read("--etcd-password-file", options->etcd_password_file, 1, trust->password,
+                          sizeof(trust->password), err);
 }
 
 sl_status clu_trust_open(const clu_trust_options *options, clu_trust **out_trust, sl_err *err)

@@ -48,7 +48,7 @@ typedef struct clu_trust_options { /* NULL: not given */
         CLU_TRUST_OPTION(owner, member, etcd_key, "etcd-key", "its private key (PEM)"),            \
         CLU_TRUST_OPTION(owner, member, etcd_user, "etcd-user", "name by which etcd knows us"),    \
         CLU_TRUST_OPTION(owner, member, etcd_password_file, "etcd-password-file",                  \
-                         "file with its password, on its first line")
+                         "file with its password, on its first line; not open to others")
 
 typedef struct clu_trust clu_trust;
 

@@ -117,16 +117,15 @@ static bool check_string(const sl_json *root, const char *field, rtr_api_error *
     return true;
 }
 
-/* Requests with unlike salts never share cached pages, nor does timing tell them of each other. The
- * key is fixed, so that every router says the same. */
-static bool read_cache_salt(rtr_api_request *r, const sl_json *root, rtr_api_error *error)
+/* Requests with unlike salts never share cached pages, nor does timing tell them of each other. */
+static bool read_cache_salt(const rtr_api_settings *settings, rtr_api_request *r,
+                            const sl_json *root, rtr_api_error *error)
 {
-    static const uint64_t KEY[2] = {0x63616368655f7361ull, 0x6c745f7370616365ull};
     if (!check_string(root, "cache_salt", error))
         return false;
     size_t size = 0;
     const char *salt = sl_json_string(given(root, "cache_salt"), &size);
-    r->cache_space = salt && size > 0 ? sl_siphash(KEY, salt, size) : 0;
+    r->cache_space = rtr_space(&settings->space_key, salt ? salt : "", size);
     return true;
 }
 
@@ -500,7 +499,7 @@ static bool prepare_generation(const rtr_api_settings *settings, rtr_api_request
     sl_err err;
     r->choice_count = 1;
     if (!read_stream(r, root, error) || !read_count(root, "n", &r->choice_count, error) ||
-        !check_string(root, "user", error) || !read_cache_salt(r, root, error) ||
+        !check_string(root, "user", error) || !read_cache_salt(settings, r, root, error) ||
         !read_priority(r, root, error) || !read_stop(r, root, error) ||
         !read_bool(root, "include_stop_str_in_output", "include_stop_str_in_output",
                    &r->include_stop, error) ||

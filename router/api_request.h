@@ -11,6 +11,7 @@
 #include "model/sampling.h"
 #include "model/shape.h"
 #include "model/tokenizer.h"
+#include "router/space.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -42,6 +43,7 @@ typedef struct rtr_api_settings {
     mdl_chat_options chat;
     uint32_t max_tokens_default; /* of chat answers */
     bool plain_content;          /* added tokens inside message contents count as text */
+    rtr_space_key space_key;
 } rtr_api_settings;
 
 typedef struct rtr_api_request {

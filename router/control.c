@@ -60,6 +60,7 @@ static void list_member(const rtr_control *control, listing *list, const clu_vie
     out->slots = info->slots;
     out->pages = info->pages;
     out->context_max = info->context_max;
+    out->secret_mark = (char *)info->secret_mark;
     list->stamps[i].numerics_id = (char *)info->stamp.numerics_id;
     list->stamps[i].model_hash = (char *)info->stamp.model_hash;
     list->stamps[i].weights_version = (char *)info->stamp.weights_version;

@@ -380,6 +380,12 @@ static const sl_option OPTIONS[] = {
      .default_text = "0.05",
      .help = "share of the imbalance that a plan must take away to be worth its moves"},
     CLU_TRUST_OPTIONS(rtr_options, trust),
+    {.name = "cluster-secret-file",
+     .section = "Trust",
+     .type = SL_OPTION_STRING,
+     .offset = AT(cluster_secret_file),
+     .help = "file with the cluster's secret on its first line, the same on all routers, not open "
+             "to others: nobody without it can tell or choose whose kept prefixes are shared"},
 };
 
 static sl_status check(const void *target, sl_err *err)

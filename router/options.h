@@ -26,6 +26,7 @@ typedef struct rtr_options {
     int64_t encode_threads;
     const char *etcd;
     const char *cluster;
+    const char *cluster_secret_file; /* NULL: none */
     uint64_t etcd_timeout_ns;
     uint64_t lease_ns;
     const char *model;

@@ -396,6 +396,8 @@ static sl_status join_cluster(router *r, sl_err *err)
     snprintf(info.control, sizeof info.control, "%s", rtr_control_address(r->control));
     snprintf(info.metrics, sizeof info.metrics, "%s", r->http_address);
     snprintf(info.version, sizeof info.version, "%s", SL_VERSION);
+    snprintf(info.secret_mark, sizeof info.secret_mark, "%s",
+             r->settings.shared.api.space_key.mark);
     clu_registration_options registration = {
         .cluster = r->options->cluster, .info = &info, .lease_ns = r->options->lease_ns};
     SL_TRY(clu_registration_create(r->etcd, &registration, &REGISTRATION_EVENTS, r,

@@ -83,6 +83,7 @@ sl_status rtr_settings_load(const rtr_options *options, rtr_settings *out, sl_er
 {
     memset(out, 0, sizeof *out);
     rtr_shared *shared = &out->shared;
+    SL_TRY(rtr_space_key_read(options->cluster_secret_file, &shared->api.space_key, err));
     SL_TRY(mdl_shape_load(options->model, &out->shape, err));
     SL_TRY(mdl_sampling_load(options->model, &shared->api.sampling_defaults, err));
     SL_TRY(mdl_tokenizer_load(options->model, &out->tokenizer, err));

@@ -1,15 +1,22 @@
 """Certificates, roles, etcd's own TLS and users: who may do what, and what those who may not are told."""
 
+import http.client
+import json
 import os
 import subprocess
 
-from lib import BIN, REFERENCE, Cluster, wait_for
+from lib import BIN, REFERENCE, Cluster, book_text, wait_for
 
 QUESTION = "Who are you?"
 
 
 def pki(directory, *arguments):
     subprocess.run([os.path.join(BIN, "sluicectl"), "pki", *arguments, "--dir", directory], check=True, capture_output=True)
+
+
+def write_secret(path, text):
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text + "\n")
 
 
 def options(directory, name, ca=None):
@@ -84,14 +91,17 @@ def test_etcd_users():
         assert cluster.ctl("members").returncode == 0
         assert cluster.chat(QUESTION, temperature=0, max_tokens=4).status == 200
         path = os.path.join(cluster.directory, "wrong-password")
-        with open(path, "w") as file:
-            file.write("wrong\n")
+        write_secret(path, "wrong")
         wrong = ["--etcd-user", "sluice", "--etcd-password-file", path]
         for trust, text in ((wrong, "are --etcd-user and --etcd-password-file right?"),
                             (["--etcd-user", "nobody", "--etcd-password-file", path], "as user nobody"), ([], "etcdserver: user name is empty"),
                             (["--etcd-user", "sluice"], "go together"), (["--etcd-user", "x", "--etcd-password-file", "/nowhere"], "/nowhere")):
             denied = cluster.ctl("--etcd-timeout", "3s", "members", trust=trust)
             assert denied.returncode == 1 and text in denied.stderr, denied.stderr
+        os.chmod(path, 0o644)
+        opened = cluster.ctl("members", trust=wrong)
+        assert opened.returncode == 1 and f"--etcd-password-file {path}: open to others (mode 644)" in opened.stderr, opened.stderr
+        os.chmod(path, 0o600)
         argv = list(cluster.node("decode-0")["argv"])
         argv[argv.index("--etcd-password-file") + 1] = path
         denied = subprocess.run([*argv, "--etcd-timeout", "2s", "--name", "decode-9", "--control", "127.0.0.1:0", "--metrics", "127.0.0.1:0"],
@@ -131,3 +141,74 @@ def test_pki():
     for part in ("OU = node", "CN = n", "DNS:node.sluice.internal", "IP Address:10.0.0.1", "DNS:n.example"):
         assert part in text, text
     assert subprocess.run(["openssl", "verify", "-CAfile", f"{directory}/ca.pem", f"{directory}/n.pem"], capture_output=True).returncode == 0
+
+
+def restart_router(cluster, name, path):
+    """With this file as its cluster secret; None: without one."""
+    state = json.load(open(os.path.join(cluster.directory, "cluster.json")))
+    node = next(n for n in state["nodes"] if n["name"] == name)
+    at = node["argv"].index("--cluster-secret-file") if "--cluster-secret-file" in node["argv"] else None
+    if at is not None:
+        del node["argv"][at:at + 2]
+    if path:
+        node["argv"] += ["--cluster-secret-file", path]
+    cluster.kill(name, "TERM")
+    wait_for(lambda: not cluster.alive(name), f"{name}'s end")
+    json.dump(state, open(os.path.join(cluster.directory, "cluster.json"), "w"))
+    cluster.start(name)
+    wait_for(lambda: usable(cluster, name) == 2, f"{name} again")
+
+
+def usable(cluster, name):
+    return sum(value for key, value in cluster.metrics(name).items() if key.startswith("sluice_usable_nodes"))
+
+
+def cached(cluster, router, prompt, expected, **fields):
+    """Tokens of the prompt that were not computed; the answer is the same in any case."""
+    connection = http.client.HTTPConnection(cluster.node(router)["http"], timeout=cluster.patience)
+    connection.request("POST", "/v1/completions", json.dumps({"model": "demo", "prompt": prompt, "temperature": 0, "max_tokens": 6, **fields}))
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    assert answer["choices"][0]["text"] == expected, (answer, expected)
+    return answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def secrets_found(cluster):
+    return [f["text"] for f in cluster.ctl_json("doctor")["findings"] if "cluster secret" in f["text"] + f["subject"]]
+
+
+def test_cluster_secret():
+    """Routers share kept prefixes under one secret only, salt or not; another one or none is told by doctor and changes no answer; a rotation,
+    router by router; a file that is none, too short, absent or open to others is refused at the start."""
+    with Cluster("trust-secret", "--routers", 2) as cluster:
+        prompt = book_text(300)
+        expected = REFERENCE.run(["--max-tokens", "6", "--temperature", "0", prompt])["text"]
+        path = os.path.join(cluster.directory, "other-secret")
+        write_secret(path, "another secret of at least 32 bytes")
+
+        def both(first, second, **fields):
+            """Whether the second router finds what came by the first one; each time in a cache space of its own."""
+            fields["cache_salt"] = os.urandom(8).hex()
+            assert cached(cluster, first, prompt, expected, **fields) == 0
+            return cached(cluster, second, prompt, expected, **fields) > 0
+        assert cached(cluster, "router-0", prompt, expected) == 0 and cached(cluster, "router-1", prompt, expected) > 0
+        assert both("router-0", "router-1") and secrets_found(cluster) == ["all routers have the same"]
+        for other, text in ((None, "has no cluster secret, unlike router-0"), (path, "has another cluster secret than router-0")):
+            restart_router(cluster, "router-1", other)
+            assert cached(cluster, "router-1", prompt, expected) == 0, "found without the secret"
+            assert not both("router-0", "router-1")
+            found = secrets_found(cluster)
+            assert len(found) == 1 and text in found[0], found
+        restart_router(cluster, "router-0", path)
+        assert both("router-0", "router-1") and secrets_found(cluster) == ["all routers have the same"]
+        assert all(len(r["secret_mark"]) == 16 for name, r in cluster.members().items() if name.startswith("router"))
+        argv = [*cluster.node("router-1")["argv"], "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0"]
+        for change, text in ((lambda: os.chmod(path, 0o640), None), (lambda: os.chmod(path, 0o644), "open to others (mode 644): chmod 600 it"),
+                             (lambda: write_secret(path, "short"), "open to others"), (lambda: os.chmod(path, 0o600), "want 32 to 512 bytes"),
+                             (lambda: os.remove(path), "No such file"), (lambda: os.mkdir(path), "not a regular file")):
+            change()
+            if text:
+                wrong = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+                assert wrong.returncode == 1 and "--cluster-secret-file" in wrong.stderr and text in wrong.stderr, (text, wrong)
+        os.rmdir(path)
+        cluster.wait_at_rest()

@@ -1150,7 +1150,7 @@ const ProtobufCMessageDescriptor sluice__v1__list_members_request__descriptor =
   (ProtobufCMessageInit) sluice__v1__list_members_request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__member__field_descriptors[13] =
+static const ProtobufCFieldDescriptor sluice__v1__member__field_descriptors[14] =
 {
   {
     "name",
@@ -1308,6 +1308,18 @@ static const ProtobufCFieldDescriptor sluice__v1__member__field_descriptors[13] 
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "secret_mark",
+    14,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Member, secret_mark),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__member__field_indices_by_name[] = {
   12,   /* field[12] = context_max */
@@ -1319,6 +1331,7 @@ static const unsigned sluice__v1__member__field_indices_by_name[] = {
   0,   /* field[0] = name */
   11,   /* field[11] = pages */
   1,   /* field[1] = role */
+  13,   /* field[13] = secret_mark */
   10,   /* field[10] = slots */
   6,   /* field[6] = stamp */
   7,   /* field[7] = state */
@@ -1327,7 +1340,7 @@ static const unsigned sluice__v1__member__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__member__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 13 }
+  { 0, 14 }
 };
 const ProtobufCMessageDescriptor sluice__v1__member__descriptor =
 {
@@ -1337,7 +1350,7 @@ const ProtobufCMessageDescriptor sluice__v1__member__descriptor =
   "Sluice__V1__Member",
   "sluice.v1",
   sizeof(Sluice__V1__Member),
-  13,
+  14,
   sluice__v1__member__field_descriptors,
   sluice__v1__member__field_indices_by_name,
   1,  sluice__v1__member__number_ranges,

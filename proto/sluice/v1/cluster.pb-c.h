@@ -76,10 +76,14 @@ struct  Sluice__V1__Member
   uint32_t slots;
   uint32_t pages;
   uint32_t context_max;
+  /*
+   * of routers: tells cluster secrets apart; "" = none
+   */
+  char *secret_mark;
 };
 #define SLUICE__V1__MEMBER__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__member__descriptor) \
-    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, NULL, (char *)protobuf_c_empty_string, NULL, (char *)protobuf_c_empty_string, 0, 0, 0 }
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, NULL, (char *)protobuf_c_empty_string, NULL, (char *)protobuf_c_empty_string, 0, 0, 0, (char *)protobuf_c_empty_string }
 
 
 struct  Sluice__V1__ListMembersReply

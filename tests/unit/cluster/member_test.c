@@ -45,6 +45,28 @@ TEST(round_trip)
     sl_buf_fini(&buf);
 }
 
+TEST(mark_of_a_secret)
+{
+    clu_member_info info, again;
+    sl_buf buf;
+    sl_buf_init(&buf, 0);
+    assert_ok(parse(SMALL(""), &info), &err);
+    assert_string_equal(info.secret_mark, "");
+    assert_ok(parse(SMALL(",\"secret_mark\":\"0123456789abcdef\""), &info), &err);
+    clu_member_write_json(&buf, &info);
+    assert_ok(parse(buf.data, &again), &err);
+    assert_string_equal(again.secret_mark, "0123456789abcdef");
+    assert_true(clu_member_equal(&info, &again));
+    again.secret_mark[0] = 0;
+    assert_false(clu_member_equal(&info, &again));
+    assert_code(parse(SMALL(",\"secret_mark\":\"0123456789abcde\""), &info), SL_INVALID);
+    assert_text_contains(err.text, "secret_mark: want 16 lower-case hex digits");
+    assert_code(parse(SMALL(",\"secret_mark\":\"0123456789ABCDEF\""), &info), SL_INVALID);
+    assert_code(parse(SMALL(",\"secret_mark\":\"0123456789abcdef0\""), &info), SL_INVALID);
+    assert_code(parse(SMALL(",\"secret_mark\":7"), &info), SL_INVALID);
+    sl_buf_fini(&buf);
+}
+
 TEST(difference_of_stamps)
 {
     clu_member_info a, b;
@@ -83,6 +105,7 @@ TEST(largest_fits)
     memset(info.stamp.model_hash, '"', sizeof(info.stamp.model_hash) - 1);
     memset(info.stamp.weights_version, '"', sizeof(info.stamp.weights_version) - 1);
     memset(info.stamp.cache_format, '"', sizeof(info.stamp.cache_format) - 1);
+    memset(info.secret_mark, 'f', sizeof(info.secret_mark) - 1);
     info.incarnation = UINT64_MAX;
     info.slots = info.pages = info.context_max = UINT32_MAX;
     assert_ok(clu_member_check(&info, &err), &err);
@@ -184,9 +207,13 @@ TEST(keys)
 }
 
 static const struct CMUnitTest TESTS[] = {
-    cmocka_unit_test(round_trip),   cmocka_unit_test(difference_of_stamps),
-    cmocka_unit_test(largest_fits), cmocka_unit_test(optional_and_unknown),
-    cmocka_unit_test(refused),      cmocka_unit_test(too_long),
+    cmocka_unit_test(round_trip),
+    cmocka_unit_test(mark_of_a_secret),
+    cmocka_unit_test(difference_of_stamps),
+    cmocka_unit_test(largest_fits),
+    cmocka_unit_test(optional_and_unknown),
+    cmocka_unit_test(refused),
+    cmocka_unit_test(too_long),
     cmocka_unit_test(keys),
 };
 TEST_MAIN(TESTS)
