@@ -31,9 +31,10 @@ typedef struct instance {
     rtr_rebalance *state;
     uint32_t silent; /* rounds in a row */
     bool waits;      /* for its plan */
+    uint64_t bytes;  /* of its experts, by the last round that all ranks answered */
     /* of the round under way */
     uint64_t answered; /* ranks, as bits */
-    uint64_t formation, placement, bytes;
+    uint64_t formation, placement, bytes_so_far;
     const char *missing;
     uint64_t *expert_rows, *rank_rows; /* [layers][experts], [layers][ranks] */
 } instance;
@@ -147,7 +148,7 @@ static void take(rtr_rebalancer *r, const Sluice__V1__ExpertsReply *reply)
     else if (reply->ranks_present != all_ranks(reply->ranks))
         of->missing = AWAY;
     of->answered |= UINT64_C(1) << reply->rank;
-    of->bytes += reply->expert_bytes;
+    of->bytes_so_far += reply->expert_bytes;
     for (size_t at = 0; at < reply->n_rows; at++) {
         of->expert_rows[at] += reply->rows[at];
         of->rank_rows[at / reply->experts * reply->ranks + reply->rank] += reply->rows[at];
@@ -157,10 +158,45 @@ static void take(rtr_rebalancer *r, const Sluice__V1__ExpertsReply *reply)
 static void round_clear(instance *of)
 {
     const rtr_rebalance *state = of->state;
-    of->answered = of->formation = of->placement = of->bytes = 0;
+    of->answered = of->formation = of->placement = of->bytes_so_far = 0;
     of->missing = NULL;
     memset(of->expert_rows, 0, (size_t)state->layers * state->experts * sizeof(uint64_t));
     memset(of->rank_rows, 0, (size_t)state->layers * state->ranks * sizeof(uint64_t));
+}
+
+static void job_end(rtr_rebalancer *r)
+{
+    job *j = &r->job;
+    if (j->runs) {
+        __atomic_store_n(&j->stopped, true, __ATOMIC_RELAXED);
+        (void)pthread_join(j->thread, NULL); /* it ends with the layer that it is at */
+    }
+    clu_request_drop(j->request);
+    clu_action_drop(j->run);
+    clu_placement_destroy(j->before);
+    clu_placement_destroy(j->after);
+    *j = (job){0};
+}
+
+static void forget_all(rtr_rebalancer *r)
+{
+    rtr_round_drop(r->round);
+    job_end(r);
+    for (uint32_t i = 0; i < r->instance_count; i++) {
+        sl_metric_set(r->options.metrics->ep_imbalance, r->instances[i]->name, 0);
+        instance_destroy(r->instances[i]);
+    }
+    r->instance_count = 0;
+    r->look_at = 0;
+}
+
+/* The settings may change between two looks: what a look began must not go on then. */
+static bool is_switched_off(rtr_rebalancer *r)
+{
+    bool off = r->options.tuned->rebalance == RTR_PLAN_MODE_OFF;
+    if (off)
+        forget_all(r);
+    return off;
 }
 
 /* ---- asking ---- */
@@ -205,11 +241,15 @@ static void forget_silent(rtr_rebalancer *r)
 static void on_round_end(void *context, sl_time_ns now)
 {
     rtr_rebalancer *r = context;
+    if (is_switched_off(r))
+        return;
     for (uint32_t i = 0; i < r->instance_count; i++) {
         instance *of = r->instances[i];
         of->silent = of->answered ? 0 : of->silent + 1;
         if (!of->missing && of->answered != all_ranks(of->state->ranks))
             of->missing = SILENT;
+        if (!of->missing)
+            of->bytes = of->bytes_so_far;
         rtr_rebalance_event event = {.kind = RTR_REBALANCE_SEEN,
                                      .seen = {.missing = of->missing,
                                               .formation = of->formation,
@@ -223,20 +263,6 @@ static void on_round_end(void *context, sl_time_ns now)
 }
 
 /* ---- a plan ---- */
-
-static void job_end(rtr_rebalancer *r)
-{
-    job *j = &r->job;
-    if (j->runs) {
-        __atomic_store_n(&j->stopped, true, __ATOMIC_RELAXED);
-        (void)pthread_join(j->thread, NULL); /* it ends with the layer that it is at */
-    }
-    clu_request_drop(j->request);
-    clu_action_drop(j->run);
-    clu_placement_destroy(j->before);
-    clu_placement_destroy(j->after);
-    *j = (job){0};
-}
 
 static void job_fail(rtr_rebalancer *r, const char *why)
 {
@@ -313,6 +339,8 @@ static void on_table(void *context, const ProtobufCMessage *message, const sl_er
     rtr_rebalancer *r = context;
     sl_err why = *err;
     r->job.request = NULL;
+    if (is_switched_off(r))
+        return;
     if (err->code != SL_OK || !sl_is_ok(plan_start(r, (const void *)message, &why)))
         job_fail(r, why.text);
 }
@@ -349,6 +377,8 @@ static void on_written(void *context, int64_t revision, const sl_err *err)
     instance *of = r->job.of;
     rtr_rebalance_event event = {.kind = RTR_REBALANCE_WRITTEN};
     r->job.run = NULL;
+    if (is_switched_off(r))
+        return;
     if (err->code != SL_OK) {
         job_fail(r, err->text);
         return;
@@ -433,18 +463,6 @@ static void step(rtr_rebalancer *r, instance *of, const rtr_rebalance_event *eve
 }
 
 /* ---- life ---- */
-
-static void forget_all(rtr_rebalancer *r)
-{
-    rtr_round_drop(r->round);
-    job_end(r);
-    for (uint32_t i = 0; i < r->instance_count; i++) {
-        sl_metric_set(r->options.metrics->ep_imbalance, r->instances[i]->name, 0);
-        instance_destroy(r->instances[i]);
-    }
-    r->instance_count = 0;
-    r->look_at = 0;
-}
 
 static bool rolls_out(const rtr_rebalancer *r)
 {

@@ -18,6 +18,8 @@ typedef struct rank {
     uint32_t number, ranks, layers, asked;
     uint64_t formation, placement, rows[LAYERS * EXPERTS];
     const char *instance;
+    bool holds; /* its answer, until rank_answer */
+    rpc_server_call *held;
 } rank;
 
 typedef struct fixture {
@@ -32,10 +34,8 @@ typedef struct fixture {
     int64_t fence;
 } fixture;
 
-static void on_experts(void *context, rpc_server_call *call, const ProtobufCMessage *request)
+static void rank_answer(rank *of, rpc_server_call *call)
 {
-    rank *of = context;
-    of->asked++;
     Sluice__V1__ExpertsReply reply = SLUICE__V1__EXPERTS_REPLY__INIT;
     for (uint32_t i = 0; i < LAYERS * EXPERTS; i++)
         of->rows[i] += of->number == 0 ? 9000 : 1000;
@@ -51,6 +51,16 @@ static void on_experts(void *context, rpc_server_call *call, const ProtobufCMess
     reply.n_rows = LAYERS * EXPERTS;
     reply.rows = of->rows;
     rpc_server_call_reply(call, &reply.base);
+}
+
+static void on_experts(void *context, rpc_server_call *call, const ProtobufCMessage *request)
+{
+    rank *of = context;
+    of->asked++;
+    if (of->holds)
+        of->held = call;
+    else
+        rank_answer(of, call);
 }
 
 static void rank_start(fixture *f, uint32_t number)
@@ -226,6 +236,46 @@ TEST(who_advises_writes_nothing)
     fixture_close(&f);
 }
 
+static bool is_in(fixture *f, rtr_rebalance_phase phase)
+{
+    const rtr_rebalance *state = look(f);
+    return state && state->phase == phase;
+}
+
+static bool forgotten(fixture *f)
+{
+    const char *name;
+    return rtr_rebalancer_at(f->r, 0, &name) == NULL;
+}
+
+/* Switched off between two looks: while ranks are asked, while the table is read, while the next
+ * one is written. Nothing that ends meanwhile goes on, and all of it works again afterwards. */
+TEST(switched_off_whatever_is_under_way)
+{
+    NEED_ETCD();
+    fixture f;
+    fixture_open(&f);
+    table_put(&f, 1);
+    f.ranks[2].holds = true;
+    wait_for((look(&f), f.ranks[2].held));
+    f.tuned.rebalance = RTR_PLAN_MODE_OFF;
+    rank_answer(&f.ranks[2], f.ranks[2].held);
+    f.ranks[2].holds = false;
+    wait_for(forgotten(&f));
+    static const rtr_rebalance_phase PHASES[] = {RTR_REBALANCE_PHASE_PLANNING,
+                                                 RTR_REBALANCE_PHASE_WRITING};
+    for (size_t i = 0; i < 2; i++) {
+        f.tuned.rebalance = RTR_PLAN_MODE_ACT;
+        wait_for(is_in(&f, PHASES[i]));
+        f.tuned.rebalance = RTR_PLAN_MODE_OFF;
+        wait_for(forgotten(&f));
+        table_put(&f, 1);
+    }
+    f.tuned.rebalance = RTR_PLAN_MODE_ACT;
+    wait_for(rolls_out(&f));
+    fixture_close(&f);
+}
+
 TEST(a_table_that_is_not_used_or_not_there_is_no_ground)
 {
     NEED_ETCD();
@@ -267,6 +317,7 @@ static const struct CMUnitTest TESTS[] = {
     ETCD_TEST(an_uneven_load_is_spread),
     ETCD_TEST(an_old_leader_spreads_nothing),
     ETCD_TEST(who_advises_writes_nothing),
+    ETCD_TEST(switched_off_whatever_is_under_way),
     ETCD_TEST(a_table_that_is_not_used_or_not_there_is_no_ground),
     ETCD_TEST(answers_that_cannot_be_are_left_out),
 };
