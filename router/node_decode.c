@@ -14,6 +14,7 @@
 
 #define SERVE_QUEUE_MESSAGES 4096
 #define SERVE_QUEUE_BYTES    ((size_t)64 << 20)
+#define PAUSE_SLACK_NS       (200 * SL_MS_NS)
 
 static sl_status serve_write(rtr_node *node, const Sluice__V1__RouterMessage *message)
 {
@@ -65,18 +66,26 @@ static void ask_answered(rtr_node *node, const char *request_id, uint32_t epoch)
 
 /* ---- messages of the rank */
 
+/* Another end than the one before, by more than a message may take. */
+static bool is_moved(sl_time_ns before, sl_time_ns until)
+{
+    return (before > until ? before - until : until - before) > PAUSE_SLACK_NS;
+}
+
 static void take_pause(rtr_node *node, const Sluice__V1__Load *load)
 {
-    sl_time_ns now = rtr_nodes_now(node->nodes);
+    sl_time_ns now = rtr_nodes_now(node->nodes), until = node->paused_until;
     bool before = rtr_node_is_paused(node);
     if (node->rests) /* until this came, at the latest */
         node->rested_at = now < node->paused_until ? now : node->paused_until;
     node->paused_until = load->pause_ms ? now + (sl_time_ns)load->pause_ms * SL_MS_NS : 0;
     node->rests = load->rests;
-    if (before == rtr_node_is_paused(node))
-        return;
-    sl_info("node %s %s", node->info.name, before ? "works again after a pause" : "is paused");
-    node->nodes->events.on_changed(node->nodes->context);
+    bool paused = rtr_node_is_paused(node);
+    if (before != paused)
+        sl_info("node %s %s", node->info.name, before ? "works again after a pause" : "is paused");
+    /* Requests that wait count from the end that they know. */
+    if (before != paused || (paused && is_moved(until, node->paused_until)))
+        node->nodes->events.on_changed(node->nodes->context);
 }
 
 /* A prefill rank tells its load by its calls, and of a pause here. */

@@ -404,7 +404,7 @@ void rtr_nodes_place(rtr_nodes *nodes, const rtr_request *request, uint32_t page
         place_among(nodes, request, pages, tokens, self_prefill, true, out_result);
     out_result->until = 0;
     for (const rtr_node *node = nodes->first; node; node = node->next)
-        if (node->paused_until > out_result->until)
+        if (!node->gone && node->paused_until > out_result->until)
             out_result->until = node->paused_until;
     if (out_result->lack == RTR_LACK_NONE)
         note_given(nodes, out_result);

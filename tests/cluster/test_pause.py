@@ -120,6 +120,20 @@ def test_a_pause_is_bounded():
         cluster.wait_at_rest()
 
 
+def test_a_pause_is_drawn_out():
+    """Who waits counts from the end that is said last: paused for a second, then for a minute."""
+    with Cluster("pause-longer", "--env", SLOW, IMPATIENT) as cluster:
+        assert cluster.ctl("weights", "pause", "--for", "1s").returncode == 0
+        later, asked = ask_later(cluster)
+        waiting_for(cluster, 0)
+        assert cluster.ctl("weights", "pause", "--for", "60s").returncode == 0
+        waiting_for(cluster, 1000 + LONG_MS)
+        assert cluster.ctl("weights", "resume").returncode == 0
+        later.join()
+        assert asked["answer"].status == 200, asked["answer"].text
+        cluster.wait_at_rest()
+
+
 def test_chosen_nodes():
     """Others do the work; what is paused changes no role; a drain ends the pause, and what was kept moves."""
     with Cluster("pause-chosen", "--decode", 2, "--env", SLOW) as cluster:
