@@ -43,6 +43,7 @@ typedef struct com_options {
     const char *listen; /* "127.0.0.1:0"; the network is trusted, as kvtransfer's */
     bool allow_wildcard;
     uint64_t wait_ns; /* longest wait for the others in one phase; 0 = COM_WAIT_MS */
+    bool carries;     /* com_group_carry does something: a thread of its own */
     const com_backend *backend;
     void *backend_context;
 } com_options;
@@ -147,6 +148,12 @@ SL_MUST_USE sl_status com_combine_post(com_group *group, const void *outputs,
 /* The outputs of com_dispatch_post are in the returns memory. out_faulty: rank_count if all could
  * compute, else the lowest rank that could not; its outputs are then unspecified. */
 SL_MUST_USE sl_status com_combine_wait(com_group *group, uint32_t *out_faulty, sl_err *err);
+
+/* After a post: a thread of the group moves what is on its way until the wait, in which the caller
+ * takes the group back; between the two it calls nothing but what any thread may. Worth it where
+ * the caller computes for longer than a thread takes to wake. Nothing without com_options.carries.
+ */
+void com_group_carry(com_group *group);
 
 /* ---- the end */
 

@@ -13,6 +13,7 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 #include "base/rng.h"
+#include "comm/carrier.h"
 #include "comm/group.h"
 #include "comm/transport.h"
 
@@ -61,8 +62,9 @@ struct com_group {
     com_header own_header;
     uint32_t phase; /* the open one, or the next */
     bool open;
-    com_kind kind;    /* of the open phase */
-    uint32_t sending; /* not yet told com_group_sent */
+    com_kind kind;        /* of the open phase */
+    uint32_t sending;     /* not yet told com_group_sent */
+    com_carrier *carrier; /* NULL: none */
     bool connecting;
     bool told; /* the others, that it failed */
     sl_code code;
@@ -349,6 +351,7 @@ static const com_wire *phase_wire(const com_group *group, uint32_t rank)
 /* Everybody's message is there, and of this kind. */
 static sl_status phase_wait(com_group *group, com_kind kind, sl_err *err)
 {
+    com_carrier_take_back(group->carrier);
     sl_assert(group->open && group->kind == kind);
     sl_time_ns begun = sl_now_ns();
     SL_TRY(group_wait(group, phase_done, begun + group->wait_ns, NULL, err));
@@ -365,6 +368,45 @@ static void phase_close(com_group *group)
         group->peers[r].slots[group->phase % 2].full = false;
     group->phase++;
     group->open = false;
+}
+
+/* ---- carried by another thread */
+
+static bool carry_progress(void *context)
+{
+    const com_group *group = context;
+    return group->ops->progress(group->transport);
+}
+
+static bool carry_done(void *context)
+{
+    com_group *group = context;
+    return is_failed(group) || atomic_load_explicit(&group->abort_text, memory_order_relaxed) ||
+           phase_done(group);
+}
+
+static bool carry_arm(void *context)
+{
+    const com_group *group = context;
+    return group->ops->arm(group->transport);
+}
+
+static int carry_fd(void *context)
+{
+    const com_group *group = context;
+    return group->ops->fd(group->transport);
+}
+
+static sl_status carrier_create(com_group *group, sl_err *err)
+{
+    static const com_carrier_ops OPS = {carry_progress, carry_done, carry_arm, carry_fd};
+    return com_carrier_create(&OPS, group, &group->carrier, err);
+}
+
+void com_group_carry(com_group *group)
+{
+    sl_assert(group->open);
+    com_carrier_give(group->carrier);
 }
 
 /* ---- gather */
@@ -663,8 +705,11 @@ sl_status com_group_open(const com_options *options, com_group **out_group, sl_e
     group->wait_ns = options->wait_ns ? options->wait_ns : COM_WAIT_MS * SL_MS_NS;
     group->ops = options->backend;
     group->instance_hash = hash(group->instance, strlen(group->instance)) ^ options->rank_count;
-    sl_status status = group->ops->open(options, group, &group->transport, err);
+    sl_status status = options->carries ? carrier_create(group, err) : sl_ok();
+    if (sl_is_ok(status))
+        status = group->ops->open(options, group, &group->transport, err);
     if (!sl_is_ok(status)) {
+        com_carrier_destroy(group->carrier);
         sl_free(group);
         return status;
     }
@@ -694,6 +739,7 @@ void com_group_close(com_group *group)
 {
     if (!group)
         return;
+    com_carrier_destroy(group->carrier);
     group->ops->close(group->transport);
     windows_free(group);
     tables_free(group);

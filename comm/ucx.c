@@ -1,8 +1,9 @@
 /* The backend over UCX: a listener, an endpoint to each other rank, active messages, rendezvous
  * into the receiver's window.
  *
- * Owns context, worker, listener and endpoints; no thread: whoever owns the group makes progress.
- * The traps of UCX 1.13 that shaped it are those of kvtransfer/README.md. */
+ * Owns context, worker, listener and endpoints; no thread: whoever has the group makes progress,
+ * its owner or its carrier. The traps of UCX 1.13 that shaped it are those of kvtransfer/README.md.
+ */
 #include "comm/ucx.h"
 
 #include <netinet/in.h>
@@ -350,7 +351,7 @@ static sl_status ucx_context(com_transport *transport, sl_err *err)
 static sl_status ucx_worker(com_transport *transport, sl_err *err)
 {
     ucp_worker_params_t params = {.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
-                                  .thread_mode = UCS_THREAD_MODE_SINGLE};
+                                  .thread_mode = UCS_THREAD_MODE_SERIALIZED};
     ucs_status_t status = ucp_worker_create(transport->context, &params, &transport->worker);
     if (status != UCS_OK)
         return ucx_fail(err, status, "create a UCX worker");

@@ -35,7 +35,7 @@ uint32_t eng_cpu_expert_inputs(const eng_engine *engine, const eng_layer *layer,
 uint32_t eng_cpu_expert_downs(const eng_engine *engine, const eng_layer *layer,
                               eng_cpu_product *out_products);
 SL_MUST_USE bool eng_cpu_experts(eng_engine *engine, const eng_layer *layer, uint32_t rows);
-SL_MUST_USE bool eng_cpu_exchange(eng_engine *engine, const eng_layer *layer, uint32_t rows);
+extern const eng_exchange_ops eng_cpu_exchange;
 
 #ifdef __cplusplus
 }

@@ -158,31 +158,50 @@ static void loads_count(eng_engine *engine, uint32_t layer)
     }
 }
 
-bool eng_cpu_exchange(eng_engine *engine, const eng_layer *layer, uint32_t rows)
+static bool send(eng_engine *engine, const eng_layer *layer, uint32_t rows)
 {
     const eng_ranks *ranks = engine->ranks;
-    eng_scratch *s = &engine->s;
-    com_part parts[COM_RANKS_MAX];
-    uint32_t faulty;
-    bool own = rows_prepare(engine, rows);
-    if (!own)
-        rows = 0; /* those of others do not suffer for it */
     const com_rows sent = {
-        eng_moe_index(engine, layer), rows, ranks->rows, ranks->scales, s->experts,
+        .layer = eng_moe_index(engine, layer),
+        .row_count = rows,
+        .rows = ranks->rows,
+        .scales = ranks->scales,
+        .experts = engine->s.experts,
     };
-    if (!sl_is_ok(com_dispatch_post(ranks->group, &sent, s->expert_places, NULL)))
-        return lost(engine);
-    own = shared_run(engine, layer, rows) && own; /* while the rows are on their way */
+    return sl_is_ok(com_dispatch_post(ranks->group, &sent, engine->s.expert_places, NULL)) ||
+           lost(engine);
+}
+
+static bool experts_of_all(eng_engine *engine, const eng_layer *layer, uint32_t rows)
+{
+    const eng_ranks *ranks = engine->ranks;
+    com_part parts[COM_RANKS_MAX];
     if (!sl_is_ok(com_dispatch_wait(ranks->group, parts, NULL)))
         return lost(engine);
     rows_take(engine, rows, parts);
     uint32_t stacked = places_group(engine, rows, parts);
-    loads_count(engine, sent.layer);
+    loads_count(engine, eng_moe_index(engine, layer));
     bool computed = experts_run(engine, layer, stacked);
-    if (!sl_is_ok(com_combine_post(ranks->group, s->down, ranks->places, !computed, NULL)) ||
-        !sl_is_ok(com_combine_wait(ranks->group, &faulty, NULL)))
+    if (!sl_is_ok(com_combine_post(ranks->group, engine->s.down, ranks->places, !computed, NULL)))
+        return lost(engine);
+    return computed;
+}
+
+static bool receive(eng_engine *engine)
+{
+    const eng_ranks *ranks = engine->ranks;
+    uint32_t faulty;
+    if (!sl_is_ok(com_combine_wait(ranks->group, &faulty, NULL)))
         return lost(engine);
     if (faulty < ranks->size)
         engine->fault = "an expert of another rank";
-    return own && computed && faulty == ranks->size;
+    return faulty == ranks->size;
 }
+
+const eng_exchange_ops eng_cpu_exchange = {
+    .prepare = rows_prepare,
+    .send = send,
+    .shared = shared_run,
+    .experts = experts_of_all,
+    .receive = receive,
+};

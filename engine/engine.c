@@ -16,6 +16,7 @@
 
 #define LAYER_GROUP_DEFAULT  8u
 #define SEQUENCES_DEFAULT    64u
+#define MICRO_BATCH_ROWS     256u
 #define SEQUENCES_LIMIT      4096u
 #define CACHE_FORMAT_VERSION 1u
 #define SUM_KEY_0            0x736c75696365206bull /* arbitrary, fixed: part of the cache format */
@@ -120,6 +121,8 @@ static sl_status engine_set_options(eng_engine *engine, const eng_options *optio
         return sl_fail(err, SL_INVALID, "engine options: a negative size");
     uint32_t context_limit = (uint32_t)engine->model->shape.position_max;
     engine->rows_max = options->rows_max ? (uint32_t)options->rows_max : ENG_ROWS_DEFAULT;
+    engine->micro_batch_rows =
+        options->micro_batch_rows ? options->micro_batch_rows : MICRO_BATCH_ROWS;
     engine->sequences_max =
         options->sequences_max ? (uint32_t)options->sequences_max : SEQUENCES_DEFAULT;
     engine->context_max = options->context_max ? options->context_max : context_limit;

@@ -99,19 +99,19 @@ typedef struct eng_stamp {
 #define ENG_OVERCOMMIT_MAX 10000u
 
 typedef struct eng_options {
-    uint64_t kv_bytes;    /* cache memory; at least one page */
-    int layer_group;      /* layers in one piece on the wire; 0 = 8 */
-    int sequences_max;    /* 0 = 64 */
-    int rows_max;         /* rows of one step (chunk tokens or batch), <= ENG_BATCH_ROWS_MAX; 0 =
-                             ENG_ROWS_DEFAULT */
-    uint32_t context_max; /* tokens of one sequence; 0 = the shape's position_max */
-    int threads;          /* CPU pool, the calling thread included; 0 = all cores */
+    uint64_t kv_bytes;           /* cache memory; at least one page */
+    int layer_group;             /* layers in one piece on the wire; 0 = 8 */
+    int sequences_max;           /* 0 = 64 */
+    int rows_max;                /* of one step, <= ENG_BATCH_ROWS_MAX; 0 = ENG_ROWS_DEFAULT */
+    uint32_t context_max;        /* tokens of one sequence; 0 = the shape's position_max */
+    int threads;                 /* CPU pool, the calling thread included; 0 = all cores */
     uint32_t overcommit_percent; /* pages promised to sequences, of those there are; 0 = 100 */
     uint32_t weights_version;    /* 0 = 1; for a process that starts with reloaded weights */
     const char *tier_path;       /* second cache tier: a file, for the engine's life; NULL = none */
     uint64_t tier_bytes;
-    uint64_t transit_bytes;  /* memory for blocks on their way (engine/transit.h); 0 = the cache
-                                itself, which only the host's own can be */
+    uint64_t transit_bytes;    /* memory for blocks on their way (engine/transit.h); 0 = the cache
+                                  itself, which only the host's own can be */
+    uint32_t micro_batch_rows; /* over ranks: rows that split a step (engine/parallel.h); 0 = 256 */
     struct com_group *group; /* of a model with ep_size > 1, joined; borrowed. NULL: its formations
                                 are offered later (engine/parallel.h) */
     bool cache_on_host; /* CUDA: the cache in pinned host memory, which the host may read and write

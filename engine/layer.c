@@ -94,8 +94,8 @@ static bool dense_mlp(eng_engine *engine, const eng_layer *layer, uint32_t rows)
     return engine->ops->linear(engine, s->gate, rows, &out, 1);
 }
 
-/* Of main layers: drafts are not what the model answers with. */
-static void keep_routing(eng_engine *engine, uint32_t rows)
+/* Of main layers: drafts are not what the model answers with. first: row of the step. */
+static void keep_routing(eng_engine *engine, uint32_t first, uint32_t rows)
 {
     const mdl_routing_layout *layout = &engine->routing;
     if (!engine->step_routing || engine->step_layer >= (uint32_t)engine->model->shape.layer_count)
@@ -108,23 +108,30 @@ static void keep_routing(eng_engine *engine, uint32_t rows)
     for (uint32_t row = 0; row < rows; row++)
         mdl_routing_put(layout, engine->step_layer, experts + (size_t)row * layout->chosen,
                         weights + (size_t)row * layout->chosen,
-                        engine->routing_rows + (size_t)row * layout->row_bytes);
+                        engine->routing_rows + (size_t)(first + row) * layout->row_bytes);
+}
+
+bool eng_layer_route(eng_engine *engine, const eng_layer *layer, uint32_t rows)
+{
+    eng_scratch *s = &engine->s;
+    engine->ops->linear_f32(engine, &layer->router, s->n, NULL, rows, s->router_logits);
+    return engine->ops->route(engine, layer, rows);
+}
+
+void eng_layer_combine(eng_engine *engine, uint32_t first, uint32_t rows)
+{
+    engine->ops->combine(engine, rows, engine->s.x);
+    keep_routing(engine, first, rows);
 }
 
 /* s.n -> s.x */
 static bool moe(eng_engine *engine, const eng_layer *layer, uint32_t rows)
 {
-    const eng_ops *ops = engine->ops;
-    eng_scratch *s = &engine->s;
-    if (!eng_ranks_join(engine))
+    if (engine->ranks)
+        return eng_ranks_moe(engine, layer, rows);
+    if (!eng_layer_route(engine, layer, rows) || !engine->ops->experts(engine, layer, rows))
         return false;
-    ops->linear_f32(engine, &layer->router, s->n, NULL, rows, s->router_logits);
-    if (!ops->route(engine, layer, rows))
-        return false;
-    if (engine->ranks ? !eng_ranks_moe(engine, layer, rows) : !ops->experts(engine, layer, rows))
-        return false;
-    ops->combine(engine, rows, s->x);
-    keep_routing(engine, rows);
+    eng_layer_combine(engine, 0, rows);
     return true;
 }
 
@@ -151,7 +158,7 @@ static void layer_show(eng_engine *engine, uint32_t index, const eng_batch *batc
     engine->tap->layer(engine->tap->context, &shown);
 }
 
-bool eng_layer_run(eng_engine *engine, uint32_t index, const eng_batch *batch, bool first)
+bool eng_layer_attend(eng_engine *engine, uint32_t index, const eng_batch *batch, bool first)
 {
     sl_assert(batch->row_count > 0 && batch->row_count <= engine->rows_max);
     eng_scratch *s = &engine->s;
@@ -159,12 +166,17 @@ bool eng_layer_run(eng_engine *engine, uint32_t index, const eng_batch *batch, b
     const krn_cache cache = eng_engine_layer_cache(engine, index);
     uint32_t rows = batch->row_count, hidden = (uint32_t)engine->model->shape.hidden_size;
     engine->step_layer = engine->model->layer_first + index;
-    if (!engine->ops->norm(engine, s->x, first ? NULL : s->res, layer->input_norm, rows, hidden,
-                           s->n, s->res))
-        return false;
-    if (!attention(engine, layer, &cache, batch))
-        return false;
-    if (!engine->ops->norm(engine, s->x, s->res, layer->post_norm, rows, hidden, s->n, s->res))
+    return engine->ops->norm(engine, s->x, first ? NULL : s->res, layer->input_norm, rows, hidden,
+                             s->n, s->res) &&
+           attention(engine, layer, &cache, batch) &&
+           engine->ops->norm(engine, s->x, s->res, layer->post_norm, rows, hidden, s->n, s->res);
+}
+
+bool eng_layer_run(eng_engine *engine, uint32_t index, const eng_batch *batch, bool first)
+{
+    const eng_layer *layer = &engine->model->layers[index];
+    uint32_t rows = batch->row_count;
+    if (!eng_layer_attend(engine, index, batch, first))
         return false;
     bool ok = layer->dense ? dense_mlp(engine, layer, rows) : moe(engine, layer, rows);
     if (ok)

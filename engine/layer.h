@@ -14,6 +14,13 @@ bool eng_batch_scored(const eng_engine *engine, const eng_batch *batch);
  * leave it. false: NaN or infinity, see engine->fault. */
 SL_MUST_USE bool eng_layer_run(eng_engine *engine, uint32_t index, const eng_batch *batch,
                                bool first);
+/* Its first half: s.x and s.res -> s.n, s.res; the rows are in the cache. */
+SL_MUST_USE bool eng_layer_attend(eng_engine *engine, uint32_t index, const eng_batch *batch,
+                                  bool first);
+/* s.n -> which experts, with which weights. */
+SL_MUST_USE bool eng_layer_route(eng_engine *engine, const eng_layer *layer, uint32_t rows);
+/* What the experts gave -> s.x. first: row of the step that s begins with. */
+void eng_layer_combine(eng_engine *engine, uint32_t first, uint32_t rows);
 /* Only what the layer leaves in the cache: s.x enters, as a first layer's. */
 SL_MUST_USE bool eng_layer_run_keys(eng_engine *engine, uint32_t index, const eng_batch *batch);
 

@@ -60,6 +60,17 @@ typedef struct eng_run_shape {
     uint32_t slots; /* no row sees a slot from here on: a power of two */
 } eng_run_shape;
 
+/* `experts` over the ranks of an instance, in its parts and in this order: what a rank does between
+ * `send` and `experts`, and between that and `receive`, hides what is on its way. `rows` of its own
+ * may be 0: the others need its experts. false: a fault, or ranks->lost. */
+typedef struct eng_exchange_ops {
+    bool (*prepare)(eng_engine *engine, uint32_t rows); /* s.n in the form that travels */
+    bool (*send)(eng_engine *engine, const eng_layer *layer, uint32_t rows);
+    bool (*shared)(eng_engine *engine, const eng_layer *layer, uint32_t rows);  /* anywhere */
+    bool (*experts)(eng_engine *engine, const eng_layer *layer, uint32_t rows); /* of all ranks */
+    bool (*receive)(eng_engine *engine); /* then `combine` may run */
+} eng_exchange_ops;
+
 struct eng_ops {
     const char *(*numerics_id)(void);
     uint32_t expert_align; /* the rows of an expert start at a multiple of it */
@@ -138,9 +149,7 @@ struct eng_ops {
     bool (*route)(eng_engine *engine, const eng_layer *layer, uint32_t rows);
     /* s.n -> s.down (rows stacked by expert) and s.shared_out. */
     bool (*experts)(eng_engine *engine, const eng_layer *layer, uint32_t rows);
-    /* The same over the ranks of an instance, with the others' rows; 0 rows of its own are
-     * possible. false: a fault, or engine->broken. NULL: the backend works alone only. */
-    bool (*exchange)(eng_engine *engine, const eng_layer *layer, uint32_t rows);
+    const eng_exchange_ops *exchange; /* NULL: the backend works alone only */
     void (*combine)(eng_engine *engine, uint32_t rows, void *out_y);
     bool (*finite)(eng_engine *engine, const float *values, size_t count);
     /* Brings the first `rows` of s.logits to engine->host_logits; there after finish. NULL:

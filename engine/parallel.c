@@ -13,6 +13,7 @@
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "engine/micro_batch.h"
 #include "engine/ranks.h"
 
 /* ---- model ---- */
@@ -360,25 +361,25 @@ static bool ranks_post(eng_engine *engine, eng_wish wish, uint32_t rows)
     return sl_is_ok(com_header_post(ranks->group, &header, NULL)) || ranks_fail(engine);
 }
 
-/* Layers of a run, of model->layers. */
-static void run_layers(const eng_engine *engine, eng_wish run, uint32_t *out_first,
-                       uint32_t *out_end)
+/* What a run is made of: layers of model->layers, in micro-batches. */
+static void run_set(eng_engine *engine, eng_wish run)
 {
     const eng_model *model = engine->model;
-    *out_end = run == ENG_WISH_STEP ? (uint32_t)model->shape.layer_count : model->layer_count;
-    *out_first =
-        run == ENG_WISH_STEP ? (uint32_t)model->shape.dense_layer_count : model->layer_count - 1;
+    eng_ranks *ranks = engine->ranks;
+    bool draft = run == ENG_WISH_DRAFT;
+    ranks->at = draft ? model->layer_count - 1 : (uint32_t)model->shape.dense_layer_count;
+    ranks->end = draft ? model->layer_count : (uint32_t)model->shape.layer_count;
+    ranks->batches = run == ENG_WISH_STEP_SPLIT ? 2 : 1;
 }
 
-/* With no rows of its own. */
-static bool run_idle(eng_engine *engine, uint32_t first, uint32_t end)
+/* What is left of the run, with no rows of its own. */
+static bool run_idle(eng_engine *engine)
 {
-    for (uint32_t layer = first; layer < end; layer++) {
-        engine->step_layer = layer;
-        if (!engine->ops->exchange(engine, &engine->model->layers[layer], 0) && engine->ranks->lost)
+    eng_ranks *ranks = engine->ranks;
+    for (; ranks->at < ranks->end; ranks->at++)
+        if (!eng_micro_moe(engine, ranks->at, 0, ranks->batches) && ranks->lost)
             return ranks_fail(
                 engine); /* a fault of another kind fails those whose rows these are */
-    }
     return true;
 }
 
@@ -417,6 +418,7 @@ static eng_wish ranks_agree(eng_engine *engine, bool *out_over)
     for (uint32_t r = 0; r < ranks->size; r++)
         run = headers[r].wish > run ? headers[r].wish : run;
     ranks->runs++;
+    ranks->split_runs += run == ENG_WISH_STEP_SPLIT;
     bool known = run < ENG_WISH_COUNT && (run != ENG_WISH_DRAFT || engine->model->mtp);
     if (known)
         return (eng_wish)run;
@@ -433,9 +435,16 @@ bool eng_ranks_begin(eng_engine *engine, eng_wish wish, uint32_t rows)
     sl_assert(ranks->wish == ENG_WISH_NONE && wish != ENG_WISH_NONE && !engine->tap);
     if (engine->broken || ranks_idle(ranks))
         return false;
-    ranks->wish = wish;
+    ranks->wish =
+        wish == ENG_WISH_STEP && rows >= engine->micro_batch_rows ? ENG_WISH_STEP_SPLIT : wish;
     ranks->joined = false;
-    return ranks_post(engine, wish, rows);
+    return ranks_post(engine, ranks->wish, rows);
+}
+
+/* A rank that wants a step takes part in a split one with its own rows. */
+static bool is_wished(eng_wish wish, eng_wish run)
+{
+    return run == wish || (wish == ENG_WISH_STEP && run == ENG_WISH_STEP_SPLIT);
 }
 
 bool eng_ranks_join(eng_engine *engine)
@@ -443,22 +452,19 @@ bool eng_ranks_join(eng_engine *engine)
     eng_ranks *ranks = engine->ranks;
     if (!ranks || ranks->joined)
         return true;
-    uint32_t first, end, layer = engine->step_layer;
+    uint32_t layer = engine->step_layer;
     for (;;) {
         bool over;
         eng_wish run = ranks_agree(engine, &over), wish = ranks->wish;
         if (ranks->lost)
             return false;
-        if (run == wish)
+        run_set(engine, run);
+        if (is_wished(wish, run))
             break;
-        run_layers(engine, run, &first, &end);
-        if ((!over && !run_idle(engine, first, end)) || !ranks_post(engine, wish, 0))
+        if ((!over && !run_idle(engine)) || !ranks_post(engine, wish, 0))
             return false;
     }
-    run_layers(engine, ranks->wish, &first, &end);
     engine->step_layer = layer;
-    ranks->at = first;
-    ranks->end = end;
     ranks->joined = true;
     return true;
 }
@@ -466,10 +472,27 @@ bool eng_ranks_join(eng_engine *engine)
 bool eng_ranks_moe(eng_engine *engine, const eng_layer *layer, uint32_t rows)
 {
     eng_ranks *ranks = engine->ranks;
-    sl_assert(ranks->joined && layer == &engine->model->layers[ranks->at] &&
-              ranks->at < ranks->end);
-    ranks->at++;
-    return engine->ops->exchange(engine, layer, rows) || (ranks->lost && ranks_fail(engine));
+    if (!eng_ranks_join(engine))
+        return false;
+    sl_assert(layer == &engine->model->layers[ranks->at] && ranks->at < ranks->end);
+    return eng_micro_moe(engine, ranks->at++, rows, ranks->batches) ||
+           (ranks->lost && ranks_fail(engine));
+}
+
+bool eng_ranks_split(const eng_engine *engine)
+{
+    const eng_ranks *ranks = engine->ranks;
+    return ranks && ranks->joined && ranks->batches > 1 && ranks->at < ranks->end;
+}
+
+bool eng_ranks_layers(eng_engine *engine, const eng_batch *batch, uint32_t first,
+                      bool (*fn)(void *context, uint32_t index), void *context)
+{
+    eng_ranks *ranks = engine->ranks;
+    sl_assert(eng_ranks_split(engine) && first == ranks->at);
+    ranks->at = ranks->end;
+    return eng_micro_layers(engine, batch, first, ranks->end, fn, context) ||
+           (ranks->lost && ranks_fail(engine));
 }
 
 void eng_ranks_end(eng_engine *engine)
@@ -480,7 +503,7 @@ void eng_ranks_end(eng_engine *engine)
     const char *fault = engine->fault;
     uint32_t layer = engine->step_layer;
     if (eng_ranks_join(engine))
-        (void)run_idle(engine, ranks->at, ranks->end); /* lost: ranks->lost says it */
+        (void)run_idle(engine); /* lost: ranks->lost says it */
     if (!ranks->lost)
         ranks_note(ranks);
     engine->fault = fault;
@@ -491,7 +514,6 @@ void eng_ranks_end(eng_engine *engine)
 bool eng_engine_take_part(eng_engine *engine)
 {
     eng_ranks *ranks = engine->ranks;
-    uint32_t first, end;
     bool over;
     if (!ranks || engine->broken)
         return false;
@@ -506,8 +528,8 @@ bool eng_engine_take_part(eng_engine *engine)
     eng_wish run = ranks_agree(engine, &over);
     if (run == ENG_WISH_NONE)
         return true;
-    run_layers(engine, run, &first, &end);
-    if (run_idle(engine, first, end))
+    run_set(engine, run);
+    if (run_idle(engine))
         ranks_note(ranks);
     return true;
 }
@@ -515,6 +537,11 @@ bool eng_engine_take_part(eng_engine *engine)
 uint64_t eng_engine_runs(const eng_engine *engine)
 {
     return engine->ranks ? engine->ranks->runs : 0;
+}
+
+uint64_t eng_engine_split_runs(const eng_engine *engine)
+{
+    return engine->ranks ? engine->ranks->split_runs : 0;
 }
 
 int eng_engine_ranks_fd(const eng_engine *engine)

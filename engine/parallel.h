@@ -5,6 +5,9 @@
  * ranks run together: eng_step and eng_draft wait for the others, which take part with
  * eng_engine_take_part when they have nothing to compute themselves.
  *
+ * A step in which a rank brings many rows is *split* on all of them: two micro-batches, of which
+ * one computes while the other's rows are on their way. That changes no bit.
+ *
  * Which ranks step together, and which experts each holds, is a *formation*: a connected group and
  * a table. Another one is made ready beside it and offered; all ranks go over to it between two
  * runs, in the first whose headers say that everybody is ready. When a group fails its runs wait
@@ -103,6 +106,8 @@ void eng_engine_expert_loads(const eng_engine *engine, uint64_t *out_rows);
 bool eng_engine_take_part(eng_engine *engine);
 /* Runs so far, own ones and those of others. */
 uint64_t eng_engine_runs(const eng_engine *engine);
+/* Of them those of two micro-batches. */
+uint64_t eng_engine_split_runs(const eng_engine *engine);
 /* To sleep until another rank may want a run: readable once arm has returned true; false: there is
  * something already. -1: one process alone, or none is in use. */
 int eng_engine_ranks_fd(const eng_engine *engine);

@@ -14,8 +14,9 @@ extern "C" {
 
 typedef enum eng_wish {
     ENG_WISH_NONE,
-    ENG_WISH_STEP,  /* the main layers */
-    ENG_WISH_DRAFT, /* the MTP layer; goes first, so that steps meet */
+    ENG_WISH_STEP,       /* the main layers */
+    ENG_WISH_STEP_SPLIT, /* the same as two micro-batches: whoever wants a step splits its rows */
+    ENG_WISH_DRAFT,      /* the MTP layer; goes first, so that steps meet */
     ENG_WISH_COUNT,
 } eng_wish;
 
@@ -25,10 +26,11 @@ struct eng_ranks {
     bool fixed;       /* it is the only one */
     bool lost;        /* it has failed */
     uint32_t rank, size;
-    uint64_t runs;
+    uint64_t runs, split_runs;
     eng_wish wish; /* of the run that has begun; NONE: none */
     bool joined;   /* all ranks are at its layers `at` .. `end` - 1, indexes of model->layers */
     uint32_t at, end;
+    uint32_t batches; /* micro-batches of the run */
     void *memory;
     size_t bytes;
     uint8_t *rows;    /* [size * rows_max][row_bytes]: own ones, then the others' */
@@ -63,9 +65,13 @@ static inline uint32_t eng_moe_index(const eng_engine *engine, const eng_layer *
 /* A run of this rank's own begins: the others hear of it. false: the group has failed. Nothing to
  * do, and true, without ranks; so all below. */
 SL_MUST_USE bool eng_ranks_begin(eng_engine *engine, eng_wish wish, uint32_t rows);
-/* s.n -> s.down and s.shared_out through the experts of all ranks, once the rows are routed; in the
- * place of eng_ops.experts. */
+/* s.n -> s.x through the experts of all ranks. */
 SL_MUST_USE bool eng_ranks_moe(eng_engine *engine, const eng_layer *layer, uint32_t rows);
+/* The run is one of two micro-batches, and all ranks are there: layers that follow one with experts
+ * go by eng_ranks_layers, from `first` to the last. fn: as eng_micro_layers. */
+bool eng_ranks_split(const eng_engine *engine);
+SL_MUST_USE bool eng_ranks_layers(eng_engine *engine, const eng_batch *batch, uint32_t first,
+                                  bool (*fn)(void *context, uint32_t index), void *context);
 /* Before the first layer with experts of a run: until all ranks are there. */
 SL_MUST_USE bool eng_ranks_join(eng_engine *engine);
 /* The run has ended here. What is left of it, if a fault ended it early, still needs this rank. */

@@ -145,6 +145,7 @@ struct eng_engine {
     bool plain;
     uint32_t element_bytes;
     uint32_t rows_max;
+    uint32_t micro_batch_rows; /* rows of a step from which on it is split, over ranks */
     uint32_t sequences_max;
     uint32_t context_max;
     uint32_t blocks_max;

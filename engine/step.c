@@ -175,23 +175,48 @@ static bool layer_ends_group(const eng_engine *engine, uint32_t layer)
     return (layer + 1) % engine->layout.group_layers == 0 && layer + 1 < engine->layout.layer_count;
 }
 
+/* Whom to tell of groups of layers that are done. */
+typedef struct group_watcher {
+    eng_engine *engine;
+    eng_group_fn fn; /* may be NULL */
+    void *context;
+} group_watcher;
+
+static bool layer_done(void *context, uint32_t layer)
+{
+    const group_watcher *watcher = context;
+    eng_engine *engine = watcher->engine;
+    if (!watcher->fn || !layer_ends_group(engine, layer))
+        return true;
+    if (!engine->ops->finish(engine))
+        return false;
+    watcher->fn(watcher->context, layer / engine->layout.group_layers);
+    return true;
+}
+
+static bool step_layers(eng_engine *engine, const eng_batch *batch, group_watcher *watcher)
+{
+    uint32_t count = engine->model->layer_end - engine->model->layer_first;
+    for (uint32_t layer = 0; layer < count; layer++) {
+        if (eng_ranks_split(engine))
+            return eng_ranks_layers(engine, batch, layer, layer_done, watcher);
+        if (!eng_layer_run(engine, layer, batch, layer == 0) || !layer_done(watcher, layer))
+            return false;
+    }
+    return true;
+}
+
 static bool step_main(eng_engine *engine, const eng_batch *batch, eng_group_fn on_group,
                       void *context)
 {
     eng_scratch *s = &engine->s;
     const eng_model *model = engine->model;
     uint32_t rows = batch->row_count;
+    group_watcher watcher = {.engine = engine, .fn = on_group, .context = context};
     engine->ops->begin(engine, batch);
     engine->ops->embed(engine, batch, s->x);
-    for (uint32_t layer = 0; layer < model->layer_end - model->layer_first; layer++) {
-        if (!eng_layer_run(engine, layer, batch, layer == 0))
-            return false;
-        if (on_group && layer_ends_group(engine, layer)) {
-            if (!engine->ops->finish(engine))
-                return false;
-            on_group(context, layer / engine->layout.group_layers);
-        }
-    }
+    if (!step_layers(engine, batch, &watcher))
+        return false;
     if (!engine->ops->norm(engine, s->x, s->res, model->final_norm, rows,
                            (uint32_t)model->shape.hidden_size, s->h, NULL))
         return false;

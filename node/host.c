@@ -366,6 +366,8 @@ static sl_status open_engine(nod_host *host, sl_err *err)
         .layer_group = (int)options->layer_group,
         .sequences_max = (int)(options->max_sequences + options->queue_max),
         .rows_max = (int)host->rows_max,
+        .micro_batch_rows =
+            options->ep_micro_batch ? (uint32_t)options->ep_micro_batch : UINT32_MAX,
         .context_max = (uint32_t)options->context_max,
         .threads = (int)options->threads,
         .weights_version = (uint32_t)options->weights_version,

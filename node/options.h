@@ -38,6 +38,7 @@ typedef struct nod_options {
     const char *instance;
     const char *ep_listen;
     uint64_t ep_timeout_ns;
+    int64_t ep_micro_batch; /* rows; 0: never */
     uint64_t ep_start_timeout_ns;
     int backend; /* nod_backend */
     const char *cuda_library;

@@ -68,6 +68,7 @@ static com_options group_options(const nod_host *host)
         .listen = options->ep_listen,
         .allow_wildcard = options->kv_allow_wildcard,
         .wait_ns = options->ep_timeout_ns,
+        .carries = options->ep_micro_batch > 0,
         .backend = &com_backend_ucx,
     };
 }

@@ -62,6 +62,7 @@ static void team_open(team *t, uint32_t size, uint64_t wait_ns)
                                      .rank = r,
                                      .rank_count = size,
                                      .wait_ns = wait_ns,
+                                     .carries = r % 2 == 1,
                                      .backend = &com_backend_fake,
                                      .backend_context = t->fake};
         p->of = t;

@@ -155,9 +155,11 @@ static inline sl_status kit_layer(kit_rank *r, uint32_t layer, uint64_t stream, 
     uint32_t count = kit_fill(r, stream);
     const com_rows rows = {layer, count, r->rows, r->scales, r->experts};
     SL_TRY(com_dispatch_post(r->group, &rows, r->places, err));
+    com_group_carry(r->group); /* those whose options say so */
     SL_TRY(com_dispatch_wait(r->group, parts, err));
     kit_compute(r, parts);
     SL_TRY(com_combine_post(r->group, r->outputs, r->stacked, faulty, err));
+    com_group_carry(r->group);
     SL_TRY(com_combine_wait(r->group, out_faulty, err));
     if (*out_faulty == com_group_size(r->group))
         kit_check(r, layer, count);

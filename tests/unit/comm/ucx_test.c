@@ -21,6 +21,30 @@ static void child_contacts(uint32_t size, char contacts[][COM_CONTACT_MAX])
     }
 }
 
+/* Its message goes while it waits for a word of the parent, which has heard that it is there. */
+static void child_carried(kit_rank *r)
+{
+    sl_err err;
+    char line[LINE];
+    com_part parts[COM_RANKS_MAX];
+    uint32_t count = kit_fill(r, 10), faulty;
+    const com_rows rows = {0, count, r->rows, r->scales, r->experts};
+    assert_int_equal(count, KIT_ROWS); /* more than is sent at once */
+    assert_ok(com_dispatch_post(r->group, &rows, r->places, &err), &err);
+    if (com_group_rank(r->group) == 1) {
+        com_group_carry(r->group);
+        assert_non_null(fgets(line, sizeof(line), stdin));
+    }
+    assert_ok(com_dispatch_wait(r->group, parts, &err), &err);
+    printf("there\n");
+    fflush(stdout);
+    kit_compute(r, parts);
+    assert_ok(com_combine_post(r->group, r->outputs, r->stacked, false, &err), &err);
+    com_group_carry(r->group); /* both, and one has nothing to do it with */
+    assert_ok(com_combine_wait(r->group, &faulty, &err), &err);
+    kit_check(r, 0, count);
+}
+
 static int child_rank(char **argv)
 {
     static kit_rank r;
@@ -34,6 +58,7 @@ static int child_rank(char **argv)
                                  .rank_count = size,
                                  .listen = "127.0.0.1:0",
                                  .wait_ns = strtoull(argv[5], NULL, 10) * SL_MS_NS,
+                                 .carries = atoi(argv[2]) % 2 == 1,
                                  .backend = &com_backend_ucx};
     kit_layout(&r, size);
     assert_ok(com_group_open(&options, &r.group, &err), &err);
@@ -46,6 +71,8 @@ static int child_rank(char **argv)
                                 NULL, &err),
               &err);
     kit_buffers(&r);
+    if (runs == 0)
+        child_carried(&r);
     sl_status status = sl_ok();
     uint32_t run = 0;
     for (; run < runs && sl_is_ok(status); run++) {
@@ -134,6 +161,28 @@ TEST(processes_exchange_rows_by_tcp)
     exchange(3, "tcp,self");
 }
 
+/* A message goes while its sender does something else: large ones need it or its carrier. */
+static void carried(const char *tls)
+{
+    child children[2];
+    char line[LINE];
+    children_start(children, 2, 0, 20000, tls);
+    child_line(&children[0], line, LINE);
+    assert_string_equal(line, "there\n");
+    fputs("go on\n", children[1].in);
+    fflush(children[1].in);
+    child_line(&children[1], line, LINE);
+    assert_string_equal(line, "there\n");
+    for (uint32_t r = 0; r < 2; r++)
+        child_end(&children[r], true);
+}
+
+TEST(what_is_carried_goes_while_its_sender_rests)
+{
+    carried("tcp,shm,self");
+    carried("tcp,self");
+}
+
 static void fault(int signal_number)
 {
     child children[3];
@@ -166,6 +215,7 @@ TEST(a_stopped_rank_fails_the_others_at_the_deadline)
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(processes_exchange_rows_by_shared_memory),
     cmocka_unit_test(processes_exchange_rows_by_tcp),
+    cmocka_unit_test(what_is_carried_goes_while_its_sender_rests),
     cmocka_unit_test(a_killed_rank_fails_the_others),
     cmocka_unit_test(a_stopped_rank_fails_the_others_at_the_deadline),
 };

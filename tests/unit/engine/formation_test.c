@@ -187,6 +187,7 @@ static void form(game *g, uint32_t number)
         const com_options options = {.instance = "test",
                                      .rank = r,
                                      .rank_count = SIZE,
+                                     .carries = r > 0,
                                      .backend = &com_backend_fake,
                                      .backend_context = to->fake};
         if ((to->mask >> r & 1) == 0)

@@ -48,6 +48,7 @@ static void team_open(team *t)
         const com_options options = {.instance = "test",
                                      .rank = r,
                                      .rank_count = SIZE,
+                                     .carries = true,
                                      .backend = &com_backend_fake,
                                      .backend_context = t->fake};
         assert_ok(com_group_open(&options, &t->groups[r], &err), &err);
@@ -129,17 +130,29 @@ static void faults(const nano_options *files, const char *words)
     nano_remove(&n);
 }
 
+/* Both micro-batches and the whole step at once. */
 TEST(a_fault_before_the_experts_leaves_the_ranks_together)
 {
-    faults(&(nano_options){.huge = "model.layers.1.post_attention_layernorm.weight"}, "layer 1");
-    faults(&(nano_options){.huge = "model.layers.0.input_layernorm.weight"}, "layer 0");
+    for (int whole = 0; whole < 2; whole++) {
+        kit_never_splits = whole;
+        faults(&(nano_options){.huge = "model.layers.1.post_attention_layernorm.weight"},
+               "layer 1");
+        faults(&(nano_options){.huge = "model.layers.2.post_attention_layernorm.weight"},
+               "layer 2");
+        faults(&(nano_options){.huge = "model.layers.0.input_layernorm.weight"}, "layer 0");
+    }
+    kit_never_splits = false;
 }
 
 TEST(a_fault_in_an_expert_fails_those_whose_rows_it_had)
 {
-    faults(&(nano_options){.e8m0 = true,
-                           .huge = "model.layers.2.mlp.experts.6.up_proj.weight_scale_inv"},
-           "another rank");
+    for (int whole = 0; whole < 2; whole++) {
+        kit_never_splits = whole;
+        faults(&(nano_options){.e8m0 = true,
+                               .huge = "model.layers.2.mlp.experts.6.up_proj.weight_scale_inv"},
+               "another rank");
+    }
+    kit_never_splits = false;
 }
 
 static void play_death(player *p)

@@ -198,9 +198,21 @@ static inline void kit_take_part(eng_engine *engine, int fd)
     }
 }
 
+/* The first rank wants two micro-batches now and then, the second often, others never: who wants
+ * none takes part in them. */
+static bool kit_never_splits;
+
+static inline uint32_t kit_micro_batch_rows(const com_group *group)
+{
+    static const uint32_t ROWS[] = {40, 12};
+    uint32_t rank = group ? com_group_rank(group) : 0;
+    return rank < 2 && !kit_never_splits ? ROWS[rank] : UINT32_MAX;
+}
+
 static inline eng_options kit_engine_options(com_group *group)
 {
     return (eng_options){.kv_bytes = 64 << 20,
+                         .micro_batch_rows = kit_micro_batch_rows(group),
                          .rows_max = KIT_ROWS + KIT_ACTIVE * ENG_DRAFTS_MAX,
                          .threads = 1,
                          .sequences_max = KIT_ACTIVE,

@@ -25,6 +25,7 @@ static int child_main(char **argv)
                                  .rank = rank,
                                  .rank_count = size,
                                  .listen = "127.0.0.1:0",
+                                 .carries = rank != 2,
                                  .backend = &com_backend_ucx};
     assert_ok(com_group_open(&options, &group, &err), &err);
     printf("%s\n", com_group_contact(group));
@@ -42,6 +43,8 @@ static int child_main(char **argv)
         printf("%llx\n", (unsigned long long)streams[i].sum);
     com_stats stats;
     com_stats_get(group, &stats);
+    uint64_t runs = eng_engine_runs(r.engine), split = eng_engine_split_runs(r.engine);
+    assert_true(split > 0 && split < runs);
     printf("%s %llu %llu %llu %u %u\n", eng_engine_stamp(r.engine)->model_hash,
            (unsigned long long)eng_model_expert_bytes(r.model),
            (unsigned long long)stats.dispatch_bytes, (unsigned long long)stats.combine_bytes,
