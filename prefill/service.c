@@ -781,8 +781,8 @@ void pre_service_clear(pre_service *service)
         slot *job = &service->slots[i];
         if (!job->used || job->core.state >= PRE_STATE_CLOSING)
             continue;
-        job->err.code = sl_fail(&job->err, SL_UNAVAILABLE, "the weights are replaced").code;
-        pre_event event = {.kind = PRE_EVENT_COMPUTE_FAILED, .code = SL_UNAVAILABLE};
+        job->err.code = sl_fail(&job->err, SL_CONFLICT, "the weights are replaced").code;
+        pre_event event = {.kind = PRE_EVENT_COMPUTE_FAILED, .code = SL_CONFLICT};
         handle(job, &event);
     }
 }

@@ -30,6 +30,7 @@ extern "C" {
 #define RTR_PROMPT_MAX            (1u << 20)
 #define RTR_ANSWER_TOKEN_TEXT_MAX 4096u /* text of one token */
 #define RTR_ATTEMPTS_MAX          16u   /* what --attempts may be at most */
+#define RTR_REPLACED_MAX          64u   /* times that a request begins again under other weights */
 #define RTR_ACTIONS_MAX           8u    /* of one step of the request machine */
 #define RTR_JSON_DEPTH            64
 #define RTR_TRACE_EVENTS          8192u /* a loop remembers of requests; as many of why (2.6 MiB) */

@@ -17,7 +17,8 @@ static const char *const STATE_NAMES[RTR_STATE_COUNT] = {
     [RTR_STATE_FAILED] = "failed",
 };
 
-#define TO(state) (1u << (state))
+#define TO(state)        (1u << (state))
+#define WEIGHTS_REPLACED "weights_replaced" /* reason of a migration */
 
 /* Which states may follow which. DECODING follows ADMITTING when a rank that was asked again turns
  * out to run already; DONE follows QUEUED when a lost rank had sent every token but not the end. */
@@ -295,13 +296,10 @@ static void count_loss(rtr_request *r, const char *reason)
     }
 }
 
-/* The decode node is gone or useless: a new place for everything. */
-static void decode_lost(rtr_request *r, const char *reason, const char *text, bool tell,
-                        sl_time_ns now, rtr_actions *out)
+static void decode_gone(rtr_request *r, const char *text, bool tell, sl_time_ns now,
+                        rtr_actions *out)
 {
     bool was_queued = r->state == RTR_STATE_QUEUED;
-    if (!was_queued)
-        count_loss(r, reason);
     drop_prefill(r, out);
     drop_decode(r, tell, out);
     if (!was_queued && !attempts_left(r)) {
@@ -315,6 +313,28 @@ static void decode_lost(rtr_request *r, const char *reason, const char *text, bo
         request_set_state(r, RTR_STATE_QUEUED, SL_NEVER);
     if (!finish_if_complete(r, out))
         enter_queue(r, fresh, now, out);
+}
+
+/* The decode node is gone or useless: a new place for everything. */
+static void decode_lost(rtr_request *r, const char *reason, const char *text, bool tell,
+                        sl_time_ns now, rtr_actions *out)
+{
+    if (r->state != RTR_STATE_QUEUED)
+        count_loss(r, reason);
+    decode_gone(r, text, tell, now, out);
+}
+
+/* As an operator wished, and no failure: once more, here or there, and no attempt is spent. */
+static void weights_replaced(rtr_request *r, const char *text, sl_time_ns now, rtr_actions *out)
+{
+    if (r->replaced >= RTR_REPLACED_MAX) {
+        decode_lost(r, WEIGHTS_REPLACED, text, false, now, out);
+        return;
+    }
+    r->replaced++;
+    if (!r->migration)
+        r->migration = WEIGHTS_REPLACED;
+    decode_gone(r, text, false, now, out);
 }
 
 /* The prefill is over when the tokens have begun, and more of the prompt was to be told. */
@@ -504,7 +524,8 @@ static void on_prefill_failed(rtr_request *r, const rtr_event *e, sl_time_ns now
         fail_with(r, e->code, e->text, true, out);
         return;
     }
-    if (e->code == SL_FULL) { /* not a loss: it only had no room */
+    /* Not a loss: it had no room, or has other weights now than the decode node has. */
+    if (e->code == SL_FULL || e->code == SL_CONFLICT || e->code == SL_INCOMPATIBLE) {
         remember(r->refused_prefill, &r->refused_prefill_count, r->prefill);
         note_refusal(r, e->code, e->text, now);
         r->prefill = 0;
@@ -551,8 +572,8 @@ static void on_decode_finish(rtr_request *r, const rtr_event *e, sl_time_ns now,
         decode_lost(r, "transfer_failed", text, false, now, out);
         return;
     }
-    if (e->finish == RTR_FINISH_FAILED && e->code == SL_CONFLICT) { /* once more, here or there */
-        decode_lost(r, "weights_replaced", text, false, now, out);
+    if (e->finish == RTR_FINISH_FAILED && e->code == SL_CONFLICT) {
+        weights_replaced(r, text, now, out);
         return;
     }
     if (e->finish == RTR_FINISH_FAILED)

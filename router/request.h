@@ -161,6 +161,7 @@ typedef struct rtr_request {
     uint32_t prefills_lost; /* for `decode` */
     uint32_t attempts;      /* granted admissions lost */
     uint32_t admit_losses;  /* admissions lost before an answer */
+    uint32_t replaced;      /* times that the decode node took other weights under it */
     uint32_t token_count;   /* tokens taken so far: the next index */
     bool prefill_running;
     bool rows_done;

@@ -768,6 +768,32 @@ TEST(decode_node_gives_up)
         "request) | failed");
 }
 
+/* Weights are replaced as often as an operator likes: that costs time and no attempt, up to a bound
+ * of its own. */
+TEST(replaced_weights_are_no_failure)
+{
+    script s;
+    begin(&s);
+    for (uint32_t i = 0; i < RTR_REPLACED_MAX + 2; i++) {
+        char step[3][160];
+        const char *lines[] = {step[0], step[1], step[2], NULL};
+        uint32_t e = i + 1;
+        snprintf(step[0], sizeof step[0],
+                 "tokens d1 e%u 0+0 failed conflict => cancel p7, place | queued", e);
+        snprintf(step[1], sizeof step[1], "placed d1 p7 => admit d1 e%u | admitting", e + 1);
+        snprintf(step[2], sizeof step[2],
+                 "admitted d1 e%u => migrated weights_replaced, prefill p7 e%u | prefilling", e + 1,
+                 e + 1);
+        run(&s, lines);
+        assert_int_equal(s.request.attempts, i < RTR_REPLACED_MAX ? 0 : i + 1 - RTR_REPLACED_MAX);
+    }
+    begin(&s); /* the prefill node's are others now: no loss either */
+    RUN("unfilled e1 conflict => place | queued", "placed d1 p8 => admit d1 e2 | admitting",
+        "admitted d1 e2 => prefill p8 e2 | prefilling",
+        "unfilled e2 incompatible => place | queued", "placed d1 p9 => admit d1 e3 | admitting");
+    assert_int_equal(s.request.attempts, 0);
+}
+
 TEST(client_goes)
 {
     script s;
@@ -972,6 +998,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(silent_nodes),
     cmocka_unit_test(the_rank_prefills_itself),
     cmocka_unit_test(decode_node_gives_up),
+    cmocka_unit_test(replaced_weights_are_no_failure),
     cmocka_unit_test(client_goes),
     cmocka_unit_test(stop_string_and_abort),
     cmocka_unit_test(transition_table),
