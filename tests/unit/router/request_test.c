@@ -1,237 +1,6 @@
-/* The request machine by scripts: each line is an event and the whole of what must follow. */
-#include "tests/unit/test.h"
-
+/* The request machine: what goes well, waits, breaks off and comes back. */
 #include "base/rng.h"
-#include "router/request.h"
-
-#define MS(n) ((sl_time_ns)(n)*SL_MS_NS)
-
-static rtr_request_limits limits_of_test(void)
-{
-    rtr_request_limits limits = {
-        .place_timeout_ns = MS(5000),
-        .queue_timeout_ns = MS(60000),
-        .admit_timeout_ns = MS(1000),
-        .progress_timeout_ns = MS(3000),
-        .self_timeout_ns = MS(20000),
-        .token_timeout_ns = MS(4000),
-        .attach_timeout_ns = MS(2000),
-        .refusal_pause_ns = MS(100),
-        .attempts_max = 3,
-        .max_tokens = 10,
-    };
-    return limits;
-}
-
-/* ---- a script: "verb arguments => actions | state"; time moves with "wait MS" */
-
-typedef struct script {
-    rtr_request_limits limits;
-    rtr_request request;
-    sl_time_ns now;
-} script;
-
-static void render(const script *s, const rtr_actions *actions, char *out, size_t size)
-{
-    size_t at = 0;
-    out[0] = 0;
-    for (uint32_t i = 0; i < actions->count; i++) {
-        const rtr_action *a = &actions->at[i];
-        const char *sep = i ? ", " : "";
-        switch (a->kind) {
-        case RTR_ACTION_PLACE:
-            at += (size_t)snprintf(out + at, size - at, "%splace", sep);
-            break;
-        case RTR_ACTION_ADMIT:
-            at += (size_t)snprintf(out + at, size - at, "%sadmit d%d e%u", sep, (int)a->node,
-                                   a->epoch);
-            break;
-        case RTR_ACTION_RUN_PREFILL:
-            at += (size_t)snprintf(out + at, size - at, "%sprefill p%d e%u", sep, (int)a->node,
-                                   a->epoch);
-            break;
-        case RTR_ACTION_ATTACH:
-            at += (size_t)snprintf(out + at, size - at, "%sattach d%d e%u", sep, (int)a->node,
-                                   a->epoch);
-            break;
-        case RTR_ACTION_CANCEL_DECODE:
-            at += (size_t)snprintf(out + at, size - at, "%s%s d%d", sep,
-                                   a->moved ? "move from" : "cancel", (int)a->node);
-            break;
-        case RTR_ACTION_CANCEL_PREFILL:
-            at += (size_t)snprintf(out + at, size - at, "%scancel p%d", sep, (int)a->node);
-            break;
-        case RTR_ACTION_DELIVER:
-            at += (size_t)snprintf(out + at, size - at, "%sdeliver %u+%u", sep, a->skip, a->count);
-            break;
-        case RTR_ACTION_MIGRATED:
-            at += (size_t)snprintf(out + at, size - at, "%smigrated %s", sep, a->text);
-            break;
-        case RTR_ACTION_FINISH:
-            at += (size_t)snprintf(out + at, size - at, "%sfinish %s", sep,
-                                   a->finish == RTR_FINISH_LENGTH ? "length" : "stop");
-            break;
-        case RTR_ACTION_FAIL:
-            at += (size_t)snprintf(out + at, size - at, "%sfail %s (%s)", sep,
-                                   sl_code_name(a->code), a->text);
-            break;
-        }
-    }
-    snprintf(out + at, size - at, "%s| %s", at ? " " : "", rtr_state_name(s->request.state));
-}
-
-static sl_code code_of(const char *name)
-{
-    for (int code = 0; code < 64; code++) {
-        if (strcmp(sl_code_name((sl_code)code), name) == 0)
-            return (sl_code)code;
-    }
-    fail_msg("no code %s", name);
-    return SL_INTERNAL;
-}
-
-static rtr_finish finish_of(const char *name)
-{
-    static const char *const NAMES[] = {"none", "stop", "length", "failed", "cancelled"};
-    for (int i = 0; i < 5; i++) {
-        if (strcmp(NAMES[i], name) == 0)
-            return (rtr_finish)i;
-    }
-    fail_msg("no finish %s", name);
-    return RTR_FINISH_NONE;
-}
-
-static bool parse_lack(const char *line, rtr_event *e)
-{
-    static const struct {
-        const char *text;
-        rtr_lack lack;
-    } LACKS[] = {{"no decode", RTR_LACK_DECODE}, {"no prefill", RTR_LACK_PREFILL},
-                 {"no budget", RTR_LACK_BUDGET}, {"no node works", RTR_LACK_PAUSED},
-                 {"no room", RTR_LACK_ROOM},     {"too large", RTR_LACK_SIZE}};
-    unsigned until = 0;
-    for (size_t i = 0; i < sizeof(LACKS) / sizeof(LACKS[0]); i++)
-        if (strncmp(line, LACKS[i].text, strlen(LACKS[i].text)) == 0)
-            e->lack = LACKS[i].lack;
-    if (sscanf(line, "no node works until %u", &until) == 1)
-        e->until = MS(until);
-    return e->lack != RTR_LACK_NONE;
-}
-
-static bool parse_event(const char *line, rtr_event *e, char words[2][32])
-{
-    int d = 0, p = 0, again = 0, source = 0;
-    memset(e, 0, sizeof *e);
-    words[0][0] = words[1][0] = 0;
-    if (strncmp(line, "submit", 6) == 0) {
-        e->kind = RTR_EVENT_SUBMIT;
-    } else if (sscanf(line, "placed d%d p%d", &d, &p) >= 1) {
-        e->kind = RTR_EVENT_PLACED;
-    } else if (parse_lack(line, e)) {
-        e->kind = RTR_EVENT_UNPLACED;
-    } else if (strncmp(line, "changed", 7) == 0) {
-        e->kind = RTR_EVENT_NODES_CHANGED;
-    } else if (sscanf(line, "admitted d%d e%u", &d, &e->epoch) == 2) {
-        e->kind = RTR_EVENT_ADMITTED;
-    } else if (sscanf(line, "refused d%d e%u %31s", &d, &e->epoch, words[0]) == 3) {
-        e->kind = RTR_EVENT_REFUSED;
-    } else if (sscanf(line, "broken d%d", &d) == 1) {
-        e->kind = RTR_EVENT_DECODE_BROKEN;
-    } else if (sscanf(line, "back d%d d%d", &d, &again) == 2) {
-        e->kind = RTR_EVENT_DECODE_BACK;
-    } else if (sscanf(line, "drains d%d of %d", &d, &source) == 2) {
-        e->kind = RTR_EVENT_DECODE_DRAINS;
-    } else if (sscanf(line, "lost d%d", &d) == 1) {
-        e->kind = RTR_EVENT_DECODE_LOST;
-    } else if (sscanf(line, "lost p%d", &p) == 1) {
-        e->kind = RTR_EVENT_PREFILL_LOST;
-    } else if (sscanf(line, "progress e%u", &e->epoch) == 1) {
-        e->kind = RTR_EVENT_PREFILL_PROGRESS;
-    } else if (strncmp(line, "rows", 4) == 0) {
-        e->kind = RTR_EVENT_ROWS_DONE;
-    } else if (sscanf(line, "prefilled e%u", &e->epoch) == 1) {
-        e->kind = RTR_EVENT_PREFILL_DONE;
-    } else if (sscanf(line, "unfilled e%u %31s", &e->epoch, words[0]) == 2) {
-        e->kind = RTR_EVENT_PREFILL_FAILED;
-    } else if (sscanf(line, "tokens d%d e%u %u+%u %31s %31s", &d, &e->epoch, &e->first_index,
-                      &e->count, words[1], words[0]) >= 4) {
-        e->kind = RTR_EVENT_TOKENS;
-    } else if (strncmp(line, "stopped", 7) == 0) {
-        e->kind = RTR_EVENT_STOPPED;
-    } else if (strncmp(line, "gone", 4) == 0) {
-        e->kind = RTR_EVENT_CLIENT_GONE;
-    } else if (strncmp(line, "abort", 5) == 0) {
-        e->kind = RTR_EVENT_ABORT;
-        e->code = SL_UNAVAILABLE;
-        e->text = "shutting down";
-    } else if (sscanf(line, "timer, at rest until %u", &e->count) == 1) {
-        e->kind = RTR_EVENT_TIMER;
-        e->until = MS(e->count);
-    } else if (strncmp(line, "timer", 5) == 0) {
-        e->kind = RTR_EVENT_TIMER;
-    } else {
-        return false;
-    }
-    e->decode = (uint64_t)d;
-    e->again = (uint64_t)again;
-    e->prefill = (uint64_t)p;
-    e->source = (uint64_t)source;
-    return true;
-}
-
-/* Lines "event => result"; NULL ends. */
-static void run(script *s, const char *const *lines)
-{
-    for (int i = 0; lines[i]; i++) {
-        rtr_event event;
-        rtr_actions actions;
-        char words[2][32], got[1024], text[256];
-        unsigned wait;
-        const char *arrow = strstr(lines[i], " => ");
-        if (sscanf(lines[i], "wait %u", &wait) == 1) {
-            s->now += MS(wait);
-            continue;
-        }
-        assert_non_null(arrow);
-        snprintf(text, sizeof text, "%.*s", (int)(arrow - lines[i]), lines[i]);
-        if (!parse_event(text, &event, words))
-            fail_msg("line %d: %s", i, lines[i]);
-        if (words[0][0])
-            event.code = code_of(words[0]);
-        if (words[1][0])
-            event.finish = finish_of(words[1]);
-        rtr_request_step(&s->request, &event, s->now, &actions);
-        render(s, &actions, got, sizeof got);
-        if (strcmp(got, arrow + 4) != 0)
-            fail_msg("line %d: %s\n  got: %s", i, lines[i], got);
-    }
-}
-
-static void script_init(script *s)
-{
-    s->limits = limits_of_test();
-    s->now = MS(1000);
-    rtr_request_init(&s->request, &s->limits);
-}
-
-#define RUN(...)                                                \
-    do {                                                        \
-        static const char *const LINES[] = {__VA_ARGS__, NULL}; \
-        run(&s, LINES);                                         \
-    } while (0)
-
-/* From nothing to PREFILLING on d1 with p7. */
-static void begin(script *s)
-{
-    static const char *const LINES[] = {
-        "submit => place | queued",
-        "placed d1 p7 => admit d1 e1 | admitting",
-        "admitted d1 e1 => prefill p7 e1 | prefilling",
-        NULL,
-    };
-    script_init(s);
-    run(s, LINES);
-}
+#include "tests/unit/router/request_kit.h"
 
 TEST(straight_run)
 {
@@ -307,47 +76,6 @@ TEST(recovery_waits_for_its_budget)
         "failed");
 }
 
-static rtr_blame blame_of(script *s, const char *line)
-{
-    rtr_event event;
-    rtr_actions actions;
-    char words[2][32];
-    assert_true(parse_event(line, &event, words));
-    if (words[0][0])
-        event.code = code_of(words[0]);
-    if (words[1][0])
-        event.finish = finish_of(words[1]);
-    rtr_request_step(&s->request, &event, s->now, &actions);
-    return actions.blame;
-}
-
-TEST(who_is_to_blame)
-{
-    script s;
-    begin(&s);
-    rtr_blame blame = blame_of(&s, "unfilled e1 internal");
-    assert_true(blame.prefill == 7 && blame.decode == 0 && !blame.grave);
-    begin(&s); /* its streams tell of that */
-    blame = blame_of(&s, "unfilled e1 unavailable");
-    assert_true(blame.prefill == 0 && blame.decode == 0);
-    begin(&s);
-    s.now += MS(3000);
-    blame = blame_of(&s, "timer");
-    assert_true(blame.prefill == 7 && blame.decode == 0 && blame.grave);
-    begin(&s);
-    blame = blame_of(&s, "refused d1 e1 corrupt");
-    assert_true(blame.prefill == 7 && blame.decode == 0 && !blame.grave);
-    begin(&s);
-    RUN("prefilled e1 => | decoding");
-    s.now += MS(4000);
-    blame = blame_of(&s, "timer");
-    assert_true(blame.prefill == 0 && blame.decode == 1 && blame.grave);
-    begin(&s);
-    RUN("prefilled e1 => | decoding");
-    blame = blame_of(&s, "tokens d1 e1 0+1 failed internal");
-    assert_true(blame.prefill == 0 && blame.decode == 1 && !blame.grave);
-}
-
 TEST(a_client_goes_while_the_stream_is_broken)
 {
     script s;
@@ -382,42 +110,6 @@ TEST(duplicates_are_dropped_and_gaps_are_errors)
         "for) | failed");
 }
 
-TEST(prefill_node_dies)
-{
-    script s;
-    begin(&s);
-    RUN("lost p8 => | prefilling", "lost p7 => cancel p7, place | queued",
-        "unfilled e1 unavailable => | queued", "admitted d1 e1 => | queued",
-        "placed d1 p8 => admit d1 e2 | admitting", "unfilled e1 internal => | admitting",
-        "admitted d1 e1 => | admitting",
-        "admitted d1 e2 => migrated prefill_lost, prefill p8 e2 | prefilling",
-        "prefilled e1 => | prefilling", "prefilled e2 => | decoding",
-        "tokens d1 e2 0+1 stop => deliver 0+1, finish stop | done");
-    assert_int_equal(s.request.attempts, 1);
-}
-
-TEST(prefill_call_fails)
-{
-    script s;
-    begin(&s);
-    RUN("unfilled e1 internal => place | queued", "placed d1 p8 => admit d1 e2 | admitting",
-        "admitted d1 e2 => migrated prefill_failed, prefill p8 e2 | prefilling",
-        "unfilled e2 invalid => cancel d1, fail invalid (invalid) | failed");
-}
-
-TEST(a_decode_node_that_takes_no_pages_is_left)
-{
-    script s;
-    begin(&s);
-    RUN("unfilled e1 unavailable => place | queued", "placed d1 p8 => admit d1 e2 | admitting",
-        "admitted d1 e2 => migrated prefill_lost, prefill p8 e2 | prefilling",
-        "unfilled e2 unavailable => cancel d1, place | queued",
-        "placed d2 p7 => admit d2 e3 | admitting",
-        "admitted d2 e3 => migrated prefill_lost, prefill p7 e3 | prefilling",
-        "tokens d2 e3 0+1 stop => deliver 0+1, cancel p7, finish stop | done");
-    assert_int_equal(s.request.refused_decode[0], 1);
-}
-
 TEST(prefill_node_is_full)
 {
     script s;
@@ -447,23 +139,6 @@ TEST(prefill_nodes_that_are_full_are_not_asked_in_circles)
     assert_int_equal(s.request.attempts, 0);
 }
 
-/* The transfer broke; the rank keeps slot and pages and waits for another epoch. */
-TEST(transfer_fails)
-{
-    script s;
-    begin(&s);
-    RUN("refused d1 e1 corrupt => cancel p7, place | queued", "refused d1 e1 corrupt => | queued",
-        "placed d1 p8 => admit d1 e2 | admitting", "refused d1 e1 corrupt => | admitting",
-        "admitted d1 e2 => migrated transfer_failed, prefill p8 e2 | prefilling");
-    /* nobody came for it in time: the rank lets go */
-    begin(&s);
-    RUN("unfilled e1 unavailable => place | queued", "no prefill => | queued",
-        "tokens d1 e1 0+0 failed deadline => place | queued",
-        "placed d2 p8 => admit d2 e2 | admitting",
-        "admitted d2 e2 => migrated prefill_lost, prefill p8 e2 | prefilling");
-    assert_int_equal(s.request.attempts, 1);
-}
-
 TEST(asked_again_a_rank_has_already_begun)
 {
     script s;
@@ -474,99 +149,6 @@ TEST(asked_again_a_rank_has_already_begun)
     begin(&s);
     RUN("lost p7 => cancel p7, place | queued", "placed d1 p8 => admit d1 e2 | admitting",
         "tokens d1 e1 0+1 => deliver 0+1 | decoding", "refused d1 e2 conflict => | decoding");
-}
-
-TEST(decode_node_dies_mid_stream)
-{
-    script s;
-    begin(&s);
-    RUN("prefilled e1 => | decoding", "tokens d1 e1 0+4 => deliver 0+4 | decoding",
-        "lost d2 => | decoding", "lost d1 => place | queued", "tokens d1 e1 4+1 => | queued",
-        "placed d2 p7 => admit d2 e2 | admitting", "tokens d1 e1 4+1 => | admitting",
-        "admitted d1 e2 => | admitting",
-        "admitted d2 e2 => migrated decode_lost, prefill p7 e2 | prefilling",
-        "tokens d2 e2 4+2 => deliver 0+2 | decoding",
-        "tokens d2 e2 6+1 stop => deliver 0+1, cancel p7, finish stop | done");
-    assert_int_equal(s.request.token_count, 7);
-}
-
-/* 91 is the process whose stream is d1. */
-TEST(decode_node_drains)
-{
-    script s;
-    begin(&s);
-    s.limits.attempts_max = 1;
-    RUN("drains d1 of 91 => | prefilling", "prefilled e1 => | decoding",
-        "tokens d1 e1 0+2 => deliver 0+2 | decoding", "drains d2 of 92 => | decoding",
-        "drains d1 of 91 => move from d1, place | queued", "tokens d1 e1 2+1 => | queued",
-        "placed d2 p91 => admit d2 e2 | admitting",
-        "admitted d2 e2 => migrated drained, prefill p91 e2 | prefilling");
-    assert_int_equal(s.request.warm_prefill, 7);
-    RUN("prefilled e2 => | decoding", "tokens d2 e2 2+1 => deliver 0+1 | decoding");
-    assert_int_equal(s.request.source, 0);
-    RUN("tokens d2 e2 3+1 stop => deliver 0+1, finish stop | done");
-}
-
-/* Its pages are lost: they are computed again, for the same rank, which has done nothing wrong. */
-TEST(pages_of_a_move_are_lost)
-{
-    static const char *const WAYS[] = {
-        "unfilled e2 not_found => place | queued",
-        "unfilled e2 unavailable => place | queued",
-        "refused d2 e2 corrupt => cancel p91, place | queued",
-    };
-    for (int i = 0; i < 3; i++) {
-        script s;
-        begin(&s);
-        RUN("prefilled e1 => | decoding", "tokens d1 e1 0+2 => deliver 0+2 | decoding",
-            "drains d1 of 91 => move from d1, place | queued",
-            "placed d2 p91 => admit d2 e2 | admitting",
-            "admitted d2 e2 => migrated drained, prefill p91 e2 | prefilling");
-        const char *const LINES[] = {WAYS[i], NULL};
-        run(&s, LINES);
-        assert_int_equal(s.request.source, 0);
-        assert_int_equal(s.request.decode, 2);
-        assert_int_equal(s.request.prefills_lost, 0);
-        assert_int_equal(s.request.warm_prefill, 7);
-    }
-}
-
-/* What waits for something else is left alone. */
-TEST(a_drain_at_a_bad_moment)
-{
-    script s;
-    begin(&s);
-    RUN("prefilled e1 => | decoding", "tokens d1 e1 0+2 => deliver 0+2 | decoding",
-        "broken d1 => | decoding", "drains d1 of 91 => | decoding",
-        "back d1 d3 => attach d3 e1 | decoding", "drains d1 of 91 => | decoding",
-        "drains d3 of 91 => move from d3, place | queued", "drains d3 of 91 => | queued",
-        "no room => | queued", "gone => fail cancelled (the client is gone) | failed");
-    s.limits.prompt_rows = true;
-    begin(&s);
-    s.limits.prompt_rows = true;
-    RUN("tokens d1 e1 0+2 => deliver 0+2 | decoding", "drains d1 of 91 => | decoding");
-}
-
-TEST(decode_node_dies_in_prefill)
-{
-    script s;
-    begin(&s);
-    RUN("lost d1 => cancel p7, place | queued", "placed d2 p7 => admit d2 e2 | admitting",
-        "admitted d2 e2 => migrated decode_lost, prefill p7 e2 | prefilling");
-    /* the prefill node complains first: one migration all the same */
-    begin(&s);
-    RUN("unfilled e1 unavailable => place | queued", "placed d1 p8 => admit d1 e2 | admitting",
-        "lost d1 => place | queued", "placed d2 p8 => admit d2 e3 | admitting",
-        "admitted d2 e3 => migrated prefill_lost, prefill p8 e3 | prefilling");
-    assert_int_equal(s.request.attempts, 1);
-}
-
-TEST(decode_node_dies_with_all_tokens_sent)
-{
-    script s;
-    begin(&s);
-    RUN("tokens d1 e1 0+10 => deliver 0+10 | decoding",
-        "lost d1 => cancel p7, finish length | done");
 }
 
 TEST(nobody_is_left)
@@ -704,43 +286,6 @@ TEST(refusals_without_end_are_bounded)
     assert_true(s.now <= MS(1000 + 65000 + 50));
 }
 
-TEST(attempts_are_bounded)
-{
-    script s;
-    begin(&s);
-    RUN("lost d1 => cancel p7, place | queued", "placed d2 p7 => admit d2 e2 | admitting",
-        "admitted d2 e2 => migrated decode_lost, prefill p7 e2 | prefilling",
-        "lost d2 => cancel p7, place | queued", "placed d3 p7 => admit d3 e3 | admitting",
-        "admitted d3 e3 => migrated decode_lost, prefill p7 e3 | prefilling",
-        "lost d3 => cancel p7, fail unavailable (given up after 3 attempts: the decode node was "
-        "lost) | failed");
-    script_init(&s); /* never granted */
-    RUN("submit => place | queued", "placed d1 p7 => admit d1 e1 | admitting",
-        "lost d1 => place | queued", "placed d2 p7 => admit d2 e2 | admitting",
-        "lost d2 => place | queued", "placed d3 p7 => admit d3 e3 | admitting",
-        "lost d3 => place | queued", "placed d4 p7 => admit d4 e4 | admitting",
-        "lost d4 => place | queued", "placed d5 p7 => admit d5 e5 | admitting",
-        "lost d5 => place | queued", "placed d6 p7 => admit d6 e6 | admitting",
-        "lost d6 => fail unavailable (given up after 3 attempts: the decode node was lost) | "
-        "failed");
-}
-
-TEST(silent_nodes)
-{
-    script s;
-    script_init(&s);
-    RUN("submit => place | queued", "placed d1 p7 => admit d1 e1 | admitting", "wait 999",
-        "timer => | admitting", "wait 1", "timer => cancel d1, place | queued",
-        "placed d2 p7 => admit d2 e2 | admitting", "admitted d2 e2 => prefill p7 e2 | prefilling",
-        "wait 2900", "progress e2 => | prefilling", "wait 2900", "timer => | prefilling",
-        "wait 100", "timer => cancel p7, place | queued", "placed d2 p8 => admit d2 e3 | admitting",
-        "admitted d2 e3 => migrated prefill_stalled, prefill p8 e3 | prefilling",
-        "prefilled e3 => | decoding", "wait 3999", "timer => | decoding",
-        "tokens d2 e3 0+1 => deliver 0+1 | decoding", "wait 3999", "timer => | decoding", "wait 1",
-        "timer => cancel d2, place | queued");
-    assert_int_equal(s.request.refused_decode[0], 2);
-}
-
 TEST(the_rank_prefills_itself)
 {
     script s;
@@ -751,47 +296,6 @@ TEST(the_rank_prefills_itself)
     script_init(&s);
     RUN("submit => place | queued", "placed d1 p0 => admit d1 e1 | admitting",
         "admitted d1 e1 => | prefilling", "wait 20000", "timer => cancel d1, place | queued");
-}
-
-TEST(decode_node_gives_up)
-{
-    script s;
-    begin(&s);
-    RUN("prefilled e1 => | decoding", "tokens d1 e1 0+1 => deliver 0+1 | decoding",
-        "tokens d1 e1 1+1 failed internal => deliver 0+1, place | queued",
-        "placed d2 p7 => admit d2 e2 | admitting",
-        "admitted d2 e2 => migrated decode_failed, prefill p7 e2 | prefilling",
-        "tokens d2 e2 2+0 cancelled => cancel p7, place | queued",
-        "placed d3 p7 => admit d3 e3 | admitting",
-        "admitted d3 e3 => migrated decode_cancelled, prefill p7 e3 | prefilling",
-        "tokens d3 e3 2+0 failed invalid => cancel p7, fail invalid (the decode node ended the "
-        "request) | failed");
-}
-
-/* Weights are replaced as often as an operator likes: that costs time and no attempt, up to a bound
- * of its own. */
-TEST(replaced_weights_are_no_failure)
-{
-    script s;
-    begin(&s);
-    for (uint32_t i = 0; i < RTR_REPLACED_MAX + 2; i++) {
-        char step[3][160];
-        const char *lines[] = {step[0], step[1], step[2], NULL};
-        uint32_t e = i + 1;
-        snprintf(step[0], sizeof step[0],
-                 "tokens d1 e%u 0+0 failed conflict => cancel p7, place | queued", e);
-        snprintf(step[1], sizeof step[1], "placed d1 p7 => admit d1 e%u | admitting", e + 1);
-        snprintf(step[2], sizeof step[2],
-                 "admitted d1 e%u => migrated weights_replaced, prefill p7 e%u | prefilling", e + 1,
-                 e + 1);
-        run(&s, lines);
-        assert_int_equal(s.request.attempts, i < RTR_REPLACED_MAX ? 0 : i + 1 - RTR_REPLACED_MAX);
-    }
-    begin(&s); /* the prefill node's are others now: no loss either */
-    RUN("unfilled e1 conflict => place | queued", "placed d1 p8 => admit d1 e2 | admitting",
-        "admitted d1 e2 => prefill p8 e2 | prefilling",
-        "unfilled e2 incompatible => place | queued", "placed d1 p9 => admit d1 e3 | admitting");
-    assert_int_equal(s.request.attempts, 0);
 }
 
 TEST(client_goes)
@@ -864,37 +368,6 @@ TEST(rows_of_the_prompt)
     RUN("submit => place | queued", "placed d1 p0 => admit d1 e1 | admitting",
         "tokens d1 e1 0+1 stop => deliver 0+1, fail unsupported (the node does not tell what was "
         "asked of the prompt) | failed");
-}
-
-TEST(rows_lost_with_their_node)
-{
-    script s;
-    begin(&s);
-    s.limits.prompt_rows = true;
-    RUN("tokens d1 e1 0+2 => deliver 0+2 | decoding", "lost p7 => cancel d1, place | queued",
-        "placed d2 p8 => admit d2 e2 | admitting",
-        "admitted d2 e2 => migrated prefill_lost, prefill p8 e2 | prefilling",
-        "rows => | prefilling",
-        "tokens d2 e2 2+1 stop => deliver 0+1, cancel p8, finish stop | done");
-    begin(&s);
-    s.limits.prompt_rows = true;
-    RUN("tokens d1 e1 0+2 => deliver 0+2 | decoding",
-        "unfilled e1 internal => cancel d1, place | queued");
-    begin(&s);
-    s.limits.prompt_rows = true;
-    RUN("tokens d1 e1 0+2 stop => deliver 0+2 | decoding",
-        "unfilled e1 unavailable => fail unavailable (the node was lost before it had told all of "
-        "the prompt) | failed");
-    begin(&s);
-    s.limits.prompt_rows = true;
-    RUN("tokens d1 e1 0+2 stop => deliver 0+2 | decoding", "wait 3000",
-        "timer => cancel p7, fail unavailable (the node was lost before it had told all of the "
-        "prompt) | failed");
-    begin(&s);
-    s.limits.prompt_rows = true;
-    RUN("tokens d1 e1 0+10 => deliver 0+10 | decoding",
-        "lost d1 => cancel p7, fail unavailable (the node was lost before it had told all of the "
-        "prompt) | failed");
 }
 
 /* Any events in any order: no assertion, tokens never skip, a finished request stays finished,
@@ -970,23 +443,12 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(a_broken_stream_does_not_come_back),
     cmocka_unit_test(a_stream_breaks_around_an_admission),
     cmocka_unit_test(recovery_waits_for_its_budget),
-    cmocka_unit_test(who_is_to_blame),
     cmocka_unit_test(a_client_goes_while_the_stream_is_broken),
     cmocka_unit_test(first_token_before_the_prefill_nodes_end),
     cmocka_unit_test(duplicates_are_dropped_and_gaps_are_errors),
-    cmocka_unit_test(prefill_node_dies),
-    cmocka_unit_test(prefill_call_fails),
-    cmocka_unit_test(a_decode_node_that_takes_no_pages_is_left),
     cmocka_unit_test(prefill_node_is_full),
     cmocka_unit_test(prefill_nodes_that_are_full_are_not_asked_in_circles),
-    cmocka_unit_test(transfer_fails),
     cmocka_unit_test(asked_again_a_rank_has_already_begun),
-    cmocka_unit_test(decode_node_dies_mid_stream),
-    cmocka_unit_test(decode_node_drains),
-    cmocka_unit_test(pages_of_a_move_are_lost),
-    cmocka_unit_test(a_drain_at_a_bad_moment),
-    cmocka_unit_test(decode_node_dies_in_prefill),
-    cmocka_unit_test(decode_node_dies_with_all_tokens_sent),
     cmocka_unit_test(nobody_is_left),
     cmocka_unit_test(waiting_for_room_is_longer),
     cmocka_unit_test(a_pause_is_waited_for),
@@ -994,16 +456,11 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(larger_than_every_node_fails_at_once),
     cmocka_unit_test(refusals),
     cmocka_unit_test(refusals_without_end_are_bounded),
-    cmocka_unit_test(attempts_are_bounded),
-    cmocka_unit_test(silent_nodes),
     cmocka_unit_test(the_rank_prefills_itself),
-    cmocka_unit_test(decode_node_gives_up),
-    cmocka_unit_test(replaced_weights_are_no_failure),
     cmocka_unit_test(client_goes),
     cmocka_unit_test(stop_string_and_abort),
     cmocka_unit_test(transition_table),
     cmocka_unit_test(rows_of_the_prompt),
-    cmocka_unit_test(rows_lost_with_their_node),
     cmocka_unit_test(random_events),
 };
 TEST_MAIN(TESTS)
