@@ -116,7 +116,9 @@ static int forgotten(const story *s, const char *id)
 {
     char since[48];
     sl_err err;
-    if (s->since_us == 0) {
+    if (s->silent > 0) {
+        (void)sl_fail(&err, SL_NOT_FOUND, "nobody who answered knows a request %s", id);
+    } else if (s->since_us == 0) {
         (void)sl_fail(&err, SL_NOT_FOUND, "nobody knows a request %s, and nobody has forgotten any",
                       id);
     } else {

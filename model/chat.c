@@ -104,8 +104,10 @@ static sl_status check_tool(const sl_json *tool, const char *field, const sl_jso
     const char *type = sl_json_string(sl_json_get(tool, "type"), NULL);
     const sl_json *function = sl_json_get(tool, "function");
     const sl_json *parameters = sl_json_get(function, "parameters");
+    const sl_json *strict = sl_json_get(function, "strict");
     size_t size;
     const char *name;
+    bool is_strict;
 
     if (!type || strcmp(type, "function") != 0)
         return sl_fail(err, SL_INVALID, "%s.type: must be \"function\"", field);
@@ -121,13 +123,30 @@ static sl_status check_tool(const sl_json *tool, const char *field, const sl_jso
     if (is_given(parameters) && sl_json_typeof(parameters) != SL_JSON_OBJECT)
         return sl_fail(err, SL_INVALID, "%s.function.parameters: must be an object, is %s", field,
                        kind_of(parameters));
+    if (is_given(strict) && !sl_json_bool(strict, &is_strict))
+        return sl_fail(err, SL_INVALID, "%s.function.strict: must be true or false, is %s", field,
+                       kind_of(strict));
     *out_function = function;
+    return sl_ok();
+}
+
+/* Of one list: a call could be of either. */
+static sl_status check_names(const mdl_chat *chat, size_t first, const char *field, sl_err *err)
+{
+    for (size_t i = first; i < chat->tool_count; i++) {
+        const char *name = mdl_chat_tool_name(chat, i);
+        for (size_t j = first; j < i; j++)
+            if (strcmp(mdl_chat_tool_name(chat, j), name) == 0)
+                return sl_fail(err, SL_INVALID,
+                               "%s[%zu].function.name: \"%.64s\" is also the name of %s[%zu]",
+                               field, i - first, name, field, j - first);
+    }
     return sl_ok();
 }
 
 static sl_status read_tools(mdl_chat *chat, const sl_json *tools, const char *field, sl_err *err)
 {
-    size_t count = sl_json_count(tools);
+    size_t count = sl_json_count(tools), first = chat->tool_count;
 
     if (!is_given(tools))
         return sl_ok();
@@ -146,7 +165,7 @@ static sl_status read_tools(mdl_chat *chat, const sl_json *tools, const char *fi
         SL_TRY(check_tool(sl_json_at(tools, i), path, &chat->tools[chat->tool_count], err));
         chat->tool_count++;
     }
-    return sl_ok();
+    return check_names(chat, first, field, err);
 }
 
 static sl_status read_tool_choice(mdl_chat *chat, const sl_json *request, sl_err *err)

@@ -354,7 +354,8 @@ sl_status mdl_json_string(mdl_schema_compiler *c, const mdl_schema_facts *f, mdl
     if (f->format)
         SL_TRY(format_part(c, f->format, &parts[count++]));
     if (f->length_min > 0 || f->length_max != MDL_SCHEMA_COUNT_ANY)
-        parts[count++] = (string_part){.keyword = "maxLength"};
+        parts[count++] = (string_part){
+            .keyword = f->length_max == MDL_SCHEMA_COUNT_ANY ? "minLength" : "maxLength"};
     bool without = mdl_schema_without_kind(f, MDL_JSON_STRING);
     sl_status status = sl_ok();
     if (count == 0 && (without || f->not_pattern_count > 0)) /* of any length, then */

@@ -294,6 +294,15 @@ static void write_cordon(rtr_operations *operations, rpc_server_call *call, cons
     sl_buf_fini(&value);
 }
 
+/* Terminals show it. */
+static bool is_plain_text(const char *text)
+{
+    for (; *text; text++)
+        if ((unsigned char)*text < ' ' || *text == 0x7f)
+            return false;
+    return true;
+}
+
 static void on_cordon(rtr_operations *operations, rpc_server_call *call,
                       const ProtobufCMessage *base)
 {
@@ -313,6 +322,10 @@ static void on_cordon(rtr_operations *operations, rpc_server_call *call,
     }
     if (strlen(request->reason) >= CLU_REASON_MAX) {
         rpc_server_call_finish(call, SL_TOO_LARGE, "reason: at most 255 bytes");
+        return;
+    }
+    if (!is_plain_text(request->reason)) {
+        rpc_server_call_finish(call, SL_INVALID, "reason: one line without control characters");
         return;
     }
     clu_desired record = known ? known->record : (clu_desired){0};

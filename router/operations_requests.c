@@ -234,7 +234,7 @@ static void part_work(void *context)
     if (gather->kind == GATHER_TRACE) {
         part_trace(p);
     } else if (gather->kind == GATHER_CANCEL) {
-        p->count = rtr_front_cancel(p->at.front, gather->id, gather->text, p->rows);
+        p->count = rtr_front_cancel(p->at.front, gather->id, "cancelled by an operator", p->rows);
     } else {
         p->total = rtr_front_list(p->at.front, p->rows, gather->limit);
         p->count = p->total < gather->limit ? p->total : gather->limit;

@@ -108,6 +108,8 @@ def test_cordon():
         assert nobody.returncode == 1 and "no node decode-9" in nobody.stderr, nobody.stderr
         long = cluster.ctl("cordon", node, "--reason", "x" * 300)
         assert long.returncode == 1 and "at most 255 bytes" in long.stderr, long.stderr
+        loud = cluster.ctl("cordon", node, "--reason", "a\nb\x1b[31m")
+        assert loud.returncode == 1 and "without control characters" in loud.stderr, loud.stderr
 
 
 def test_requests_and_cancel():
@@ -137,7 +139,7 @@ def test_requests_and_cancel():
                        "the three choices")[0]
         assert cluster.ctl("cancel", row["id"]).returncode == 0
         choices.join()
-        assert several["answer"].status == 499 and "cancelled by" in several["answer"].error["message"], several["answer"].body
+        assert several["answer"].status == 499 and several["answer"].error["message"].endswith("cancelled by an operator"), several["answer"].body
         cluster.wait_at_rest()
         assert any(event["kind"] == "request" and event["subject"] == row["id"] for event in cluster.ctl_json("events")["events"])
 

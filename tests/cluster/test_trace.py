@@ -57,6 +57,8 @@ def test_what_is_not_known():
         cluster.kill(other, "STOP")
         silent = cluster.ctl("--call-timeout", "1s", "trace", request)
         assert silent.returncode == 1 and f"{other} at" in silent.stderr and "first token" in silent.stdout, silent
+        unknown = cluster.ctl("--call-timeout", "1s", "trace", "r-0123456789abcdef")
+        assert unknown.returncode == 1 and "nobody who answered knows a request" in unknown.stderr, unknown
         cluster.kill(other, "CONT")
 
 

@@ -504,6 +504,10 @@ TEST(refused_tools_and_calls)
         {"{\"messages\":[" U "],\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"a\","
          "\"parameters\":[]}}]}",
          "tools[0].function.parameters"},
+        {"{\"messages\":[" U "],\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"a\","
+         "\"strict\":1}}]}",
+         "tools[0].function.strict: must be true or false"},
+        {"{\"messages\":[" U "],\"tools\":[" F "," F "]}", "is also the name of tools[0]"},
         {"{\"messages\":[" U "],\"tool_choice\":\"maybe\"}", "tool_choice"},
         {"{\"messages\":[{\"role\":\"system\",\"content\":\"\",\"tools\":[" F "]}," U
          "],\"tools\":[" F "]}",

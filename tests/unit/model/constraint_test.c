@@ -304,6 +304,7 @@ static const struct {
     {JSON("{\"pattern\":\"(?=a)\"}"), SL_UNSUPPORTED, "guided_json.pattern: at byte 0: looking"},
     {JSON("{\"pattern\":5}"), SL_INVALID, "guided_json.pattern: must be a string"},
     {JSON("{\"minLength\":-1}"), SL_INVALID, "guided_json.minLength"},
+    {JSON("{\"pattern\":\"^ab$\",\"minLength\":5}"), SL_INVALID, "guided_json.minLength: no text"},
     {JSON("{\"maxLength\":2000000}"), SL_TOO_LARGE, "guided_json.maxLength"},
     {JSON("{\"minLength\":3,\"maxLength\":2}"), SL_INVALID, "less than minLength"},
     {JSON("{\"minItems\":3,\"maxItems\":2}"), SL_INVALID, "less than minItems"},
