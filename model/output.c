@@ -16,6 +16,7 @@
 #define VALUE_BYTES_MAX ((size_t)64 << 20)
 #define THINK           "<think>"
 #define END_THINK       "</think>"
+#define DSML            "\uff5cDSML\uff5c"
 
 typedef enum output_state {
     STATE_RAW,
@@ -167,6 +168,11 @@ static size_t space_run(const char *data, size_t size)
     return n;
 }
 
+static bool at_length_limit(const mdl_output *o)
+{
+    return o->final && o->cause == MDL_FINISH_LENGTH;
+}
+
 /* --- reasoning and content --- */
 
 typedef enum special {
@@ -244,13 +250,21 @@ static mdl_match match_stop(const mdl_output *o, const char *data, size_t size, 
     return best;
 }
 
+/* The tag of calls, cut by the length limit behind the symbol that nothing else begins with. It is
+ * dropped, as calls are that the limit cuts later. */
+static bool is_cut_tag(const mdl_output *o, const char *data, size_t size)
+{
+    return at_length_limit(o) && memmem(data, size, DSML, strlen(DSML)) != NULL;
+}
+
 static mdl_match match_special(const mdl_output *o, const char *data, size_t size,
                                special *out_special, size_t *out_length)
 {
     mdl_match marker = match_marker(o, data, size, out_special, out_length);
     mdl_match stop;
 
-    if (marker == MDL_MATCH_YES || (marker == MDL_MATCH_PARTIAL && !o->final))
+    if (marker == MDL_MATCH_YES ||
+        (marker == MDL_MATCH_PARTIAL && (!o->final || is_cut_tag(o, data, size))))
         return marker;
     stop = match_stop(o, data, size, out_length);
     if (stop == MDL_MATCH_YES)
@@ -277,7 +291,8 @@ static bool step_text(mdl_output *o)
 
     for (; at < size; at++) {
         m = match_special(o, data + at, size - at, &what, &length);
-        if (m == MDL_MATCH_YES || (m == MDL_MATCH_PARTIAL && !o->final))
+        if (m == MDL_MATCH_YES ||
+            (m == MDL_MATCH_PARTIAL && (!o->final || is_cut_tag(o, data + at, size - at))))
             break;
         m = MDL_MATCH_NO;
     }
@@ -286,6 +301,8 @@ static bool step_text(mdl_output *o)
     emit_delta(o, kind, data, at);
     o->begun |= kind == MDL_EVENT_CONTENT && at > 0;
     consume_text(o, at);
+    if (m == MDL_MATCH_PARTIAL && o->final)
+        consume_markup(o, size - at);
     if (m != MDL_MATCH_YES)
         return false;
     if (what == SPECIAL_CALLS) {
@@ -338,11 +355,6 @@ static void give_back_raw(mdl_output *o)
 {
     emit_delta(o, MDL_EVENT_CONTENT, o->raw.data, o->raw.size);
     sl_buf_clear(&o->raw);
-}
-
-static bool at_length_limit(const mdl_output *o)
-{
-    return o->final && o->cause == MDL_FINISH_LENGTH;
 }
 
 /* The call will never be complete. At the length limit it is dropped, else its text is kept (raw,

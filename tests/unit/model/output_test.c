@@ -300,6 +300,10 @@ TEST(unclosed_at_the_length_limit)
           "|x|f({\"a\": \"x\"})|length");
     check(&CHAT, LENGTH, "x\n\n" CB "\n" IB("g") "\n" PS("b") "12", "|x||length");
     check(&CHAT, LENGTH, "x\n\n" CB "\n<｜DSML｜inv", "|x||length");
+    check(&CHAT, LENGTH, "x\n\n<｜DSML｜", "|x||length");
+    check(&CHAT, LENGTH, "x\n\n<｜DSML｜function_c", "|x||length");
+    check(&CHAT, LENGTH, "x\n\n<｜DSM", "|x\n\n<｜DSM||length");
+    check(&CHAT, STOP, "x\n\n<｜DSML｜", "|x\n\n<｜DSML｜||stop");
     check(&CHAT, LENGTH, "x\n\n" CB "\n" CALL_F "</｜DSM", "|x|f({\"a\": \"x\"})|length");
 }
 
