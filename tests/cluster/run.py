@@ -91,7 +91,7 @@ def run_all(tests, jobs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", action="append", default=[], type=lambda text: text.split(","))
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--list", action="store_true")
@@ -101,8 +101,9 @@ def main():
     if options.one:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         return run_one(options.one, known[options.one][1])
+    wanted = [part for parts in options.only for part in parts]
     tests = [(name, function) for name, (full_only, function) in known.items()
-             if any(part in name for part in options.only.split(",")) and (options.full or not full_only)]
+             if (not wanted or any(part in name for part in wanted)) and (options.full or not full_only)]
     if options.list:
         print("\n".join(name for name, _ in tests))
         return 0
