@@ -18,9 +18,9 @@
 #define KVT_NO_INDEX        UINT32_MAX
 #define KVT_PIECES_OPEN_MAX (1u << 20) /* of all transfers of a context together */
 #define KVT_REFUSALS_MAX    8u         /* REVOKEs for unknown nonces that wait on one peer */
-#define KVT_ACKS_WAITING    (2 * KVT_WINDOW_PIECES)
+#define KVT_ACKS_WAITING    (2 * KVT_WINDOW_READS)
 #define KVT_MESSAGES_TOTAL  4096u
-#define KVT_PIECES_TOTAL    (KVT_PEERS_MAX * KVT_WINDOW_PIECES)
+#define KVT_PIECES_TOTAL    (KVT_PEERS_MAX * KVT_WINDOW_READS)
 
 typedef enum kvt_request_kind {
     KVT_REQUEST_MESSAGE, /* own copy in data[] */
@@ -273,6 +273,7 @@ void kvt_peer_ref(kvt_peer *peer);
 void kvt_peer_unref(kvt_peer *peer);
 void kvt_peer_break(kvt_peer *peer, sl_code code, const char *text);
 void kvt_peer_dirty(kvt_peer *peer);
+uint32_t kvt_peer_window(const kvt_peer *peer); /* pieces that may be in flight */
 void kvt_peer_service(kvt_peer *peer); /* closes broken ones, sends hellos, offers pieces */
 void kvt_peer_timers(kvt_peer *peer, sl_time_ns now);
 void kvt_peer_release(kvt_peer *peer); /* CLOSING with nothing open any more */

@@ -23,10 +23,12 @@
 /* ---- one connection */
 #define KVT_WINDOW_BYTES    ((uint64_t)2 << 20) /* announced, not yet acknowledged */
 #define KVT_WINDOW_PIECES   48u
-#define KVT_MESSAGES_MAX    16u /* small messages handed to the transport, not yet sent */
+#define KVT_WINDOW_READS    256u /* in place of it where D reads P's memory; >= it */
+#define KVT_MESSAGES_MAX    16u  /* small messages handed to the transport, not yet sent */
 #define KVT_MESSAGE_MAX     1024u
 #define KVT_WIRE_PIECE_SIZE 48u
 #define KVT_WIRE_ACKS_MAX   128u /* entries of one ACK message */
+#define KVT_WIRE_READS_MAX  32u  /* offers of one message for local reads; one call reads as many */
 
 /* ---- text */
 #define KVT_NAME_MAX    64u  /* node name with its NUL */

@@ -6,30 +6,54 @@
 
 #include "base/rng.h"
 
-static sl_code read_checked(const kvt_local *local, uint64_t address, void *dest, uint64_t bytes)
+/* The data, then the word; returns the bytes of data read, < 0: none. */
+static ssize_t read_once(const kvt_local *local, const kvt_local_piece *pieces, uint32_t count,
+                         uint64_t *out_word)
 {
-    uint64_t word = 0;
-    struct iovec into[2] = {{&word, sizeof word}, {dest, bytes}};
-    struct iovec from[2] = {{(void *)(uintptr_t)local->word_at, sizeof word},
-                            {(void *)(uintptr_t)address, bytes}};
-    unsigned long parts = bytes > 0 ? 2 : 1;
-    if (local->challenge == 0)
-        return SL_UNAVAILABLE;
-    ssize_t got = process_vm_readv((pid_t)local->pid, into, parts, from, parts, 0);
-    /* No word, or another: whoever agreed is gone (bad data behind it would end it short). */
-    if (got < 0 || word != local->challenge)
-        return SL_UNAVAILABLE;
-    return (uint64_t)got == sizeof word + bytes ? SL_OK : SL_INVALID;
+    struct iovec into[KVT_WIRE_READS_MAX + 1], from[KVT_WIRE_READS_MAX + 1];
+    for (uint32_t i = 0; i < count; i++) {
+        into[i] = (struct iovec){pieces[i].dest, pieces[i].bytes};
+        from[i] = (struct iovec){(void *)(uintptr_t)pieces[i].address, pieces[i].bytes};
+    }
+    into[count] = (struct iovec){out_word, sizeof *out_word};
+    from[count] = (struct iovec){(void *)(uintptr_t)local->word_at, sizeof *out_word};
+    return process_vm_readv((pid_t)local->pid, into, count + 1, from, count + 1, 0);
 }
 
 bool kvt_local_proven(const kvt_local *local)
 {
-    return read_checked(local, 0, NULL, 0) == SL_OK;
+    uint64_t word = 0;
+    read_once(local, NULL, 0, &word);
+    return local->challenge != 0 && word == local->challenge;
 }
 
-sl_code kvt_local_read(const kvt_local *local, uint64_t address, void *dest, uint64_t bytes)
+/* How many at the front are wholly among `got` bytes. */
+static uint32_t pieces_in(const kvt_local_piece *pieces, uint32_t count, ssize_t got)
 {
-    return read_checked(local, address, dest, bytes);
+    uint64_t left = got < 0 ? 0 : (uint64_t)got;
+    uint32_t whole = 0;
+    while (whole < count && left >= pieces[whole].bytes)
+        left -= pieces[whole++].bytes;
+    return whole;
+}
+
+void kvt_local_read(const kvt_local *local, kvt_local_piece *pieces, uint32_t count)
+{
+    while (count > 0) {
+        uint64_t word = 0;
+        ssize_t got = read_once(local, pieces, count, &word);
+        /* Cut short by memory that is not there, the call has no word: asked for on its own, after
+         * the data all the same. */
+        bool proven =
+            (local->challenge != 0 && word == local->challenge) || kvt_local_proven(local);
+        uint32_t whole = proven ? pieces_in(pieces, count, got) : 0;
+        for (uint32_t i = 0; i < count; i++)
+            pieces[i].code = !proven ? SL_UNAVAILABLE : i < whole ? SL_OK : SL_INVALID;
+        if (!proven || whole == count)
+            return;
+        pieces += whole + 1; /* the others may be of transfers that did nothing wrong */
+        count -= whole + 1;
+    }
 }
 
 bool kvt_local_hear(kvt_agreement *agreement, bool sends, const kvt_local_message *message,

@@ -1,9 +1,10 @@
 /* Reads the memory of a process on this machine: one copy, straight into the reader's page, in
  * place of UCX's two through shared memory; and how two processes agree on it.
  *
- * Owns nothing. The peer keeps a word in its memory that holds a challenge of the reader's: found
- * there in the same call that reads the data, it says that the process is still the peer and that
- * the peer may write in it. Thread: any. */
+ * Owns nothing. The peer keeps a word in its memory that holds a challenge of the reader's. Found
+ * there in the same call, behind the data, it says that the process is still the peer, that the
+ * peer may write in it, and that the peer had not taken back what it offered when the data was
+ * read. Thread: any. */
 #ifndef KVTRANSFER_LOCAL_H
 #define KVTRANSFER_LOCAL_H
 
@@ -17,10 +18,17 @@ typedef struct kvt_local {
 
 /* True: the peer's memory can be read and the word is there. */
 bool kvt_local_proven(const kvt_local *local);
-/* `bytes` from `address` there into `dest`. SL_UNAVAILABLE: the process is gone, is another one, or
- * the kernel refuses; SL_INVALID: not all of it is the peer's memory. `dest` may be written even
- * then. */
-sl_code kvt_local_read(const kvt_local *local, uint64_t address, void *dest, uint64_t bytes);
+
+typedef struct kvt_local_piece {
+    uint64_t address, bytes; /* there */
+    void *dest;              /* written whatever the code */
+    sl_code code;            /* of kvt_local_read */
+} kvt_local_piece;
+
+/* All of them (at most KVT_WIRE_READS_MAX) in one call of the kernel. SL_UNAVAILABLE: the process
+ * is gone, is another one, has taken them back, or the kernel refuses; SL_INVALID: not all of this
+ * piece is the peer's memory. */
+void kvt_local_read(const kvt_local *local, kvt_local_piece *pieces, uint32_t count);
 
 /* What the two ends of a connection have agreed on. P asks, D challenges, P puts the challenge into
  * its word and says so, D looks and says go. Anything in the way (another machine, user or

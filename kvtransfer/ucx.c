@@ -23,25 +23,22 @@
 #include "base/net.h"
 #include "base/rng.h"
 #include "kvtransfer/local.h"
+#include "kvtransfer/reads.h"
 
 #define AM_MESSAGE 1u
 #define AM_PIECE   2u
 #define AM_LOCAL   3u /* may you read my memory? (kvt_local_step) */
-#define AM_READ    4u /* an offered piece, to be read at an address */
-#define AM_TAKEN   5u /* it was read or refused */
+#define AM_READ    4u /* offered pieces, to be read at addresses */
+#define AM_TAKEN   5u /* they were read or refused */
 /* Up to here one eager message is cheaper than asking the peer to fetch: on tcp what fits into one
  * segment of ours; where UCX may use RDMA, what fits into one of its. */
 #define EAGER_BYTES_MAX      61440u
 #define EAGER_BYTES_MAX_RDMA 8192u
-/* Up to here two copies by two processors, through shared memory, beat one copy and a call. */
-#define LOCAL_BYTES_MIN 8192u
-#define LISTEN_AGAIN_MS 100u
-#define PROGRESS_MAX    64u /* calls of ucp_worker_progress before commands get their turn */
-#define CACHE_SLOTS     1024u
+#define LISTEN_AGAIN_MS      100u
+#define PROGRESS_MAX         64u /* calls of ucp_worker_progress before commands get their turn */
+#define CACHE_SLOTS          1024u
 
-/* D's answers handed to UCX: as many as P may have open, and as many again whose end UCX has not
- * told yet. */
-#define TAKEN_MAX (2u * KVT_WINDOW_PIECES)
+#define TAKEN_MAX 16u /* D's answers handed to UCX; then reads wait */
 
 typedef struct small_send { /* bytes that UCX may still need */
     bool busy;
@@ -56,10 +53,11 @@ struct kvt_link {
     bool closing;
     bool outgoing;
     kvt_agreement local;
-    small_send steps[2];                     /* of kvt_local_step, each side says two */
-    kvt_request *reading[KVT_WINDOW_PIECES]; /* P: offered for reading, by place */
-    small_send reads[KVT_WINDOW_PIECES];     /* P: their messages */
-    small_send taken[TAKEN_MAX];             /* D */
+    small_send steps[2];         /* of kvt_local_step, each side says two */
+    kvt_read_ring offered;       /* P */
+    kvt_read_queue reads;        /* D */
+    kvt_link *next_reading;      /* D: of those with reads that wait */
+    small_send taken[TAKEN_MAX]; /* D */
 };
 
 struct kvt_transport {
@@ -72,8 +70,11 @@ struct kvt_transport {
     ucp_mem_h memory[KVT_REGIONS_MAX];
     size_t memory_count;
     bool local_reads;
+    kvt_link *offering;                    /* P: its unsent offers may get company; NULL: none */
+    kvt_link *reading_head, *reading_tail; /* D: reads wait, in turns */
     uint64_t eager_max;
     kvt_link links[KVT_PEERS_MAX];
+    kvt_read_offers offers[KVT_PEERS_MAX]; /* of the links, P's or D's */
     uint32_t closing_count;
     sl_time_ns listen_at;        /* SL_NEVER: we listen, or never did */
     uint16_t cache[CACHE_SLOTS]; /* endpoint -> link, a guess that is checked */
@@ -105,8 +106,8 @@ static sl_status ucx_fail(sl_err *err, ucs_status_t status, const char *what)
 static bool link_kept(const kvt_link *link)
 {
     bool kept = link->steps[0].busy || link->steps[1].busy;
-    for (uint32_t i = 0; i < KVT_WINDOW_PIECES; i++)
-        kept |= link->reads[i].busy;
+    for (uint32_t i = 0; i < KVT_WINDOW_READS; i++)
+        kept |= link->offered.busy[i];
     for (uint32_t i = 0; i < TAKEN_MAX; i++)
         kept |= link->taken[i].busy;
     return kept;
@@ -119,6 +120,8 @@ static kvt_link *link_take(kvt_transport *transport)
         if (!link->endpoint && !link->peer && !link->closing && !link_kept(link)) {
             memset(link, 0, sizeof *link);
             link->transport = transport;
+            kvt_read_ring_init(&link->offered, &transport->offers[i]);
+            link->reads.offers = &transport->offers[i];
             return link;
         }
     }
@@ -153,28 +156,26 @@ static kvt_link *link_find(kvt_transport *transport, const ucp_am_recv_param_t *
 
 static void on_small_sent(void *request, ucs_status_t status, void *user_data)
 {
-    ((small_send *)user_data)->busy = false;
+    *(bool *)user_data = false;
     ucp_request_free(request);
 }
 
-/* `small`: its bytes are the data. A failure shows as the connection's. */
-static void small_send_start(kvt_link *link, unsigned id, sl_span head, small_send *small,
-                             size_t size)
+/* *busy while UCX may need the data. A failure shows as the connection's. */
+static void small_send_start(kvt_link *link, unsigned id, sl_span data, bool *busy)
 {
     ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK |
                                                  UCP_OP_ATTR_FIELD_USER_DATA |
                                                  UCP_OP_ATTR_FIELD_FLAGS,
                                  .flags = UCP_AM_SEND_FLAG_EAGER | UCP_AM_SEND_FLAG_REPLY,
                                  .cb.send = on_small_sent,
-                                 .user_data = small};
+                                 .user_data = busy};
     if (link->closing || !link->endpoint)
         return;
-    small->busy = true;
-    void *sent =
-        ucp_am_send_nbx(link->endpoint, id, head.data, head.size, small->bytes, size, &param);
+    *busy = true;
+    void *sent = ucp_am_send_nbx(link->endpoint, id, NULL, 0, data.data, data.size, &param);
     if (UCS_PTR_IS_PTR(sent))
         return;
-    small->busy = false;
+    *busy = false;
     if (UCS_PTR_STATUS(sent) != UCS_OK)
         kvt_core_broken(link->peer, SL_UNAVAILABLE, "a message could not be sent");
 }
@@ -186,7 +187,7 @@ static void local_say(kvt_link *link, kvt_local_step step)
     if (small->busy)
         return; /* a peer that asks twice */
     kvt_wire_pack_local(&message, small->bytes);
-    small_send_start(link, AM_LOCAL, (sl_span){NULL, 0}, small, KVT_WIRE_LOCAL_SIZE);
+    small_send_start(link, AM_LOCAL, (sl_span){small->bytes, KVT_WIRE_LOCAL_SIZE}, &small->busy);
 }
 
 static bool is_rendezvous(const ucp_am_recv_param_t *param)
@@ -212,64 +213,129 @@ static ucs_status_t on_local(void *argument, const void *head, size_t head_size,
 /* P: D needs the piece at this place no more. */
 static void read_finished(kvt_link *link, uint32_t place, sl_code code)
 {
-    kvt_request *request = link->reading[place];
-    if (!request)
-        return;
-    link->reading[place] = NULL;
-    kvt_core_finished(request, code);
+    kvt_request *request = kvt_read_ring_done(&link->offered, place);
+    if (request)
+        kvt_core_finished(request, code);
 }
 
-/* False: no place; by rendezvous then. */
-static bool read_offer(kvt_link *link, sl_span head, const void *data, uint64_t bytes,
-                       kvt_request *request)
+/* P: what was offered since the last message leaves as one. False: nothing was. */
+static bool offers_send(kvt_transport *transport)
 {
-    uint32_t place = 0;
-    while (place < KVT_WINDOW_PIECES && (link->reading[place] || link->reads[place].busy))
-        place++;
-    if (place == KVT_WINDOW_PIECES)
+    kvt_link *link = transport->offering;
+    bool *busy;
+    if (!link)
         return false;
-    kvt_read_message message = {place, (uint64_t)(uintptr_t)data, bytes};
-    kvt_wire_pack_read(&message, link->reads[place].bytes);
-    link->reading[place] = request;
-    small_send_start(link, AM_READ, head, &link->reads[place], KVT_WIRE_READ_SIZE);
+    transport->offering = NULL;
+    sl_span message = kvt_read_ring_take(&link->offered, &busy);
+    small_send_start(link, AM_READ, message, busy);
     return true;
 }
 
-static void read_answer(kvt_link *link, uint32_t place)
+/* P: leaves with others, by the next progress. */
+static void read_offer(kvt_link *link, const void *head, const void *data, uint64_t bytes,
+                       kvt_request *request)
 {
-    for (uint32_t i = 0; i < TAKEN_MAX; i++) {
-        small_send *small = &link->taken[i];
-        if (small->busy)
-            continue;
-        kvt_wire_pack_taken(place, small->bytes);
-        small_send_start(link, AM_TAKEN, (sl_span){NULL, 0}, small, KVT_WIRE_TAKEN_SIZE);
-        return;
-    }
-    kvt_core_broken(link->peer, SL_INVALID, "the sender ignores the window");
+    kvt_transport *transport = link->transport;
+    if (transport->offering != link || kvt_read_ring_full(&link->offered, bytes))
+        offers_send(transport);
+    kvt_read_ring_add(&link->offered, head, data, bytes, request);
+    transport->offering = link;
 }
 
-/* D: judged as any offer, then read at once. */
+static small_send *taken_free(kvt_link *link)
+{
+    for (uint32_t i = 0; i < TAKEN_MAX; i++) {
+        if (!link->taken[i].busy)
+            return &link->taken[i];
+    }
+    return NULL;
+}
+
+/* D: each judged as any offer, those admitted read together. */
+static void reads_take(kvt_link *link, const kvt_read_offer *offers, uint32_t count)
+{
+    kvt_core *core = link->transport->core;
+    kvt_local_piece pieces[KVT_WIRE_READS_MAX];
+    kvt_request *fetches[KVT_WIRE_READS_MAX];
+    uint32_t admitted = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const kvt_read_offer *offer = &offers[i];
+        void *into = NULL;
+        kvt_request *fetch =
+            kvt_core_offer(link->peer, offer->head, KVT_WIRE_PIECE_SIZE, offer->bytes, &into);
+        if (!fetch)
+            continue;
+        pieces[admitted] = (kvt_local_piece){offer->address, offer->bytes, into, SL_OK};
+        fetches[admitted++] = fetch;
+    }
+    kvt_local_read(&link->local.memory, pieces, admitted);
+    for (uint32_t i = 0; i < admitted; i++) {
+        kvt_core_finished(fetches[i], pieces[i].code);
+        kvt_core_read_locally(core);
+    }
+}
+
+static void reading_append(kvt_transport *transport, kvt_link *link)
+{
+    link->next_reading = NULL;
+    if (transport->reading_tail)
+        transport->reading_tail->next_reading = link;
+    else
+        transport->reading_head = link;
+    transport->reading_tail = link;
+}
+
+static void reading_remove(kvt_transport *transport, kvt_link *link)
+{
+    kvt_link *before = NULL;
+    for (kvt_link *at = transport->reading_head; at; before = at, at = at->next_reading) {
+        if (at != link)
+            continue;
+        if (before)
+            before->next_reading = link->next_reading;
+        else
+            transport->reading_head = link->next_reading;
+        if (transport->reading_tail == link)
+            transport->reading_tail = before;
+        return;
+    }
+}
+
+/* D: one call's worth of one link, so that its answers leave, and P offers more, before the next.
+ * Answers that P does not take hold up its own reads only. */
+static bool reads_progress(kvt_transport *transport)
+{
+    kvt_link *link = transport->reading_head;
+    kvt_read_offer offers[KVT_WIRE_READS_MAX];
+    if (!link)
+        return false;
+    small_send *small = taken_free(link);
+    uint32_t count = small ? kvt_read_queue_take(&link->reads, offers) : 0;
+    reading_remove(transport, link);
+    if (link->reads.count > 0)
+        reading_append(transport, link);
+    if (count == 0)
+        return false;
+    reads_take(link, offers, count);
+    kvt_wire_pack_taken(&(kvt_taken_message){offers[0].place, count}, small->bytes);
+    small_send_start(link, AM_TAKEN, (sl_span){small->bytes, KVT_WIRE_TAKEN_SIZE}, &small->busy);
+    return true;
+}
+
 static ucs_status_t on_read(void *argument, const void *head, size_t head_size, void *data,
                             size_t size, const ucp_am_recv_param_t *param)
 {
-    kvt_transport *transport = argument;
-    kvt_link *link = link_find(transport, param);
+    kvt_link *link = link_find(argument, param);
     if (!link)
         return UCS_OK;
-    kvt_read_message message;
+    bool first = link->reads.count == 0;
     if (!link->local.agreed || link->outgoing || is_rendezvous(param) ||
-        !kvt_wire_parse_read(data, size, &message)) {
+        !kvt_read_queue_put(&link->reads, data, size)) {
         kvt_core_broken(link->peer, SL_INVALID, "an offer to read that was not agreed");
         return UCS_OK;
     }
-    void *into = NULL;
-    kvt_request *fetch = kvt_core_offer(link->peer, head, head_size, message.bytes, &into);
-    if (fetch) {
-        kvt_core_finished(
-            fetch, kvt_local_read(&link->local.memory, message.address, into, message.bytes));
-        kvt_core_read_locally(transport->core);
-    }
-    read_answer(link, message.place);
+    if (first)
+        reading_append(link->transport, link);
     return UCS_OK;
 }
 
@@ -277,9 +343,12 @@ static ucs_status_t on_taken(void *argument, const void *head, size_t head_size,
                              size_t size, const ucp_am_recv_param_t *param)
 {
     kvt_link *link = link_find(argument, param);
-    uint32_t place;
-    if (link && link->outgoing && !is_rendezvous(param) && kvt_wire_parse_taken(data, size, &place))
-        read_finished(link, place, SL_OK);
+    kvt_taken_message taken;
+    if (!link || !link->outgoing || is_rendezvous(param) ||
+        !kvt_wire_parse_taken(data, size, &taken))
+        return UCS_OK;
+    for (uint32_t i = 0; i < taken.count; i++)
+        read_finished(link, taken.place + i, SL_OK);
     return UCS_OK;
 }
 
@@ -358,7 +427,10 @@ static void ucx_close(kvt_link *link)
     link->closing = true;
     link->close_request = NULL;
     transport->closing_count++;
-    for (uint32_t i = 0; i < KVT_WINDOW_PIECES; i++)
+    if (transport->offering == link)
+        transport->offering = NULL;
+    reading_remove(transport, link);
+    for (uint32_t i = 0; i < KVT_WINDOW_READS; i++)
         read_finished(link, i, SL_UNAVAILABLE);
     if (!link->endpoint)
         return;
@@ -431,12 +503,21 @@ static void ucx_send_piece(kvt_link *link, const void *head, size_t head_size, c
                            uint64_t bytes, kvt_request *request)
 {
     sl_span first = {head, head_size}, second = {data, bytes};
-    if (link->local.agreed && bytes > LOCAL_BYTES_MIN && !link->closing &&
-        read_offer(link, first, data, bytes, request))
+    if (link->local.agreed && !link->closing && kvt_read_ring_free(&link->offered)) {
+        sl_assert(head_size == KVT_WIRE_PIECE_SIZE);
+        read_offer(link, head, data, bytes, request);
         return;
+    }
     uint32_t flags =
         bytes <= link->transport->eager_max ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV;
     ucx_am_send(link, AM_PIECE, first, second, flags, request);
+}
+
+/* Pieces that wait to be read take no place in the FIFO of shared memory, only their messages do.
+ */
+static uint32_t ucx_window(const kvt_link *link)
+{
+    return link->local.agreed ? kvt_read_ring_window(&link->offered) : KVT_WINDOW_PIECES;
 }
 
 /* ---- receiving */
@@ -699,13 +780,14 @@ static void ucx_restart(kvt_transport *transport)
 
 static bool ucx_progress(kvt_transport *transport)
 {
-    bool did = false;
+    bool did = offers_send(transport);
     for (uint32_t i = 0; i < PROGRESS_MAX && ucp_worker_progress(transport->worker) != 0; i++) {
         did = true;
         /* What was collected is answered at once: the peer's window waits for it. */
         if (kvt_core_collected(transport->core))
             break;
     }
+    did |= reads_progress(transport);
     if (transport->closing_count > 0)
         did |= links_reap(transport);
     if (transport->listen_at != SL_NEVER && sl_now_ns() >= transport->listen_at)
@@ -715,7 +797,8 @@ static bool ucx_progress(kvt_transport *transport)
 
 static bool ucx_arm(kvt_transport *transport)
 {
-    return ucp_worker_arm(transport->worker) == UCS_OK;
+    return !transport->offering && !transport->reading_head &&
+           ucp_worker_arm(transport->worker) == UCS_OK;
 }
 
 static int ucx_wait_fd(const kvt_transport *transport)
@@ -733,6 +816,7 @@ static const kvt_transport_ops ucx_ops = {
     .close = ucx_close,
     .send_message = ucx_send_message,
     .send_piece = ucx_send_piece,
+    .window = ucx_window,
     .progress = ucx_progress,
     .restart = ucx_restart,
     .arm = ucx_arm,

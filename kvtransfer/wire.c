@@ -220,48 +220,63 @@ bool kvt_wire_parse_local(const void *data, size_t size, kvt_local_message *out)
 {
     sl_reader reader = sl_reader_init(data, size);
     uint8_t step = sl_read_u8(&reader);
+    uint8_t version = sl_read_u8(&reader);
     out->pid = sl_read_u32(&reader);
     out->word_at = sl_read_u64(&reader);
     out->challenge = sl_read_u64(&reader);
     out->step = (kvt_local_step)step;
-    return size == KVT_WIRE_LOCAL_SIZE && step < KVT_LOCAL_STEP_COUNT;
+    return size == KVT_WIRE_LOCAL_SIZE && version == KVT_WIRE_LOCAL_VERSION &&
+           step < KVT_LOCAL_STEP_COUNT;
 }
 
 void kvt_wire_pack_local(const kvt_local_message *message, uint8_t out[KVT_WIRE_LOCAL_SIZE])
 {
     sl_writer writer = sl_writer_init(out, KVT_WIRE_LOCAL_SIZE);
     sl_write_u8(&writer, (uint8_t)message->step);
+    sl_write_u8(&writer, KVT_WIRE_LOCAL_VERSION);
     sl_write_u32(&writer, message->pid);
     sl_write_u64(&writer, message->word_at);
     sl_write_u64(&writer, message->challenge);
 }
 
-bool kvt_wire_parse_read(const void *data, size_t size, kvt_read_message *out)
+uint32_t kvt_wire_parse_reads(const void *data, size_t size, kvt_read_offer out[KVT_WIRE_READS_MAX])
+{
+    sl_reader reader = sl_reader_init(data, size);
+    size_t count = size / KVT_WIRE_READ_SIZE;
+    if (size % KVT_WIRE_READ_SIZE != 0 || count > KVT_WIRE_READS_MAX)
+        return 0;
+    for (uint32_t i = 0; i < count; i++) {
+        out[i].place = sl_read_u32(&reader);
+        out[i].address = sl_read_u64(&reader);
+        out[i].bytes = sl_read_u64(&reader);
+        out[i].head = sl_read_span(&reader, KVT_WIRE_PIECE_SIZE).data;
+        if (out[i].place >= KVT_WINDOW_READS || out[i].place - out[0].place != i)
+            return 0;
+    }
+    return (uint32_t)count;
+}
+
+void kvt_wire_pack_read(const kvt_read_offer *offer, uint8_t out[KVT_WIRE_READ_SIZE])
+{
+    sl_writer writer = sl_writer_init(out, KVT_WIRE_READ_SIZE);
+    sl_write_u32(&writer, offer->place);
+    sl_write_u64(&writer, offer->address);
+    sl_write_u64(&writer, offer->bytes);
+    sl_write_bytes(&writer, offer->head, KVT_WIRE_PIECE_SIZE);
+}
+
+bool kvt_wire_parse_taken(const void *data, size_t size, kvt_taken_message *out)
 {
     sl_reader reader = sl_reader_init(data, size);
     out->place = sl_read_u32(&reader);
-    out->address = sl_read_u64(&reader);
-    out->bytes = sl_read_u64(&reader);
-    return size == KVT_WIRE_READ_SIZE && out->place < KVT_WINDOW_PIECES;
+    out->count = sl_read_u32(&reader);
+    return size == KVT_WIRE_TAKEN_SIZE && out->count > 0 && out->count <= KVT_WIRE_READS_MAX &&
+           out->place < KVT_WINDOW_READS && out->count <= KVT_WINDOW_READS - out->place;
 }
 
-void kvt_wire_pack_read(const kvt_read_message *message, uint8_t out[KVT_WIRE_READ_SIZE])
-{
-    sl_writer writer = sl_writer_init(out, KVT_WIRE_READ_SIZE);
-    sl_write_u32(&writer, message->place);
-    sl_write_u64(&writer, message->address);
-    sl_write_u64(&writer, message->bytes);
-}
-
-bool kvt_wire_parse_taken(const void *data, size_t size, uint32_t *out_place)
-{
-    sl_reader reader = sl_reader_init(data, size);
-    *out_place = sl_read_u32(&reader);
-    return size == KVT_WIRE_TAKEN_SIZE && *out_place < KVT_WINDOW_PIECES;
-}
-
-void kvt_wire_pack_taken(uint32_t place, uint8_t out[KVT_WIRE_TAKEN_SIZE])
+void kvt_wire_pack_taken(const kvt_taken_message *message, uint8_t out[KVT_WIRE_TAKEN_SIZE])
 {
     sl_writer writer = sl_writer_init(out, KVT_WIRE_TAKEN_SIZE);
-    sl_write_u32(&writer, place);
+    sl_write_u32(&writer, message->place);
+    sl_write_u32(&writer, message->count);
 }

@@ -96,11 +96,13 @@ SL_MUST_USE bool kvt_wire_parse(const void *data, size_t size, kvt_message *out_
 /* Returns the size, 0 if it does not fit or is not valid. */
 size_t kvt_wire_pack(const kvt_message *message, void *data, size_t capacity);
 
-/* ---- local reads: transport messages of their own ids, one size each (local.h) */
+/* ---- local reads: transport messages of their own ids (local.h) */
 
-#define KVT_WIRE_LOCAL_SIZE 21u
-#define KVT_WIRE_READ_SIZE  20u
-#define KVT_WIRE_TAKEN_SIZE 4u
+/* Ends of different versions do not agree: their pieces take the other ways. */
+#define KVT_WIRE_LOCAL_VERSION 2u
+#define KVT_WIRE_LOCAL_SIZE    22u
+#define KVT_WIRE_READ_SIZE     (20u + KVT_WIRE_PIECE_SIZE) /* of one offer; a message has several */
+#define KVT_WIRE_TAKEN_SIZE    8u
 
 typedef enum kvt_local_step {
     KVT_LOCAL_ASK,       /* P -> D: here is my word */
@@ -117,18 +119,25 @@ typedef struct kvt_local_message {
     uint64_t challenge;
 } kvt_local_message;
 
-typedef struct kvt_read_message { /* P -> D, behind the piece's head */
-    uint32_t place;               /* of P's, below KVT_WINDOW_PIECES: D names it when it is done */
-    uint64_t address, bytes;      /* in P's memory */
-} kvt_read_message;
+typedef struct kvt_read_offer { /* P -> D */
+    uint32_t place;             /* of P's, below KVT_WINDOW_READS; one more than the one before */
+    uint64_t address, bytes;    /* in P's memory */
+    const uint8_t *head;        /* the packed PIECE; parsed: borrowed from the message */
+} kvt_read_offer;
+
+typedef struct kvt_taken_message { /* D -> P: done with the offers at these places */
+    uint32_t place, count;
+} kvt_taken_message;
 
 /* False: not a whole, valid message. Pack fills exactly the message's size. */
 SL_MUST_USE bool kvt_wire_parse_local(const void *data, size_t size, kvt_local_message *out);
 void kvt_wire_pack_local(const kvt_local_message *message, uint8_t out[KVT_WIRE_LOCAL_SIZE]);
-SL_MUST_USE bool kvt_wire_parse_read(const void *data, size_t size, kvt_read_message *out);
-void kvt_wire_pack_read(const kvt_read_message *message, uint8_t out[KVT_WIRE_READ_SIZE]);
-SL_MUST_USE bool kvt_wire_parse_taken(const void *data, size_t size, uint32_t *out_place);
-void kvt_wire_pack_taken(uint32_t place, uint8_t out[KVT_WIRE_TAKEN_SIZE]);
+/* How many offers; 0: not a whole, valid message. */
+SL_MUST_USE uint32_t kvt_wire_parse_reads(const void *data, size_t size,
+                                          kvt_read_offer out[KVT_WIRE_READS_MAX]);
+void kvt_wire_pack_read(const kvt_read_offer *offer, uint8_t out[KVT_WIRE_READ_SIZE]);
+SL_MUST_USE bool kvt_wire_parse_taken(const void *data, size_t size, kvt_taken_message *out);
+void kvt_wire_pack_taken(const kvt_taken_message *message, uint8_t out[KVT_WIRE_TAKEN_SIZE]);
 
 #ifdef __cplusplus
 }

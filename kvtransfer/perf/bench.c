@@ -8,10 +8,11 @@
 #include "base/alloc.h"
 #include "base/rng.h"
 
-uint32_t perf_depth(uint64_t piece)
+uint32_t perf_depth(const perf_options *o)
 {
-    uint64_t depth = KVT_WINDOW_BYTES / piece;
-    return depth < 1 ? 1 : depth > KVT_WINDOW_PIECES ? KVT_WINDOW_PIECES : (uint32_t)depth;
+    bool shm = strcmp(perf_transports[o->transport], "shm") == 0;
+    uint64_t depth = KVT_WINDOW_BYTES / o->piece, most = shm ? KVT_WINDOW_READS : KVT_WINDOW_PIECES;
+    return depth < 1 ? 1 : (uint32_t)(depth > most ? most : depth);
 }
 
 perf_span perf_span_of(uint32_t first, uint32_t count)

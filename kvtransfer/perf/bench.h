@@ -43,7 +43,7 @@ typedef struct perf_span {
 } perf_span;
 
 /* Raw UCX's operations in flight: what kvtransfer's window holds of such pieces. */
-uint32_t perf_depth(uint64_t piece);
+uint32_t perf_depth(const perf_options *o);
 /* Of `count` pieces in a row; blocks no more than a transfer may have (a few pieces are left out
  * when they do not divide). */
 perf_span perf_span_of(uint32_t first, uint32_t count);

@@ -219,15 +219,15 @@ static void client_print(const client *c)
                "\"ratio_high\":%.3f,\"ratio_checked\":%.3f,\"best_gbps\":%.2f,"
                "\"best_gbps_checked\":%.2f,\"best_ucx_gbps\":%.2f,\"best_ratio\":%.3f}\n",
                perf_transports[o->transport], c->b.pieces, (unsigned long long)c->b.piece,
-               perf_depth(c->b.piece), c->turn, (int)o->rounds, plain.median, checked.median,
-               ucx.median, am.median, put.median, ratio.median, ratio.low, ratio.high, with.median,
-               plain.best, checked.best, ucx_best, best_ratio);
+               perf_depth(o), c->turn, (int)o->rounds, plain.median, checked.median, ucx.median,
+               am.median, put.median, ratio.median, ratio.low, ratio.high, with.median, plain.best,
+               checked.best, ucx_best, best_ratio);
         return;
     }
     printf("%u pieces of %llu bytes by %s, %u a turn, %u in flight, %d rounds; Gbit/s, median "
            "(fastest tenth)\n",
            c->b.pieces, (unsigned long long)c->b.piece, perf_transports[o->transport], c->turn,
-           perf_depth(c->b.piece), (int)o->rounds);
+           perf_depth(o), (int)o->rounds);
     printf("  kvtransfer        %8.2f (%.2f)\n", plain.median, plain.best);
     printf("  with sums         %8.2f (%.2f)\n", checked.median, checked.best);
     printf("  raw UCX message   %8.2f (%.2f)\n", am.median, am.best);
@@ -326,7 +326,7 @@ static sl_status client_run(client *c, sl_err *err)
         perf_write(b, "quit");
         return sl_ok();
     }
-    raw_options ends = {b->memory, b->pieces, b->piece, perf_depth(b->piece), o->raw_spin};
+    raw_options ends = {b->memory, b->pieces, b->piece, perf_depth(o), o->raw_spin};
     perf_write(b, "raw 0"); /* it asks for the key first */
     SL_TRY(control_expect(b, "ready", err));
     SL_TRY(raw_client_create(&ends, b->raw_address, &b->raw, err));

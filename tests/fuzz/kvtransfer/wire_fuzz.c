@@ -11,6 +11,7 @@
 #include "kvtransfer/core.h"
 #include "kvtransfer/fake.h"
 #include "kvtransfer/local.h"
+#include "kvtransfer/reads.h"
 
 enum { PAGE_BYTES = 1024, PAGES = 4, GUARD = 4096 };
 
@@ -93,6 +94,8 @@ static void offer(kvt_peer *peer, const uint8_t *data, size_t size)
 /* ---- local reads */
 
 static kvt_agreement at_p_local, at_d_local;
+static kvt_read_offers at_d_offers;
+static kvt_read_queue at_d_reads = {.offers = &at_d_offers};
 
 static void hear(bool at_sender, kvt_local_message message)
 {
@@ -119,36 +122,58 @@ static void local_words(bool at_sender, const uint8_t *data, size_t size)
     sl_assert(!at_p_local.agreed || at_p_local.word != 0);
 }
 
-/* As on_read of the transport: the message, then the piece's head. */
-static void read_offer(kvt_peer *peer, const uint8_t *data, size_t size)
+/* As the transport does, a call's worth at a time. */
+static void reads_take(kvt_peer *peer)
+{
+    kvt_read_offer offers[KVT_WIRE_READS_MAX];
+    kvt_local_piece pieces[KVT_WIRE_READS_MAX];
+    kvt_request *fetches[KVT_WIRE_READS_MAX];
+    uint32_t count = kvt_read_queue_take(&at_d_reads, offers), admitted = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t address = offers[i].address, bytes = offers[i].bytes;
+        void *into = NULL;
+        kvt_request *fetch =
+            kvt_core_offer(peer, offers[i].head, KVT_WIRE_PIECE_SIZE, bytes, &into);
+        if (!fetch)
+            continue;
+        sl_assert((uint8_t *)into >= d_memory + GUARD && bytes <= PAGE_BYTES &&
+                  (uint8_t *)into + bytes <= d_memory + GUARD + PAGES * PAGE_BYTES);
+        if (address < sizeof p_memory)
+            address += (uint64_t)(uintptr_t)p_memory;
+        pieces[admitted] = (kvt_local_piece){address, bytes, into, SL_OK};
+        fetches[admitted++] = fetch;
+    }
+    kvt_local_read(&at_d_local.memory, pieces, admitted);
+    for (uint32_t i = 0; i < admitted; i++)
+        kvt_core_finished(fetches[i], pieces[i].code);
+}
+
+static void reads_offered(kvt_peer *peer, const uint8_t *data, size_t size)
 {
     uint8_t again[KVT_WIRE_READ_SIZE];
-    size_t own = size < sizeof again ? size : sizeof again;
-    kvt_read_message message;
-    void *into = NULL;
-    if (!kvt_wire_parse_read(data, own, &message) || !at_d_local.agreed)
-        return;
-    kvt_wire_pack_read(&message, again);
-    sl_assert(message.place < KVT_WINDOW_PIECES && memcmp(again, data, sizeof again) == 0);
-    kvt_request *request = kvt_core_offer(peer, data + own, size - own, message.bytes, &into);
-    if (!request)
-        return;
-    if (message.address < sizeof p_memory)
-        message.address += (uint64_t)(uintptr_t)p_memory;
-    sl_assert((uint8_t *)into >= d_memory + GUARD && message.bytes <= PAGE_BYTES &&
-              (uint8_t *)into + message.bytes <= d_memory + GUARD + PAGES * PAGE_BYTES);
-    kvt_core_finished(request,
-                      kvt_local_read(&at_d_local.memory, message.address, into, message.bytes));
+    kvt_read_offer offers[KVT_WIRE_READS_MAX];
+    uint32_t count = kvt_wire_parse_reads(data, size, offers);
+    for (uint32_t i = 0; i < count; i++) {
+        kvt_wire_pack_read(&offers[i], again);
+        sl_assert(memcmp(again, data + i * sizeof again, sizeof again) == 0);
+        sl_assert(offers[i].place < KVT_WINDOW_READS);
+    }
+    bool put = at_d_local.agreed && kvt_read_queue_put(&at_d_reads, data, size);
+    sl_assert(!put || count > 0);
+    while (at_d_reads.count > 0)
+        reads_take(peer);
 }
 
 static void taken(const uint8_t *data, size_t size)
 {
     uint8_t again[KVT_WIRE_TAKEN_SIZE];
-    uint32_t place;
-    if (!kvt_wire_parse_taken(data, size, &place))
+    kvt_taken_message message;
+    if (!kvt_wire_parse_taken(data, size, &message))
         return;
-    kvt_wire_pack_taken(place, again);
-    sl_assert(place < KVT_WINDOW_PIECES && memcmp(again, data, sizeof again) == 0);
+    kvt_wire_pack_taken(&message, again);
+    sl_assert(memcmp(again, data, sizeof again) == 0);
+    sl_assert(message.place < KVT_WINDOW_READS &&
+              message.count <= KVT_WINDOW_READS - message.place);
 }
 
 static void operations(kvt_core *pc, kvt_core *dc, const uint8_t *data, size_t size)
@@ -171,7 +196,7 @@ static void operations(kvt_core *pc, kvt_core *dc, const uint8_t *data, size_t s
         else if (what % 8 == 4 || what % 8 == 5)
             local_words(what % 8 == 5, span.data, span.size);
         else if (what % 8 == 6 && at_d)
-            read_offer(at_d, span.data, span.size);
+            reads_offered(at_d, span.data, span.size);
         else if (what % 8 == 7)
             taken(span.data, span.size);
         else

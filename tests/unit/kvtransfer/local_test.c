@@ -17,10 +17,15 @@ typedef struct other { /* a child with the same addresses, which waits to be kil
 
 static other here;
 
+static uint8_t right_byte(uint32_t i)
+{
+    return (uint8_t)(i * 7 + i / 251);
+}
+
 static void other_start(void)
 {
     for (uint32_t i = 0; i < BYTES; i++)
-        here.data[i] = (uint8_t)(i * 7 + i / 251);
+        here.data[i] = right_byte(i);
     here.word = 0x1122334455667788ull;
     here.pid = fork();
     assert_true(here.pid >= 0);
@@ -44,16 +49,67 @@ static kvt_local right(void)
     return local;
 }
 
+static sl_code read_one(const kvt_local *local, uint64_t address, void *into, uint64_t bytes)
+{
+    kvt_local_piece piece = {address, bytes, into, SL_IO};
+    kvt_local_read(local, &piece, 1);
+    return piece.code;
+}
+
+static uint64_t there(uint32_t offset)
+{
+    return (uint64_t)(uintptr_t)here.data + offset;
+}
+
 TEST(reads_exactly)
 {
     static uint8_t into[BYTES + 1];
     kvt_local local = right();
     into[BYTES] = 99;
     assert_true(kvt_local_proven(&local));
-    assert_int_equal(kvt_local_read(&local, (uint64_t)(uintptr_t)here.data, into, BYTES), SL_OK);
+    assert_int_equal(read_one(&local, there(0), into, BYTES), SL_OK);
     for (uint32_t i = 0; i < BYTES; i++)
-        assert_int_equal(into[i], (uint8_t)(i * 7 + i / 251));
+        assert_int_equal(into[i], right_byte(i));
     assert_int_equal(into[BYTES], 99);
+}
+
+/* One that is not there costs none of the others. */
+TEST(several_are_judged_one_by_one)
+{
+    static uint8_t into[KVT_WIRE_READS_MAX][64];
+    kvt_local_piece pieces[KVT_WIRE_READS_MAX];
+    kvt_local local = right();
+    for (uint32_t i = 0; i < KVT_WIRE_READS_MAX; i++)
+        pieces[i] = (kvt_local_piece){there(i * 100), 64, into[i], SL_IO};
+    pieces[0].address = pieces[5].address = pieces[6].address = 16;
+    pieces[KVT_WIRE_READS_MAX - 1].address = 16;
+    kvt_local_read(&local, pieces, KVT_WIRE_READS_MAX);
+    for (uint32_t i = 0; i < KVT_WIRE_READS_MAX; i++) {
+        assert_int_equal(pieces[i].code, pieces[i].address == 16 ? SL_INVALID : SL_OK);
+        for (uint32_t j = 0; j < 64 && pieces[i].code == SL_OK; j++)
+            assert_int_equal(into[i][j], right_byte(i * 100 + j));
+    }
+    local.challenge++;
+    kvt_local_read(&local, pieces, KVT_WIRE_READS_MAX);
+    for (uint32_t i = 0; i < KVT_WIRE_READS_MAX; i++)
+        assert_int_equal(pieces[i].code, SL_UNAVAILABLE);
+    kvt_local_read(&local, NULL, 0);
+}
+
+/* The word counts as it is when the data has been read. The peer is this process here, and the
+ * second piece is read onto its word. */
+TEST(the_word_is_read_behind_the_data)
+{
+    uint64_t zero = 0, into = 0;
+    kvt_agreement own = {.agreed = true, .word = 77};
+    kvt_local local = {(uint32_t)getpid(), (uint64_t)(uintptr_t)&own.word, 77};
+    kvt_local_piece pieces[2] = {{(uint64_t)(uintptr_t)&zero, 8, &into, SL_IO},
+                                 {(uint64_t)(uintptr_t)&zero, 8, &own.word, SL_IO}};
+    kvt_local_read(&local, pieces, 1);
+    assert_int_equal(pieces[0].code, SL_OK);
+    kvt_local_read(&local, pieces, 2);
+    assert_int_equal(pieces[0].code, SL_UNAVAILABLE);
+    assert_int_equal(pieces[1].code, SL_UNAVAILABLE);
 }
 
 TEST(another_process_is_refused)
@@ -62,8 +118,7 @@ TEST(another_process_is_refused)
     kvt_local local = right();
     local.challenge++;
     assert_false(kvt_local_proven(&local));
-    assert_int_equal(kvt_local_read(&local, (uint64_t)(uintptr_t)here.data, into, sizeof into),
-                     SL_UNAVAILABLE);
+    assert_int_equal(read_one(&local, there(0), into, sizeof into), SL_UNAVAILABLE);
     local = right();
     local.pid = (uint32_t)getpid(); /* the word has another value here */
     assert_false(kvt_local_proven(&local));
@@ -81,11 +136,10 @@ TEST(memory_that_is_not_there)
     kvt_local local = right();
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     uint8_t *into = sl_alloc(1, 4 * page, "into");
-    assert_int_equal(kvt_local_read(&local, 16, into, page), SL_INVALID);
-    assert_int_equal(kvt_local_read(&local, UINT64_MAX - 100, into, page), SL_INVALID);
+    assert_int_equal(read_one(&local, 16, into, page), SL_INVALID);
+    assert_int_equal(read_one(&local, UINT64_MAX - 100, into, page), SL_INVALID);
     local.word_at = 16; /* what was agreed on is gone, and it is nobody's fault */
-    assert_int_equal(kvt_local_read(&local, (uint64_t)(uintptr_t)here.data, into, 8),
-                     SL_UNAVAILABLE);
+    assert_int_equal(read_one(&local, there(0), into, 8), SL_UNAVAILABLE);
     sl_free(into);
 }
 
@@ -95,8 +149,7 @@ TEST(dead_process)
     kvt_local local = right();
     other_stop();
     assert_false(kvt_local_proven(&local));
-    assert_int_equal(kvt_local_read(&local, (uint64_t)(uintptr_t)here.data, into, sizeof into),
-                     SL_UNAVAILABLE);
+    assert_int_equal(read_one(&local, there(0), into, sizeof into), SL_UNAVAILABLE);
 }
 
 /* Both ends in this process: what one says is heard by the other, until nobody answers. */
@@ -139,6 +192,8 @@ TEST(not_agreed_out_of_turn)
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(reads_exactly),
+    cmocka_unit_test(several_are_judged_one_by_one),
+    cmocka_unit_test(the_word_is_read_behind_the_data),
     cmocka_unit_test(another_process_is_refused),
     cmocka_unit_test(memory_that_is_not_there),
     cmocka_unit_test(agreed_in_four_words),

@@ -100,13 +100,13 @@ static void assert_rest(void)
 }
 
 /* Over a connection that has had time to agree, D reads P's memory itself, and only there. */
-TEST(local_reads_are_used_where_allowed)
+static void local_reads_of(uint64_t page_bytes)
 {
     kvt_stats stats;
     pair t;
-    sides_start(8, 131072, (kvt_options){.name = NULL});
+    sides_start(64, page_bytes, (kvt_options){.name = NULL});
     kit_fill(&p, 3);
-    kit_shape shape = {.blocks = 8, .deadline = in_seconds(60)};
+    kit_shape shape = {.blocks = 64, .deadline = in_seconds(60)};
     sl_time_ns give_up = sl_now_ns() + KIT_WAIT_NS;
     do { /* the first pieces may be faster than the agreement */
         memset(d.memory, 0, d.page_count * d.page_bytes);
@@ -119,11 +119,19 @@ TEST(local_reads_are_used_where_allowed)
         pair_release(&t);
         kvt_stats_get(d.context, &stats);
         assert_true(sl_now_ns() < give_up);
-    } while (!getenv("KVT_TEST_NO_LOCAL_READS") && stats.pieces_local < 8 * KIT_GROUPS);
+    } while (!getenv("KVT_TEST_NO_LOCAL_READS") && stats.pieces_local < 64 * KIT_GROUPS);
     if (getenv("KVT_TEST_NO_LOCAL_READS"))
         assert_int_equal(stats.pieces_local, 0);
     assert_rest();
     sides_stop();
+}
+
+/* One piece a call, and many. */
+TEST(local_reads_are_used_where_allowed)
+{
+    local_reads_of(131072);
+    local_reads_of(8192);
+    local_reads_of(64);
 }
 
 /* Every size class: eager, one fragment, many, larger than the window; odd sizes. */

@@ -1,18 +1,25 @@
 /* Process faults over real UCX: the sender or the receiver is a child (this program again, executed
  * before any UCX starts in it), which is killed, stopped and continued.
  *
- * KVT_TEST_REPEATS repeats each fault (soak). A duration is printed, never a verdict. */
+ * KVT_TEST_REPEATS repeats each fault (soak). A duration is printed, never a verdict. By local
+ * reads the pages are large, then small ones, which are read several at a time. */
 #include <signal.h>
 
 #include "tests/unit/child.h"
 #include "tests/unit/kvtransfer/kit.h"
 
-enum { PAGES = 64, BLOCKS = 4096, PAGE_BYTES = 262144 };
+enum { PAGES = 64, BLOCKS = 4096, LARGE_BYTES = 262144, SMALL_BYTES = 16384 };
 
 static uint32_t repeats(void)
 {
     const char *text = getenv("KVT_TEST_REPEATS");
     return text ? (uint32_t)atoi(text) : 3;
+}
+
+/* The children's too. */
+static uint64_t page_bytes(void)
+{
+    return getenv("KVT_TEST_SMALL_PIECES") ? SMALL_BYTES : LARGE_BYTES;
 }
 
 static sl_time_ns in_ms(uint64_t ms)
@@ -30,7 +37,7 @@ static void announce_long(const kit_side *side, kvt_send *send, uint32_t first, 
     for (uint32_t i = first * KIT_GROUPS; i < end * KIT_GROUPS; i++) {
         uint32_t block = i / KIT_GROUPS, group = i % KIT_GROUPS;
         const kvt_piece_slice *slice = &side->slices[group];
-        const uint8_t *data = kit_page(side, block % PAGES) + slice->offset;
+        const uint8_t *data = kit_page(side, block % side->page_count) + slice->offset;
         uint64_t tweak = kvt_sum_tweak(block, group);
         uint64_t sum = sums ? sl_sum64(KIT_KEY, tweak, data, slice->bytes) : 0;
         sl_status status = kvt_send_announce(send, block, group, data, slice->bytes, sum, &err);
@@ -66,7 +73,7 @@ static int child_send(char **argv)
 {
     kit_side side;
     kit_end end = {0};
-    kit_memory(&side, PAGES, PAGE_BYTES);
+    kit_memory(&side, PAGES, page_bytes());
     kit_create(&side, (kvt_options){.name = "child"});
     kit_fill(&side, 11);
     kvt_nonce nonce = {strtoull(argv[3], NULL, 16), strtoull(argv[4], NULL, 16)};
@@ -92,7 +99,7 @@ static int child_recv(char **argv)
 {
     kit_side side;
     kit_end end = {0};
-    kit_memory(&side, PAGES, PAGE_BYTES);
+    kit_memory(&side, PAGES, page_bytes());
     kit_create(&side, (kvt_options){.name = "child", .listen = "127.0.0.1:0"});
     kvt_nonce nonce = kit_nonce();
     kvt_recv *recv = recv_long(&side, BLOCKS, nonce, in_ms(50000), KVT_SUMS_OFF, &end);
@@ -134,7 +141,7 @@ static void wait_pieces(uint64_t wanted)
 
 static void receiver_start(kvt_options options)
 {
-    kit_memory(&side, PAGES, PAGE_BYTES);
+    kit_memory(&side, PAGES, page_bytes());
     options.name = "parent";
     options.listen = "127.0.0.1:0";
     kit_create(&side, options);
@@ -158,7 +165,7 @@ TEST(two_processes_exact)
     assert_string_equal(line, "closed 0 \n");
     assert_int_equal(child_wait(&c), 0);
     kit_side expected;
-    kit_memory(&expected, PAGES, PAGE_BYTES);
+    kit_memory(&expected, PAGES, page_bytes());
     kit_fill(&expected, 11);
     assert_true(kit_equal(&expected, &side));
     kit_fini(&expected);
@@ -170,7 +177,7 @@ TEST(two_processes_exact)
 /* D's pages are in use again: not one byte may change from here on. */
 static uint8_t *reuse(void)
 {
-    size_t bytes = (size_t)PAGES * PAGE_BYTES;
+    size_t bytes = (size_t)PAGES * page_bytes();
     kit_fill(&side, 999);
     uint8_t *copy = sl_alloc(1, bytes, "copy");
     memcpy(copy, side.memory, bytes);
@@ -179,7 +186,7 @@ static uint8_t *reuse(void)
 
 static void assert_unchanged(uint8_t *copy)
 {
-    assert_int_equal(memcmp(copy, side.memory, (size_t)PAGES * PAGE_BYTES), 0);
+    assert_int_equal(memcmp(copy, side.memory, (size_t)PAGES * page_bytes()), 0);
     sl_free(copy);
 }
 
@@ -220,7 +227,7 @@ TEST(killed_receiver)
         child c = child_start(arguments, NULL);
         child_line(&c, line, sizeof(line));
         assert_int_equal(sscanf(line, "%279s %llx %llx", address, &high, &low), 3);
-        kit_memory(&side, PAGES, PAGE_BYTES);
+        kit_memory(&side, PAGES, page_bytes());
         kit_create(&side, (kvt_options){.name = "parent"});
         kit_shape shape = {.blocks = BLOCKS, .deadline = in_ms(50000)};
         kvt_send *send = kit_send(&side, shape, address, (kvt_nonce){high, low}, &end);
@@ -344,7 +351,7 @@ TEST(stopped_receiver_ends_by_stall)
     child c = child_start(arguments, NULL);
     child_line(&c, line, sizeof(line));
     assert_int_equal(sscanf(line, "%279s %llx %llx", address, &high, &low), 3);
-    kit_memory(&side, PAGES, PAGE_BYTES);
+    kit_memory(&side, PAGES, page_bytes());
     kit_create(&side, (kvt_options){.name = "parent", .stall_ns = 500 * SL_MS_NS});
     kit_shape shape = {.blocks = BLOCKS, .deadline = in_ms(50000)};
     kvt_send *send = kit_send(&side, shape, address, (kvt_nonce){high, low}, &end);
@@ -388,6 +395,9 @@ int main(int argc, char **argv)
         kit_way_set(i);
         failed |= cmocka_run_group_tests_name(kit_ways[i].tls, tests, NULL, NULL);
     }
+    kit_way_set(0);
+    setenv("KVT_TEST_SMALL_PIECES", "1", 1);
+    failed |= cmocka_run_group_tests_name("small pieces", tests, NULL, NULL);
     if (failed == 0 && sl_alloc_live() != 0) {
         fprintf(stderr, "%llu allocations are left\n", (unsigned long long)sl_alloc_live());
         failed = 1;

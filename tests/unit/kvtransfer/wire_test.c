@@ -141,12 +141,10 @@ TEST(unknown_types_are_refused)
     assert_int_equal(kvt_wire_pack(&in, data, sizeof data), 0);
 }
 
-TEST(local_reads_have_one_size_each)
+TEST(local_words_have_one_size_and_version)
 {
     uint8_t data[64] = {0};
     kvt_local_message said = {KVT_LOCAL_CHALLENGE, 77, 0x1122334455667788ull, 9}, heard;
-    kvt_read_message offered = {KVT_WINDOW_PIECES - 1, 0x7fff00001000ull, 403456}, read;
-    uint32_t place;
     kvt_wire_pack_local(&said, data);
     for (size_t size = 0; size <= sizeof data; size++)
         assert_int_equal(kvt_wire_parse_local(data, size, &heard), size == KVT_WIRE_LOCAL_SIZE);
@@ -157,22 +155,62 @@ TEST(local_reads_have_one_size_each)
     assert_int_equal(heard.challenge, 9);
     data[0] = KVT_LOCAL_STEP_COUNT;
     assert_false(kvt_wire_parse_local(data, KVT_WIRE_LOCAL_SIZE, &heard));
+    data[0] = KVT_LOCAL_ASK;
+    data[1]++; /* of another version: the two do not agree */
+    assert_false(kvt_wire_parse_local(data, KVT_WIRE_LOCAL_SIZE, &heard));
+}
 
-    kvt_wire_pack_read(&offered, data);
-    for (size_t size = 0; size <= sizeof data; size++)
-        assert_int_equal(kvt_wire_parse_read(data, size, &read), size == KVT_WIRE_READ_SIZE);
-    assert_true(kvt_wire_parse_read(data, KVT_WIRE_READ_SIZE, &read));
-    assert_int_equal(read.place, offered.place);
-    assert_int_equal(read.address, offered.address);
-    assert_int_equal(read.bytes, offered.bytes);
-    data[0] = KVT_WINDOW_PIECES;
-    assert_false(kvt_wire_parse_read(data, KVT_WIRE_READ_SIZE, &read));
+TEST(offers_to_read_follow_each_other)
+{
+    enum { MORE = (KVT_WIRE_READS_MAX + 1) * KVT_WIRE_READ_SIZE };
+    static uint8_t data[MORE];
+    uint8_t head[KVT_WIRE_PIECE_SIZE] = {1, 2, 3};
+    kvt_read_offer offers[KVT_WIRE_READS_MAX];
+    for (uint32_t i = 0; i <= KVT_WIRE_READS_MAX; i++) {
+        kvt_read_offer offer = {100 + i, 0x7fff00001000ull + i, 403456, head};
+        kvt_wire_pack_read(&offer, data + i * KVT_WIRE_READ_SIZE);
+    }
+    for (size_t size = 0; size < MORE; size++) {
+        uint32_t whole = size % KVT_WIRE_READ_SIZE == 0 ? (uint32_t)size / KVT_WIRE_READ_SIZE : 0;
+        assert_int_equal(kvt_wire_parse_reads(data, size, offers), whole);
+    }
+    assert_int_equal(kvt_wire_parse_reads(data, MORE, offers), 0);
+    assert_int_equal(kvt_wire_parse_reads(data, 2 * KVT_WIRE_READ_SIZE, offers), 2);
+    assert_int_equal(offers[1].place, 101);
+    assert_int_equal(offers[1].address, 0x7fff00001001ull);
+    assert_int_equal(offers[1].bytes, 403456);
+    assert_memory_equal(offers[1].head, head, sizeof head);
+    data[KVT_WIRE_READ_SIZE]++; /* a place left out */
+    assert_int_equal(kvt_wire_parse_reads(data, 2 * KVT_WIRE_READ_SIZE, offers), 0);
+    data[1] = KVT_WINDOW_READS >> 8; /* no such place */
+    assert_int_equal(kvt_wire_parse_reads(data, KVT_WIRE_READ_SIZE, offers), 0);
+}
 
-    kvt_wire_pack_taken(3, data);
+static bool taken_parses(uint32_t place, uint32_t count)
+{
+    uint8_t data[KVT_WIRE_TAKEN_SIZE];
+    kvt_taken_message said = {place, count}, heard;
+    kvt_wire_pack_taken(&said, data);
+    if (!kvt_wire_parse_taken(data, sizeof data, &heard))
+        return false;
+    assert_int_equal(heard.place, place);
+    assert_int_equal(heard.count, count);
+    return true;
+}
+
+TEST(taken_names_places_that_are)
+{
+    uint8_t data[KVT_WIRE_TAKEN_SIZE + 1] = {3, 0, 0, 0, 1};
+    kvt_taken_message heard;
     for (size_t size = 0; size <= sizeof data; size++)
-        assert_int_equal(kvt_wire_parse_taken(data, size, &place), size == KVT_WIRE_TAKEN_SIZE);
-    kvt_wire_pack_taken(KVT_WINDOW_PIECES, data);
-    assert_false(kvt_wire_parse_taken(data, KVT_WIRE_TAKEN_SIZE, &place));
+        assert_int_equal(kvt_wire_parse_taken(data, size, &heard), size == KVT_WIRE_TAKEN_SIZE);
+    assert_true(taken_parses(KVT_WINDOW_READS - 1, 1));
+    assert_true(taken_parses(0, KVT_WIRE_READS_MAX));
+    assert_false(taken_parses(0, 0));
+    assert_false(taken_parses(0, KVT_WIRE_READS_MAX + 1));
+    assert_false(taken_parses(KVT_WINDOW_READS, 1));
+    assert_false(taken_parses(KVT_WINDOW_READS - 1, 2));
+    assert_false(taken_parses(UINT32_MAX, 2));
 }
 
 static const struct CMUnitTest tests[] = {
@@ -182,7 +220,9 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(acks_are_bounded),
     cmocka_unit_test(revoke_tells_why),
     cmocka_unit_test(unknown_types_are_refused),
-    cmocka_unit_test(local_reads_have_one_size_each),
+    cmocka_unit_test(local_words_have_one_size_and_version),
+    cmocka_unit_test(offers_to_read_follow_each_other),
+    cmocka_unit_test(taken_names_places_that_are),
 };
 
 TEST_MAIN(tests)
