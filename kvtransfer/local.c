@@ -79,6 +79,13 @@ bool kvt_local_hear(kvt_agreement *agreement, bool sends, const kvt_local_messag
     return false;
 }
 
+void kvt_local_withdraw(kvt_agreement *agreement)
+{
+    agreement->agreed = false;
+    /* D sees it before whatever is then written into the pages. */
+    __atomic_store_n(&agreement->word, 0, __ATOMIC_SEQ_CST);
+}
+
 kvt_local_message kvt_local_message_of(const kvt_agreement *agreement, kvt_local_step step)
 {
     return (kvt_local_message){.step = step,

@@ -44,6 +44,8 @@ typedef struct kvt_agreement {
  * come in turn is not heard. */
 bool kvt_local_hear(kvt_agreement *agreement, bool sends, const kvt_local_message *message,
                     kvt_local_step *out_say);
+/* P: nothing read from here on counts. Before the owner hears that its memory is its own. */
+void kvt_local_withdraw(kvt_agreement *agreement);
 /* A message of ours. */
 kvt_local_message kvt_local_message_of(const kvt_agreement *agreement, kvt_local_step step);
 

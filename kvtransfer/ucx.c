@@ -430,6 +430,7 @@ static void ucx_close(kvt_link *link)
     if (transport->offering == link)
         transport->offering = NULL;
     reading_remove(transport, link);
+    kvt_local_withdraw(&link->local);
     for (uint32_t i = 0; i < KVT_WINDOW_READS; i++)
         read_finished(link, i, SL_UNAVAILABLE);
     if (!link->endpoint)

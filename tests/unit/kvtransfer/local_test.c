@@ -112,6 +112,17 @@ TEST(the_word_is_read_behind_the_data)
     assert_int_equal(pieces[1].code, SL_UNAVAILABLE);
 }
 
+TEST(what_is_withdrawn_is_refused)
+{
+    uint64_t data = 5, into = 0;
+    kvt_agreement own = {.agreed = true, .word = 77};
+    kvt_local local = {(uint32_t)getpid(), (uint64_t)(uintptr_t)&own.word, 77};
+    assert_int_equal(read_one(&local, (uint64_t)(uintptr_t)&data, &into, 8), SL_OK);
+    kvt_local_withdraw(&own);
+    assert_false(own.agreed);
+    assert_int_equal(read_one(&local, (uint64_t)(uintptr_t)&data, &into, 8), SL_UNAVAILABLE);
+}
+
 TEST(another_process_is_refused)
 {
     uint8_t into[8];
@@ -194,6 +205,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(reads_exactly),
     cmocka_unit_test(several_are_judged_one_by_one),
     cmocka_unit_test(the_word_is_read_behind_the_data),
+    cmocka_unit_test(what_is_withdrawn_is_refused),
     cmocka_unit_test(another_process_is_refused),
     cmocka_unit_test(memory_that_is_not_there),
     cmocka_unit_test(agreed_in_four_words),

@@ -8,7 +8,7 @@
 #include "tests/unit/child.h"
 #include "tests/unit/kvtransfer/kit.h"
 
-enum { PAGES = 64, BLOCKS = 4096, LARGE_BYTES = 262144, SMALL_BYTES = 16384 };
+enum { PAGES = 64, BLOCKS = 4096, LARGE_BYTES = 262144, SMALL_BYTES = 16384, WATCHED_BYTES = 4096 };
 
 static uint32_t repeats(void)
 {
@@ -107,6 +107,68 @@ static int child_recv(char **argv)
            (unsigned long long)nonce.low);
     fflush(stdout);
     kit_wait((kit_side *const[]){&side}, 1, &end.closed, 1);
+    kvt_recv_release(recv);
+    kit_fini(&side);
+    return 0;
+}
+
+/* "watch": each piece has a place of its own here; says how it ended, and how many pieces that it
+ * called verified are not as the parent first had them. */
+static uint8_t watched[BLOCKS][KIT_GROUPS];
+
+static void on_watched(void *context, const kvt_event *event)
+{
+    if (event->type == KVT_EVENT_RECV_PIECE)
+        watched[event->block][event->group] = 1;
+    kit_on_event(context, event);
+}
+
+static uint32_t watched_wrong(const kit_side *side)
+{
+    kit_side expected;
+    uint32_t wrong = 0;
+    kit_memory(&expected, BLOCKS, WATCHED_BYTES);
+    kit_fill(&expected, 11);
+    for (uint32_t i = 0; i < BLOCKS * KIT_GROUPS; i++) {
+        const kvt_piece_slice *slice = &side->slices[i % KIT_GROUPS];
+        const uint8_t *got = kit_page(side, i / KIT_GROUPS) + slice->offset;
+        const uint8_t *right = kit_page(&expected, i / KIT_GROUPS) + slice->offset;
+        wrong += watched[i / KIT_GROUPS][i % KIT_GROUPS] && memcmp(got, right, slice->bytes) != 0;
+    }
+    sl_free_pages(expected.memory, (uint64_t)BLOCKS * WATCHED_BYTES);
+    return wrong;
+}
+
+static int child_watch(void)
+{
+    static void *pages[BLOCKS];
+    kit_side side;
+    kit_end end = {0};
+    sl_err err;
+    kvt_recv *recv = NULL;
+    kit_memory(&side, BLOCKS, WATCHED_BYTES);
+    kit_create(&side, (kvt_options){.name = "child", .listen = "127.0.0.1:0"});
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        pages[i] = kit_page(&side, i);
+    kvt_recv_options options = {.nonce = kit_nonce(),
+                                .deadline = in_ms(50000),
+                                .block_count = BLOCKS,
+                                .group_count = KIT_GROUPS,
+                                .pages = pages,
+                                .slices = side.slices,
+                                .sums = KVT_SUMS_OFF,
+                                .piece_events = true,
+                                .cookie = &end};
+    assert_ok(kvt_recv_open(side.context, &options, &recv, &err), &err);
+    printf("%s %llx %llx\n", kvt_context_address(side.context),
+           (unsigned long long)options.nonce.high, (unsigned long long)options.nonce.low);
+    fflush(stdout);
+    while (!end.closed) {
+        poll(&(struct pollfd){.fd = kvt_fd(side.context), .events = POLLIN}, 1, 100);
+        kvt_poll(side.context, on_watched, NULL);
+    }
+    printf("closed %d, %u wrong\n", end.code, watched_wrong(&side));
+    fflush(stdout);
     kvt_recv_release(recv);
     kit_fini(&side);
     return 0;
@@ -372,6 +434,43 @@ TEST(stopped_receiver_ends_by_stall)
     kit_fini(&side);
 }
 
+/* And P's rule: D is stopped amid a window of offers, P closes by force and uses its pages again.
+ * What D still finds of them is not called verified. */
+TEST(stopped_receiver_never_takes_pages_used_again)
+{
+    for (uint32_t i = 0; i < repeats(); i++) {
+        char line[400], address[KVT_ADDRESS_MAX];
+        unsigned long long high, low;
+        int code, wrong;
+        kit_end end = {0};
+        char *arguments[] = {"test", "watch", NULL};
+        child c = child_start(arguments, NULL);
+        child_line(&c, line, sizeof(line));
+        assert_int_equal(sscanf(line, "%279s %llx %llx", address, &high, &low), 3);
+        kit_memory(&side, BLOCKS, WATCHED_BYTES);
+        kit_create(&side, (kvt_options){.name = "parent", .stall_ns = 300 * SL_MS_NS});
+        kit_fill(&side, 11);
+        kit_shape shape = {.blocks = BLOCKS, .deadline = in_ms(50000)};
+        kvt_send *send = kit_send(&side, shape, address, (kvt_nonce){high, low}, &end);
+        announce_long(&side, send, 0, BLOCKS / 2, false);
+        wait_pieces(100);
+        kill(c.pid, SIGSTOP);
+        announce_long(&side, send, BLOCKS / 2, BLOCKS, false);
+        kit_wait(alone, 1, &end.closed, 1);
+        assert_int_equal(end.code, SL_UNAVAILABLE);
+        kit_fill(&side, 999);
+        kill(c.pid, SIGCONT);
+        child_line(&c, line, sizeof(line));
+        assert_int_equal(sscanf(line, "closed %d, %d wrong", &code, &wrong), 2);
+        assert_int_not_equal(code, SL_OK);
+        assert_int_equal(wrong, 0);
+        assert_int_equal(child_wait(&c), 0);
+        kvt_send_release(send);
+        kit_assert_rest(&side);
+        kit_fini(&side);
+    }
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(two_processes_exact),
     cmocka_unit_test(killed_sender),
@@ -379,6 +478,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(stopped_sender_never_writes_late),
     cmocka_unit_test(requests_kept_by_the_transport_come_back),
     cmocka_unit_test(stopped_receiver_ends_by_stall),
+    cmocka_unit_test(stopped_receiver_never_takes_pages_used_again),
 };
 
 int main(int argc, char **argv)
@@ -389,6 +489,8 @@ int main(int argc, char **argv)
         return child_send(argv);
     if (argc > 1 && strcmp(argv[1], "recv") == 0)
         return child_recv(argv);
+    if (argc > 1 && strcmp(argv[1], "watch") == 0)
+        return child_watch();
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     for (size_t i = 0; i < sizeof kit_ways / sizeof kit_ways[0]; i++) {
