@@ -21,7 +21,9 @@ void kvt_core_init(kvt_core *core, const kvt_options *options, sl_mailbox *event
     memset(core, 0, sizeof *core);
     memcpy(core->name, options->name, strnlen(options->name, sizeof core->name - 1));
     core->incarnation = sl_random_u64();
-    core->window_bytes = or_default(options->window_bytes, KVT_WINDOW_BYTES);
+    bool tcp = options->transport == KVT_TRANSPORT_TCP;
+    core->window_bytes =
+        or_default(options->window_bytes, tcp ? KVT_TCP_WINDOW_BYTES : KVT_WINDOW_BYTES);
     core->connect_ns = or_default(options->connect_ns, KVT_CONNECT_MS * SL_MS_NS);
     core->stall_ns = or_default(options->stall_ns, KVT_STALL_MS * SL_MS_NS);
     core->idle_ns = or_default(options->idle_ns, KVT_IDLE_MS * SL_MS_NS);
@@ -109,7 +111,7 @@ bool kvt_core_collected(const kvt_core *core)
     return core->finished_head || core->dirty_sends || core->dirty_recvs || core->dirty_peers;
 }
 
-static void core_invalid(kvt_peer *peer, const char *text)
+void kvt_core_invalid(kvt_peer *peer, const char *text)
 {
     kvt_count(&peer->core->counters.messages_invalid, 1);
     kvt_peer_break(peer, SL_INVALID, text);
@@ -131,7 +133,7 @@ static void message_at_receiver(kvt_peer *peer, const kvt_message *message)
         kvt_recv_end(recv, SL_CANCELLED, "cancelled by the sender");
         recv->revoke_due = false;
     } else {
-        core_invalid(peer, "a message that a sender does not send");
+        kvt_core_invalid(peer, "a message that a sender does not send");
     }
 }
 
@@ -156,7 +158,7 @@ static void message_at_sender(kvt_peer *peer, const kvt_message *message)
     kvt_send *send = kvt_map_get(&peer->core->sends_by_nonce, message->nonce);
     if (message->type != KVT_MESSAGE_ACK && message->type != KVT_MESSAGE_COMMIT_ACK &&
         message->type != KVT_MESSAGE_REVOKE) {
-        core_invalid(peer, "a message that a receiver does not send");
+        kvt_core_invalid(peer, "a message that a receiver does not send");
         return;
     }
     if (!send || send->peer != peer)
@@ -183,13 +185,13 @@ void kvt_core_message(kvt_peer *peer, const void *data, size_t size)
     if (peer->broken || peer->state == KVT_PEER_CLOSING || peer->state == KVT_PEER_FREE)
         return;
     if (!kvt_wire_parse(data, size, &message)) {
-        core_invalid(peer, "a message that is not of this protocol");
+        kvt_core_invalid(peer, "a message that is not of this protocol");
         return;
     }
     if (message.type == (peer->outgoing ? KVT_MESSAGE_HELLO_ACK : KVT_MESSAGE_HELLO))
         kvt_peer_hello(peer, &message);
     else if (peer->state != KVT_PEER_READY)
-        core_invalid(peer, "a message before the hello");
+        kvt_core_invalid(peer, "a message before the hello");
     else if (peer->outgoing)
         message_at_sender(peer, &message);
     else
@@ -208,7 +210,7 @@ kvt_request *kvt_core_offer(kvt_peer *peer, const void *head, size_t head_size, 
     if (peer->outgoing || peer->state != KVT_PEER_READY ||
         !kvt_wire_parse(head, head_size, &message) || message.type != KVT_MESSAGE_PIECE) {
         kvt_count(&core->counters.pieces_refused, 1);
-        core_invalid(peer, "an offer that is not of this protocol");
+        kvt_core_invalid(peer, "an offer that is not of this protocol");
         return NULL;
     }
     return kvt_recv_judge(peer, &message, bytes, out_data);

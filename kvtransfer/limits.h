@@ -23,16 +23,26 @@
 /* ---- one connection */
 #define KVT_WINDOW_BYTES    ((uint64_t)2 << 20) /* announced, not yet acknowledged */
 #define KVT_WINDOW_PIECES   48u
-#define KVT_WINDOW_READS    256u /* in place of it where D reads P's memory; >= it */
+#define KVT_WINDOW_READS    256u /* in place of it where D reads P's memory, and by tcp; >= it */
 #define KVT_MESSAGES_MAX    16u  /* small messages handed to the transport, not yet sent */
 #define KVT_MESSAGE_MAX     1024u
 #define KVT_WIRE_PIECE_SIZE 48u
 #define KVT_WIRE_ACKS_MAX   128u /* entries of one ACK message */
 #define KVT_WIRE_READS_MAX  32u  /* offers of one message for local reads; one call reads as many */
 
+/* ---- one connection of the tcp transport */
+/* What the kernel holds of it between both ends shall fit into a processor's cache. */
+#define KVT_TCP_WINDOW_BYTES ((uint64_t)1 << 20)
+#define KVT_TCP_AHEAD_BYTES  73728u              /* read ahead; holds the largest message */
+#define KVT_TCP_COPY_MAX     16384u              /* pieces up to here come by way of it */
+#define KVT_TCP_CALL_BYTES   ((uint64_t)1 << 20) /* that one call of the kernel moves */
+#define KVT_TCP_PARTS_MAX    128u                /* of memory, named to one call */
+#define KVT_TCP_EVENTS_MAX   64u                 /* taken from the kernel at a time */
+#define KVT_TCP_ACCEPTS_MAX  64u                 /* new connections at a time */
+
 /* ---- text */
 #define KVT_NAME_MAX    64u  /* node name with its NUL */
-#define KVT_ADDRESS_MAX 280u /* "host:port" with its NUL */
+#define KVT_ADDRESS_MAX 280u /* "host:port" or "tcp:host:port" with its NUL */
 #define KVT_TEXT_MAX    192u /* reason of a CLOSED event */
 
 /* ---- time, defaults of kvt_options */
@@ -42,5 +52,11 @@
 #define KVT_QUARANTINE_MS  30000u /* then the transport is restarted for it (not an option) */
 #define KVT_ABANDON_MS     2000u  /* after a forced close, for requests to end (not an option) */
 #define KVT_CLOSE_GRACE_MS 500u   /* a closing transfer's open fetches may still finish */
+
+/* ---- time, tcp transport: a silent host is given up (not options) */
+#define KVT_TCP_KEEPALIVE_S    5u     /* nothing heard for so long: it is asked */
+#define KVT_TCP_KEEPALIVE_EACH 2u     /* and again, in seconds */
+#define KVT_TCP_KEEPALIVE_ASKS 3u     /* so often */
+#define KVT_TCP_UNHEARD_MS     10000u /* bytes sent and not taken by its kernel */
 
 #endif

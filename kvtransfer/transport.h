@@ -1,5 +1,5 @@
 /* The operations table between the protocol (core.c, peer.c, send.c, recv.c) and what moves bytes
- * (ucx.c, fake.c).
+ * (ucx.c, tcp.c, fake.c).
  *
  * All on the progress thread. A transport calls the core only from within `progress` (the fake:
  * from kvt_fake_step), and the core's answers never call back into the transport: completions are
@@ -56,6 +56,8 @@ typedef struct kvt_transport_ops {
 kvt_peer *kvt_core_accepted(kvt_core *core, kvt_link *link);
 /* The link failed; the core will close it. */
 void kvt_core_broken(kvt_peer *peer, sl_code code, const char *text);
+/* The same for bytes that are not of the protocol; counted. */
+void kvt_core_invalid(kvt_peer *peer, const char *text);
 void kvt_core_closed(kvt_peer *peer);
 void kvt_core_message(kvt_peer *peer, const void *data, size_t size);
 /* A piece is offered. NULL: refused, take no payload. Else receive exactly `bytes` to *out_data,
@@ -73,8 +75,22 @@ bool kvt_context_step(kvt_context *context, sl_time_ns now);
 sl_time_ns kvt_context_due(const kvt_context *context);
 kvt_context *kvt_core_context(kvt_core *core);
 
+/* context.c: options->listen looked up; refused if it is all interfaces and that was not said. */
+struct sockaddr_storage;
+SL_MUST_USE sl_status kvt_listen_resolve(const kvt_options *options,
+                                         struct sockaddr_storage *out_address, uint32_t *out_size,
+                                         sl_err *err);
+/* The part of an address behind "tcp:"; NULL: it is one of the other transport. */
+const char *kvt_tcp_part(const char *address);
+
 /* ucx.c */
 SL_MUST_USE sl_status kvt_ucx_create(const kvt_options *options, kvt_core *core,
+                                     const kvt_transport_ops **out_ops,
+                                     kvt_transport **out_transport, sl_err *err);
+/* Undoes what loading the UCX library does to the process's signals. */
+void kvt_ucx_signals(void);
+/* tcp.c */
+SL_MUST_USE sl_status kvt_tcp_create(const kvt_options *options, kvt_core *core,
                                      const kvt_transport_ops **out_ops,
                                      kvt_transport **out_transport, sl_err *err);
 /* fake.c */

@@ -214,6 +214,39 @@ size_t kvt_wire_pack(const kvt_message *message, void *data, size_t capacity)
     return writer.failed ? 0 : writer.at;
 }
 
+/* ---- frames */
+
+const char *kvt_wire_parse_frame(const uint8_t *data, kvt_frame *out_frame)
+{
+    sl_reader reader = sl_reader_init(data, KVT_WIRE_FRAME_SIZE);
+    uint32_t magic = sl_read_u32(&reader);
+    uint8_t version = sl_read_u8(&reader);
+    out_frame->kind = sl_read_u8(&reader);
+    out_frame->head_size = sl_read_u16(&reader);
+    out_frame->bytes = sl_read_u64(&reader);
+    if (magic != KVT_WIRE_FRAME_MAGIC)
+        return "the other end is no kvtransfer of the tcp transport";
+    if (version != KVT_WIRE_FRAME_VERSION)
+        return "the other end speaks another version of the tcp transport";
+    bool piece = out_frame->kind == KVT_FRAME_PIECE;
+    if (!piece && out_frame->kind != KVT_FRAME_MESSAGE)
+        return "a frame of no known kind";
+    if (out_frame->head_size != (piece ? KVT_WIRE_PIECE_SIZE : 0) || out_frame->bytes == 0 ||
+        out_frame->bytes > (piece ? KVT_PIECE_BYTES_MAX : KVT_WIRE_MESSAGE_MAX))
+        return "a frame of no possible size";
+    return NULL;
+}
+
+void kvt_wire_pack_frame(const kvt_frame *frame, uint8_t out[KVT_WIRE_FRAME_SIZE])
+{
+    sl_writer writer = sl_writer_init(out, KVT_WIRE_FRAME_SIZE);
+    sl_write_u32(&writer, KVT_WIRE_FRAME_MAGIC);
+    sl_write_u8(&writer, KVT_WIRE_FRAME_VERSION);
+    sl_write_u8(&writer, frame->kind);
+    sl_write_u16(&writer, frame->head_size);
+    sl_write_u64(&writer, frame->bytes);
+}
+
 /* ---- local reads */
 
 bool kvt_wire_parse_local(const void *data, size_t size, kvt_local_message *out)

@@ -96,6 +96,28 @@ SL_MUST_USE bool kvt_wire_parse(const void *data, size_t size, kvt_message *out_
 /* Returns the size, 0 if it does not fit or is not valid. */
 size_t kvt_wire_pack(const kvt_message *message, void *data, size_t capacity);
 
+/* ---- frames of the tcp transport: what stands before each message and each piece */
+
+#define KVT_WIRE_FRAME_MAGIC   0x5354564bu /* "KVTS" */
+#define KVT_WIRE_FRAME_VERSION 1u
+#define KVT_WIRE_FRAME_SIZE    16u
+#define KVT_WIRE_MESSAGE_MAX   (KVT_WIRE_COMMIT_SIZE + KVT_PAYLOAD_MAX)
+
+typedef enum kvt_frame_kind {
+    KVT_FRAME_MESSAGE = 1, /* `bytes` of a message follow */
+    KVT_FRAME_PIECE = 2,   /* the PIECE head follows, then `bytes` of payload */
+} kvt_frame_kind;
+
+typedef struct kvt_frame {
+    uint8_t kind;       /* kvt_frame_kind */
+    uint16_t head_size; /* PIECE: KVT_WIRE_PIECE_SIZE; MESSAGE: 0 */
+    uint64_t bytes;     /* 1 to KVT_WIRE_MESSAGE_MAX or KVT_PIECE_BYTES_MAX */
+} kvt_frame;
+
+/* Reads exactly KVT_WIRE_FRAME_SIZE bytes. NULL: valid; else why not. */
+SL_MUST_USE const char *kvt_wire_parse_frame(const uint8_t *data, kvt_frame *out_frame);
+void kvt_wire_pack_frame(const kvt_frame *frame, uint8_t out[KVT_WIRE_FRAME_SIZE]);
+
 /* ---- local reads: transport messages of their own ids (local.h) */
 
 /* Ends of different versions do not agree: their pieces take the other ways. */

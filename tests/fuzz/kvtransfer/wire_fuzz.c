@@ -7,52 +7,11 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
-#include "base/assert.h"
-#include "kvtransfer/core.h"
-#include "kvtransfer/fake.h"
 #include "kvtransfer/local.h"
 #include "kvtransfer/reads.h"
-
-enum { PAGE_BYTES = 1024, PAGES = 4, GUARD = 4096 };
+#include "tests/fuzz/kvtransfer/live.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static kvt_fake *fake;
-static kvt_context *p, *d;
-static uint8_t p_memory[PAGES * PAGE_BYTES];
-static uint8_t d_memory[GUARD + PAGES * PAGE_BYTES + GUARD];
-static sl_time_ns now = SL_S_NS;
-static const kvt_nonce nonce = {1, 2};
-
-static void on_event(void *context, const kvt_event *event)
-{
-    if (event->type == KVT_EVENT_SEND_CLOSED || event->type == KVT_EVENT_RECV_CLOSED)
-        *(bool *)event->cookie = true;
-}
-
-static void step(uint64_t ns)
-{
-    now += ns;
-    kvt_fake_step(fake, now);
-    kvt_poll(p, on_event, NULL);
-    kvt_poll(d, on_event, NULL);
-}
-
-static void start(void)
-{
-    sl_err err;
-    kvt_region sent = {p_memory, sizeof p_memory};
-    kvt_region received = {d_memory + GUARD, PAGES * PAGE_BYTES};
-    kvt_options options = {.name = "p", .regions = &sent, .region_count = 1};
-    options.fake = fake = kvt_fake_create(1);
-    sl_status status = kvt_context_create(&options, &p, &err);
-    sl_assert(sl_is_ok(status));
-    options.name = "d";
-    options.listen = "d:1";
-    options.regions = &received;
-    status = kvt_context_create(&options, &d, &err);
-    sl_assert(sl_is_ok(status));
-}
 
 static void check_parser(const uint8_t *data, size_t size)
 {
@@ -63,15 +22,6 @@ static void check_parser(const uint8_t *data, size_t size)
         return;
     size_t packed = kvt_wire_pack(&message, again, sizeof again);
     sl_assert(packed == size && memcmp(again, data, size) == 0);
-}
-
-static kvt_peer *peer_of(kvt_core *core)
-{
-    for (uint32_t i = 0; i < KVT_PEERS_MAX; i++) {
-        if (core->peers[i].state == KVT_PEER_READY || core->peers[i].state == KVT_PEER_ACCEPTED)
-            return &core->peers[i];
-    }
-    return NULL;
 }
 
 /* An announcement; if it is taken, its payload lands at once. */
@@ -207,51 +157,12 @@ static void operations(kvt_core *pc, kvt_core *dc, const uint8_t *data, size_t s
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     sl_err err;
-    bool send_closed = false, recv_closed = false;
-    if (!fake)
-        start();
+    live one;
     at_p_local = at_d_local = (kvt_agreement){0};
-    void *pages[PAGES];
-    for (int i = 0; i < PAGES; i++)
-        pages[i] = d_memory + GUARD + i * PAGE_BYTES;
-    kvt_piece_slice slices[2] = {{0, PAGE_BYTES / 2}, {PAGE_BYTES / 2, PAGE_BYTES / 2}};
-    kvt_recv_options ro = {.nonce = nonce,
-                           .deadline = now + SL_S_NS,
-                           .first_block = 1,
-                           .block_count = PAGES,
-                           .group_count = 2,
-                           .pages = pages,
-                           .slices = slices,
-                           .sums = data && size > 0 && data[0] & 128 ? KVT_SUMS_OFF : KVT_SUMS_ALL,
-                           .piece_events = true,
-                           .cookie = &recv_closed};
-    kvt_send_options so = {.address = "d:1",
-                           .nonce = nonce,
-                           .deadline = now + SL_S_NS,
-                           .first_block = 1,
-                           .block_count = PAGES,
-                           .group_count = 2,
-                           .piece_events = true,
-                           .cookie = &send_closed};
-    kvt_recv *recv;
-    kvt_send *send;
-    sl_status status = kvt_recv_open(d, &ro, &recv, &err);
-    sl_assert(sl_is_ok(status));
-    status = kvt_send_open(p, &so, &send, &err);
-    sl_assert(sl_is_ok(status));
-    step(0);
-    step(100000); /* hello done: both peers are ready */
+    live_open(&one, data && size > 0 && data[0] & 128 ? KVT_SUMS_OFF : KVT_SUMS_ALL);
     for (uint32_t i = 0; i < PAGES; i++)
-        (void)!sl_is_ok(kvt_send_announce(send, 1 + i, 0, p_memory, PAGE_BYTES / 2, 0, &err));
-    operations(send->core, recv->core, data, size);
-    kvt_send_cancel(send);
-    kvt_recv_revoke(recv);
-    for (int i = 0; i < 100 && !(send_closed && recv_closed); i++)
-        step(100 * SL_MS_NS);
-    sl_assert(send_closed && recv_closed);
-    kvt_send_release(send);
-    kvt_recv_release(recv);
-    for (int i = 0; i < GUARD; i++)
-        sl_assert(d_memory[i] == 0 && d_memory[sizeof d_memory - 1 - (size_t)i] == 0);
+        (void)!sl_is_ok(kvt_send_announce(one.send, 1 + i, 0, p_memory, PAGE_BYTES / 2, 0, &err));
+    operations(one.send->core, one.recv->core, data, size);
+    live_close(&one);
     return 0;
 }
