@@ -10,6 +10,7 @@
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "base/net.h"
 #include "kvtransfer/core.h"
 
 /* Three of a send's slot at most wait: the cancel of the one before, open, cancel; two revokes of a
@@ -189,9 +190,37 @@ static sl_status options_check(const kvt_options *options, sl_err *err)
         if (!options->regions[i].base || options->regions[i].bytes == 0)
             return sl_fail(err, SL_INVALID, "region %zu is empty", i);
     }
+    if (options->transport >= KVT_TRANSPORT_COUNT)
+        return sl_fail(err, SL_INVALID, "no such kv transport");
     if (options->listen && strlen(options->listen) >= KVT_ADDRESS_MAX)
         return sl_fail(err, SL_TOO_LARGE, "the listen address is too long");
     return sl_ok();
+}
+
+sl_status kvt_listen_resolve(const kvt_options *options, struct sockaddr_storage *out_address,
+                             uint32_t *out_size, sl_err *err)
+{
+    SL_TRY(sl_net_resolve(options->listen, true, out_address, out_size, err));
+    if (sl_net_is_wildcard((const struct sockaddr *)out_address) && !options->allow_wildcard)
+        return sl_fail(err, SL_INVALID,
+                       "%s: the kv network authenticates nobody; name one interface",
+                       options->listen);
+    return sl_ok();
+}
+
+const char *kvt_tcp_part(const char *address)
+{
+    return strncmp(address, "tcp:", 4) == 0 && strchr(address + 4, ':') ? address + 4 : NULL;
+}
+
+static sl_status transport_create(const kvt_options *options, kvt_core *core, sl_err *err)
+{
+    if (options->fake)
+        return kvt_fake_transport_create(options, core, &core->ops, &core->transport, err);
+    kvt_ucx_signals(); /* the library is loaded whoever moves the bytes */
+    if (options->transport == KVT_TRANSPORT_TCP)
+        return kvt_tcp_create(options, core, &core->ops, &core->transport, err);
+    return kvt_ucx_create(options, core, &core->ops, &core->transport, err);
 }
 
 static sl_status context_start_thread(kvt_context *context, sl_err *err)
@@ -230,9 +259,7 @@ sl_status kvt_context_create(const kvt_options *options, kvt_context **out_conte
         goto err_mailboxes;
     kvt_core_init(core, options, context->events);
     core->context = context;
-    status = options->fake
-                 ? kvt_fake_transport_create(options, core, &core->ops, &core->transport, err)
-                 : kvt_ucx_create(options, core, &core->ops, &core->transport, err);
+    status = transport_create(options, core, err);
     if (!sl_is_ok(status))
         goto err_core;
     core->ops->address(core->transport, context->address);

@@ -45,9 +45,18 @@ typedef struct kvt_region {
     uint64_t bytes;
 } kvt_region;
 
+/* What moves the bytes; README.md says when to choose which. Both ends must have the same: an
+ * address says which one it is of, and the other refuses it. */
+typedef enum kvt_transport_kind {
+    KVT_TRANSPORT_UCX, /* shared memory, RDMA, tcp */
+    KVT_TRANSPORT_TCP, /* plain sockets */
+    KVT_TRANSPORT_COUNT,
+} kvt_transport_kind;
+
 typedef struct kvt_options {
-    const char *name;    /* of this node, told to peers and shown in their metrics; copied */
-    const char *listen;  /* "127.0.0.1:0"; NULL: this context never receives */
+    const char *name;   /* of this node, told to peers and shown in their metrics; copied */
+    const char *listen; /* "127.0.0.1:0"; NULL: this context never receives */
+    kvt_transport_kind transport;
     bool allow_wildcard; /* the kv network authenticates nobody: ":9000" needs this said */
     const kvt_region *regions;
     size_t region_count;
@@ -55,9 +64,9 @@ typedef struct kvt_options {
     uint64_t window_bytes;
     uint64_t connect_ns, stall_ns, idle_ns, close_grace_ns;
     /* Peers on this machine: take pieces through UCX too, never by reading the sender's memory.
-     * Without shared memory in UCX_TLS it is so anyhow. */
+     * Without shared memory in UCX_TLS it is so anyhow, and by KVT_TRANSPORT_TCP. */
     bool no_local_reads;
-    kvt_fake *fake; /* NULL: UCX and a thread. Else no thread: kvt_fake_step runs everything */
+    kvt_fake *fake; /* NULL: `transport` and a thread. Else no thread: kvt_fake_step runs all */
 } kvt_options;
 
 SL_MUST_USE sl_status kvt_context_create(const kvt_options *options, kvt_context **out_context,
@@ -65,7 +74,8 @@ SL_MUST_USE sl_status kvt_context_create(const kvt_options *options, kvt_context
 /* Force-closes what is open, without events; afterwards no memory of the owner is touched. Open
  * handles die with it. NULL is fine. */
 void kvt_context_destroy(kvt_context *context);
-/* The address really bound, for tickets; "" without listener. */
+/* The address really bound, for tickets: "host:port", of the tcp transport "tcp:host:port"; ""
+ * without listener. */
 const char *kvt_context_address(const kvt_context *context);
 /* Readable while events may wait (level-triggered epoll). */
 int kvt_fd(const kvt_context *context);
@@ -100,7 +110,8 @@ typedef struct kvt_event {
     /* *_CLOSED: SL_OK after a verified final commit; SL_DEADLINE; SL_UNAVAILABLE: the peer cannot
      * be reached, died or stalled; SL_CORRUPT: a sum differed twice; SL_CANCELLED: either side's
      * own cancel or revoke; SL_CONFLICT: D does not know the nonce (old ticket); SL_INVALID: the
-     * peer broke the protocol; SL_FULL: too many peers; SL_INCOMPATIBLE: other protocol version. */
+     * peer broke the protocol; SL_FULL: too many peers; SL_INCOMPATIBLE: other protocol version or
+     * transport. */
     sl_code code;
     const char *text; /* why, lower case; valid until release. "" for SL_OK */
 } kvt_event;

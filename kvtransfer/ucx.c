@@ -378,6 +378,11 @@ static sl_status ucx_connect(kvt_transport *transport, const char *address, kvt_
 {
     struct sockaddr_storage to;
     socklen_t size;
+    if (kvt_tcp_part(address))
+        return sl_fail(err, SL_INCOMPATIBLE,
+                       "%s receives by tcp, this side sends by UCX: give both the same kv "
+                       "transport (nodes: --kv-transport)",
+                       address);
     sl_status resolved = sl_net_resolve(address, false, &to, &size, err);
     if (!sl_is_ok(resolved))
         return resolved;
@@ -613,7 +618,7 @@ static bool rdma_named(void)
 
 /* The library takes fatal signals when it is loaded, and SIGHUP to wait for a debugger: a daemon
  * would hang instead of dying. Gives them back, unless the operator chose. */
-static void ucx_signals(void)
+void kvt_ucx_signals(void)
 {
     static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGHUP};
     if (getenv("UCX_HANDLE_ERRORS") || getenv("UCX_DEBUG_SIGNO"))
@@ -636,7 +641,6 @@ static void ucx_signals(void)
 
 static sl_status ucx_context(kvt_transport *transport, sl_err *err)
 {
-    ucx_signals();
     /* A peer's death is an event here, not an error line: the owner says what it did about it. */
     if (!getenv("UCX_LOG_LEVEL"))
         ucs_global_opts_set_value("LOG_LEVEL", "fatal");
@@ -711,11 +715,7 @@ static sl_status ucx_listen(kvt_transport *transport, const kvt_options *options
 {
     struct sockaddr_storage at;
     socklen_t size;
-    SL_TRY(sl_net_resolve(options->listen, true, &at, &size, err));
-    if (sl_net_is_wildcard((const struct sockaddr *)&at) && !options->allow_wildcard)
-        return sl_fail(err, SL_INVALID,
-                       "%s: the kv network authenticates nobody; name one interface",
-                       options->listen);
+    SL_TRY(kvt_listen_resolve(options, &at, &size, err));
     ucp_listener_params_t params = {.field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR |
                                                   UCP_LISTENER_PARAM_FIELD_CONN_HANDLER,
                                     .sockaddr = {(const struct sockaddr *)&at, size},

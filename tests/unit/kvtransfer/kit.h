@@ -95,6 +95,8 @@ static inline void kit_create(kit_side *side, kvt_options options)
     options.regions = &region;
     options.region_count = 1;
     options.no_local_reads = getenv("KVT_TEST_NO_LOCAL_READS") != NULL;
+    if (getenv("KVT_TEST_SOCKETS"))
+        options.transport = KVT_TRANSPORT_TCP;
     assert_ok(kvt_context_create(&options, &side->context, &err), &err);
 }
 
@@ -241,19 +243,10 @@ static inline void kit_main(char **argv)
 #endif
 }
 
-/* Ways between two processes of one machine; the last one meets UCX's own shared memory. */
-static const struct {
-    const char *tls;
-    bool local_reads;
-} kit_ways[] = {{"tcp,shm,self", true}, {"tcp,self", false}, {"tcp,posix,sysv,self", false}};
-
-static inline void kit_way_set(size_t i)
+/* An address as text to listen on: without its scheme. */
+static inline const char *kit_listen_text(const char *address)
 {
-    setenv("UCX_TLS", kit_ways[i].tls, 1);
-    if (kit_ways[i].local_reads)
-        unsetenv("KVT_TEST_NO_LOCAL_READS");
-    else
-        setenv("KVT_TEST_NO_LOCAL_READS", "1", 1);
+    return strncmp(address, "tcp:", 4) == 0 ? address + 4 : address;
 }
 
 /* Nothing open but connections. */

@@ -1,8 +1,8 @@
-/* The library over real UCX, two contexts in one process. Process faults: ucx_process_test.c. */
+/* The library over real transports, two contexts in one process. Process faults: process_test.c. */
 #include <pthread.h>
 #include <unistd.h>
 
-#include "tests/unit/kvtransfer/kit.h"
+#include "tests/unit/kvtransfer/kit_ways.h"
 
 static kit_side p, d;
 static kit_side *const both[] = {&p, &d};
@@ -25,6 +25,19 @@ static void sides_stop(void)
 {
     kit_fini(&p);
     kit_fini(&d);
+}
+
+static kvt_transport_kind transport(void)
+{
+    return getenv("KVT_TEST_SOCKETS") ? KVT_TRANSPORT_TCP : KVT_TRANSPORT_UCX;
+}
+
+/* "host:port" as an address of the transport under test. */
+static const char *address_of(const char *text)
+{
+    static char address[KVT_ADDRESS_MAX];
+    snprintf(address, sizeof address, "%s%s", transport() == KVT_TRANSPORT_TCP ? "tcp:" : "", text);
+    return address;
 }
 
 static sl_time_ns in_seconds(uint64_t seconds)
@@ -404,15 +417,15 @@ TEST(nobody_listens)
     kit_end pe = {0};
     sides_start(1, 4096, (kvt_options){.name = NULL});
     kit_shape shape = {.deadline = in_seconds(60)};
-    kvt_send *send = kit_send(&p, shape, "127.0.0.1:1", kit_nonce(), &pe);
+    kvt_send *send = kit_send(&p, shape, address_of("127.0.0.1:1"), kit_nonce(), &pe);
     kit_wait(both, 2, &pe.closed, 1);
     assert_int_equal(pe.code, SL_UNAVAILABLE);
     kvt_send_release(send);
     memset(&pe, 0, sizeof pe);
-    send = kit_send(&p, shape, "not an address", kit_nonce(), &pe);
+    send = kit_send(&p, shape, address_of("not an:address"), kit_nonce(), &pe);
     kit_wait(both, 2, &pe.closed, 1);
     assert_int_not_equal(pe.code, SL_OK);
-    assert_text_contains(pe.text, "not an address");
+    assert_text_contains(pe.text, "not an:address");
     kvt_send_release(send);
     kit_assert_rest(&p);
     sides_stop();
@@ -422,7 +435,7 @@ TEST(listen_addresses_are_checked)
 {
     sl_err err;
     kvt_context *context = NULL;
-    kvt_options options = {.name = "x", .listen = "0.0.0.0:0"};
+    kvt_options options = {.name = "x", .listen = "0.0.0.0:0", .transport = transport()};
     assert_code(kvt_context_create(&options, &context, &err), SL_INVALID);
     assert_text_contains(err.text, "authenticates nobody");
     options.listen = ":0";
@@ -432,12 +445,14 @@ TEST(listen_addresses_are_checked)
     options.name = "";
     assert_code(kvt_context_create(&options, &context, &err), SL_INVALID);
     sides_start(1, 4096, (kvt_options){.name = NULL});
-    options = (kvt_options){.name = "x", .listen = kvt_context_address(d.context)};
+    options.listen = kit_listen_text(kvt_context_address(d.context));
+    options.name = "x";
     assert_false(sl_is_ok(kvt_context_create(&options, &context, &err)));
-    assert_text_contains(err.text, kvt_context_address(d.context));
+    assert_text_contains(err.text, options.listen);
     assert_null(context);
     sides_stop();
-    options = (kvt_options){.name = "x", .listen = "0.0.0.0:0", .allow_wildcard = true};
+    options.listen = "0.0.0.0:0";
+    options.allow_wildcard = true;
     assert_ok(kvt_context_create(&options, &context, &err), &err);
     kvt_context_destroy(context);
     kvt_context_destroy(NULL);
@@ -459,7 +474,11 @@ TEST(port_is_taken_again_at_once)
     snprintf(address, sizeof address, "%s", kvt_context_address(d.context));
     kvt_context_destroy(d.context); /* closes first: the kernel keeps its end of the connection */
     region = (kvt_region){d.memory, 4096};
-    kvt_options options = {.name = "d0", .listen = address, .regions = &region, .region_count = 1};
+    kvt_options options = {.name = "d0",
+                           .listen = kit_listen_text(address),
+                           .transport = transport(),
+                           .regions = &region,
+                           .region_count = 1};
     assert_ok(kvt_context_create(&options, &d.context, &err), &err);
     assert_string_equal(kvt_context_address(d.context), address);
     pair_open(&t, (kit_shape){.deadline = in_seconds(60)});
@@ -568,9 +587,11 @@ int main(int argc, char **argv)
     kit_main(argv);
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
-    for (size_t i = 0; i < sizeof kit_ways / sizeof kit_ways[0]; i++) {
-        kit_way_set(i);
-        failed |= cmocka_run_group_tests_name(kit_ways[i].tls, tests, NULL, NULL);
+    for (kit_way way = 0; way < KIT_WAY_COUNT; way++) {
+        if (!kit_way_wanted(way))
+            continue;
+        kit_way_set(way);
+        failed |= cmocka_run_group_tests_name(kit_ways[way].name, tests, NULL, NULL);
     }
     if (failed == 0 && sl_alloc_live() != 0) {
         fprintf(stderr, "%llu allocations are left\n", (unsigned long long)sl_alloc_live());
