@@ -11,7 +11,9 @@
 uint32_t perf_depth(const perf_options *o)
 {
     bool shm = strcmp(perf_transports[o->transport], "shm") == 0;
-    uint64_t depth = KVT_WINDOW_BYTES / o->piece, most = shm ? KVT_WINDOW_READS : KVT_WINDOW_PIECES;
+    bool sockets = o->kv_transport == KVT_TRANSPORT_TCP;
+    uint64_t depth = (sockets ? KVT_TCP_WINDOW_BYTES : KVT_WINDOW_BYTES) / o->piece;
+    uint64_t most = shm || sockets ? KVT_WINDOW_READS : KVT_WINDOW_PIECES;
     return depth < 1 ? 1 : (uint32_t)(depth > most ? most : depth);
 }
 
@@ -34,7 +36,8 @@ static void fill(uint8_t *memory, uint64_t bytes)
     }
 }
 
-sl_status perf_init(bench *b, uint32_t pieces, uint64_t piece, const char *listen, sl_err *err)
+sl_status perf_init(bench *b, uint32_t pieces, uint64_t piece, int kv_transport, const char *listen,
+                    sl_err *err)
 {
     if (pieces == 0 || pieces > KVT_PIECES_MAX || piece == 0 || piece > KVT_PIECE_BYTES_MAX)
         return sl_fail(err, SL_INVALID, "a piece has 1 byte to 8 MiB");
@@ -50,6 +53,7 @@ sl_status perf_init(bench *b, uint32_t pieces, uint64_t piece, const char *liste
     kvt_region region = {b->memory, pieces * piece};
     kvt_options options = {.name = listen ? "perf-server" : "perf-client",
                            .listen = listen,
+                           .transport = (kvt_transport_kind)kv_transport,
                            .regions = &region,
                            .region_count = 1};
     return kvt_context_create(&options, &b->context, err);

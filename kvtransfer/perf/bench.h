@@ -1,9 +1,9 @@
 /* What the two processes of kvt-perf share: memory full of pieces, a context, the control lines.
  *
  * For kvt-perf only. One thread; the server owns the pages that are filled, the client measures.
- * Lines of the control connection, client -> server: `hello PIECES BYTES SPIN`, `kvt NONCE NONCE
- * SUMS FIRST BLOCKS GROUPS`, `raw COUNT`, `quit`; the server answers `ready` and, after a transfer,
- * `closed`. */
+ * Lines of the control connection, client -> server: `hello PIECES BYTES SPIN TRANSPORT`, `kvt
+ * NONCE NONCE SUMS FIRST BLOCKS GROUPS`, `raw COUNT`, `quit`; the server answers `ready` and, after
+ * a transfer, `closed`. */
 #ifndef KVTRANSFER_PERF_BENCH_H
 #define KVTRANSFER_PERF_BENCH_H
 
@@ -18,14 +18,15 @@
 #define PERF_LINE_MAX   (2 * SL_ADDRESS_TEXT_MAX + 2)
 
 typedef struct perf_options {
-    int transport; /* perf_transports */
+    int transport;    /* perf_transports: UCX's */
+    int kv_transport; /* kvt_transport_kind */
     int64_t pages, rounds, groups, group_ms;
     uint64_t piece, turn;
     const char *listen, *connect;
     bool json, skip_raw, raw_spin, steps;
 } perf_options;
 
-extern const char *const perf_transports[];
+extern const char *const perf_transports[], *const perf_kv_transports[];
 
 typedef struct bench { /* either process */
     uint32_t pieces;   /* in memory, one behind the other */
@@ -49,8 +50,8 @@ uint32_t perf_depth(const perf_options *o);
 perf_span perf_span_of(uint32_t first, uint32_t count);
 
 /* `listen`: NULL for the client. */
-SL_MUST_USE sl_status perf_init(bench *b, uint32_t pieces, uint64_t piece, const char *listen,
-                                sl_err *err);
+SL_MUST_USE sl_status perf_init(bench *b, uint32_t pieces, uint64_t piece, int kv_transport,
+                                const char *listen, sl_err *err);
 void perf_fini(bench *b);
 /* Until the transfer whose cookie is `outcome` (empty before) has closed. */
 SL_MUST_USE sl_status perf_wait(bench *b, sl_err *outcome, sl_err *err);

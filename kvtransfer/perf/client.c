@@ -213,22 +213,24 @@ static void client_print(const client *c)
     spread ratio = ratios_of(c, KIND_PLAIN, better), with = ratios_of(c, KIND_CHECKED, better);
     double best_ratio = ucx_best > 0 ? plain.best / ucx_best : 0;
     if (o->json) {
-        printf("{\"transport\":\"%s\",\"pages\":%u,\"piece\":%llu,\"depth\":%u,\"turn\":%u,"
+        printf("{\"transport\":\"%s\",\"kv_transport\":\"%s\",\"pages\":%u,\"piece\":%llu,"
+               "\"depth\":%u,\"turn\":%u,"
                "\"rounds\":%d,\"gbps\":%.2f,\"gbps_checked\":%.2f,\"ucx_gbps\":%.2f,"
                "\"ucx_am_gbps\":%.2f,\"ucx_put_gbps\":%.2f,\"ratio\":%.3f,\"ratio_low\":%.3f,"
                "\"ratio_high\":%.3f,\"ratio_checked\":%.3f,\"best_gbps\":%.2f,"
                "\"best_gbps_checked\":%.2f,\"best_ucx_gbps\":%.2f,\"best_ratio\":%.3f}\n",
-               perf_transports[o->transport], c->b.pieces, (unsigned long long)c->b.piece,
-               perf_depth(o), c->turn, (int)o->rounds, plain.median, checked.median, ucx.median,
-               am.median, put.median, ratio.median, ratio.low, ratio.high, with.median, plain.best,
-               checked.best, ucx_best, best_ratio);
+               perf_transports[o->transport], perf_kv_transports[o->kv_transport], c->b.pieces,
+               (unsigned long long)c->b.piece, perf_depth(o), c->turn, (int)o->rounds, plain.median,
+               checked.median, ucx.median, am.median, put.median, ratio.median, ratio.low,
+               ratio.high, with.median, plain.best, checked.best, ucx_best, best_ratio);
         return;
     }
     printf("%u pieces of %llu bytes by %s, %u a turn, %u in flight, %d rounds; Gbit/s, median "
            "(fastest tenth)\n",
            c->b.pieces, (unsigned long long)c->b.piece, perf_transports[o->transport], c->turn,
            perf_depth(o), (int)o->rounds);
-    printf("  kvtransfer        %8.2f (%.2f)\n", plain.median, plain.best);
+    printf("  kvtransfer, %s   %8.2f (%.2f)\n", perf_kv_transports[o->kv_transport], plain.median,
+           plain.best);
     printf("  with sums         %8.2f (%.2f)\n", checked.median, checked.best);
     printf("  raw UCX message   %8.2f (%.2f)\n", am.median, am.best);
     printf("  raw UCX put       %8.2f (%.2f)\n", put.median, put.best);
@@ -310,9 +312,9 @@ static sl_status client_run(client *c, sl_err *err)
     const perf_options *o = c->o;
     bench *b = &c->b;
     char line[PERF_LINE_MAX];
-    perf_write(b, "hello %u %llu %d", (unsigned)o->pages, (unsigned long long)o->piece,
-               o->raw_spin);
-    SL_TRY(perf_init(b, (uint32_t)o->pages, o->piece, NULL, err));
+    perf_write(b, "hello %u %llu %d %d", (unsigned)o->pages, (unsigned long long)o->piece,
+               o->raw_spin, o->kv_transport);
+    SL_TRY(perf_init(b, (uint32_t)o->pages, o->piece, o->kv_transport, NULL, err));
     if (!perf_read(b, line, sizeof line) ||
         sscanf(line, "%279s %279s", c->address, b->raw_address) != 2)
         return sl_fail(err, SL_UNAVAILABLE, "the server did not start");

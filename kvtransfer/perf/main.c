@@ -12,11 +12,14 @@
 #include "kvtransfer/perf/bench.h"
 
 const char *const perf_transports[] = {"shm", "tcp", NULL};
+const char *const perf_kv_transports[] = {"ucx", "tcp", NULL};
 
 static const sl_option option_table[] = {
     {"transport", "Measurement", SL_OPTION_CHOICE, offsetof(perf_options, transport), "shm",
-     "shared memory or tcp (UCX_TLS in the environment has the last word)", 0, 0, perf_transports,
-     false},
+     "UCX's: shared memory or tcp (UCX_TLS in the environment has the last word)", 0, 0,
+     perf_transports, false},
+    {"kv-transport", "Measurement", SL_OPTION_CHOICE, offsetof(perf_options, kv_transport), "ucx",
+     "kvtransfer's: UCX, or plain tcp sockets", 0, 0, perf_kv_transports, false},
     {"pages", "Measurement", SL_OPTION_INT, offsetof(perf_options, pages), "1024",
      "pieces in memory; together more than the caches hold", 1, KVT_PIECES_MAX, NULL, false},
     {"piece", "Measurement", SL_OPTION_BYTES, offsetof(perf_options, piece), "403456",

@@ -52,11 +52,11 @@ static sl_status serve_lines(bench *b, const char *any, sl_err *err)
     char line[PERF_LINE_MAX];
     unsigned pieces, count;
     unsigned long long piece;
-    int spin;
+    int spin, kv_transport;
     if (!perf_read(b, line, sizeof line) ||
-        sscanf(line, "hello %u %llu %d", &pieces, &piece, &spin) != 3)
+        sscanf(line, "hello %u %llu %d %d", &pieces, &piece, &spin, &kv_transport) != 4)
         return sl_fail(err, SL_INVALID, "no hello on the control connection");
-    SL_TRY(perf_init(b, pieces, piece, any, err));
+    SL_TRY(perf_init(b, pieces, piece, kv_transport, any, err));
     raw_options ends = {b->memory, b->pieces, b->piece, 0, spin != 0};
     SL_TRY(raw_server_create(&ends, any, &b->raw, b->raw_address, err));
     perf_write(b, "%s %s", kvt_context_address(b->context), b->raw_address);

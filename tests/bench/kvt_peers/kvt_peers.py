@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """kvtransfer beside NIXL and Mooncake's transfer engine: equal pieces, cold buffers, turn by turn.
 
-    make all && tests/bench/kvt_peers/kvt_peers.py [--transport shm,tcp] [--pieces 8192,43008,403456] [--work build/kvt_peers]
+    make all && tests/bench/kvt_peers/kvt_peers.py [--transport shm,tcp] [--kv-transport ucx|tcp] [--pieces 8192,43008,403456]
+        [--work build/kvt_peers]
 
 The first run installs both peers from PyPI into a virtual environment under --work; nothing of it is
 committed. Each system is two processes of this machine with --memory bytes each. Turn by turn every
@@ -82,8 +83,8 @@ def measure(options, python, transport, piece):
     tls = "shm,tcp,self" if transport == "shm" else "tcp,self"
     environment = dict(os.environ, UCX_TLS=tls, KVT_PEERS_WORK=os.path.abspath(options.work))
     peer = [python, os.path.join(HERE, "peer.py"), str(pages), str(piece), str(count), str(options.seed)]
-    perf = [options.program, "local", "--steps", "--transport", transport, "--pages", str(pages), "--piece", str(piece), "--turn",
-            str(count * piece)]
+    perf = [options.program, "local", "--steps", "--transport", transport, "--kv-transport", options.kv_transport, "--pages", str(pages),
+            "--piece", str(piece), "--turn", str(count * piece)]
     commands = {"kvtransfer": (perf, ("plain", "checked")), "nixl": (peer + ["nixl"], ("read", "write")),
                 "mooncake": (peer + ["mooncake"], ("read", "write"))}
     systems = []
@@ -132,6 +133,7 @@ def report(transport, piece, count, seconds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--transport", default="shm,tcp")
+    parser.add_argument("--kv-transport", default="ucx", choices=("ucx", "tcp"), help="kvtransfer's: UCX, or plain tcp sockets")
     parser.add_argument("--pieces", default="4096,8192,43008,403456")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--turn", type=int, default=16 << 20, help="bytes of a turn (at most 2,048 pieces)")
