@@ -396,6 +396,7 @@ static sl_status open_transfer(nod_host *host, sl_err *err)
     kvt_options options = {
         .name = host->options->name,
         .listen = host->options->kv_listen,
+        .transport = (kvt_transport_kind)host->options->kv_transport,
         .allow_wildcard = host->options->kv_allow_wildcard,
         .regions = &region,
         .region_count = 1,

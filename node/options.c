@@ -15,6 +15,8 @@ static const char *const ROLES[] = {"prefill", "decode", "hybrid", NULL};
 static const char *const BACKENDS[] = {"cpu", "cuda", NULL};
 static const char *const SUMS[] = {
     [KVT_SUMS_ALL] = "all", [KVT_SUMS_SAMPLE] = "sample", [KVT_SUMS_OFF] = "off", NULL};
+static const char *const TRANSPORTS[] = {
+    [KVT_TRANSPORT_UCX] = "ucx", [KVT_TRANSPORT_TCP] = "tcp", NULL};
 static const char *const LOG_LEVELS[] = {"error", "warn", "info", "debug", "trace", NULL};
 
 #define AT(field) offsetof(nod_options, field)
@@ -83,6 +85,14 @@ static const sl_option OPTIONS[] = {
      .offset = AT(kv_allow_wildcard),
      .default_text = "false",
      .help = "permit --kv-listen on all interfaces"},
+    {.name = "kv-transport",
+     .section = "Network",
+     .type = SL_OPTION_CHOICE,
+     .offset = AT(kv_transport),
+     .default_text = "ucx",
+     .choices = TRANSPORTS,
+     .help = "what moves the cache between nodes, of all nodes the same: ucx (shared memory, RDMA, "
+             "tcp), or tcp (plain sockets: faster where there is only tcp)"},
     {.name = "kv-sums",
      .section = "Network",
      .type = SL_OPTION_CHOICE,

@@ -44,7 +44,8 @@ typedef struct nod_options {
     const char *cuda_library;
     uint64_t kv_memory;
     uint64_t kv_transit;
-    int kv_sums; /* kvt_sums */
+    int kv_sums;      /* kvt_sums */
+    int kv_transport; /* kvt_transport_kind */
     const char *kv_disk;
     double kv_overcommit;
     int64_t layer_group;

@@ -115,6 +115,17 @@ def test_through_transit_pages():
         cluster.wait_at_rest()
 
 
+def test_by_sockets():
+    """The cache goes by plain sockets between the nodes: the same answers, and by no other way."""
+    work = work_list(10, 1, 0)
+    with Cluster("one-answer-sockets", "--node-args", "--kv-transport tcp --chunk-tokens 256") as cluster:
+        for name in ("prefill-0", "decode-0"):
+            assert ", kv tcp:127.0.0.1:" in cluster.log(name), cluster.log(name)
+        compare(work, ask_all(cluster, work, 11), "11 together by sockets")
+        assert cluster.metric("decode-0", "sluice_kv_received_pieces_total") > 0, "the pieces came from the prefill node"
+        cluster.wait_at_rest()
+
+
 def full_all():
     """40 prompts <= 800, 8 <= 2,500, 2 of 6,000; greedy and seeded; chunks 64, 256, 1,024; alone and 16 at once."""
     work = work_list(40, 8, 2)

@@ -60,6 +60,23 @@ def test_tcp_between_namespaces():
         held_transfer(cluster)
 
 
+def test_sockets_between_namespaces():
+    if os.geteuid() != 0 or not has_netns():
+        raise Skip("needs root and network namespaces")
+    with Cluster("transfer-sockets", "--netns", "--node-args", "--layer-group 2 --chunk-tokens 4096 --kv-transport tcp",
+                 "--env", "prefill-0:SLUICE_FAULTS=prefill.group=hold@4") as cluster:
+        held_transfer(cluster)
+
+
+def test_transports_that_differ():
+    """Nodes that cannot reach each other say so at once, and what to do."""
+    with Cluster("transfer-differ", "--prefill-args=--kv-transport tcp", "--decode-args=--kv-transport ucx") as cluster:
+        answer = cluster.chat(needle_prompt(300), temperature=0, stream=True)
+        assert "give both the same kv transport (nodes: --kv-transport)" in answer.error["message"], (answer.content, answer.error)
+        assert cluster.metric("decode-0", "sluice_kv_received_pieces_total") == 0
+        cluster.wait_at_rest()
+
+
 def mismatches(name, fault, *sums):
     """kvt.fetch is a sum that differs: where none is looked at, it is never met."""
     with Cluster(name, "--env", f"decode-0:SLUICE_FAULTS=kvt.fetch={fault}", *sums) as cluster:

@@ -111,6 +111,9 @@ TEST(engine)
 
 TEST(sums)
 {
+    assert_fine("--kv-transport ucx");
+    assert_fine("--kv-transport tcp");
+    assert_refused("--kv-transport rdma", "--kv-transport", "\"rdma\" is not one of ucx|tcp");
     assert_fine("--kv-sums all");
     assert_fine("--kv-sums sample");
     assert_fine("--kv-sums off");
