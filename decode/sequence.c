@@ -128,6 +128,13 @@ static dec_outcome in_opening(dec_sequence *sequence, const dec_event *event, sl
     return out;
 }
 
+/* What waits for a prefill node. One that gives way to a newer epoch waits for its transfer. */
+static void extend(dec_sequence *sequence, uint64_t prefill_ns, sl_time_ns now)
+{
+    if (sequence->deadline != SL_NEVER)
+        sequence->deadline = now + prefill_ns;
+}
+
 static dec_outcome in_fetching(dec_sequence *sequence, const dec_event *event, sl_time_ns now)
 {
     dec_outcome out = {0, SL_OK};
@@ -147,6 +154,9 @@ static dec_outcome in_fetching(dec_sequence *sequence, const dec_event *event, s
             out.actions = DEC_ACTION_REVOKE_TRANSFER | DEC_ACTION_SEND_REFUSED;
             out.code = sequence->stall_code = SL_DEADLINE;
         }
+        break;
+    case DEC_EVENT_EXTEND:
+        extend(sequence, event->prefill_ns, now);
         break;
     case DEC_EVENT_CANCEL:
         sequence->cancelled = true;
@@ -171,6 +181,8 @@ static dec_outcome in_stalled(dec_sequence *sequence, const dec_event *event, sl
         bool open = sequence->transfer_open;
         uint32_t actions = close_all(sequence);
         out.actions = open ? 0 : actions;
+    } else if (event->kind == DEC_EVENT_EXTEND) {
+        extend(sequence, event->prefill_ns, now);
     } else if (event->kind == DEC_EVENT_TICK && now >= sequence->deadline) {
         bool open = sequence->transfer_open;
         uint32_t actions = close_all(sequence);

@@ -35,6 +35,7 @@ typedef enum dec_event_kind {
     DEC_EVENT_CANCEL,
     DEC_EVENT_DETACH, /* the router's stream broke: wait for it to come back */
     DEC_EVENT_ATTACH, /* it came back for this sequence */
+    DEC_EVENT_EXTEND, /* the prefill node was told to rest, or goes on: other time for it */
     DEC_EVENT_TICK,   /* time passed */
     DEC_EVENT_COUNT
 } dec_event_kind;
@@ -43,7 +44,7 @@ typedef struct dec_event {
     dec_event_kind kind;
     uint32_t epoch;      /* ADMIT */
     bool self_prefill;   /* ADMIT */
-    uint64_t prefill_ns; /* ADMIT: how long the transfer may take */
+    uint64_t prefill_ns; /* ADMIT: how long the transfer may take; EXTEND: from now on */
     sl_code code;        /* OPEN_FAILED, TRANSFER_FAILED */
     uint64_t park_ns;    /* DETACH: how long; 0: as CANCEL */
 } dec_event;

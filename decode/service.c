@@ -52,8 +52,7 @@ static sl_status open_transfer(dec_service *service, dec_slot *slot, sl_err *err
         pages[i] = slot->job->places[slot->first_block + i];
     kvt_recv_options options = {
         .nonce = slot->nonce,
-        /* One second more than the state machine's own deadline, which acts first and says why. */
-        .deadline = slot->core.deadline + SL_S_NS,
+        .deadline = SL_NEVER, /* the state machine's own, which a pause moves */
         .first_block = slot->first_block,
         .block_count = count,
         .group_count = service->layout->group_count,
@@ -138,9 +137,11 @@ static void run_actions(dec_service *service, dec_slot *slot, dec_outcome outcom
 }
 
 /* For whoever asks what happened to a request. */
-static void note_state(dec_service *service, const dec_slot *slot, const dec_event *event)
+static void note_state(dec_service *service, const dec_slot *slot, const dec_event *event,
+                       sl_code code)
 {
     sl_trace *trace = service->options.trace;
+    code = event->code != SL_OK ? event->code : code;
     const char *state = dec_state_name(slot->core.state);
     switch (slot->core.state) {
     case DEC_STATE_FETCHING:
@@ -155,13 +156,13 @@ static void note_state(dec_service *service, const dec_slot *slot, const dec_eve
         break;
     case DEC_STATE_CLOSING:
     case DEC_STATE_DONE:
-        sl_trace_note(trace, slot->request_id, state, "%u tokens drawn here%s%s", slot->log_count,
-                      slot->core.cancelled ? ", cancelled" : "",
-                      event->code != SL_OK ? sl_code_name(event->code) : "");
+        sl_trace_note(trace, slot->request_id, state, "%u tokens drawn here%s%s%s", slot->log_count,
+                      slot->core.cancelled ? ", cancelled" : "", code != SL_OK ? ": " : "",
+                      code != SL_OK ? sl_code_name(code) : "");
         break;
     default:
         sl_trace_note(trace, slot->request_id, state, "epoch %u: %s", slot->core.epoch,
-                      sl_code_name(event->code));
+                      slot->core.reopen ? "gives way to it" : sl_code_name(code));
     }
 }
 
@@ -174,7 +175,7 @@ void dec_slot_event(dec_service *service, dec_slot *slot, const dec_event *event
         sl_debug("request %s epoch %u: %s -> %s", slot->request_id, slot->core.epoch,
                  dec_state_name(before), dec_state_name(slot->core.state));
     if (slot->core.state != before)
-        note_state(service, slot, event);
+        note_state(service, slot, event, outcome.code);
     run_actions(service, slot, outcome);
     if (slot->core.state == DEC_STATE_DONE && slot->core.cancelled &&
         slot->finish == SLUICE__V1__FINISH__FINISH_NONE)

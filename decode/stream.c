@@ -388,6 +388,15 @@ static void on_cancel(dec_stream *stream, const Sluice__V1__Cancel *cancel)
         dec_compiler_forget(service->compiler, stream, cancel->request_id);
 }
 
+static void on_extend(dec_stream *stream, const Sluice__V1__Extend *extend)
+{
+    dec_slot *slot = dec_slot_find(stream->service, extend->request_id);
+    dec_event event = {.kind = DEC_EVENT_EXTEND,
+                       .prefill_ns = (uint64_t)extend->prefill_deadline_ms * SL_MS_NS};
+    if (slot && slot->stream == stream && slot->core.epoch == extend->epoch)
+        dec_slot_event(stream->service, slot, &event);
+}
+
 static void on_attach(dec_stream *stream, const Sluice__V1__Attach *attach)
 {
     dec_service *service = stream->service;
@@ -428,6 +437,9 @@ static void on_message(void *context, rpc_server_call *call, const ProtobufCMess
         break;
     case SLUICE__V1__ROUTER_MESSAGE__BODY_ATTACH:
         on_attach(stream, message->attach);
+        break;
+    case SLUICE__V1__ROUTER_MESSAGE__BODY_EXTEND:
+        on_extend(stream, message->extend);
         break;
     case SLUICE__V1__ROUTER_MESSAGE__BODY_CREDIT:
         if (message->credit->messages_taken > stream->messages_sent) {

@@ -73,6 +73,7 @@ static void tell(const nod_pausing *pausing)
     bool rests = pausing->core.state == NOD_PAUSE_STATE_ON;
     nod_host_hold(host);
     dec_service_set_pause(host->decode, nod_pause_until(&pausing->core), rests);
+    pre_service_set_rest(host->prefill, rests);
 }
 
 static void step(nod_pausing *pausing, const nod_pause_event *event)

@@ -35,7 +35,20 @@ static void set_state(pre_job_state *job, pre_state state)
 
 void pre_job_init(pre_job_state *job, sl_time_ns deadline)
 {
-    *job = (pre_job_state){.state = PRE_STATE_QUEUED, .send_open = true, .deadline = deadline};
+    *job = (pre_job_state){.state = PRE_STATE_QUEUED,
+                           .send_open = true,
+                           .deadline = deadline,
+                           .rests_since = SL_NEVER};
+}
+
+static bool is_ending(const pre_job_state *job)
+{
+    return job->state == PRE_STATE_CLOSING || job->state == PRE_STATE_DONE;
+}
+
+sl_time_ns pre_job_due(const pre_job_state *job)
+{
+    return is_ending(job) || job->rests_since != SL_NEVER ? SL_NEVER : job->deadline;
 }
 
 /* The next step of closing: transfer first, then the engine's pages, then nothing is left. */
@@ -130,7 +143,7 @@ pre_outcome pre_job_handle(pre_job_state *job, const pre_event *event, sl_time_n
 {
     sl_assert(event->kind < PRE_EVENT_COUNT);
     pre_outcome none = {0, SL_OK};
-    bool ending = job->state == PRE_STATE_CLOSING || job->state == PRE_STATE_DONE;
+    bool ending = is_ending(job);
     switch (event->kind) {
     case PRE_EVENT_ACKNOWLEDGED:
     case PRE_EVENT_SEND_FAILED:
@@ -140,8 +153,15 @@ pre_outcome pre_job_handle(pre_job_state *job, const pre_event *event, sl_time_n
         return ending ? none : fail(job, SL_CANCELLED);
     case PRE_EVENT_COMPUTE_FAILED:
         return ending ? none : fail(job, event->code);
+    case PRE_EVENT_REST:
+        job->rests_since = now < job->rests_since ? now : job->rests_since;
+        return none;
+    case PRE_EVENT_GO:
+        job->deadline += job->rests_since != SL_NEVER ? now - job->rests_since : 0;
+        job->rests_since = SL_NEVER;
+        return none;
     case PRE_EVENT_TICK:
-        return ending || now < job->deadline ? none : fail(job, SL_DEADLINE);
+        return now < pre_job_due(job) ? none : fail(job, SL_DEADLINE);
     default:
         return job->state == PRE_STATE_DONE ? none : on_engine(job, event);
     }

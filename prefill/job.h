@@ -34,6 +34,8 @@ typedef enum pre_event_kind {
     PRE_EVENT_SEND_FAILED,    /* code; the transfer is closed */
     PRE_EVENT_ENGINE_CLOSED,  /* answer to CLOSE_ENGINE */
     PRE_EVENT_CANCEL,         /* the router gave up, or its stream broke */
+    PRE_EVENT_REST,           /* the node does, by an operator's wish: that time does not count */
+    PRE_EVENT_GO,             /* it works again */
     PRE_EVENT_TICK,
     PRE_EVENT_COUNT
 } pre_event_kind;
@@ -60,6 +62,7 @@ typedef struct pre_job_state {
     bool engine_closing;
     bool replied; /* the router has its answer, or has gone */
     sl_time_ns deadline;
+    sl_time_ns rests_since; /* SL_NEVER: it works */
 } pre_job_state;
 
 typedef struct pre_outcome {
@@ -70,6 +73,8 @@ typedef struct pre_outcome {
 /* A new job, QUEUED, whose transfer is open. deadline: of the whole prefill, from the ticket. */
 void pre_job_init(pre_job_state *job, sl_time_ns deadline);
 pre_outcome pre_job_handle(pre_job_state *job, const pre_event *event, sl_time_ns now);
+/* When to send TICK; SL_NEVER = not. */
+sl_time_ns pre_job_due(const pre_job_state *job);
 const char *pre_state_name(pre_state state);
 
 #ifdef __cplusplus

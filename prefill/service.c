@@ -232,8 +232,8 @@ static void arm_timer(pre_service *service)
         next = sl_loop_now(service->options.loop) + PRE_PAGES_RETRY_NS;
     for (uint32_t i = 0; i < service->options.queue_max; i++) {
         const slot *job = &service->slots[i];
-        if (job->used && job->core.state < PRE_STATE_CLOSING && job->core.deadline < next)
-            next = job->core.deadline;
+        if (job->used && pre_job_due(&job->core) < next)
+            next = pre_job_due(&job->core);
         if (job->used && job->done_due)
             next = sl_loop_now(service->options.loop) + PRE_ROWS_RETRY_NS;
     }
@@ -550,15 +550,15 @@ static sl_status open_send(slot *job, const Sluice__V1__Ticket *ticket, sl_err *
     kvt_send_options options = {
         .address = ticket->kv_address,
         .nonce = {ticket->nonce_high, ticket->nonce_low},
-        .deadline = sl_loop_now(service->options.loop) + (uint64_t)ticket->deadline_ms * SL_MS_NS,
+        .deadline = SL_NEVER, /* the state machine's own, which a pause moves */
         .first_block = ticket->first_block,
         .block_count = ticket->block_count - ticket->first_block,
         .group_count = service->layout->group_count,
         .cookie = job,
     };
     SL_TRY(kvt_send_open(service->options.kvt, &options, &job->send, err));
-    /* The state machine's deadline is a little later: kvtransfer says more about why. */
-    pre_job_init(&job->core, options.deadline + SL_S_NS);
+    pre_job_init(&job->core,
+                 sl_loop_now(service->options.loop) + (uint64_t)ticket->deadline_ms * SL_MS_NS);
     return sl_ok();
 }
 
@@ -648,7 +648,7 @@ static void on_timer(void *context, sl_time_ns now)
             reply_done(job);
             settle(job);
         }
-        if (!job->used || job->core.deadline > now)
+        if (!job->used || pre_job_due(&job->core) > now)
             continue;
         pre_event event = {.kind = PRE_EVENT_TICK};
         handle(job, &event);
@@ -759,8 +759,9 @@ void pre_service_holders(const pre_service *service,
         holder.request_id = (char *)job->request_id;
         holder.epoch = job->epoch;
         holder.state = (char *)pre_state_name(job->core.state);
-        if (job->core.deadline > now)
-            holder.deadline_ms = (uint32_t)((job->core.deadline - now) / SL_MS_NS);
+        sl_time_ns due = pre_job_due(&job->core);
+        if (due != SL_NEVER && due > now)
+            holder.deadline_ms = (uint32_t)((due - now) / SL_MS_NS);
         holder.router = (char *)(job->call ? rpc_server_call_peer(job->call) : "");
         if (job->send) {
             fill_transfer(service, job, &transfer);
@@ -773,6 +774,14 @@ void pre_service_holders(const pre_service *service,
 void pre_service_hold(pre_service *service, bool held)
 {
     service->held = held;
+}
+
+void pre_service_set_rest(pre_service *service, bool rests)
+{
+    pre_event event = {.kind = rests ? PRE_EVENT_REST : PRE_EVENT_GO};
+    for (uint32_t i = 0; i < service->options.queue_max; i++)
+        if (service->slots[i].used)
+            handle(&service->slots[i], &event);
 }
 
 void pre_service_clear(pre_service *service)

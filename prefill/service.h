@@ -62,6 +62,8 @@ void pre_service_drain(pre_service *service, bool draining);
 void pre_service_set_offers_only(pre_service *service, bool offers_only);
 /* Refuses new jobs as if there were no room, so that routers wait or go elsewhere. */
 void pre_service_hold(pre_service *service, bool held);
+/* The engine rests, by an operator's wish: that time does not count for the jobs' deadlines. */
+void pre_service_set_rest(pre_service *service, bool rests);
 /* Ends all jobs: routers have them done elsewhere, or later. */
 void pre_service_clear(pre_service *service);
 /* No job holds anything. */

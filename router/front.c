@@ -68,6 +68,17 @@ static void on_prefill_lost(void *context, uint64_t prefill)
     }
 }
 
+static void on_prefill_rests(void *context, uint64_t prefill, sl_time_ns until)
+{
+    rtr_front *front = context;
+    rtr_event event = {.kind = RTR_EVENT_PREFILL_RESTS, .prefill = prefill, .until = until};
+    for (rtr_live *live = front->lives, *next; live; live = next) {
+        next = live->next;
+        if (live->started && live->core.prefill == prefill)
+            rtr_live_step(live, &event);
+    }
+}
+
 static void on_admitted(void *context, uint64_t decode, const Sluice__V1__Admitted *admitted)
 {
     rtr_front *front = context;
@@ -313,6 +324,7 @@ sl_status rtr_front_create(const rtr_front_options *options, rtr_front **out_fro
         .on_decode_back = on_decode_back,
         .on_decode_lost = on_decode_lost,
         .on_prefill_lost = on_prefill_lost,
+        .on_prefill_rests = on_prefill_rests,
         .on_admitted = on_admitted,
         .on_refused = on_refused,
         .on_run = on_run,

@@ -274,6 +274,16 @@ static void act_attach(rtr_live *live, const rtr_action *action)
     rtr_nodes_attach(live->front->nodes, action->node, &attach);
 }
 
+static void act_extend(rtr_live *live, const rtr_action *action)
+{
+    uint64_t span_ms = action->span_ns / SL_MS_NS;
+    Sluice__V1__Extend extend = SLUICE__V1__EXTEND__INIT;
+    extend.request_id = live->id;
+    extend.epoch = action->epoch;
+    extend.prefill_deadline_ms = span_ms < UINT32_MAX ? (uint32_t)span_ms : UINT32_MAX;
+    rtr_nodes_extend(live->front->nodes, action->node, &extend);
+}
+
 static void on_prefill_progress(void *context)
 {
     rtr_live *live = context;
@@ -405,6 +415,9 @@ static void live_act(rtr_live *live, const rtr_action *action)
         break;
     case RTR_ACTION_ATTACH:
         act_attach(live, action);
+        break;
+    case RTR_ACTION_EXTEND:
+        act_extend(live, action);
         break;
     case RTR_ACTION_CANCEL_DECODE:
         rtr_nodes_cancel(front->nodes, action->node, live->id, rtr_state_name(live->core.state),

@@ -72,6 +72,17 @@ static bool is_moved(sl_time_ns before, sl_time_ns until)
     return (before > until ? before - until : until - before) > PAUSE_SLACK_NS;
 }
 
+/* Those whose prompts it computes. Once a pause, and again when its end moves. */
+static void tell_rest(rtr_node *node)
+{
+    rtr_nodes *nodes = node->nodes;
+    sl_time_ns until = node->rests ? node->paused_until : 0;
+    if (!is_moved(node->rests_until, until))
+        return;
+    node->rests_until = until;
+    nodes->events.on_prefill_rests(nodes->context, node->id, until);
+}
+
 static void take_pause(rtr_node *node, const Sluice__V1__Load *load)
 {
     sl_time_ns now = rtr_nodes_now(node->nodes), until = node->paused_until;
@@ -80,6 +91,7 @@ static void take_pause(rtr_node *node, const Sluice__V1__Load *load)
         node->rested_at = now < node->paused_until ? now : node->paused_until;
     node->paused_until = load->pause_ms ? now + (sl_time_ns)load->pause_ms * SL_MS_NS : 0;
     node->rests = load->rests;
+    tell_rest(node);
     bool paused = rtr_node_is_paused(node);
     if (before != paused)
         sl_info("node %s %s", node->info.name, before ? "works again after a pause" : "is paused");
@@ -372,6 +384,17 @@ void rtr_nodes_attach(rtr_nodes *nodes, uint64_t decode, Sluice__V1__Attach *att
     Sluice__V1__RouterMessage message = SLUICE__V1__ROUTER_MESSAGE__INIT;
     message.body_case = SLUICE__V1__ROUTER_MESSAGE__BODY_ATTACH;
     message.attach = attach;
+    write_or_break(node, &message);
+}
+
+void rtr_nodes_extend(rtr_nodes *nodes, uint64_t decode, Sluice__V1__Extend *extend)
+{
+    rtr_node *node = node_of_stream(nodes, decode);
+    if (!node)
+        return;
+    Sluice__V1__RouterMessage message = SLUICE__V1__ROUTER_MESSAGE__INIT;
+    message.body_case = SLUICE__V1__ROUTER_MESSAGE__BODY_EXTEND;
+    message.extend = extend;
     write_or_break(node, &message);
 }
 

@@ -33,6 +33,8 @@ typedef struct rtr_nodes_events {
     void (*on_decode_back)(void *context, uint64_t decode, uint64_t again);
     void (*on_decode_lost)(void *context, uint64_t decode);
     void (*on_prefill_lost)(void *context, uint64_t prefill);
+    /* By an operator's wish, until then at the latest; 0: it works again. */
+    void (*on_prefill_rests)(void *context, uint64_t prefill, sl_time_ns until);
     /* Borrowed messages of a rank. */
     void (*on_admitted)(void *context, uint64_t decode, const Sluice__V1__Admitted *admitted);
     void (*on_refused)(void *context, uint64_t decode, const Sluice__V1__Refused *refused);
@@ -126,6 +128,7 @@ SL_MUST_USE sl_status rtr_nodes_admit(rtr_nodes *nodes, uint64_t decode, Sluice_
                                       uint32_t pages);
 /* A stream that cannot take it is broken off. */
 void rtr_nodes_attach(rtr_nodes *nodes, uint64_t decode, Sluice__V1__Attach *attach);
+void rtr_nodes_extend(rtr_nodes *nodes, uint64_t decode, Sluice__V1__Extend *extend);
 /* Always heard: a stream that cannot take it is broken off, and the rank drops what nobody attaches
  * to again. moved: the request's pages will be asked for. */
 void rtr_nodes_cancel(rtr_nodes *nodes, uint64_t decode, const char *request_id, const char *reason,

@@ -47,6 +47,7 @@ struct rtr_node {
     sl_time_ns paused_until; /* takes nothing new; what a process that hangs said is over then */
     bool rests;              /* and what it has does not go on */
     sl_time_ns rested_at;    /* last known to; 0 = never */
+    sl_time_ns rests_until;  /* as its requests were told; 0 = they were not */
 
     /* decode */
     rpc_call *serve;

@@ -403,6 +403,16 @@ static void on_placed(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_ac
     admit->epoch = r->epoch;
 }
 
+/* The decode node waits for a prefill node that rests until then at the latest; 0: it works again.
+ */
+static void extend(rtr_request *r, sl_time_ns until, sl_time_ns now, rtr_actions *out)
+{
+    rtr_action *action = act(out, RTR_ACTION_EXTEND);
+    action->node = r->decode;
+    action->epoch = r->epoch;
+    action->span_ns = after(until > now ? until - now : 0, r->limits->self_timeout_ns);
+}
+
 static bool is_patient(rtr_lack lack)
 {
     return lack == RTR_LACK_ROOM || lack == RTR_LACK_BUDGET;
@@ -424,6 +434,8 @@ static void on_unplaced(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_
         r->lack_since = now; /* waiting for room and for a node are different waits */
     if (paused && !was_paused)
         r->paused_since = now;
+    if (paused && r->granted_epoch && (!was_paused || e->until > after(r->extended_until, SL_S_NS)))
+        extend(r, r->extended_until = e->until, now, out); /* what it has of the prompt is kept */
     r->paused_until = e->until;
     r->lack = e->lack;
     r->deadline = queue_deadline(r);
@@ -547,6 +559,13 @@ static void on_prefill_node_lost(rtr_request *r, const rtr_event *e, sl_time_ns 
         prefill_lost(r, "prefill_lost", "the prefill node was lost", now, out);
     else if (r->state == RTR_STATE_DECODING && r->prefill_running && rows_missing(r))
         rows_lost(r, "the prefill node was lost", now, out);
+}
+
+static void on_prefill_rests(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
+{
+    bool runs = r->state == RTR_STATE_PREFILLING && r->prefill_running;
+    if (runs && e->prefill == r->prefill)
+        extend(r, e->until, now, out);
 }
 
 static void on_decode_finish(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_actions *out)
@@ -729,6 +748,7 @@ static void on_decode_back(rtr_request *r, const rtr_event *e, rtr_actions *out)
 {
     r->decode = e->again;
     r->attach_by = SL_NEVER;
+    r->extended_until = 0; /* it may not have heard */
     bool asked = r->state == RTR_STATE_ADMITTING;
     rtr_action *action = act(out, asked ? RTR_ACTION_ADMIT : RTR_ACTION_ATTACH);
     action->node = r->decode;
@@ -838,6 +858,9 @@ void rtr_request_step(rtr_request *r, const rtr_event *e, sl_time_ns now, rtr_ac
         break;
     case RTR_EVENT_PREFILL_LOST:
         on_prefill_node_lost(r, e, now, out);
+        break;
+    case RTR_EVENT_PREFILL_RESTS:
+        on_prefill_rests(r, e, now, out);
         break;
     case RTR_EVENT_TOKENS:
         on_tokens(r, e, now, out);

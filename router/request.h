@@ -84,6 +84,8 @@ typedef enum rtr_event_kind {
     RTR_EVENT_PREFILL_FAILED,   /* epoch, code, text: the call is over */
     RTR_EVENT_ROWS_DONE,        /* all that is told of the prompt is here */
     RTR_EVENT_PREFILL_LOST,     /* prefill: the node is dead or unusable */
+    RTR_EVENT_PREFILL_RESTS,    /* prefill; until: at the latest, by an operator's wish. 0: not any
+                                   more */
     RTR_EVENT_TOKENS,  /* decode, epoch, first_index, count, finish; code, text if failed */
     RTR_EVENT_STOPPED, /* the answer is complete for the client (stop string) */
     RTR_EVENT_CLIENT_GONE,
@@ -114,6 +116,7 @@ typedef enum rtr_action_kind {
     RTR_ACTION_ADMIT,          /* node, epoch; send prompt and tokens so far */
     RTR_ACTION_RUN_PREFILL,    /* node, epoch; with the ticket just granted */
     RTR_ACTION_ATTACH,         /* node, epoch; it still has the request: from the next token on */
+    RTR_ACTION_EXTEND,         /* node, epoch, span_ns: so long it waits for its prefill node */
     RTR_ACTION_CANCEL_DECODE,  /* node; moved: its pages will be asked for */
     RTR_ACTION_CANCEL_PREFILL, /* node: end the call, no more events of it */
     RTR_ACTION_DELIVER,        /* tokens [skip, skip + count) of the event are new */
@@ -129,6 +132,7 @@ typedef struct rtr_action {
     bool moved;
     uint32_t skip;
     uint32_t count;
+    sl_time_ns span_ns;
     rtr_finish finish;
     sl_code code;
     const char *text; /* a literal, or fail_text of the request */
@@ -170,11 +174,12 @@ typedef struct rtr_request {
     const char *migration; /* reason of the loss not yet made good, for the metric */
     sl_time_ns queued_at;
     sl_time_ns lack_since;
-    sl_time_ns paused_since; /* lack is PAUSED: time that is nobody's fault */
-    sl_time_ns paused_until; /* the last pause ends by then */
-    sl_time_ns retry_at;     /* refusals are forgotten then */
-    sl_time_ns deadline;     /* of the state, SL_NEVER = none */
-    sl_time_ns attach_by;    /* the stream of `decode` is broken: until then it may come back */
+    sl_time_ns paused_since;   /* lack is PAUSED: time that is nobody's fault */
+    sl_time_ns paused_until;   /* the last pause ends by then */
+    sl_time_ns extended_until; /* what `decode` was told of it; 0 = nothing */
+    sl_time_ns retry_at;       /* refusals are forgotten then */
+    sl_time_ns deadline;       /* of the state, SL_NEVER = none */
+    sl_time_ns attach_by;      /* the stream of `decode` is broken: until then it may come back */
     sl_code refusal_code;
     uint64_t refused_decode[RTR_REFUSED_MAX];
     uint32_t refused_decode_count;

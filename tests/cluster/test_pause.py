@@ -5,6 +5,7 @@ import threading
 
 from lib import PATIENCE, REFERENCE, Cluster, needle_prompt, tokenize, wait_for
 from test_ctl import SLOW, STORY, run_story
+from test_trace import told
 
 QUESTION = "Who are you?"
 # Shorter than the pauses here: whoever took a pause for a node that is stuck, or for a lack of nodes, would give up.
@@ -12,6 +13,7 @@ PATIENT_MS = int(4000 * PATIENCE / 60)
 IMPATIENT = (f"--router-args=--token-timeout {PATIENT_MS}ms --progress-timeout {PATIENT_MS}ms --queue-timeout {PATIENT_MS}ms "
              f"--place-timeout {PATIENT_MS // 2}ms")
 LONG_MS = PATIENT_MS * 2 + PATIENT_MS // 4  # more than a search for a place and any silence may last
+PROMPT_MS = PATIENT_MS * 2  # for a whole prompt, where that matters
 
 
 def states(cluster):
@@ -191,20 +193,33 @@ def test_router_restarts_while_paused():
 
 
 def test_prompt_half_way():
-    """A prefill node rests in the middle of a prompt, its decode node works: the prompt waits, and goes on where it was."""
+    """A prefill node rests in the middle of a prompt, its decode node too or not: the prompt waits for longer than a prompt may take, and goes on where it was."""
     with Cluster("pause-prefill", "--env", "prefill-0:SLUICE_FAULTS=prefill.group=slow=100", "--env", "prefill-0:SLUICE_CHUNK_TOKENS=64",
-                 IMPATIENT) as cluster:
-        prompt = [0] + tokenize(needle_prompt(400))
-        outcome = {}
-        thread = threading.Thread(target=lambda: outcome.update(answer=cluster.completion(prompt, max_tokens=12, temperature=0)))
-        thread.start()
-        waiting_for(cluster, 0, "prefilling")
-        assert cluster.ctl("weights", "pause", "prefill-0").returncode == 0
-        waiting_for(cluster, LONG_MS, "prefilling")
-        assert cluster.ctl("weights", "resume", "prefill-0").returncode == 0
-        thread.join()
-        assert outcome["answer"].token_ids == REFERENCE.ids(prompt, 12)
-        assert migrations(cluster) == 0
+                 f"{IMPATIENT} --prefill-timeout {PROMPT_MS}ms") as cluster:
+        for i, nodes in enumerate((("prefill-0",), ())):
+            prompt = [i] + tokenize(needle_prompt(400))
+            outcome = {}
+            thread = threading.Thread(target=lambda prompt=prompt, outcome=outcome: outcome.update(
+                answer=cluster.completion(prompt, max_tokens=12, temperature=0)))
+            thread.start()
+            waiting_for(cluster, 0, "prefilling")
+            assert cluster.ctl("weights", "pause", *nodes).returncode == 0
+            waiting_for(cluster, LONG_MS, "prefilling")
+            assert cluster.ctl("weights", "resume", *nodes).returncode == 0
+            thread.join()
+            assert outcome["answer"].token_ids == REFERENCE.ids(prompt, 12)
+            assert migrations(cluster) == 0
+        cluster.wait_at_rest()
+
+
+def test_prompt_too_late():
+    """A prompt that takes longer than it may, without a pause, is given up; the trace says why."""
+    with Cluster("pause-late", "--env", "prefill-0:SLUICE_FAULTS=prefill.group=slow=200", "--env", "prefill-0:SLUICE_CHUNK_TOKENS=64",
+                 "--router-args=--prefill-timeout 100ms") as cluster:
+        late = cluster.completion([0] + tokenize(needle_prompt(400)), max_tokens=12, temperature=0)
+        assert late.status == 503 and "the prefill did not arrive in 100 ms" in late.error["message"], late.error
+        seen = told(cluster, "trace", late.headers["x-request-id"])
+        assert ("decode-0", "stalled", "epoch 1: deadline") in seen, seen
         cluster.wait_at_rest()
 
 

@@ -339,7 +339,7 @@ pre_outcome __wrap_pre_job_handle(pre_job_state *job, const pre_event *event, sl
 {
     pre_job_state before = *job;
     if (before.state < PRE_STATE_CLOSING)
-        check_deadline("job", pre_state_name(before.state), before.deadline, now);
+        check_deadline("job", pre_state_name(before.state), pre_job_due(&before), now);
     pre_outcome out = __real_pre_job_handle(job, event, now);
     if (sim_planted == SIM_PLANT_FREE_EARLY_SEND && event->kind == PRE_EVENT_CANCEL &&
         (out.actions & PRE_ACTION_CANCEL_SEND) && job->engine_open && !job->engine_closing) {

@@ -187,6 +187,51 @@ void   sluice__v1__attach__free_unpacked
   assert(message->base.descriptor == &sluice__v1__attach__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   sluice__v1__extend__init
+                     (Sluice__V1__Extend         *message)
+{
+  static const Sluice__V1__Extend init_value = SLUICE__V1__EXTEND__INIT;
+  *message = init_value;
+}
+size_t sluice__v1__extend__get_packed_size
+                     (const Sluice__V1__Extend *message)
+{
+  assert(message->base.descriptor == &sluice__v1__extend__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t sluice__v1__extend__pack
+                     (const Sluice__V1__Extend *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &sluice__v1__extend__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t sluice__v1__extend__pack_to_buffer
+                     (const Sluice__V1__Extend *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &sluice__v1__extend__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Sluice__V1__Extend *
+       sluice__v1__extend__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Sluice__V1__Extend *)
+     protobuf_c_message_unpack (&sluice__v1__extend__descriptor,
+                                allocator, len, data);
+}
+void   sluice__v1__extend__free_unpacked
+                     (Sluice__V1__Extend *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &sluice__v1__extend__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   sluice__v1__cancel__init
                      (Sluice__V1__Cancel         *message)
 {
@@ -637,7 +682,7 @@ void   sluice__v1__step__free_unpacked
   assert(message->base.descriptor == &sluice__v1__step__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor sluice__v1__router_message__field_descriptors[5] =
+static const ProtobufCFieldDescriptor sluice__v1__router_message__field_descriptors[6] =
 {
   {
     "hello",
@@ -699,18 +744,31 @@ static const ProtobufCFieldDescriptor sluice__v1__router_message__field_descript
     0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "extend",
+    6,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Sluice__V1__RouterMessage, body_case),
+    offsetof(Sluice__V1__RouterMessage, extend),
+    &sluice__v1__extend__descriptor,
+    NULL,
+    0 | PROTOBUF_C_FIELD_FLAG_ONEOF,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__router_message__field_indices_by_name[] = {
   1,   /* field[1] = admit */
   4,   /* field[4] = attach */
   2,   /* field[2] = cancel */
   3,   /* field[3] = credit */
+  5,   /* field[5] = extend */
   0,   /* field[0] = hello */
 };
 static const ProtobufCIntRange sluice__v1__router_message__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 5 }
+  { 0, 6 }
 };
 const ProtobufCMessageDescriptor sluice__v1__router_message__descriptor =
 {
@@ -720,7 +778,7 @@ const ProtobufCMessageDescriptor sluice__v1__router_message__descriptor =
   "Sluice__V1__RouterMessage",
   "sluice.v1",
   sizeof(Sluice__V1__RouterMessage),
-  5,
+  6,
   sluice__v1__router_message__field_descriptors,
   sluice__v1__router_message__field_indices_by_name,
   1,  sluice__v1__router_message__number_ranges,
@@ -1073,6 +1131,70 @@ const ProtobufCMessageDescriptor sluice__v1__attach__descriptor =
   sluice__v1__attach__field_indices_by_name,
   1,  sluice__v1__attach__number_ranges,
   (ProtobufCMessageInit) sluice__v1__attach__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor sluice__v1__extend__field_descriptors[3] =
+{
+  {
+    "request_id",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Extend, request_id),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "epoch",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Extend, epoch),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "prefill_deadline_ms",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Extend, prefill_deadline_ms),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__extend__field_indices_by_name[] = {
+  1,   /* field[1] = epoch */
+  2,   /* field[2] = prefill_deadline_ms */
+  0,   /* field[0] = request_id */
+};
+static const ProtobufCIntRange sluice__v1__extend__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 3 }
+};
+const ProtobufCMessageDescriptor sluice__v1__extend__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "sluice.v1.Extend",
+  "Extend",
+  "Sluice__V1__Extend",
+  "sluice.v1",
+  sizeof(Sluice__V1__Extend),
+  3,
+  sluice__v1__extend__field_descriptors,
+  sluice__v1__extend__field_indices_by_name,
+  1,  sluice__v1__extend__number_ranges,
+  (ProtobufCMessageInit) sluice__v1__extend__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCFieldDescriptor sluice__v1__cancel__field_descriptors[3] =

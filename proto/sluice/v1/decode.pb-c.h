@@ -20,6 +20,7 @@ typedef struct Sluice__V1__RouterMessage Sluice__V1__RouterMessage;
 typedef struct Sluice__V1__Hello Sluice__V1__Hello;
 typedef struct Sluice__V1__Admit Sluice__V1__Admit;
 typedef struct Sluice__V1__Attach Sluice__V1__Attach;
+typedef struct Sluice__V1__Extend Sluice__V1__Extend;
 typedef struct Sluice__V1__Cancel Sluice__V1__Cancel;
 typedef struct Sluice__V1__Credit Sluice__V1__Credit;
 typedef struct Sluice__V1__DecodeMessage Sluice__V1__DecodeMessage;
@@ -51,7 +52,8 @@ typedef enum {
   SLUICE__V1__ROUTER_MESSAGE__BODY_ADMIT = 2,
   SLUICE__V1__ROUTER_MESSAGE__BODY_CANCEL = 3,
   SLUICE__V1__ROUTER_MESSAGE__BODY_CREDIT = 4,
-  SLUICE__V1__ROUTER_MESSAGE__BODY_ATTACH = 5
+  SLUICE__V1__ROUTER_MESSAGE__BODY_ATTACH = 5,
+  SLUICE__V1__ROUTER_MESSAGE__BODY_EXTEND = 6
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(SLUICE__V1__ROUTER_MESSAGE__BODY__CASE)
 } Sluice__V1__RouterMessage__BodyCase;
 
@@ -68,6 +70,7 @@ struct  Sluice__V1__RouterMessage
     Sluice__V1__Cancel *cancel;
     Sluice__V1__Credit *credit;
     Sluice__V1__Attach *attach;
+    Sluice__V1__Extend *extend;
   };
 };
 #define SLUICE__V1__ROUTER_MESSAGE__INIT \
@@ -168,6 +171,22 @@ struct  Sluice__V1__Attach
 #define SLUICE__V1__ATTACH__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__attach__descriptor) \
     , (char *)protobuf_c_empty_string, 0, 0, 0 }
+
+
+/*
+ * The prefill node of a request rests, by an operator's wish, or works again: what the rank waits for lasts so long from now on. Means nothing
+ * in another epoch, and once the request runs.
+ */
+struct  Sluice__V1__Extend
+{
+  ProtobufCMessage base;
+  char *request_id;
+  uint32_t epoch;
+  uint32_t prefill_deadline_ms;
+};
+#define SLUICE__V1__EXTEND__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__extend__descriptor) \
+    , (char *)protobuf_c_empty_string, 0, 0 }
 
 
 struct  Sluice__V1__Cancel
@@ -414,6 +433,25 @@ Sluice__V1__Attach *
 void   sluice__v1__attach__free_unpacked
                      (Sluice__V1__Attach *message,
                       ProtobufCAllocator *allocator);
+/* Sluice__V1__Extend methods */
+void   sluice__v1__extend__init
+                     (Sluice__V1__Extend         *message);
+size_t sluice__v1__extend__get_packed_size
+                     (const Sluice__V1__Extend   *message);
+size_t sluice__v1__extend__pack
+                     (const Sluice__V1__Extend   *message,
+                      uint8_t             *out);
+size_t sluice__v1__extend__pack_to_buffer
+                     (const Sluice__V1__Extend   *message,
+                      ProtobufCBuffer     *buffer);
+Sluice__V1__Extend *
+       sluice__v1__extend__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   sluice__v1__extend__free_unpacked
+                     (Sluice__V1__Extend *message,
+                      ProtobufCAllocator *allocator);
 /* Sluice__V1__Cancel methods */
 void   sluice__v1__cancel__init
                      (Sluice__V1__Cancel         *message);
@@ -618,6 +656,9 @@ typedef void (*Sluice__V1__Admit_Closure)
 typedef void (*Sluice__V1__Attach_Closure)
                  (const Sluice__V1__Attach *message,
                   void *closure_data);
+typedef void (*Sluice__V1__Extend_Closure)
+                 (const Sluice__V1__Extend *message,
+                  void *closure_data);
 typedef void (*Sluice__V1__Cancel_Closure)
                  (const Sluice__V1__Cancel *message,
                   void *closure_data);
@@ -680,6 +721,7 @@ extern const ProtobufCMessageDescriptor sluice__v1__router_message__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__hello__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__admit__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__attach__descriptor;
+extern const ProtobufCMessageDescriptor sluice__v1__extend__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__cancel__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__credit__descriptor;
 extern const ProtobufCMessageDescriptor sluice__v1__decode_message__descriptor;

@@ -233,6 +233,46 @@ TEST(cancel_in_every_state)
     assert_int_equal(sequence.state, DEC_STATE_DONE);
 }
 
+static dec_outcome extend(uint64_t prefill_ns, sl_time_ns now)
+{
+    dec_event event = {.kind = DEC_EVENT_EXTEND, .prefill_ns = prefill_ns};
+    return dec_sequence_handle(&sequence, &event, now);
+}
+
+TEST(a_prefill_node_that_rests_has_more_time)
+{
+    fetch();
+    assert_int_equal(extend(30 * SL_S_NS, 4 * SL_S_NS).actions, 0);
+    assert_int_equal(on(DEC_EVENT_TICK, 34 * SL_S_NS - 1).actions, 0);
+    assert_int_equal(extend(PREFILL_NS, 20 * SL_S_NS).actions, 0); /* it works again */
+    assert_int_equal(on(DEC_EVENT_TICK, 25 * SL_S_NS - 1).actions, 0);
+    dec_outcome out = on(DEC_EVENT_TICK, 25 * SL_S_NS);
+    assert_int_equal(out.actions, DEC_ACTION_REVOKE_TRANSFER | DEC_ACTION_SEND_REFUSED);
+    assert_int_equal(out.code, SL_DEADLINE);
+    /* stalled: what is here is kept for longer as well */
+    on(DEC_EVENT_TRANSFER_CLOSED, 26 * SL_S_NS);
+    extend(600 * SL_S_NS, 30 * SL_S_NS);
+    assert_int_equal(on(DEC_EVENT_TICK, 630 * SL_S_NS - 1).actions, 0);
+    assert_int_equal(on(DEC_EVENT_TICK, 630 * SL_S_NS).actions,
+                     DEC_ACTION_CLOSE_ENGINE | DEC_ACTION_SEND_FAILED);
+}
+
+TEST(only_what_waits_for_a_prefill_node_has)
+{
+    dec_sequence_init(&sequence, 1, false, PREFILL_NS);
+    extend(30 * SL_S_NS, 1);
+    assert_true(sequence.deadline == SL_NEVER);
+    on(DEC_EVENT_OPENED, 10);
+    admit(2, false, 11); /* gives way: the transfer closes in its own time */
+    extend(30 * SL_S_NS, 12);
+    assert_true(sequence.deadline == SL_NEVER);
+    on(DEC_EVENT_TRANSFER_CLOSED, 13);
+    on(DEC_EVENT_COMMITTED, 20);
+    extend(30 * SL_S_NS, 21);
+    assert_int_equal(sequence.state, DEC_STATE_RUNNING);
+    assert_true(sequence.deadline == SL_NEVER);
+}
+
 /* ---- a random walk against a model of the world: who may answer what ---- */
 
 typedef struct world {
@@ -273,7 +313,7 @@ static void carry_out(world *w, dec_outcome out)
 
 static void random_event(world *w, sl_time_ns now)
 {
-    switch (draw(w, 9)) {
+    switch (draw(w, 10)) {
     case 0:
         if (w->open_pending) {
             w->open_pending = false;
@@ -315,6 +355,10 @@ static void random_event(world *w, sl_time_ns now)
         else
             carry_out(w, detach(draw(w, 3) * SL_S_NS, now));
         break;
+    case 8:
+        if (draw(w, 8) == 0) /* or it would never end */
+            carry_out(w, extend(draw(w, 30) * SL_S_NS, now));
+        break;
     default:
         carry_out(w, on(DEC_EVENT_TICK, now));
     }
@@ -353,6 +397,8 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(a_refusal_that_was_not_heard_is_told_again),
     cmocka_unit_test(deadlines_are_exact),
     cmocka_unit_test(cancel_in_every_state),
+    cmocka_unit_test(a_prefill_node_that_rests_has_more_time),
+    cmocka_unit_test(only_what_waits_for_a_prefill_node_has),
     cmocka_unit_test(every_walk_ends_with_nothing_held),
 };
 TEST_MAIN(TESTS)

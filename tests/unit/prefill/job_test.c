@@ -90,6 +90,33 @@ TEST(deadline_is_exact)
     assert_int_equal(out.code, SL_DEADLINE);
 }
 
+TEST(time_at_rest_does_not_count)
+{
+    compute();
+    on(PRE_EVENT_REST, 600);
+    on(PRE_EVENT_REST, 900); /* it is told more than once */
+    assert_true(pre_job_due(&job) == SL_NEVER);
+    assert_int_equal(on(PRE_EVENT_TICK, 5000).actions, 0);
+    on(PRE_EVENT_GO, 5600);
+    on(PRE_EVENT_GO, 5700);
+    assert_true(pre_job_due(&job) == 6000);
+    assert_int_equal(on(PRE_EVENT_TICK, 5999).actions, 0);
+    assert_int_equal(on(PRE_EVENT_TICK, 6000).code, SL_DEADLINE);
+    assert_int_equal(job.state, PRE_STATE_CLOSING);
+    assert_true(pre_job_due(&job) == SL_NEVER);
+}
+
+TEST(what_ends_at_rest_ends)
+{
+    compute();
+    on(PRE_EVENT_REST, 600);
+    assert_int_equal(on(PRE_EVENT_CANCEL, 700).actions, PRE_ACTION_CANCEL_SEND);
+    on(PRE_EVENT_GO, 800);
+    assert_int_equal(on(PRE_EVENT_SEND_FAILED, 801).actions, PRE_ACTION_CLOSE_ENGINE);
+    on(PRE_EVENT_ENGINE_CLOSED, 802);
+    assert_int_equal(job.state, PRE_STATE_DONE);
+}
+
 /* ---- a random walk against a model of the world ---- */
 
 typedef struct world {
@@ -123,7 +150,7 @@ static void carry_out(world *w, pre_outcome out)
 
 static void random_event(world *w, sl_time_ns now)
 {
-    switch (draw(w, 7)) {
+    switch (draw(w, 8)) {
     case 0:
         if (job.state == PRE_STATE_QUEUED)
             carry_out(w, on(PRE_EVENT_START, now));
@@ -161,6 +188,9 @@ static void random_event(world *w, sl_time_ns now)
         if (draw(w, 6) == 0)
             carry_out(w, on(PRE_EVENT_CANCEL, now));
         break;
+    case 6:
+        carry_out(w, on(draw(w, 8) ? PRE_EVENT_GO : PRE_EVENT_REST, now));
+        break;
     default:
         carry_out(w, on(PRE_EVENT_TICK, now));
     }
@@ -186,6 +216,8 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(cancel_closes_the_transfer_before_the_pages),
     cmocka_unit_test(cancel_while_the_engine_binds_pages),
     cmocka_unit_test(deadline_is_exact),
+    cmocka_unit_test(time_at_rest_does_not_count),
+    cmocka_unit_test(what_ends_at_rest_ends),
     cmocka_unit_test(every_walk_ends_with_nothing_held),
 };
 TEST_MAIN(TESTS)

@@ -56,6 +56,10 @@ static inline void render(const script *s, const rtr_actions *actions, char *out
             at += (size_t)snprintf(out + at, size - at, "%sattach d%d e%u", sep, (int)a->node,
                                    a->epoch);
             break;
+        case RTR_ACTION_EXTEND:
+            at += (size_t)snprintf(out + at, size - at, "%sextend d%d e%u by %u", sep, (int)a->node,
+                                   a->epoch, (unsigned)(a->span_ns / SL_MS_NS));
+            break;
         case RTR_ACTION_CANCEL_DECODE:
             at += (size_t)snprintf(out + at, size - at, "%s%s d%d", sep,
                                    a->moved ? "move from" : "cancel", (int)a->node);
@@ -147,6 +151,11 @@ static inline bool parse_event(const char *line, rtr_event *e, char words[2][32]
         e->kind = RTR_EVENT_DECODE_LOST;
     } else if (sscanf(line, "lost p%d", &p) == 1) {
         e->kind = RTR_EVENT_PREFILL_LOST;
+    } else if (sscanf(line, "rests p%d until %u", &p, &e->count) == 2) {
+        e->kind = RTR_EVENT_PREFILL_RESTS;
+        e->until = MS(e->count);
+    } else if (sscanf(line, "works p%d", &p) == 1) {
+        e->kind = RTR_EVENT_PREFILL_RESTS;
     } else if (sscanf(line, "progress e%u", &e->epoch) == 1) {
         e->kind = RTR_EVENT_PREFILL_PROGRESS;
     } else if (strncmp(line, "rows", 4) == 0) {

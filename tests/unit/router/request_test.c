@@ -228,6 +228,33 @@ TEST(who_rests_is_not_stuck)
         "timer, at rest until 3000 => cancel p7, place | queued");
 }
 
+/* The decode node's own deadline for the prompt is moved: `self_timeout_ns` after the rest. */
+TEST(a_prefill_node_that_rests_has_more_time)
+{
+    script s;
+    begin(&s);
+    RUN("rests p7 until 91000 => extend d1 e1 by 110000 | prefilling", "wait 30000",
+        "rests p8 until 91000 => | prefilling", "works p7 => extend d1 e1 by 20000 | prefilling",
+        "prefilled e1 => | decoding", "rests p7 until 91000 => | decoding");
+    /* what the decode node has of the prompt is kept until there is a prefill node again */
+    begin(&s);
+    RUN("lost p7 => cancel p7, place | queued",
+        "no node works until 91000 => extend d1 e1 by 110000 | queued", "wait 10000",
+        "changed => place | queued", "no node works until 92000 => | queued",
+        "changed => place | queued", "no node works until 92001 => extend d1 e1 by 101001 | queued",
+        "works p7 => | queued", "changed => place | queued",
+        "placed d1 p8 => admit d1 e2 | admitting",
+        "admitted d1 e2 => migrated prefill_lost, prefill p8 e2 | prefilling");
+    /* a stream that broke did not carry it */
+    begin(&s);
+    RUN("lost p7 => cancel p7, place | queued",
+        "no node works until 91000 => extend d1 e1 by 110000 | queued", "broken d1 => | queued",
+        "back d1 d2 => attach d2 e1, place | queued",
+        "no node works until 91000 => extend d2 e1 by 110000 | queued");
+    script_init(&s); /* nothing is kept anywhere */
+    RUN("submit => place | queued", "no node works until 91000 => | queued");
+}
+
 TEST(larger_than_every_node_fails_at_once)
 {
     script s;
@@ -453,6 +480,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(waiting_for_room_is_longer),
     cmocka_unit_test(a_pause_is_waited_for),
     cmocka_unit_test(who_rests_is_not_stuck),
+    cmocka_unit_test(a_prefill_node_that_rests_has_more_time),
     cmocka_unit_test(larger_than_every_node_fails_at_once),
     cmocka_unit_test(refusals),
     cmocka_unit_test(refusals_without_end_are_bounded),
