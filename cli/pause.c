@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/rng.h"
 #include "cli/commands.h"
 #include "proto/sluice/v1/node.pb-c.h"
 
@@ -136,24 +137,49 @@ static void tell_pause(crowd *c, const char *node, const Sluice__V1__PauseReply 
     sl_buf_putc(&c->out, '}');
 }
 
-/* Those that this command has paused go on. One that did not answer may have, and ends its pause
- * in time by itself. */
-static void take_back(crowd *c)
+static void tell_taken_back(const crowd *undone, const bool *had, uint32_t hold_ms)
 {
-    static const Sluice__V1__EndPauseRequest REQUEST = SLUICE__V1__END_PAUSE_REQUEST__INIT;
+    bool go_on = false;
+    for (size_t i = 0; i < undone->count; i++) {
+        const char *name = undone->nodes[i]->name;
+        const Sluice__V1__EndPauseReply *reply =
+            (const Sluice__V1__EndPauseReply *)undone->calls[i].reply;
+        if (reply)
+            go_on = go_on || (had[i] && reply->changed);
+        if (reply && had[i] && !reply->changed)
+            fprintf(stderr, "sluicectl: %s: a pause that others asked for stands\n", name);
+        if (!reply && had[i])
+            fprintf(stderr,
+                    "sluicectl: %s\nsluicectl: %s stays paused: for %.1f s, or until weights "
+                    "resume %s\n",
+                    undone->calls[i].err.text, name, (double)hold_ms / 1e3, name);
+    }
+    if (go_on)
+        fprintf(stderr, "sluicectl: the others go on\n");
+}
+
+/* Those that this command has paused go on, unless others want it too. One that did not answer may
+ * have paused, and ends that in time by itself. */
+static void take_back(crowd *c, const Sluice__V1__PauseRequest *asked)
+{
+    Sluice__V1__EndPauseRequest request = SLUICE__V1__END_PAUSE_REQUEST__INIT;
+    request.claim = asked->claim;
+    bool *had = sl_alloc(c->count, sizeof(*had), "sluicectl nodes");
     crowd undone = {.session = c->session};
     undone.nodes = sl_alloc(c->count, sizeof(*undone.nodes), "sluicectl nodes");
     undone.calls = sl_alloc(c->count, sizeof(*undone.calls), "sluicectl calls");
     for (size_t i = 0; i < c->count; i++) {
-        const Sluice__V1__PauseReply *reply = (const Sluice__V1__PauseReply *)c->calls[i].reply;
         bool silent = c->calls[i].err.code == SL_DEADLINE || c->calls[i].err.code == SL_UNAVAILABLE;
-        if (reply ? reply->changed : silent)
-            undone.nodes[undone.count++] = c->nodes[i];
+        if (!c->calls[i].reply && !silent)
+            continue;
+        had[undone.count] = c->calls[i].reply != NULL;
+        undone.nodes[undone.count++] = c->nodes[i];
     }
-    ask(&undone, &rpc_method_node_end_pause, &REQUEST.base,
+    ask(&undone, &rpc_method_node_end_pause, &request.base,
         ctl_session_options(c->session)->call_timeout_ns);
-    fprintf(stderr, "sluicectl: the others go on\n");
+    tell_taken_back(&undone, had, asked->hold_ms);
     crowd_free(&undone);
+    sl_free(had);
 }
 
 static int pause_all(crowd *c)
@@ -163,6 +189,7 @@ static int pause_all(crowd *c)
     request.wait = options->mode == CTL_MODE_WAIT;
     request.wait_ms = (uint32_t)(options->timeout_ns / SL_MS_NS);
     request.hold_ms = (uint32_t)(options->for_ns / SL_MS_NS);
+    request.claim = sl_random_u64() | 1; /* never 0 */
     if (options->dry_run)
         return plan(c, "paused", request.wait ? "wait for the requests of, then pause," : "pause");
     ask(c, &rpc_method_node_pause, &request.base,
@@ -172,7 +199,7 @@ static int pause_all(crowd *c)
     for (size_t i = 0; all && i < c->count; i++)
         tell_pause(c, c->nodes[i]->name, (const Sluice__V1__PauseReply *)c->calls[i].reply);
     if (!all)
-        take_back(c);
+        take_back(c, &request);
     return close_list(c, "paused", all);
 }
 

@@ -43,10 +43,12 @@ static nod_pause_outcome begin(nod_pause *pause, const nod_pause_event *event, s
         out.actions |= event->wait ? 0 : NOD_PAUSE_ACTION_REST;
         break;
     case NOD_PAUSE_STATE_WAITING:
-        pause->deadline = now + event->wait_ns;
         if (!event->wait) { /* somebody does not wait */
             set_state(pause, NOD_PAUSE_STATE_STOPPING, now + event->wait_ns);
-            out.actions |= NOD_PAUSE_ACTION_REST;
+            out.actions |= NOD_PAUSE_ACTION_REST | NOD_PAUSE_ACTION_FAIL;
+            out.code = SL_EXISTS;
+        } else if (now + event->wait_ns > pause->deadline) { /* the others' time stays */
+            pause->deadline = now + event->wait_ns;
         }
         break;
     case NOD_PAUSE_STATE_ON:

@@ -5,7 +5,8 @@
  *    +---------------------+
  *
  * Any state goes back to OFF by END, by LEAVE (the node drains) and when its time is over: nothing
- * waits for ever. The adapter is node/pausing.c. */
+ * waits for ever. Who asked to wait does not get a pause that keeps what runs: FAIL when somebody
+ * does not wait. The adapter is node/pausing.c. */
 #ifndef NODE_PAUSE_H
 #define NODE_PAUSE_H
 
@@ -47,7 +48,7 @@ typedef enum nod_pause_action {
     NOD_PAUSE_ACTION_GO = 1u << 1,      /* the engine goes on */
     NOD_PAUSE_ACTION_TELL = 1u << 2,    /* what services take and routers know is to be renewed */
     NOD_PAUSE_ACTION_REPLY = 1u << 3,   /* who asked for the pause has it */
-    NOD_PAUSE_ACTION_FAIL = 1u << 4,    /* or not: `code` */
+    NOD_PAUSE_ACTION_FAIL = 1u << 4,    /* or not: `code`; not who asks in this very event */
     NOD_PAUSE_ACTION_EXPIRED = 1u << 5, /* nobody ended it in time */
 } nod_pause_action;
 
@@ -60,7 +61,8 @@ typedef struct nod_pause {
 
 typedef struct nod_pause_outcome {
     uint32_t actions; /* of nod_pause_action */
-    sl_code code;     /* for FAIL: SL_CONFLICT taken back, SL_UNAVAILABLE leaving, SL_DEADLINE */
+    sl_code code; /* for FAIL: SL_CONFLICT taken back, SL_EXISTS not waited, SL_UNAVAILABLE leaving,
+                     SL_DEADLINE */
 } nod_pause_outcome;
 
 void nod_pause_init(nod_pause *pause);

@@ -223,6 +223,61 @@ def test_prompt_too_late():
         cluster.wait_at_rest()
 
 
+def test_two_operators():
+    """Both ask for one node's pause: who fails elsewhere takes back his own asking only, whoever was first; who does not wait makes those who do fail."""
+    with Cluster("pause-two", "--env", SLOW) as cluster:
+        def ask(*arguments):
+            outcome = {}
+            asked = len([e for e in audit(cluster) if e == ("weights pause", "decode-0")]) + 1
+            thread = threading.Thread(target=lambda: outcome.update(result=cluster.ctl("weights", "pause", *arguments)))
+            thread.start()
+            wait_for(lambda: len([e for e in audit(cluster) if e == ("weights pause", "decode-0")]) == asked, "it to be asked")
+            return thread, outcome
+
+        for first_fails in (False, True):
+            expected = story(cluster, 150)
+            thread, outcome = run_story(cluster, 150)
+            cluster.kill("prefill-0", "STOP")
+            sound = ("decode-0", "--mode", "wait")
+            fails = ("decode-0", "prefill-0", "--mode", "wait", "--timeout", f"{PATIENT_MS}ms")
+            askers = [ask(*arguments) for arguments in ((fails, sound) if first_fails else (sound, fails))]
+            failed, had = (askers if first_fails else askers[::-1])
+            thread.join()
+            assert outcome["answer"].token_ids == expected
+            had[0].join()
+            result = had[1]["result"]
+            assert result.returncode == 0, result
+            assert ("was paused already" if first_fails else "is paused") in result.stdout, result
+            failed[0].join()
+            result = failed[1]["result"]
+            assert result.returncode == 1 and "a pause that others asked for stands" in result.stderr and "go on" not in result.stderr, result
+            assert states(cluster)["decode-0"] == "paused"
+            cluster.kill("prefill-0", "CONT")
+            assert cluster.ctl("weights", "resume").returncode == 0
+            wait_for(lambda: {states(cluster)[n] for n in ("prefill-0", "decode-0")} == {"ready"}, "all to work")
+
+        thread, outcome = run_story(cluster, 150)
+        waits = ask("decode-0", "--mode", "wait")
+        keeps = cluster.ctl("weights", "pause", "decode-0")
+        assert keeps.returncode == 0 and "is paused, with 1 requests" in keeps.stdout, keeps
+        waits[0].join()
+        result = waits[1]["result"]
+        assert result.returncode == 1 and "keeps what runs: nothing is waited for" in result.stderr and "the others" not in result.stderr, result
+        late = cluster.ctl("weights", "pause", "decode-0", "--mode", "wait")
+        assert late.returncode == 1 and "paused with 1 requests, which do not end" in late.stderr, late
+        assert states(cluster)["decode-0"] == "paused"
+        assert cluster.ctl("weights", "resume").returncode == 0
+        # who waits for less is answered by then, and takes no time from those before
+        patient = ask("decode-0", "--mode", "wait")
+        hurried = cluster.ctl("weights", "pause", "decode-0", "--mode", "wait", "--timeout", "1ms")
+        assert hurried.returncode == 1 and "what runs did not end in time" in hurried.stderr and "the others" not in hurried.stderr, hurried
+        thread.join()
+        patient[0].join()
+        assert patient[1]["result"].returncode == 0 and outcome["answer"].token_ids == expected, patient
+        assert cluster.ctl("weights", "resume").returncode == 0
+        cluster.wait_at_rest()
+
+
 def test_cancelled_while_paused():
     """What is kept can be cancelled, or its client go: its pages are free although nothing works."""
     with Cluster("pause-cancel", "--env", SLOW) as cluster:
@@ -256,7 +311,7 @@ def test_a_rank_of_several():
 def test_misuse():
     with Cluster("pause-misuse") as cluster:
         for arguments, code, text in ((("pause", "router-0"), 1, "is a router"), (("pause", "decode-9"), 1, "no member decode-9"),
-                                      (("pause", "--mode", "abort"), 2, "keep"), (("pause", "--for", "25h"), 1, "at most a day"),
+                                      (("pause", "--mode", "abort"), 2, "keep"), (("pause", "--for", "25h"), 1, "a day at most"),
                                       (("resume", "--for", "1s"), 2, "--for goes with weights pause"), (("pause", "--watch"), 2, "--watch")):
             wrong = cluster.ctl("weights", *arguments)
             assert wrong.returncode == code and text in wrong.stderr, (arguments, wrong)

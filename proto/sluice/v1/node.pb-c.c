@@ -1603,7 +1603,7 @@ const ProtobufCMessageDescriptor sluice__v1__reload_weights_reply__descriptor =
   (ProtobufCMessageInit) sluice__v1__reload_weights_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__pause_request__field_descriptors[3] =
+static const ProtobufCFieldDescriptor sluice__v1__pause_request__field_descriptors[4] =
 {
   {
     "wait",
@@ -1641,8 +1641,21 @@ static const ProtobufCFieldDescriptor sluice__v1__pause_request__field_descripto
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "claim",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_FIXED64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__PauseRequest, claim),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__pause_request__field_indices_by_name[] = {
+  3,   /* field[3] = claim */
   2,   /* field[2] = hold_ms */
   0,   /* field[0] = wait */
   1,   /* field[1] = wait_ms */
@@ -1650,7 +1663,7 @@ static const unsigned sluice__v1__pause_request__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__pause_request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 3 }
+  { 0, 4 }
 };
 const ProtobufCMessageDescriptor sluice__v1__pause_request__descriptor =
 {
@@ -1660,7 +1673,7 @@ const ProtobufCMessageDescriptor sluice__v1__pause_request__descriptor =
   "Sluice__V1__PauseRequest",
   "sluice.v1",
   sizeof(Sluice__V1__PauseRequest),
-  3,
+  4,
   sluice__v1__pause_request__field_descriptors,
   sluice__v1__pause_request__field_indices_by_name,
   1,  sluice__v1__pause_request__number_ranges,
@@ -1757,9 +1770,29 @@ const ProtobufCMessageDescriptor sluice__v1__pause_reply__descriptor =
   (ProtobufCMessageInit) sluice__v1__pause_reply__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-#define sluice__v1__end_pause_request__field_descriptors NULL
-#define sluice__v1__end_pause_request__field_indices_by_name NULL
-#define sluice__v1__end_pause_request__number_ranges NULL
+static const ProtobufCFieldDescriptor sluice__v1__end_pause_request__field_descriptors[1] =
+{
+  {
+    "claim",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_FIXED64,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__EndPauseRequest, claim),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned sluice__v1__end_pause_request__field_indices_by_name[] = {
+  0,   /* field[0] = claim */
+};
+static const ProtobufCIntRange sluice__v1__end_pause_request__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 1 }
+};
 const ProtobufCMessageDescriptor sluice__v1__end_pause_request__descriptor =
 {
   PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
@@ -1768,10 +1801,10 @@ const ProtobufCMessageDescriptor sluice__v1__end_pause_request__descriptor =
   "Sluice__V1__EndPauseRequest",
   "sluice.v1",
   sizeof(Sluice__V1__EndPauseRequest),
-  0,
+  1,
   sluice__v1__end_pause_request__field_descriptors,
   sluice__v1__end_pause_request__field_indices_by_name,
-  0,  sluice__v1__end_pause_request__number_ranges,
+  1,  sluice__v1__end_pause_request__number_ranges,
   (ProtobufCMessageInit) sluice__v1__end_pause_request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };

@@ -237,17 +237,21 @@ struct  Sluice__V1__PauseRequest
    * the node goes on by itself after so long; 0 = 10 minutes, at most a day
    */
   uint32_t hold_ms;
+  /*
+   * names this asking, so that it can be taken back (EndPause) without ending a pause that others asked for too
+   */
+  uint64_t claim;
 };
 #define SLUICE__V1__PAUSE_REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__pause_request__descriptor) \
-    , 0, 0, 0 }
+    , 0, 0, 0, 0 }
 
 
 struct  Sluice__V1__PauseReply
 {
   ProtobufCMessage base;
   /*
-   * it did not rest before
+   * it did not rest before, and nobody else had asked for it
    */
   protobuf_c_boolean changed;
   /*
@@ -269,17 +273,21 @@ struct  Sluice__V1__PauseReply
 struct  Sluice__V1__EndPauseRequest
 {
   ProtobufCMessage base;
+  /*
+   * only takes back what was asked for under it: the pause ends with the last claim. 0: it ends
+   */
+  uint64_t claim;
 };
 #define SLUICE__V1__END_PAUSE_REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__end_pause_request__descriptor) \
-     }
+    , 0 }
 
 
 struct  Sluice__V1__EndPauseReply
 {
   ProtobufCMessage base;
   /*
-   * there was a pause
+   * there was a pause, and it ended
    */
   protobuf_c_boolean changed;
   /*

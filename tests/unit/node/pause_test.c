@@ -117,8 +117,11 @@ TEST(again_begins_the_time_anew)
         "wait 500 for 1000 => tell reply | on", "after 999", "tick => | on", "after 1",
         "tick => go tell expired | off");
     RUN("wait 500 for 2000 => tell | waiting", "after 400", "wait 500 for 2000 => tell | waiting",
-        "after 400", "tick => | waiting", "keep 500 for 2000 => rest tell | stopping",
+        "after 400", "tick => | waiting", "keep 500 for 2000 => rest tell fail (exists) | stopping",
         "rests => tell reply | on");
+    /* somebody who is in more of a hurry takes no time away from those before */
+    RUN("wait 500 for 2000 => tell | waiting", "after 100", "wait 200 for 2000 => tell | waiting",
+        "after 399", "tick => | waiting", "after 1", "tick => tell fail (deadline) | off");
 }
 
 TEST(taken_back_at_any_moment)
