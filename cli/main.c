@@ -9,6 +9,9 @@
 #include "base/log.h"
 #include "cli/commands.h"
 
+#define TIMEOUT_MAX_NS (720 * 3600 * SL_S_NS)
+#define FOR_MAX_NS     (24 * 3600 * SL_S_NS) /* of a pause; nodes refuse more */
+
 static int misuse(const char *text, const char *word)
 {
     fprintf(stderr, "sluicectl: %s%s\ntry sluicectl --help\n", text, word);
@@ -67,6 +70,11 @@ static const char *option_owner(const char *option)
 }
 
 /* A flag that does nothing is a mistake of whoever gave it. 0: all is well. */
+static bool is_within(uint64_t span_ns, uint64_t max_ns)
+{
+    return span_ns >= SL_MS_NS && span_ns <= max_ns;
+}
+
 static int check_options(const ctl_command *command, const ctl_options *options,
                          const sl_config *config)
 {
@@ -84,6 +92,11 @@ static int check_options(const ctl_command *command, const ctl_options *options,
     }
     if (options->at_rest && !options->ledger)
         return misuse("--at-rest goes with ", "--ledger");
+    /* Nodes are told in milliseconds, where 0 means that nothing is said. */
+    if (options->timeout_ns > 0 && !is_within(options->timeout_ns, TIMEOUT_MAX_NS))
+        return misuse("--timeout: must be 0s, or 1ms to ", "720h");
+    if (!is_within(options->for_ns, FOR_MAX_NS))
+        return misuse("--for: must be 1ms to ", "24h");
     return 0;
 }
 

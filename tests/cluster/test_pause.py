@@ -311,7 +311,10 @@ def test_a_rank_of_several():
 def test_misuse():
     with Cluster("pause-misuse") as cluster:
         for arguments, code, text in ((("pause", "router-0"), 1, "is a router"), (("pause", "decode-9"), 1, "no member decode-9"),
-                                      (("pause", "--mode", "abort"), 2, "keep"), (("pause", "--for", "25h"), 1, "a day at most"),
+                                      (("pause", "--mode", "abort"), 2, "keep"), (("pause", "--for", "25h"), 2, "--for: must be 1ms to 24h"),
+                                      (("pause", "--for", "1194h"), 2, "--for: must be"), (("pause", "--for", "0s"), 2, "--for: must be"),
+                                      (("pause", "--for", "0.1ms"), 2, "--for: must be"), (("pause", "--timeout", "0.1ms"), 2, "--timeout: must be 0s, or 1ms to"),
+                                      (("pause", "--timeout", "1194h"), 2, "--timeout: must be"),
                                       (("resume", "--for", "1s"), 2, "--for goes with weights pause"), (("pause", "--watch"), 2, "--watch")):
             wrong = cluster.ctl("weights", *arguments)
             assert wrong.returncode == code and text in wrong.stderr, (arguments, wrong)
