@@ -6,13 +6,12 @@
 #include "base/json.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "base/file.h"
 #include "base/json_tree.h"
 
 #define BYTES_MAX_DEFAULT ((size_t)64 << 20)
@@ -496,24 +495,19 @@ sl_status sl_json_parse_file(const char *path, const sl_json_limits *limits, sl_
                              sl_err *err)
 {
     size_t bytes_max = limits && limits->bytes_max ? limits->bytes_max : BYTES_MAX_DEFAULT;
-    struct stat info;
     char *text = NULL;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return sl_fail_errno(err, errno == ENOENT ? SL_NOT_FOUND : SL_IO, "open %s", path);
+    uint64_t bytes;
+    int fd;
     sl_status status;
-    if (fstat(fd, &info) != 0) {
-        status = sl_fail_errno(err, SL_IO, "stat %s", path);
-    } else if (!S_ISREG(info.st_mode)) {
-        status = sl_fail(err, SL_INVALID, "%s is not a regular file", path);
-    } else if ((uint64_t)info.st_size > bytes_max) {
+    SL_TRY(sl_file_open(path, &fd, &bytes, err));
+    if (bytes > bytes_max) {
         status = sl_fail(err, SL_TOO_LARGE, "%s: %llu bytes are over the limit of %zu", path,
-                         (unsigned long long)info.st_size, bytes_max);
+                         (unsigned long long)bytes, bytes_max);
     } else {
-        text = sl_realloc(NULL, (size_t)info.st_size + 1, 1, "json file");
-        status = read_all(fd, text, (size_t)info.st_size, path, err);
+        text = sl_realloc(NULL, (size_t)bytes + 1, 1, "json file");
+        status = read_all(fd, text, (size_t)bytes, path, err);
         if (sl_is_ok(status)) {
-            status = sl_json_parse(text, (size_t)info.st_size, limits, out_doc, err);
+            status = sl_json_parse(text, (size_t)bytes, limits, out_doc, err);
             if (!sl_is_ok(status))
                 status = sl_wrap(err, status, "%s", path);
         }

@@ -1,14 +1,15 @@
 /* The two halves of a model hash. Owns nothing. */
 #include "model/hash.h"
 
-#include <errno.h>
 #include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "base/file.h"
 #include "base/sum.h"
 
 #define FILE_BYTES_MAX ((size_t)256 << 20)
@@ -57,14 +58,20 @@ static sl_status digest_file(digest *d, const char *dir, const char *name, bool 
                              sl_err *err)
 {
     char *path = sl_asprintf("file name", "%s/%s", dir, name);
-    FILE *file = fopen(path, "rbe");
-    sl_status status = sl_ok();
     char block[65536];
-    uint64_t total = 0;
+    uint64_t total = 0, bytes;
     size_t n = 0;
+    int fd = -1;
+    sl_status status = sl_file_open(path, &fd, &bytes, err);
+    FILE *file = sl_is_ok(status) ? fdopen(fd, "rb") : NULL;
 
-    if (!file && !(optional && errno == ENOENT))
+    if (sl_is_ok(status) && !file) {
         status = sl_fail_errno(err, SL_IO, "open %s", path);
+        close(fd);
+    } else if (status.code == SL_NOT_FOUND) {
+        status.code = optional ? SL_OK : SL_IO;
+        err->code = status.code;
+    }
     digest_text(d, file ? name : "");
     while (file && (n = fread(block, 1, sizeof(block), file)) > 0 && total <= FILE_BYTES_MAX) {
         total += n;

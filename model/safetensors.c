@@ -6,16 +6,15 @@
 #include "model/safetensors.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "base/rng.h"
 
@@ -318,21 +317,16 @@ static sl_status read_header(mdl_checkpoint *c, const mapped_file *file, sl_err 
 
 static sl_status map_file(const char *path, mapped_file *out_file, sl_err *err)
 {
-    struct stat st;
     void *memory = MAP_FAILED;
     sl_status status = sl_ok();
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    uint64_t bytes;
+    int fd;
 
-    if (fd < 0)
-        return sl_fail_errno(err, errno == ENOENT ? SL_NOT_FOUND : SL_IO, "open %s", path);
-    if (fstat(fd, &st) != 0)
-        status = sl_fail_errno(err, SL_IO, "stat %s", path);
-    else if (!S_ISREG(st.st_mode))
-        status = sl_fail(err, SL_INVALID, "%s: not a regular file", path);
-    else if (st.st_size < 8)
+    SL_TRY(sl_file_open(path, &fd, &bytes, err));
+    if (bytes < 8)
         status = sl_fail(err, SL_CORRUPT, "%s: shorter than a safetensors header", path);
     else {
-        memory = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        memory = mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, fd, 0);
         if (memory == MAP_FAILED)
             status = sl_fail_errno(err, SL_IO, "map %s", path);
     }
@@ -340,7 +334,7 @@ static sl_status map_file(const char *path, mapped_file *out_file, sl_err *err)
     if (!sl_is_ok(status))
         return status;
     out_file->memory = memory;
-    out_file->bytes = (size_t)st.st_size;
+    out_file->bytes = (size_t)bytes;
     return sl_ok();
 }
 

@@ -212,7 +212,15 @@ def test_failures_leave_the_old_ones():
     json.dump(values, open(config, "w"))
     with open(os.path.join(worded, "tokenizer.json"), "a") as file:
         file.write("\n")
+    pipes = {}
+    for name in ("config.json", "tokenizer.json", "model-00002-of-00003.safetensors"):  # nobody writes: who waited would for ever
+        pipes[name] = model_copy(f"reload-pipe-{len(pipes)}")
+        os.remove(os.path.join(pipes[name], name))
+        os.mkfifo(os.path.join(pipes[name], name))
     with Cluster("reload-bad") as cluster:
+        for name, directory in pipes.items():
+            status, text, _ = reload(cluster, "decode-0", directory)
+            assert status != 0 and f"{name}: not a regular file" in text, (name, status, text)
         for directory, part in ((torn, "model-00002-of-00003.safetensors"), (shaped, "config.json"), (worded, "tokenizer.json"),
                                 ("/nowhere", "/nowhere"), ("", "model: must be")):
             for node in NODES:
