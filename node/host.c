@@ -22,7 +22,7 @@
 
 static const char *const FAULT_SITES[] = {"prefill.group", "decode.step", "decode.compile",
                                           "engine.device", "kvt.fetch",   "tier.write",
-                                          "tier.read",     NULL};
+                                          "tier.read",     "reload.load", NULL};
 
 static const char *const STATE_NAMES[NOD_STATE_COUNT] = {
     [NOD_STATE_STARTING] = "starting",
@@ -553,7 +553,6 @@ void nod_host_destroy(nod_host *host)
         eng_worker_stop(host->worker);
     sl_watch_destroy(host->kvt_watch);
     kvt_context_destroy(host->kvt);
-    nod_reload_destroy(host->reload);
     nod_role_change_destroy(host->role_change);
     nod_pausing_destroy(host->pausing);
     nod_ledger_destroy(host->ledger);
@@ -562,6 +561,8 @@ void nod_host_destroy(nod_host *host)
     sl_trace_destroy(host->trace);
     eng_worker_destroy(host->worker);
     eng_engine_destroy(host->engine);
+    nod_reload_destroy(
+        host->reload); /* may end the process: nothing below means anything to others */
     nod_ranks_destroy(host);
     nod_gauges_destroy(host);
     eng_model_close(host->model);

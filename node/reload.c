@@ -12,9 +12,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "base/fault.h"
 #include "base/log.h"
 #include "engine/reload.h"
 #include "node/internal.h"
@@ -22,6 +25,7 @@
 
 #define RELOAD_DEADLINE_NS (60 * SL_S_NS)
 #define RELOAD_PATH_MAX    4096u
+#define LOADER_LEAVE_S     5 /* that a loader may still take when the process leaves */
 
 typedef enum reload_phase {
     RELOAD_IDLE,
@@ -177,6 +181,7 @@ static void on_loaded(void *context)
 static void *load(void *context)
 {
     nod_reload *reload = context;
+    (void)sl_fault("reload.load");
     eng_model_options options;
     nod_model_options(reload->host, reload->dir, &options);
     reload->status = eng_model_open(&options, &reload->fresh, &reload->err);
@@ -277,12 +282,26 @@ nod_reload *nod_reload_create(nod_host *host)
     return reload;
 }
 
+/* A loader that reads much, or from a file system that does not answer, cannot be ended: all others
+ * know by now that we are gone, so the process goes without it. */
+static void await_loader(const nod_reload *reload)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += LOADER_LEAVE_S;
+    if (pthread_timedjoin_np(reload->loader, NULL, &until) == 0)
+        return;
+    sl_warn("still loading %s after %.1f s: the process ends without that", reload->dir,
+            (double)(sl_now_ns() - reload->started_at) / 1e9);
+    _exit(reload->host->exit_code);
+}
+
 void nod_reload_destroy(nod_reload *reload)
 {
     if (!reload)
         return;
     if (reload->loader_runs) /* its post is not run any more */
-        pthread_join(reload->loader, NULL);
+        await_loader(reload);
     eng_model_close(reload->fresh);
     sl_timer_destroy(reload->timer);
     sl_free(reload->dir);

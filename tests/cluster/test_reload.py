@@ -232,6 +232,24 @@ def test_failures_leave_the_old_ones():
         cluster.wait_at_rest()
 
 
+def test_a_loader_that_hangs():
+    """As over a file system that does not answer: the old weights serve on, and the process leaves all the same, with nothing left of it."""
+    with Cluster("reload-hangs", "--decode", 2, "--env", "decode-0:SLUICE_FAULTS=reload.load=hold") as cluster:
+        outcome = {}
+        thread = threading.Thread(target=lambda: outcome.update(reply=reload(cluster, "decode-0", MODEL)))
+        thread.start()
+        wait_for(lambda: [e for e in cluster.ctl_json("events")["events"] if (e["kind"], e["subject"]) == ("weights reload", "decode-0")], "it to be asked")
+        assert cluster.completion([0, 1, 2], max_tokens=4, temperature=0).status == 200
+        drained = cluster.ctl("drain", "decode-0")
+        assert drained.returncode == 0 and drained.stdout == "decode-0 has left\n", drained
+        wait_for(lambda: not cluster.alive("decode-0"), "the process to end")
+        thread.join()
+        assert outcome["reply"][0] != 0, outcome
+        assert f"still loading {MODEL} after" in cluster.log("decode-0"), cluster.log("decode-0")
+        assert cluster.completion([0, 1, 2], max_tokens=4, temperature=0).status == 200
+        cluster.check_ledger()
+
+
 def test_running_requests_are_waited_for():
     directory = changed_model("reload-wait")
     prompt = [0] + tokenize(book_text(40, 5))
