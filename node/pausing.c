@@ -166,7 +166,7 @@ static sl_status check(const nod_pausing *pausing, const Sluice__V1__PauseReques
     if (host->state != NOD_STATE_READY)
         return sl_fail(err, SL_UNAVAILABLE, "the node is %s", nod_state_name(host->state));
     if (nod_role_changing(host->role_change))
-        return sl_fail(err, SL_UNAVAILABLE, "the node changes its role");
+        return sl_fail(err, SL_CONFLICT, "the node changes its role");
     if ((uint64_t)request->hold_ms * SL_MS_NS > HOLD_MAX_NS)
         return sl_fail(err, SL_INVALID, "a pause lasts a day at most");
     if (request->wait && pausing->core.state >= NOD_PAUSE_STATE_STOPPING && nod_host_live(host) > 0)

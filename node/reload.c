@@ -216,7 +216,7 @@ static sl_status check(const nod_reload *reload, const Sluice__V1__ReloadWeights
     if (host->state != NOD_STATE_READY)
         return sl_fail(err, SL_UNAVAILABLE, "the node is %s", nod_state_name(host->state));
     if (nod_role_changing(host->role_change))
-        return sl_fail(err, SL_UNAVAILABLE, "the node changes its role");
+        return sl_fail(err, SL_CONFLICT, "the node changes its role");
     if (size == 0 || size > RELOAD_PATH_MAX)
         return sl_fail(err, SL_INVALID, "model: must be a directory's path, 1 to %u bytes",
                        RELOAD_PATH_MAX);

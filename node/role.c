@@ -108,11 +108,11 @@ static sl_status check(const nod_role_change *change, const char *role, nod_role
             return sl_fail(err, SL_UNSUPPORTED,
                            "one rank of several: all would have to change at once");
         if (nod_pausing_active(host->pausing))
-            return sl_fail(err, SL_UNAVAILABLE, "the node is paused: weights resume comes first");
-        if (host->state != NOD_STATE_READY || nod_reload_active(host->reload))
-            return sl_fail(err, SL_UNAVAILABLE, "the node is %s",
-                           host->state == NOD_STATE_READY ? "reloading"
-                                                          : nod_state_name(host->state));
+            return sl_fail(err, SL_CONFLICT, "the node is paused: weights resume comes first");
+        if (host->state != NOD_STATE_READY)
+            return sl_fail(err, SL_UNAVAILABLE, "the node is %s", nod_state_name(host->state));
+        if (nod_reload_active(host->reload))
+            return sl_fail(err, SL_CONFLICT, "the node is reloading");
         return sl_ok();
     }
     return sl_fail(err, SL_INVALID, "role \"%.40s\": want prefill, decode or hybrid", role);
