@@ -33,6 +33,7 @@ typedef struct sl_option {
     const char *default_text; /* NULL: no default (STRING: NULL) */
     const char *help;
     int64_t min, max;           /* INT only; both 0 = unbounded */
+    double least, most;         /* DOUBLE only; both 0 = unbounded */
     const char *const *choices; /* CHOICE only, NULL-terminated */
     bool required;
 } sl_option;

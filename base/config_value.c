@@ -117,21 +117,31 @@ static sl_status convert_choice(const sl_option *option, const char *text, int *
     return sl_fail(err, SL_INVALID, "\"%s\" is not one of %s", text, list);
 }
 
+static sl_status convert_real(const sl_option *option, const char *text, double *out_value,
+                              sl_err *err)
+{
+    char *end;
+    *out_value = strtod(text, &end);
+    if (end == text || *end || !isfinite(*out_value) || isspace((unsigned char)*text) ||
+        strpbrk(text, "xX"))
+        return sl_fail(err, SL_INVALID, "\"%s\" is not a number", text);
+    bool bounded = option->least != 0 || option->most != 0;
+    if (bounded && (*out_value < option->least || *out_value > option->most))
+        return sl_fail(err, SL_INVALID, "%s is not within %g to %g", text, option->least,
+                       option->most);
+    return sl_ok();
+}
+
 sl_status sl_config_convert(const sl_option *option, const char *text, sl_config_value *out_value,
                             sl_err *err)
 {
-    char *end;
     switch (option->type) {
     case SL_OPTION_BOOL:
         return convert_bool(text, &out_value->boolean, err);
     case SL_OPTION_INT:
         return convert_integer(option, text, &out_value->integer, err);
     case SL_OPTION_DOUBLE:
-        out_value->real = strtod(text, &end);
-        if (end == text || *end || !isfinite(out_value->real) || isspace((unsigned char)*text) ||
-            strpbrk(text, "xX"))
-            return sl_fail(err, SL_INVALID, "\"%s\" is not a number", text);
-        return sl_ok();
+        return convert_real(option, text, &out_value->real, err);
     case SL_OPTION_STRING:
         out_value->text = text;
         return sl_ok();
