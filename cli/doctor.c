@@ -1,5 +1,6 @@
 /* `sluicectl doctor`: a list of questions to the cluster, each with a verdict and what to do. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "cli/balance.h"
@@ -161,9 +162,41 @@ static void look_at_roles(diagnosis *d)
     }
 }
 
+static unsigned long long weights_of(const clu_member_info *member)
+{
+    return strtoull(member->stamp.weights_version, NULL, 10);
+}
+
+/* The node with the newest weights; NULL: there is no node. */
+static const clu_member_info *newest_weights(const diagnosis *d)
+{
+    const clu_member_info *newest = NULL;
+    for (size_t i = 0; i < ctl_session_count(d->session); i++) {
+        const clu_member_info *member = ctl_session_member(d->session, i);
+        if (ctl_member_is_node(member) && (!newest || weights_of(member) > weights_of(newest)))
+            newest = member;
+    }
+    return newest;
+}
+
+/* A node that was started again after a reload comes back with what it was started with, and
+ * answers by that. */
+static bool look_at_weights(diagnosis *d, const clu_member_info *newest,
+                            const clu_member_info *member)
+{
+    if (weights_of(member) == weights_of(newest))
+        return false;
+    sayf(d, VERDICT_FAIL, member->name,
+         "has weights of version %llu, %s has %llu: what it answers is by the old ones, and they "
+         "exchange no pages; unless a reload is under way: sluicectl weights reload --model DIR "
+         "--weights-version %llu %s",
+         weights_of(member), newest->name, weights_of(newest), weights_of(newest), member->name);
+    return true;
+}
+
 static void compare_members(diagnosis *d)
 {
-    const clu_member_info *stamped = NULL, *first = NULL;
+    const clu_member_info *first = NULL, *newest = newest_weights(d);
     bool equal = true;
     for (size_t i = 0; i < ctl_session_count(d->session); i++) {
         const clu_member_info *member = ctl_session_member(d->session, i);
@@ -173,18 +206,19 @@ static void compare_members(diagnosis *d)
                  member->version, first->name, first->version);
         if (!ctl_member_is_node(member))
             continue;
-        stamped = stamped ? stamped : member;
-        if (memcmp(&stamped->stamp, &member->stamp, sizeof(member->stamp)) == 0)
+        if (memcmp(&newest->stamp, &member->stamp, sizeof(member->stamp)) == 0)
             continue;
         equal = false;
+        if (look_at_weights(d, newest, member))
+            continue;
         sl_buf differ;
         sl_buf_init(&differ, 0);
-        clu_stamp_tell_difference(&stamped->stamp, &member->stamp, &differ);
+        clu_stamp_tell_difference(&newest->stamp, &member->stamp, &differ);
         sayf(d, VERDICT_WARN, member->name, "exchanges no pages with %s: they have %s",
-             stamped->name, differ.data);
+             newest->name, differ.data);
         sl_buf_fini(&differ);
     }
-    if (stamped && equal)
+    if (newest && equal)
         say(d, VERDICT_OK, "stamps", "all nodes compute alike");
 }
 

@@ -33,8 +33,10 @@ static const char *state_of(const clu_member_info *member, const ctl_call *call,
 static void print_row(const clu_member_info *member, const ctl_call *call, const ctl_call *view,
                       sl_buf *out)
 {
-    sl_buf_printf(out, "%-20s %-8s %-10s %-22s %-8s", member->name, member->role,
-                  state_of(member, call, view), member->control, member->version);
+    const char *weights = member->stamp.weights_version;
+    sl_buf_printf(out, "%-20s %-8s %-10s %-22s %-8s %7s", member->name, member->role,
+                  state_of(member, call, view), member->control, member->version,
+                  *weights ? weights : "-");
     const Sluice__V1__NodeStatus *status = status_of(call);
     if (status && status->load)
         sl_buf_printf(out, " %8u %8u %7u/%-7u", status->load->running, status->load->waiting,
@@ -84,8 +86,9 @@ static void print(const ctl_session *session, const ctl_call *calls, const ctl_c
         ctl_json_text(&out, "cluster", options->cluster);
         ctl_json_open(&out, "members", '[');
     } else {
-        sl_buf_printf(&out, "%-20s %-8s %-10s %-22s %-8s %8s %8s %15s\n", "NAME", "ROLE", "STATE",
-                      "CONTROL", "VERSION", "RUNNING", "WAITING", "PAGES FREE/ALL");
+        sl_buf_printf(&out, "%-20s %-8s %-10s %-22s %-8s %7s %8s %8s %15s\n", "NAME", "ROLE",
+                      "STATE", "CONTROL", "VERSION", "WEIGHTS", "RUNNING", "WAITING",
+                      "PAGES FREE/ALL");
     }
     for (size_t i = 0; i < ctl_session_count(session); i++) {
         const clu_member_info *member = ctl_session_member(session, i);

@@ -1,6 +1,7 @@
 /* The members and calls to them: see session.h. */
 #include "cli/session.h"
 
+#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -165,10 +166,14 @@ static sl_status open_router(ctl_session *session, sl_err *err)
 static void set_actor(ctl_session *session)
 {
     char host[64] = "";
-    const char *user = getenv("SUDO_USER") ? getenv("SUDO_USER") : getenv("USER");
+    char number[16];
+    const struct passwd *known = getpwuid(geteuid());
+    const char *user = getenv("SUDO_USER");
+    snprintf(number, sizeof(number), "uid %u", (unsigned)geteuid());
+    user = user ? user : known ? known->pw_name : number;
     if (gethostname(host, sizeof(host) - 1) != 0)
         host[0] = '\0';
-    snprintf(session->actor, sizeof(session->actor), "%.60s@%.60s", user ? user : "uid", host);
+    snprintf(session->actor, sizeof(session->actor), "%.60s@%.60s", user, host);
 }
 
 static sl_status open_session(ctl_session *session, sl_err *err)

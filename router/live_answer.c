@@ -92,6 +92,7 @@ void rtr_live_take_tokens(rtr_live *live, uint32_t skip, uint32_t count)
     for (uint32_t i = 0; live->logprobs && i < count; i++)
         copy_logprobs(run, skip + i, &live->logprobs[live->token_count + i]);
     live->token_count += count;
+    sl_metric_add(live->front->shared->metrics.generation_tokens, NULL, count);
     live->last_token_at = sl_loop_now(live->front->loop);
     if (live->first_token_at)
         return;
@@ -235,7 +236,6 @@ static void answer_finish(rtr_live *live, mdl_finish cause)
         return;
     const rtr_metrics *m = &lead->front->shared->metrics;
     const rtr_answer_usage *usage = rtr_answer_usage_get(lead->answer);
-    sl_metric_add(m->generation_tokens, NULL, usage->completion_tokens);
     sl_metric_add(m->prefix_hit_tokens, NULL, usage->cached_tokens);
     if (lead->request->stream) {
         rtr_http_stream_end(lead->exchange);

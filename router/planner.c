@@ -208,7 +208,7 @@ static const char *obstacle(const rtr_plan_event *event)
 {
     for (int i = 0; i < RTR_PLAN_ROLE_COUNT; i++)
         if (event->roles[i].nodes != event->roles[i].wanted)
-            return "there are not as many nodes as wanted";
+            return "there were not as many nodes as wanted yet";
     return NULL;
 }
 

@@ -54,7 +54,7 @@ static sl_status load_sampling(const eng_run_options *options, const sl_config *
     if (options->seed)
         SL_TRY(parse_seed(options->seed, &sampling.seed, err));
     else
-        sampling.seed = sl_random_u64();
+        sampling.seed = sl_random_u64() >> 11; /* as routers draw it: exact as a JSON number */
     SL_TRY(mdl_sampling_check(&sampling, vocab_size, err));
     *out_sampling = sampling;
     return sl_ok();

@@ -96,6 +96,13 @@ def test_new_weights_serve():
             assert reload(cluster, node, MODEL, 7)[0] == 0
         assert ask(cluster, prompt).token_ids == old
         cluster.wait_at_rest()
+        assert cluster.ctl("doctor").returncode == 0
+        cluster.kill("decode-0")  # and comes back with what it was started with
+        cluster.start("decode-0")
+        told = wait_for(lambda: (lambda run: run if "weights of version 1, prefill-0 has 7" in run.stdout else None)(cluster.ctl("doctor")), "the doctor")
+        assert told.returncode == 1 and "--weights-version 7 decode-0" in told.stdout, told
+        assert cluster.ctl("weights", "reload", "--model", MODEL, "--weights-version", "7", "decode-0").returncode == 0
+        wait_for(lambda: cluster.ctl("doctor").returncode == 0, "the doctor")
 
 
 def versions_of(parts, ids):
