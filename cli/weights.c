@@ -7,6 +7,7 @@
 
 #include "base/alloc.h"
 #include "cli/commands.h"
+#include "proto/sluice/v1/cluster.pb-c.h"
 #include "proto/sluice/v1/node.pb-c.h"
 
 #define RELOAD_NS     (1800 * SL_S_NS)
@@ -171,6 +172,28 @@ static int roll(rollout *r)
     return CTL_EXIT_FAILURE;
 }
 
+/* A node that is started again with older weights shall answer nothing by them. */
+static int raise_minimum(const rollout *r)
+{
+    char value[16];
+    Sluice__V1__SetSettingRequest request = SLUICE__V1__SET_SETTING_REQUEST__INIT;
+    ctl_call call;
+    sl_err err;
+    snprintf(value, sizeof(value), "%u", r->version);
+    request.name = (char *)"weights-min";
+    request.value = value;
+    sl_status status =
+        ctl_ask_router(r->session, &rpc_method_cluster_set_setting, &request.base, &call, &err);
+    ctl_call_fini(&call);
+    if (sl_is_ok(status) || status.code == SL_NOT_FOUND) /* no router */
+        return CTL_EXIT_OK;
+    fprintf(stderr,
+            "sluicectl: all nodes have version %u, but routers do not refuse older ones: %s\nsay "
+            "settings set weights-min %u\n",
+            r->version, err.text, r->version);
+    return CTL_EXIT_FAILURE;
+}
+
 int ctl_weights_reload(ctl_session *session, const char *const *words)
 {
     const ctl_options *options = ctl_session_options(session);
@@ -188,6 +211,8 @@ int ctl_weights_reload(ctl_session *session, const char *const *words)
                                          : highest_version(session) + 1;
     order_nodes(&r, words);
     int code = roll(&r);
+    if (code == CTL_EXIT_OK && !options->dry_run && !words[0])
+        code = raise_minimum(&r);
     sl_free(r.order);
     return code;
 }

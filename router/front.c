@@ -363,6 +363,7 @@ sl_status rtr_front_create(const rtr_front_options *options, rtr_front **out_fro
         .model_identity = front->shared->model_identity,
     };
     front->nodes = rtr_nodes_create(&nodes, &NODE_EVENTS, front);
+    rtr_nodes_set_weights_min(front->nodes, front->tuning.weights_min);
     sl_loop_set_after(options->loop, front_after, front);
     *out_front = front;
     return sl_ok();
@@ -399,6 +400,7 @@ rtr_nodes *rtr_front_nodes(rtr_front *front)
 void rtr_front_tune(rtr_front *front, const rtr_tuning *tuning)
 {
     front->tuning = *tuning;
+    rtr_nodes_set_weights_min(front->nodes, tuning->weights_min);
     front->recovery.tokens_per_s = tuning->recovery_tokens_per_s;
     on_changed(front); /* what waits may find a place now */
 }

@@ -16,6 +16,7 @@ static const char *const NAMES[] = {
     "plan-prefill-min", "plan-prefill-max", "plan-decode-min",   "plan-decode-max",
     "rebalance",        "rebalance-window", "rebalance-windows", "rebalance-pause",
     "rebalance-rows",   "rebalance-over",   "rebalance-gain",    "keep-alive",
+    "weights-min",
 };
 #define NAME_COUNT ((uint32_t)(sizeof NAMES / sizeof NAMES[0]))
 _Static_assert(sizeof NAMES / sizeof NAMES[0] <= RTR_SETTINGS_MAX, "all settings have room");
@@ -27,14 +28,8 @@ const sl_option *rtr_live_setting(uint32_t index)
 
 static sl_status unknown(const char *name, sl_err *err)
 {
-    sl_buf list;
-    sl_buf_init(&list, 400);
-    for (uint32_t i = 0; i < NAME_COUNT; i++)
-        sl_buf_printf(&list, "%s%s", i ? ", " : "", NAMES[i]);
-    sl_status status =
-        sl_fail(err, SL_NOT_FOUND, "no setting \"%.60s\": there are %s", name, list.data);
-    sl_buf_fini(&list);
-    return status;
+    return sl_fail(err, SL_NOT_FOUND,
+                   "no setting \"%.60s\": `sluicectl settings get` lists all that there are", name);
 }
 
 sl_status rtr_live_settings_set(rtr_live_settings *settings, const char *name, const char *value,

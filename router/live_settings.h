@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#define RTR_SETTINGS_MAX     32u
+#define RTR_SETTINGS_MAX     40u
 #define RTR_SETTING_TEXT_MAX 64u
 #define RTR_SETTINGS_JSON    4096u
 

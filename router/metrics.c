@@ -47,8 +47,8 @@ void rtr_metrics_init(rtr_metrics *m, sl_metrics *r)
     m->running = sl_gauge(r, "sluice_running_requests", "Requests that hold a decode slot", NULL);
     m->waiting = sl_gauge(r, "sluice_waiting_requests", "Requests without a place yet", NULL);
     m->prompt_tokens = sl_counter(r, "sluice_prompt_tokens_total", "Prompt tokens", NULL);
-    m->generation_tokens =
-        sl_counter(r, "sluice_generation_tokens_total", "Tokens generated for clients, as they come", NULL);
+    m->generation_tokens = sl_counter(r, "sluice_generation_tokens_total",
+                                      "Tokens generated for clients, as they come", NULL);
     m->prefix_hit_tokens =
         sl_counter(r, "sluice_prefix_hit_tokens_total", "Prompt tokens found in caches", NULL);
     m->migrations =

@@ -6,6 +6,7 @@
 #include "base/assert.h"
 #include "base/log.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 sl_time_ns rtr_nodes_now(const rtr_nodes *nodes)
@@ -206,17 +207,28 @@ static bool is_trusted(const rtr_node *node, const rtr_breaker *breaker)
            rtr_breaker_allows(breaker, rtr_nodes_now(node->nodes));
 }
 
+/* One that was started again after a reload may be back with what it was started with. */
+static bool is_new_enough(const rtr_node *node, const clu_stamp *stamp)
+{
+    return strtoull(stamp->weights_version, NULL, 10) >= node->nodes->weights_min;
+}
+
+void rtr_nodes_set_weights_min(rtr_nodes *nodes, uint32_t version)
+{
+    nodes->weights_min = version;
+}
+
 static bool decode_usable(const rtr_node *node, bool doubtful_too)
 {
     return node->is_decode && node->stream_id && !node->incompatible && !node->gone &&
-           node->info.state == CLU_MEMBER_STATE_READY &&
+           node->info.state == CLU_MEMBER_STATE_READY && is_new_enough(node, &node->stamp) &&
            (doubtful_too || is_trusted(node, &node->decode_breaker));
 }
 
 static bool prefill_usable(const rtr_node *node, bool doubtful_too)
 {
     return node->is_prefill && node->serving && !node->gone &&
-           node->info.state == CLU_MEMBER_STATE_READY &&
+           node->info.state == CLU_MEMBER_STATE_READY && is_new_enough(node, &node->info.stamp) &&
            (doubtful_too || is_trusted(node, &node->prefill_breaker));
 }
 

@@ -63,6 +63,8 @@ void rtr_nodes_set(rtr_nodes *nodes, const clu_member_info *info, bool suspect);
 /* So many members lost their leases at once that this says more of etcd than of them: they are as
  * good as the others until their streams break. */
 void rtr_nodes_set_frozen(rtr_nodes *nodes, bool frozen);
+/* Nodes with older weights get no requests from now on; what runs there goes on. */
+void rtr_nodes_set_weights_min(rtr_nodes *nodes, uint32_t version);
 /* It left. What it has written may not have been read yet: the stream and the calls that stand end
  * by themselves, in RTR_GONE_NS at the latest. */
 void rtr_nodes_remove(rtr_nodes *nodes, const char *name, uint64_t incarnation);

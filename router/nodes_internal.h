@@ -83,6 +83,7 @@ struct rtr_nodes {
     rtr_node *first;
     size_t count;
     bool frozen; /* the view */
+    uint32_t weights_min;
     sl_timer *gone_timer;
     uint64_t next_number;
     rtr_candidate decodes[RTR_NODES_MAX];

@@ -106,6 +106,15 @@ static const sl_option OPTIONS[] = {
      .help = "a stream that has nothing to send for so long is sent its head, if it waits for the "
              "first token, and a comment, for proxies that close what is silent (0s: never)"},
     CLU_CLUSTER_OPTIONS(rtr_options),
+    {.name = "weights-min",
+     .section = "Cluster",
+     .type = SL_OPTION_INT,
+     .offset = AT(weights_min),
+     .default_text = "0",
+     .min = 0,
+     .max = 1000000000, /* as of nodes */
+     .help = "nodes whose weights are of an older version get no requests; a setting, which "
+             "`sluicectl weights reload` of all nodes raises"},
     {.name = "etcd-timeout",
      .section = "Cluster",
      .type = SL_OPTION_DURATION,

@@ -22,6 +22,7 @@ typedef struct rtr_options {
     uint64_t idle_timeout_ns;
     uint64_t write_timeout_ns;
     uint64_t keep_alive_ns; /* 0: never */
+    int64_t weights_min;
     int64_t threads;
     int64_t encode_threads;
     const char *etcd;

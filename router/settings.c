@@ -75,6 +75,7 @@ void rtr_tuning_fill(const rtr_options *options, rtr_tuning *out_tuning)
         .ttft_target_ns = options->ttft_target_ns,
         .tpot_target_ns = options->tpot_target_ns,
         .keep_alive_ns = options->keep_alive_ns,
+        .weights_min = (uint32_t)options->weights_min,
     };
     fill_limits(options, &out_tuning->limits);
 }

@@ -23,6 +23,7 @@ typedef struct rtr_tuning {
     uint32_t pull_min;              /* tokens that a prefill node rather fetches; 0: never */
     uint64_t ttft_target_ns, tpot_target_ns; /* 0: none */
     uint64_t keep_alive_ns;                  /* comments in silent streams; 0: none */
+    uint32_t weights_min;                    /* nodes with older ones get no requests */
 } rtr_tuning;
 
 typedef struct rtr_shared {

@@ -171,7 +171,7 @@ def test_settings():
         assert setting("queue-max")["set"] and setting("queue-max")["own"] == "7"
         assert cluster.ctl("settings", "set", "queue-max", "default").stdout == "queue-max: 3 -> 7\n"
         wait_for(lambda: setting("queue-max")["value"] == "7", "the router's own again")
-        for arguments, text in ((("queue-max", "0"), "not within 1 to 16384"), (("queue-time", "1s"), "no setting \"queue-time\": there are"),
+        for arguments, text in ((("queue-max", "0"), "not within 1 to 16384"), (("queue-time", "1s"), "no setting \"queue-time\": `sluicectl settings get`"),
                                 (("queue-timeout", "soon"), "queue-timeout")):
             wrong = cluster.ctl("settings", "set", *arguments)
             assert wrong.returncode == 1 and text in wrong.stderr, wrong.stderr

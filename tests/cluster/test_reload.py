@@ -105,6 +105,29 @@ def test_new_weights_serve():
         wait_for(lambda: cluster.ctl("doctor").returncode == 0, "the doctor")
 
 
+def test_never_back():
+    """Once all have newer weights, a node that comes back with older ones answers nothing until it has them too."""
+    directory = changed_model("reload-back")
+    prompt = [0] + tokenize(book_text(150, 5))
+    new = reference(directory, prompt)
+    with Cluster("reload-back", "--decode", 2, "--router-args=--place-timeout 500ms") as cluster:
+        done = cluster.ctl("weights", "reload", "--in-place", "--model", directory)
+        assert done.returncode == 0, done
+        wait_for(lambda: cluster.ctl_json("settings", "get", "weights-min")["settings"][0]["value"] == "2", "the least version")
+        cluster.kill("decode-0")
+        cluster.start("decode-0")
+        wait_for(lambda: "weights of version 1, " in cluster.ctl("doctor").stdout, "the old node's return")
+        for _ in range(4):
+            answer = ask(cluster, prompt)
+            assert answer.token_ids == new and answer.headers["x-sluice-decode-node"] == "decode-1", answer.headers
+        cluster.kill("decode-1")
+        wait_for(lambda: cluster.chat("Who are you?", max_tokens=4).status == 503, "nobody to answer by the new weights")
+        assert cluster.ctl("weights", "reload", "--model", directory, "--weights-version", "2", "decode-0").returncode == 0
+        wait_for(lambda: cluster.chat("Who are you?", max_tokens=4).status == 200, "the node with the new weights")
+        answer = ask(cluster, prompt)
+        assert answer.token_ids == new and answer.headers["x-sluice-decode-node"] == "decode-0", answer.headers
+
+
 def versions_of(parts, ids):
     """The version of the weights that drew each token of a choice: parts of a stream, or the whole one."""
     versions = []

@@ -53,7 +53,7 @@ TEST(what_is_wrong_is_refused_or_ignored)
     uint32_t index = 99;
     sl_buf trouble;
     assert_code(rtr_live_settings_set(&settings, "model", "m", &index, &err), SL_NOT_FOUND);
-    assert_text_contains(err.text, "there are queue-max");
+    assert_text_contains(err.text, "`sluicectl settings get` lists all");
     assert_code(rtr_live_settings_set(&settings, "queue-max", "0", &index, &err), SL_INVALID);
     assert_code(rtr_live_settings_set(&settings, "queue-timeout", "soon", &index, &err),
                 SL_INVALID);
