@@ -40,7 +40,7 @@ static void print_row(const clu_member_info *member, const ctl_call *call, const
     const Sluice__V1__NodeStatus *status = status_of(call);
     if (status && status->load)
         sl_buf_printf(out, " %8u %8u %7u/%-7u", status->load->running, status->load->waiting,
-                      status->load->pages_free, status->load->pages_total);
+                      status->load->pages_bound, status->load->pages_total);
     sl_buf_putc(out, '\n');
 }
 
@@ -68,6 +68,7 @@ static void write_member(const clu_member_info *member, const ctl_call *call, co
         ctl_json_number(out, "slots_free", load->slots_free);
         ctl_json_number(out, "slots_total", load->slots_total);
         ctl_json_number(out, "pages_free", load->pages_free);
+        ctl_json_number(out, "pages_bound", load->pages_bound);
         ctl_json_number(out, "pages_total", load->pages_total);
         ctl_json_number(out, "transfers_open", status->transfers_open);
     } else if (ctl_member_is_node(member)) {
@@ -88,7 +89,7 @@ static void print(const ctl_session *session, const ctl_call *calls, const ctl_c
     } else {
         sl_buf_printf(&out, "%-20s %-8s %-10s %-22s %-8s %7s %8s %8s %15s\n", "NAME", "ROLE",
                       "STATE", "CONTROL", "VERSION", "WEIGHTS", "RUNNING", "WAITING",
-                      "PAGES FREE/ALL");
+                      "PAGES USED/ALL");
     }
     for (size_t i = 0; i < ctl_session_count(session); i++) {
         const clu_member_info *member = ctl_session_member(session, i);

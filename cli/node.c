@@ -20,6 +20,7 @@ static void write_load(sl_buf *out, const Sluice__V1__Load *load)
     ctl_json_number(out, "slots_free", load->slots_free);
     ctl_json_number(out, "slots_total", load->slots_total);
     ctl_json_number(out, "pages_free", load->pages_free);
+    ctl_json_number(out, "pages_bound", load->pages_bound);
     ctl_json_number(out, "pages_total", load->pages_total);
 }
 
@@ -77,7 +78,8 @@ static void print_node(sl_buf *out, const clu_member_info *member, const ctl_cal
     sl_buf_printf(out, "  %-17s %u running, %u waiting, %llu tokens queued\n", "requests",
                   load->running, load->waiting, (unsigned long long)load->queued_tokens);
     sl_buf_printf(out, "  %-17s %u of %u free\n", "slots", load->slots_free, load->slots_total);
-    sl_buf_printf(out, "  %-17s %u of %u free\n", "pages", load->pages_free, load->pages_total);
+    sl_buf_printf(out, "  %-17s %u of %u used, %u may be promised\n", "pages", load->pages_bound,
+                  load->pages_total, load->pages_free);
     sl_buf_printf(out, "  %-17s %u open, with %u peers\n", "transfers", status->transfers_open,
                   status->peers_open);
 }

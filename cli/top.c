@@ -176,7 +176,7 @@ static void print_node(sl_buf *out, const clu_member_info *member, const ctl_cal
                   load->running, load->waiting, (unsigned long long)load->queued_tokens);
     bar(out, load->slots_total - load->slots_free, load->slots_total);
     sl_buf_putc(out, ' ');
-    bar(out, load->pages_total - load->pages_free, load->pages_total);
+    bar(out, load->pages_bound, load->pages_total);
     sl_buf_printf(out, " %5u ", status->transfers_open);
     if (rank->load < 0)
         sl_buf_printf(out, "%7s\n", "-");
@@ -212,7 +212,7 @@ static void write_node(sl_buf *out, const clu_member_info *member, const ctl_cal
         ctl_json_number(out, "waiting", status->load->waiting);
         ctl_json_number(out, "queued_tokens", status->load->queued_tokens);
         ctl_json_number(out, "slots_used", status->load->slots_total - status->load->slots_free);
-        ctl_json_number(out, "pages_used", status->load->pages_total - status->load->pages_free);
+        ctl_json_number(out, "pages_used", status->load->pages_bound);
         ctl_json_number(out, "transfers_open", status->transfers_open);
     }
     if (rank->instance[0])

@@ -51,7 +51,10 @@ void nod_host_load(const nod_host *host, Sluice__V1__Load *out_load)
     out_load->waiting += part.waiting;
     out_load->queued_tokens += part.queued_tokens;
     out_load->pages_total = eng_engine_layout(host->engine)->page_count;
-    out_load->pages_free = eng_worker_pages_free(host->worker);
+    eng_page_counts pages;
+    eng_worker_count_pages(host->worker, &pages);
+    out_load->pages_free = pages.grantable;
+    out_load->pages_bound = pages.bound;
 }
 
 /* ---- membership ---- */

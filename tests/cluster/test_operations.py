@@ -123,6 +123,10 @@ def test_requests_and_cancel():
         assert row["state"] == "decoding" and row["kind"] == "chat" and row["decode"] == "decode-0" and row["max_tokens"] == 400, row
         assert row["router"] == "router-0" and row["generated_tokens"] > 0 and row["prompt_tokens"] > 5, row
         assert row["id"] in cluster.ctl("requests").stdout
+        bound = {m["name"]: m.get("pages_bound") for m in cluster.ctl_json("members")["members"]}
+        assert bound["decode-0"] > 0 and bound["prefill-0"] == 0, bound
+        drawn = sum(cluster.metric(f"router-{i}", "sluice_generation_tokens_total") for i in (0, 1))
+        assert 0 < drawn < 400, drawn  # as they come, not when all are there
         cancelled = cluster.ctl("cancel", row["id"])
         assert cancelled.returncode == 0 and f"{row['id']} is cancelled, with" in cancelled.stdout, cancelled
         thread.join()

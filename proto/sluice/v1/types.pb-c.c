@@ -1493,7 +1493,7 @@ const ProtobufCMessageDescriptor sluice__v1__ticket__descriptor =
   (ProtobufCMessageInit) sluice__v1__ticket__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor sluice__v1__load__field_descriptors[9] =
+static const ProtobufCFieldDescriptor sluice__v1__load__field_descriptors[10] =
 {
   {
     "slots_total",
@@ -1603,8 +1603,21 @@ static const ProtobufCFieldDescriptor sluice__v1__load__field_descriptors[9] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "pages_bound",
+    10,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Sluice__V1__Load, pages_bound),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned sluice__v1__load__field_indices_by_name[] = {
+  9,   /* field[9] = pages_bound */
   3,   /* field[3] = pages_free */
   2,   /* field[2] = pages_total */
   7,   /* field[7] = pause_ms */
@@ -1618,7 +1631,7 @@ static const unsigned sluice__v1__load__field_indices_by_name[] = {
 static const ProtobufCIntRange sluice__v1__load__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 9 }
+  { 0, 10 }
 };
 const ProtobufCMessageDescriptor sluice__v1__load__descriptor =
 {
@@ -1628,7 +1641,7 @@ const ProtobufCMessageDescriptor sluice__v1__load__descriptor =
   "Sluice__V1__Load",
   "sluice.v1",
   sizeof(Sluice__V1__Load),
-  9,
+  10,
   sluice__v1__load__field_descriptors,
   sluice__v1__load__field_indices_by_name,
   1,  sluice__v1__load__number_ranges,

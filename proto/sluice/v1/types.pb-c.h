@@ -237,6 +237,9 @@ struct  Sluice__V1__Load
   uint32_t slots_total;
   uint32_t slots_free;
   uint32_t pages_total;
+  /*
+   * may still be promised, with overcommit: what placement goes by
+   */
   uint32_t pages_free;
   uint32_t running;
   uint32_t waiting;
@@ -252,10 +255,14 @@ struct  Sluice__V1__Load
    * and what runs does not go on either
    */
   protobuf_c_boolean rests;
+  /*
+   * by what runs; told by Node.GetStatus
+   */
+  uint32_t pages_bound;
 };
 #define SLUICE__V1__LOAD__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&sluice__v1__load__descriptor) \
-    , 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+    , 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 
 /*
