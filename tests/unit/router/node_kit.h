@@ -41,9 +41,12 @@ typedef struct kit_node {
     size_t cancels;
     size_t attaches;
     uint32_t attach_index, attach_epoch; /* of the last one */
-    bool grant;                          /* answer admissions at once */
+    size_t extends;
+    Sluice__V1__Extend extend; /* the last one; its request is admits[0]'s */
+    bool grant;                /* answer admissions at once */
     uint64_t sent, taken;
     uint32_t slots_free, pages_free;
+    uint32_t pause_ms;    /* it rests for so long */
     uint32_t first_block; /* in its tickets */
     /* prefill */
     rpc_server_call *run;
@@ -100,7 +103,20 @@ static inline Sluice__V1__Load kit_load_of(const kit_node *n)
     load.slots_free = n->slots_free;
     load.pages_total = 10000;
     load.pages_free = n->pages_free;
+    load.pause_ms = n->pause_ms;
+    load.rests = n->pause_ms > 0;
     return load;
+}
+
+static inline void kit_tell_load(kit_node *n)
+{
+    Sluice__V1__Load load = kit_load_of(n);
+    Sluice__V1__Step step = SLUICE__V1__STEP__INIT;
+    Sluice__V1__DecodeMessage message = SLUICE__V1__DECODE_MESSAGE__INIT;
+    step.load = &load;
+    message.body_case = SLUICE__V1__DECODE_MESSAGE__BODY_STEP;
+    message.step = &step;
+    kit_write(n, &message);
 }
 
 static inline void kit_admitted(kit_node *n, const char *request_id, uint32_t epoch)
@@ -237,6 +253,12 @@ static inline void kit_on_serve_message(void *context, rpc_server_call *call,
         n->attaches++;
         n->attach_index = m->attach->next_index;
         n->attach_epoch = m->attach->epoch;
+        break;
+    case SLUICE__V1__ROUTER_MESSAGE__BODY_EXTEND:
+        assert_string_equal(m->extend->request_id, n->admits[0].request_id);
+        n->extends++;
+        n->extend = *m->extend;
+        n->extend.request_id = n->admits[0].request_id;
         break;
     case SLUICE__V1__ROUTER_MESSAGE__BODY_CREDIT:
         assert_true(m->credit->messages_taken <= n->sent);
