@@ -11,6 +11,8 @@
     run.py scale [--requests 60]           1P1D, 1P3D, 3P1D by `scale apply` under load: who gains
     run.py etcd [--seconds 600]            etcd away under load
     run.py demo                            the shipped programs and the demo model
+
+SLUICE_CHAOS_NODE_ARGS="--kv-transport tcp" gives all nodes other options.
 """
 
 import argparse

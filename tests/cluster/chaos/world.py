@@ -114,7 +114,8 @@ class World:
         vars(self.options).update(
             cluster="chaos", netns=netns, etcd_nodes=etcd_nodes, prefill=prefill, decode=decode, routers=routers, port=0, model=MODEL,
             model_name="", threads=1, kv_memory=kv_memory, lease=LEASE, env=["*:UCX_TLS=tcp,self"] if netns else [],
-            node_args=f"--layer-group 2 --chunk-tokens 256 --drain-timeout 20s --etcd-timeout 60s {node_args}", prefill_args=prefill_args,
+            node_args=f"--layer-group 2 --chunk-tokens 256 --drain-timeout 20s --etcd-timeout 60s {node_args} {os.environ.get('SLUICE_CHAOS_NODE_ARGS', '')}",
+            prefill_args=prefill_args,
             decode_args=decode_args, router_args=f"{limits} --etcd-timeout 60s {router_args}")
 
     # ---- up and down
