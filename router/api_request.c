@@ -25,7 +25,7 @@ static bool fail(rtr_api_error *error, int status, const char *code, const char 
     va_list arguments;
     memset(error, 0, sizeof *error);
     error->status = status;
-    error->type = status >= 500 ? TYPE_SERVER : TYPE_INVALID;
+    error->type = status >= 499 ? TYPE_SERVER : TYPE_INVALID; /* 499: an operator ended it */
     error->code = code;
     snprintf(error->param, sizeof error->param, "%s", param ? param : "");
     va_start(arguments, format);

@@ -143,6 +143,7 @@ def test_requests_and_cancel():
                        "the three choices")[0]
         assert cluster.ctl("cancel", row["id"]).returncode == 0
         choices.join()
+        assert several["answer"].error["type"] == "server_error", several["answer"].body
         assert several["answer"].status == 499 and several["answer"].error["message"].endswith("cancelled by an operator"), several["answer"].body
         cluster.wait_at_rest()
         assert any(event["kind"] == "request" and event["subject"] == row["id"] for event in cluster.ctl_json("events")["events"])
