@@ -88,7 +88,7 @@ uint64_t com_group_return_bytes(const com_group *group);
 void com_group_set_returns(com_group *group, void *memory);
 
 /* Everybody's `bytes` of data to everybody: out_all [rank_count][bytes], by rank. Between connect
- * and the first run. */
+ * and the first run, or between two runs once headers have agreed on it. */
 SL_MUST_USE sl_status com_gather(com_group *group, const void *data, uint64_t bytes, void *out_all,
                                  sl_err *err);
 
@@ -99,6 +99,7 @@ typedef struct com_header {
     uint32_t rows;      /* how many rows it brings */
     uint64_t rank_mask; /* the ranks it steps with */
     uint64_t ready;     /* newest formation that it could switch to */
+    uint64_t reload;    /* what it says of a reload of weights; not looked at here */
 } com_header;
 
 /* Tells the others; what they tell is awaited by com_header_wait, later, when this rank's own work

@@ -454,6 +454,7 @@ sl_status com_header_post(com_group *group, const com_header *header, sl_err *er
     wire.rows = header->rows;
     wire.rank_mask = header->rank_mask;
     wire.ready = header->ready;
+    wire.reload = header->reload;
     group->own_header = *header;
     phase_open(group, COM_KIND_HEADER);
     for (uint32_t r = 0; r < group->count; r++)
@@ -473,7 +474,8 @@ sl_status com_header_wait(com_group *group, com_header *out_headers, sl_err *err
             out_headers[r] = group->own_header;
         if (!is_peer(group, r))
             continue;
-        out_headers[r] = (com_header){wire->wish, wire->rows, wire->rank_mask, wire->ready};
+        out_headers[r] =
+            (com_header){wire->wish, wire->rows, wire->rank_mask, wire->ready, wire->reload};
         if (wire->rank_mask != group->own_header.rank_mask)
             peer_fault(group, r, "it steps with other ranks");
     }

@@ -4,7 +4,7 @@
 #include "base/bytes.h"
 
 #define MAGIC        0x70656c73u /* "slep" */
-#define WIRE_VERSION 2u
+#define WIRE_VERSION 3u
 
 void com_wire_pack(const com_wire *wire, uint8_t out_bytes[COM_WIRE_SIZE])
 {
@@ -24,6 +24,7 @@ void com_wire_pack(const com_wire *wire, uint8_t out_bytes[COM_WIRE_SIZE])
     sl_write_u64(&w, wire->formation);
     sl_write_u64(&w, wire->rank_mask);
     sl_write_u64(&w, wire->ready);
+    sl_write_u64(&w, wire->reload);
     sl_write_u64(&w, wire->bytes);
 }
 
@@ -45,6 +46,7 @@ sl_status com_wire_unpack(const void *bytes, size_t size, com_wire *out_wire, sl
     wire.formation = sl_read_u64(&r);
     wire.rank_mask = sl_read_u64(&r);
     wire.ready = sl_read_u64(&r);
+    wire.reload = sl_read_u64(&r);
     wire.bytes = sl_read_u64(&r);
     if (size != COM_WIRE_SIZE || !sl_reader_ok(&r) || magic != MAGIC || zero != 0)
         return sl_fail(err, SL_CORRUPT, "not a message between ranks");

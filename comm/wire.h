@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define COM_WIRE_SIZE 88u
+#define COM_WIRE_SIZE 96u
 
 typedef enum com_kind {
     COM_KIND_HELLO,  /* who I am; answered with the same */
@@ -35,6 +35,7 @@ typedef struct com_wire {
     uint64_t layout;   /* hash of it */
     uint64_t formation;
     uint64_t rank_mask, ready; /* HEADER */
+    uint64_t reload;           /* HEADER */
     uint64_t bytes;            /* that follow */
 } com_wire;
 

@@ -401,29 +401,46 @@ static sl_status engine_rekey(eng_engine *engine, uint32_t weights_version, sl_e
     return status;
 }
 
-sl_status eng_engine_reload(eng_engine *engine, eng_model *model, eng_model *fresh,
-                            uint32_t weights_version, sl_err *err)
+sl_status eng_engine_reload_fits(const eng_engine *engine, sl_err *err)
 {
-    sl_assert(engine->model == model);
     for (uint32_t i = 0; i < engine->sequences_max; i++)
         if (engine->sequences[i].open)
             return sl_fail(err, SL_CONFLICT, "a sequence is open");
-    if (engine->ranks)
-        return sl_fail(err, SL_UNSUPPORTED,
-                       "one rank of several: all would have to change at once");
+    return sl_ok();
+}
+
+sl_status eng_engine_check_reload(const eng_engine *engine, const eng_model *model,
+                                  const eng_model *fresh, uint32_t weights_version, sl_err *err)
+{
+    sl_assert(engine->model == model);
+    SL_TRY(eng_engine_reload_fits(engine, err));
     if (weights_version <= engine->weights_version)
         return sl_fail(err, SL_INVALID, "weights version %u: must be higher than %u",
                        weights_version, engine->weights_version);
-    SL_TRY(eng_model_check_same(model, fresh, err));
-    uint32_t old_version = engine->weights_version;
+    return eng_model_check_same(model, fresh, err);
+}
+
+sl_status eng_engine_replace(eng_engine *engine, eng_model *model, eng_model *fresh,
+                             uint32_t weights_version, sl_err *err)
+{
     eng_model_exchange(model, fresh);
     engine->ops->reloaded(engine);
-    sl_status status = engine_rekey(engine, weights_version, err);
+    return engine_rekey(engine, weights_version, err);
+}
+
+sl_status eng_engine_reload(eng_engine *engine, eng_model *model, eng_model *fresh,
+                            uint32_t weights_version, sl_err *err)
+{
+    if (engine->ranks)
+        return sl_fail(err, SL_UNSUPPORTED,
+                       "one rank of several: all would have to change at once");
+    SL_TRY(eng_engine_check_reload(engine, model, fresh, weights_version, err));
+    uint32_t old_version = engine->weights_version;
+    sl_status status = eng_engine_replace(engine, model, fresh, weights_version, err);
     if (sl_is_ok(status))
         return status;
     sl_err again;
-    eng_model_exchange(model, fresh);
-    sl_status back = engine_rekey(engine, old_version, &again);
+    sl_status back = eng_engine_replace(engine, model, fresh, old_version, &again);
     (void)back; /* the old ones serve, without the tier if need be */
     return status;
 }

@@ -164,6 +164,7 @@ void eng_model_exchange(eng_model *model, eng_model *fresh)
     eng_model old = *model;
     *model = *fresh;
     *fresh = old;
+    model->swaps = old.swaps + 1; /* sets of experts of the old ones do not fit any more */
     fresh->tokenizer = model->tokenizer;
     fresh->undefined = model->undefined;
     model->tokenizer = old.tokenizer;

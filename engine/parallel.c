@@ -180,7 +180,7 @@ void eng_ranks_destroy(eng_engine *engine)
 
 /* ---- formations ---- */
 
-static void ring(eng_engine *engine)
+void eng_ranks_ring(eng_engine *engine)
 {
     sl_mailbox_wake(engine->ranks->doorbell);
     if (engine->wake)
@@ -190,7 +190,7 @@ static void ring(eng_engine *engine)
 void eng_engine_offer(eng_engine *engine, eng_formation *formation)
 {
     __atomic_store_n(&engine->ranks->offered, formation, __ATOMIC_RELEASE);
-    ring(engine);
+    eng_ranks_ring(engine);
 }
 
 void eng_engine_give_up(eng_engine *engine, const char *text)
@@ -198,7 +198,7 @@ void eng_engine_give_up(eng_engine *engine, const char *text)
     if (!engine->ranks)
         return;
     __atomic_store_n(&engine->ranks->give_up, text, __ATOMIC_RELEASE);
-    ring(engine);
+    eng_ranks_ring(engine);
 }
 
 void eng_engine_on_ranks(eng_engine *engine, void (*fn)(void *context), void *context)
@@ -263,6 +263,7 @@ static void ranks_take(eng_engine *engine, eng_formation *next)
     }
     eng_experts_swap(next->model, next->experts);
     ranks->group = next->group;
+    ranks->reload_told = 0;
     ranks->lost = false;
     ranks->next = NULL;
     ranks->told = next->number;
@@ -352,11 +353,13 @@ static bool ranks_post(eng_engine *engine, eng_wish wish, uint32_t rows)
     eng_ranks *ranks = engine->ranks;
     ranks->next = ranks_offer(ranks);
     ranks->told = ranks->next ? ranks->next->number : ranks->state.used;
+    ranks->reload_told = __atomic_load_n(&ranks->reload, __ATOMIC_ACQUIRE);
     const com_header header = {
         .wish = wish,
         .rows = rows,
         .rank_mask = com_group_mask(ranks->group),
         .ready = ranks->told,
+        .reload = ranks->reload_told,
     };
     return sl_is_ok(com_header_post(ranks->group, &header, NULL)) || ranks_fail(engine);
 }
@@ -410,6 +413,7 @@ static eng_wish ranks_agree(eng_engine *engine, bool *out_over)
         state.settled = state.used;
         changed(ranks, &state);
     }
+    eng_ranks_hear(ranks, headers);
     if (ranks_all_ready(ranks, headers)) {
         ranks_take(engine, ranks->next);
         *out_over = !ranks->lost;
@@ -511,27 +515,38 @@ void eng_ranks_end(eng_engine *engine)
     ranks->wish = ENG_WISH_NONE;
 }
 
+bool eng_ranks_round(eng_engine *engine, eng_wish *out_run)
+{
+    bool over;
+    *out_run = ENG_WISH_NONE;
+    if (!ranks_post(engine, ENG_WISH_NONE, 0))
+        return false;
+    eng_wish run = ranks_agree(engine, &over);
+    if (run == ENG_WISH_NONE)
+        return !engine->ranks->lost;
+    run_set(engine, run);
+    if (!run_idle(engine))
+        return false;
+    ranks_note(engine->ranks);
+    *out_run = run;
+    return true;
+}
+
 bool eng_engine_take_part(eng_engine *engine)
 {
     eng_ranks *ranks = engine->ranks;
-    bool over;
+    eng_wish run;
     if (!ranks || engine->broken)
         return false;
     if (ranks_idle(ranks))
         return ranks_take_offer(engine);
     const eng_formation *next = ranks_offer(ranks);
+    uint64_t word = __atomic_load_n(&ranks->reload, __ATOMIC_ACQUIRE);
     bool news = next && next->number != ranks->told; /* worth a header of its own */
+    news |= word != ranks->reload_told;
     if (!news && !com_header_pending(ranks->group))
         return false;
-    if (!ranks_post(engine, ENG_WISH_NONE, 0))
-        return true;
-    eng_wish run = ranks_agree(engine, &over);
-    if (run == ENG_WISH_NONE)
-        return true;
-    run_set(engine, run);
-    if (run_idle(engine))
-        ranks_note(ranks);
-    return true;
+    return eng_ranks_round(engine, &run) || ranks->lost;
 }
 
 uint64_t eng_engine_runs(const eng_engine *engine)

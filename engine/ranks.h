@@ -41,11 +41,14 @@ struct eng_ranks {
     uint64_t *loads;        /* [moe_layers][experts] */
     eng_formation *offered; /* by another thread */
     const char *give_up;    /* the same */
-    sl_mailbox *doorbell;   /* carries no items: rung with the two above */
+    uint64_t reload;        /* this rank's word, packed; the same */
+    sl_mailbox *doorbell;   /* carries no items: rung with the three above */
     eng_formation *next;    /* the offer that the posted header told of; NULL: none */
     uint64_t told;          /* the formation that the last header called ready */
+    uint64_t reload_told;   /* by the last header */
     pthread_mutex_t lock;   /* of: */
     eng_ranks_state state;
+    uint64_t words[COM_RANKS_MAX]; /* of a reload, by rank, as the last headers had them */
     void (*on_change)(void *context);
     void *on_change_context;
 };
@@ -79,6 +82,22 @@ void eng_ranks_end(eng_engine *engine);
 /* A run that failed: true if that was because of the group, and another formation is in its place.
  * Waits for it. */
 SL_MUST_USE bool eng_ranks_recover(eng_engine *engine);
+
+/* A header without a wish, and no rows in the run that another rank wants, if one does: out_run.
+ * Not while a run of this rank's own has begun. false: the group has failed. */
+SL_MUST_USE bool eng_ranks_round(eng_engine *engine, eng_wish *out_run);
+/* Has the engine thread look at what was offered or told. Any thread. */
+void eng_ranks_ring(eng_engine *engine);
+/* reload.c, engine thread. The ranks' words, if any are other ones. */
+void eng_ranks_hear(eng_ranks *ranks, const com_header *headers);
+
+/* engine.c: what eng_engine_reload asks for first; and what it does then. Of the latter's failure
+ * the second tier is missing, nothing else. */
+SL_MUST_USE sl_status eng_engine_check_reload(const eng_engine *engine, const eng_model *model,
+                                              const eng_model *fresh, uint32_t weights_version,
+                                              sl_err *err);
+SL_MUST_USE sl_status eng_engine_replace(eng_engine *engine, eng_model *model, eng_model *fresh,
+                                         uint32_t weights_version, sl_err *err);
 
 /* experts.c */
 SL_MUST_USE sl_status eng_model_set_table(eng_model *model, const uint16_t *table, uint32_t slots,
