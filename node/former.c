@@ -30,8 +30,8 @@ struct nod_former {
     pthread_cond_t changed;
     com_group *spare;     /* listens for the next attempt; NULL: it could not be opened */
     nod_attempt *attempt; /* to be run, or running */
-    bool running, aboard, quit;
-    volatile bool stop; /* the attempt; atomic accesses only */
+    bool running, aboard, quit, closes; /* closes: it is at it */
+    volatile bool stop;                 /* the attempt; atomic accesses only */
     closing closings[CLOSING_MAX];
     uint32_t closing_count;
     char contact[COM_CONTACT_MAX]; /* the loop's copy of the spare's */
@@ -152,6 +152,7 @@ static void *former_main(void *argument)
             attempt_run(former, attempt, group);
         } else if (former->closing_count > 0) {
             closing one = former->closings[--former->closing_count];
+            former->closes = true;
             pthread_mutex_unlock(&former->lock);
             com_group_close(one.group);
             eng_experts_destroy(one.experts);
@@ -162,6 +163,7 @@ static void *former_main(void *argument)
             continue;
         }
         pthread_mutex_lock(&former->lock);
+        former->closes = false;
     }
     pthread_mutex_unlock(&former->lock);
     return NULL;
@@ -245,6 +247,14 @@ void nod_former_aboard(nod_former *former)
     former->aboard = true;
     pthread_cond_broadcast(&former->changed);
     pthread_mutex_unlock(&former->lock);
+}
+
+bool nod_former_rests(nod_former *former)
+{
+    pthread_mutex_lock(&former->lock);
+    bool rests = !former->attempt && !former->closes && former->closing_count == 0;
+    pthread_mutex_unlock(&former->lock);
+    return rests;
 }
 
 void nod_former_close(nod_former *former, com_group *group, eng_experts *experts)

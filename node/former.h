@@ -54,6 +54,8 @@ SL_MUST_USE bool nod_former_try(nod_former *former, const clu_formation *formati
 void nod_former_cancel(nod_former *former);
 /* This rank's engine is there: attempts may come to their end. */
 void nod_former_aboard(nod_former *former);
+/* No attempt is under way, and nothing is to be closed: the thread looks at no model. */
+bool nod_former_rests(nod_former *former);
 /* Closes them on the thread; either may be NULL. */
 void nod_former_close(nod_former *former, com_group *group, eng_experts *experts);
 /* No callbacks any more; ends the thread and what it has still to close. NULL is fine. */

@@ -144,6 +144,12 @@ void nod_host_hold(nod_host *host)
     pre_service_hold(host->prefill, held);
 }
 
+void nod_host_rest(nod_host *host)
+{
+    bool rest = nod_reload_rests(host->reload) || nod_pausing_wants_rest(host->pausing);
+    eng_worker_set_rest(host->worker, rest);
+}
+
 uint32_t nod_host_live(const nod_host *host)
 {
     return dec_service_live(host->decode) + pre_service_live(host->prefill);

@@ -8,6 +8,7 @@
 #include "cluster/trust.h"
 #include "comm/comm.h"
 #include "decode/service.h"
+#include "engine/reload.h"
 #include "node/host.h"
 #include "prefill/service.h"
 
@@ -84,6 +85,8 @@ SL_MUST_USE sl_status nod_host_resume(nod_host *host, sl_err *err);
 
 /* Nothing new is taken while a reload waits or a pause is under way: looks which it is. */
 void nod_host_hold(nod_host *host);
+/* So does the engine rest, or not. */
+void nod_host_rest(nod_host *host);
 /* Requests that hold anything. */
 uint32_t nod_host_live(const nod_host *host);
 /* Borrows the engine's texts. */
@@ -100,6 +103,8 @@ void nod_reload_destroy(nod_reload *reload);
 bool nod_reload_active(const nod_reload *reload);
 /* All is loaded, and what runs must end, or give its pages up. */
 bool nod_reload_waits(const nod_reload *reload);
+/* The engine is to rest, and no other formation is to come. */
+bool nod_reload_rests(const nod_reload *reload);
 /* At the end of each pass: nothing may run any more. */
 void nod_reload_continue(nod_reload *reload);
 void nod_reload_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *request);
@@ -126,6 +131,8 @@ nod_pausing *nod_pausing_create(nod_host *host);
 /* When the loop runs no more. NULL is fine. */
 void nod_pausing_destroy(nod_pausing *pausing);
 bool nod_pausing_active(const nod_pausing *pausing);
+/* The engine is to rest for it. */
+bool nod_pausing_wants_rest(const nod_pausing *pausing);
 /* The engine does. */
 bool nod_pausing_rests(const nod_pausing *pausing);
 /* At the end of each pass: nothing may run any more, or the engine may rest. */
@@ -150,6 +157,23 @@ bool nod_ranks_used(const nod_host *host);
  * runs the loop meanwhile, as do the next two. */
 SL_MUST_USE sl_status nod_ranks_open(nod_host *host, sl_err *err);
 void nod_ranks_model_options(const nod_host *host, eng_model_options *options);
+/* What the ranks say of a reload to this version, as their last headers had it. */
+typedef struct nod_ranks_words {
+    uint64_t formation; /* in use */
+    bool failed;        /* it is not any more */
+    eng_reload_stage least;
+    uint64_t refused, silent; /* ranks, as bits */
+} nod_ranks_words;
+void nod_ranks_reload(const nod_host *host, uint32_t version, nod_ranks_words *out_words);
+/* Which experts each rank has in the formation in use; the caller frees it. NULL: none is in use.
+ */
+uint16_t *nod_ranks_copy_table(const nod_host *host, uint64_t *out_formation);
+/* No other formation is on its way, and what was before this one is gone. */
+bool nod_ranks_settled(const nod_host *host);
+/* The reload that held a formation back has ended. */
+void nod_ranks_continue(nod_host *host);
+/* "0, 2" */
+void nod_ranks_list(uint64_t mask, char *out_text, size_t size);
 /* The model is there: waits for the others, connects and joins it. */
 SL_MUST_USE sl_status nod_ranks_meet(nod_host *host, sl_err *err);
 /* The engine is there, its thread does not run yet. */

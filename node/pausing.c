@@ -124,10 +124,8 @@ static void step(nod_pausing *pausing, const nod_pause_event *event)
     sl_time_ns now = sl_loop_now(host->loop);
     nod_pause_state before = pausing->core.state;
     nod_pause_outcome out = nod_pause_handle(&pausing->core, event, now);
-    if (out.actions & NOD_PAUSE_ACTION_REST)
-        eng_worker_set_rest(host->worker, true);
-    if (out.actions & NOD_PAUSE_ACTION_GO)
-        eng_worker_set_rest(host->worker, false);
+    if (out.actions & (NOD_PAUSE_ACTION_REST | NOD_PAUSE_ACTION_GO))
+        nod_host_rest(host);
     if (out.actions & NOD_PAUSE_ACTION_TELL)
         tell(pausing);
     if ((out.actions & NOD_PAUSE_ACTION_REPLY) && event->kind == NOD_PAUSE_EVENT_RESTS)
@@ -299,6 +297,12 @@ void nod_pausing_leave(nod_pausing *pausing)
 bool nod_pausing_active(const nod_pausing *pausing)
 {
     return pausing->core.state != NOD_PAUSE_STATE_OFF;
+}
+
+bool nod_pausing_wants_rest(const nod_pausing *pausing)
+{
+    return pausing->core.state == NOD_PAUSE_STATE_STOPPING ||
+           pausing->core.state == NOD_PAUSE_STATE_ON;
 }
 
 bool nod_pausing_rests(const nod_pausing *pausing)

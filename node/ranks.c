@@ -30,6 +30,7 @@ _Static_assert(CLU_PLACE_EMPTY == COM_NO_EXPERT, "cluster and comm agree on an e
 typedef struct nod_made {
     eng_formation formation;
     uint64_t mask, placement;
+    uint16_t *slots; /* of all ranks */
     uint32_t loaded;
     double seconds;
 } nod_made;
@@ -107,7 +108,7 @@ static void on_join(void *context, const clu_formation *formation, const clu_pla
     ranks->waiting = true;
     if (busy)
         nod_former_cancel(ranks->former);
-    else
+    else if (!nod_reload_rests(ranks->host->reload))
         try_now(ranks);
 }
 
@@ -130,6 +131,8 @@ static void on_ready(void *context, nod_attempt *attempt)
     ranks->made[ranks->made_count++] = made;
     made->formation = attempt->made;
     made->mask = attempt->formation.ranks;
+    made->slots = attempt->slots;
+    attempt->slots = NULL;
     made->placement = ranks->trying_placement;
     made->loaded = attempt->loaded;
     made->seconds = (double)(attempt->ended_at - attempt->begun_at) / 1e9;
@@ -167,6 +170,12 @@ static void list_ranks(uint64_t mask, char *out_text, size_t size)
             at += (size_t)snprintf(out_text + at, size - at, "%s%u", at ? ", " : "", r);
 }
 
+static void made_free(nod_made *made)
+{
+    sl_free(made->slots);
+    sl_free(made);
+}
+
 /* The engine knows those before `number` no more. The one that was in use before it must not close
  * as long as another rank may still be on its way from there. */
 static void close_before(nod_ranks *ranks, uint64_t number)
@@ -184,7 +193,7 @@ static void close_before(nod_ranks *ranks, uint64_t number)
                          made->formation.experts);
         made->formation.experts = NULL;
         if (!used)
-            sl_free(made);
+            made_free(made);
     }
     ranks->made_count = kept;
 }
@@ -259,6 +268,75 @@ static void on_failed(void *context, const sl_err *err)
                                                     ? "the instance goes on without this rank"
                                                     : "no formation can follow");
     }
+}
+
+/* ---- reload ---- */
+
+static const nod_made *made_in_use(const nod_ranks *ranks)
+{
+    for (uint32_t i = 0; i < ranks->made_count; i++)
+        if (ranks->made[i]->formation.number == ranks->used)
+            return ranks->made[i];
+    return NULL;
+}
+
+uint16_t *nod_ranks_copy_table(const nod_host *host, uint64_t *out_formation)
+{
+    const nod_ranks *ranks = host->ranks;
+    const nod_made *made = made_in_use(ranks);
+    eng_ranks_state state;
+    eng_engine_ranks_state(host->engine, &state);
+    if (!made || state.used != ranks->used || (state.why && state.failed >= state.used))
+        return NULL;
+    size_t entries = clu_placement_entries(&clu_ranks_table(ranks->records)->shape);
+    uint16_t *slots = sl_alloc(entries, sizeof(*slots), "table of a reload");
+    memcpy(slots, made->slots, entries * sizeof(*slots));
+    *out_formation = ranks->used;
+    return slots;
+}
+
+bool nod_ranks_settled(const nod_host *host)
+{
+    const nod_ranks *ranks = host->ranks;
+    return ranks->trying_placement == 0 && !ranks->waiting && ranks->made_count == 1 &&
+           ranks->closed == ranks->used && nod_former_rests(ranks->former);
+}
+
+void nod_ranks_continue(nod_host *host)
+{
+    nod_ranks *ranks = host->ranks;
+    if (ranks && ranks->waiting && ranks->trying_placement == 0)
+        try_now(ranks);
+}
+
+void nod_ranks_reload(const nod_host *host, uint32_t version, nod_ranks_words *out_words)
+{
+    const nod_ranks *ranks = host->ranks;
+    const nod_made *made = made_in_use(ranks);
+    eng_reload_word words[COM_RANKS_MAX];
+    eng_ranks_state state;
+    eng_engine_reload_words(host->engine, words);
+    eng_engine_ranks_state(host->engine, &state);
+    *out_words = (nod_ranks_words){.formation = state.used,
+                                   .failed = state.why && state.failed >= state.used,
+                                   .least = ENG_RELOAD_GO};
+    for (uint32_t r = 0; made && r < COM_RANKS_MAX; r++) {
+        if ((made->mask >> r & 1) == 0)
+            continue;
+        eng_reload_stage stage = words[r].version == version ? words[r].stage : ENG_RELOAD_NONE;
+        if (stage == ENG_RELOAD_REFUSED)
+            out_words->refused |= 1ull << r;
+        else if (stage == ENG_RELOAD_NONE)
+            out_words->silent |= 1ull << r;
+        stage = stage == ENG_RELOAD_REFUSED ? ENG_RELOAD_NONE : stage;
+        if (stage < out_words->least)
+            out_words->least = stage;
+    }
+}
+
+void nod_ranks_list(uint64_t mask, char *out_text, size_t size)
+{
+    list_ranks(mask, out_text, size);
 }
 
 /* ---- start and end ---- */
@@ -415,7 +493,7 @@ void nod_ranks_destroy(nod_host *host)
     for (uint32_t i = 0; i < ranks->made_count; i++) {
         com_group_close(ranks->made[i]->formation.group);
         eng_experts_destroy(ranks->made[i]->formation.experts);
-        sl_free(ranks->made[i]);
+        made_free(ranks->made[i]);
     }
     sl_free(ranks->next_slots);
     sl_free(ranks);

@@ -7,7 +7,13 @@
  *
  * In place, what generates does not end: it gives its pages up, as for lack of memory, and comes
  * back by computing its tokens again, under the new weights. What has not generated yet is done
- * anew by its router. Thread: control loop, but for the loader. */
+ * anew by its router.
+ *
+ * A rank of several reloads in place, together with the others (engine/reload.h), which are asked
+ * by the same calls: each loads, by the table of the formation in use, and serves on until all
+ * have. Then each lets go as above and has its engine rest; when all do they go over between the
+ * same two runs. Whoever cannot, or no longer waits, says so, and all keep the old ones. From rest
+ * on no formation is made ready. Thread: control loop, but for the loader. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,19 +25,23 @@
 #include "base/assert.h"
 #include "base/fault.h"
 #include "base/log.h"
-#include "engine/reload.h"
 #include "node/internal.h"
 #include "proto/sluice/v1/node.pb-c.h"
 
 #define RELOAD_DEADLINE_NS (60 * SL_S_NS)
 #define RELOAD_PATH_MAX    4096u
-#define LOADER_LEAVE_S     5 /* that a loader may still take when the process leaves */
+#define LOADER_LEAVE_S     5              /* that a loader may still take when the process leaves */
+#define RELOAD_REFUSAL_NS  (2 * SL_S_NS)  /* a refusal of an earlier reload may stand for so long */
+#define RELOAD_GO_NS       (10 * SL_S_NS) /* until all ranks that are ready are at the same point */
 
 typedef enum reload_phase {
     RELOAD_IDLE,
-    RELOAD_LOADING,  /* the loader runs */
-    RELOAD_WAITING,  /* for the last sequence to end */
-    RELOAD_CLEARING, /* in place: for what has not generated yet to let go of its pages */
+    RELOAD_LOADING,   /* the loader runs */
+    RELOAD_WAITING,   /* for the last sequence to end */
+    RELOAD_GATHERING, /* one rank of several: for the others to have loaded too */
+    RELOAD_CLEARING,  /* in place: for what has not generated yet to let go of its pages */
+    RELOAD_RESTING,   /* one rank of several: for the engine's rest */
+    RELOAD_READY,     /* the same: for the others to be as far */
 } reload_phase;
 
 struct nod_reload {
@@ -41,8 +51,12 @@ struct nod_reload {
     char *dir;
     uint32_t version;
     bool in_place;
+    uint16_t *table; /* one rank of several: which experts each has, in: */
+    uint64_t formation;
+    eng_model_options options; /* of the loader */
     sl_time_ns wait_ns;
     sl_time_ns started_at, loaded_at;
+    sl_time_ns late_at; /* the others are waited for until then */
     sl_timer *timer;
     pthread_t loader;
     bool loader_runs;
@@ -57,6 +71,13 @@ static uint32_t version_now(const nod_host *host)
     return (uint32_t)strtoul(eng_engine_stamp(host->engine)->weights_version, NULL, 10);
 }
 
+/* How far this rank is; of several only. */
+static void tell_ranks(const nod_reload *reload, eng_reload_stage stage)
+{
+    if (nod_ranks_used(reload->host))
+        eng_engine_tell_reload(reload->host->engine, reload->version, stage);
+}
+
 static void end(nod_reload *reload, sl_status status, const sl_err *err)
 {
     nod_host *host = reload->host;
@@ -64,7 +85,12 @@ static void end(nod_reload *reload, sl_status status, const sl_err *err)
     reload->phase = RELOAD_IDLE;
     reload->call = NULL;
     sl_timer_set(reload->timer, SL_NEVER);
+    tell_ranks(reload, sl_is_ok(status) ? ENG_RELOAD_NONE : ENG_RELOAD_REFUSED);
     nod_host_hold(host);
+    nod_host_rest(host);
+    nod_ranks_continue(host);
+    sl_free(reload->table);
+    reload->table = NULL;
     eng_model_close(reload->fresh); /* the old weights, or those that did not make it */
     reload->fresh = NULL;
     sl_free(reload->dir);
@@ -116,14 +142,101 @@ static bool is_clear(const nod_host *host)
     return dec_service_is_clear(host->decode) && pre_service_is_clear(host->prefill);
 }
 
+/* ---- one rank of several */
+
+/* What of the other ranks, or of the formation, ends it. */
+static sl_status check_ranks(const nod_reload *reload, const nod_ranks_words *words, sl_err *err)
+{
+    char list[256];
+    if (words->failed || words->formation != reload->formation)
+        return sl_fail(err, SL_CONFLICT,
+                       "the instance's ranks or placement changed meanwhile: ask again");
+    bool early = reload->phase == RELOAD_GATHERING &&
+                 sl_loop_now(reload->host->loop) < reload->loaded_at + RELOAD_REFUSAL_NS;
+    if (words->refused == 0 || early)
+        return sl_ok();
+    nod_ranks_list(words->refused, list, sizeof(list));
+    return sl_fail(err, SL_CONFLICT,
+                   "rank %s does not take version %u (its log says why), or was not told to", list,
+                   reload->version);
+}
+
+/* Engine thread, which rests: it is as it was, until the ranks are of one mind. */
+static void prepare(void *context)
+{
+    nod_reload *reload = context;
+    nod_host *host = reload->host;
+    dec_service_give_up_all(host->decode);
+    reload->status = eng_engine_reload_fits(host->engine, &reload->err);
+}
+
+static void go(void *context)
+{
+    nod_reload *reload = context;
+    nod_host *host = reload->host;
+    const eng_reload_together how = {reload->version, reload->formation, RELOAD_GO_NS};
+    sl_err tier;
+    reload->status = eng_engine_reload_together(host->engine, host->model, reload->fresh, &how,
+                                                &tier, &reload->err);
+    if (!sl_is_ok(reload->status))
+        return;
+    dec_service_note_weights(host->decode);
+    if (tier.text[0])
+        sl_warn("without a second tier from here on: %s", tier.text);
+}
+
+static void set_phase(nod_reload *reload, reload_phase phase)
+{
+    reload->phase = phase;
+    nod_host_hold(reload->host);
+    nod_host_rest(reload->host);
+}
+
+static void continue_together(nod_reload *reload)
+{
+    nod_host *host = reload->host;
+    nod_ranks_words words;
+    nod_ranks_reload(host, reload->version, &words);
+    reload->status = check_ranks(reload, &words, &reload->err);
+    if (!sl_is_ok(reload->status)) {
+        end(reload, reload->status, &reload->err);
+        return;
+    }
+    if (reload->phase == RELOAD_GATHERING && words.least >= ENG_RELOAD_LOADED) {
+        sl_info(
+            "all ranks have loaded version %u; waiting for %u requests to let go of their pages",
+            reload->version, nod_host_live(host));
+        reload->late_at = sl_loop_now(host->loop) + reload->wait_ns;
+        sl_timer_set(reload->timer, reload->late_at);
+        set_phase(reload, RELOAD_CLEARING);
+    }
+    if (reload->phase == RELOAD_CLEARING && is_clear(host) && nod_ranks_settled(host))
+        set_phase(reload, RELOAD_RESTING);
+    if (reload->phase == RELOAD_RESTING && is_clear(host) && eng_worker_rests(host->worker)) {
+        eng_worker_call(host->worker, prepare, reload);
+        if (sl_is_ok(reload->status)) { /* else one was opened that is not heard of yet */
+            set_phase(reload, RELOAD_READY);
+            tell_ranks(reload, ENG_RELOAD_READY);
+        }
+    }
+    if (reload->phase == RELOAD_READY && words.least >= ENG_RELOAD_READY) {
+        eng_worker_call(host->worker, go, reload);
+        end(reload, reload->status, &reload->err);
+    }
+}
+
 void nod_reload_continue(nod_reload *reload)
 {
     nod_host *host = reload->host;
-    if (!nod_reload_waits(reload))
+    if (reload->phase == RELOAD_IDLE || reload->phase == RELOAD_LOADING)
         return;
     if (host->state != NOD_STATE_READY) {
         sl_status status = sl_fail(&reload->err, SL_UNAVAILABLE, "the node is leaving");
         end(reload, status, &reload->err);
+        return;
+    }
+    if (nod_ranks_used(host)) {
+        continue_together(reload);
         return;
     }
     if (reload->in_place ? !is_clear(host) : nod_host_live(host) > 0)
@@ -134,11 +247,41 @@ void nod_reload_continue(nod_reload *reload)
     end(reload, reload->status, &reload->err);
 }
 
+/* Those that load are waited for as long as they do. */
+static void on_ranks_late(nod_reload *reload, sl_time_ns now)
+{
+    nod_ranks_words words;
+    char list[256];
+    continue_together(reload);
+    if (reload->phase != RELOAD_GATHERING && reload->phase != RELOAD_READY)
+        return; /* it has ended, or got on */
+    nod_ranks_reload(reload->host, reload->version, &words);
+    nod_ranks_list(words.silent, list, sizeof(list));
+    if (now >= reload->late_at && reload->phase == RELOAD_GATHERING && words.silent == 0)
+        reload->late_at = now + reload->wait_ns;
+    if (now < reload->late_at) {
+        sl_timer_set(reload->timer, reload->late_at);
+        return;
+    }
+    sl_status status =
+        words.silent ? sl_fail(&reload->err, SL_DEADLINE,
+                               "rank %s does not load version %u: all ranks of an instance must "
+                               "be told to at once",
+                               list, reload->version)
+                     : sl_fail(&reload->err, SL_DEADLINE, "not all ranks were ready within %llu ms",
+                               (unsigned long long)(reload->wait_ns / SL_MS_NS));
+    end(reload, status, &reload->err);
+}
+
 static void on_deadline(void *context, sl_time_ns now)
 {
     nod_reload *reload = context;
-    if (!nod_reload_waits(reload))
+    if (reload->phase == RELOAD_IDLE || reload->phase == RELOAD_LOADING)
         return;
+    if (reload->phase == RELOAD_GATHERING || reload->phase == RELOAD_READY) {
+        on_ranks_late(reload, now);
+        return;
+    }
     sl_status status =
         sl_fail(&reload->err, SL_DEADLINE,
                 "%u requests still run after %llu ms; ask again with a later "
@@ -170,11 +313,19 @@ static void on_loaded(void *context)
         end(reload, status, &reload->err);
         return;
     }
-    sl_info("weights of %s are loaded; waiting for %u requests to %s", reload->dir,
-            nod_host_live(host), reload->in_place ? "let go of their pages" : "end");
-    reload->phase = reload->in_place ? RELOAD_CLEARING : RELOAD_WAITING;
-    nod_host_hold(host);
-    sl_timer_set(reload->timer, reload->loaded_at + reload->wait_ns);
+    if (nod_ranks_used(host))
+        sl_info("weights of %s are loaded; waiting for the other ranks", reload->dir);
+    else
+        sl_info("weights of %s are loaded; waiting for %u requests to %s", reload->dir,
+                nod_host_live(host), reload->in_place ? "let go of their pages" : "end");
+    tell_ranks(reload, ENG_RELOAD_LOADED);
+    set_phase(reload, nod_ranks_used(host) ? RELOAD_GATHERING
+                      : reload->in_place   ? RELOAD_CLEARING
+                                           : RELOAD_WAITING);
+    reload->late_at = reload->loaded_at + reload->wait_ns;
+    bool refusal_first = reload->phase == RELOAD_GATHERING && reload->wait_ns > RELOAD_REFUSAL_NS;
+    sl_timer_set(reload->timer,
+                 refusal_first ? reload->loaded_at + RELOAD_REFUSAL_NS : reload->late_at);
     nod_reload_continue(reload);
 }
 
@@ -182,9 +333,7 @@ static void *load(void *context)
 {
     nod_reload *reload = context;
     (void)sl_fault("reload.load");
-    eng_model_options options;
-    nod_model_options(reload->host, reload->dir, &options);
-    reload->status = eng_model_open(&options, &reload->fresh, &reload->err);
+    reload->status = eng_model_open(&reload->options, &reload->fresh, &reload->err);
     if (sl_is_ok(reload->status))
         reload->status = eng_model_check_same(reload->host->model, reload->fresh, &reload->err);
     bool posted = sl_loop_post(reload->host->loop, on_loaded, reload);
@@ -210,9 +359,9 @@ static sl_status check(const nod_reload *reload, const Sluice__V1__ReloadWeights
     size_t size = strlen(request->model);
     if (reload->phase != RELOAD_IDLE)
         return sl_fail(err, SL_EXISTS, "a reload of %s is under way", reload->dir);
-    if (nod_ranks_used(host))
+    if (nod_ranks_used(host) && !request->in_place)
         return sl_fail(err, SL_UNSUPPORTED,
-                       "one rank of several: all would have to change at once");
+                       "one rank of several: in place only (--in-place), all ranks at once");
     if (host->state != NOD_STATE_READY)
         return sl_fail(err, SL_UNAVAILABLE, "the node is %s", nod_state_name(host->state));
     if (nod_role_changing(host->role_change))
@@ -229,6 +378,13 @@ static sl_status check(const nod_reload *reload, const Sluice__V1__ReloadWeights
     return sl_ok();
 }
 
+static sl_status take_table(nod_reload *reload, sl_err *err)
+{
+    reload->table = nod_ranks_copy_table(reload->host, &reload->formation);
+    return reload->table ? sl_ok()
+                         : sl_fail(err, SL_UNAVAILABLE, "the ranks are between two formations");
+}
+
 void nod_reload_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *base)
 {
     nod_reload *reload = context;
@@ -237,6 +393,8 @@ void nod_reload_on_call(void *context, rpc_server_call *call, const ProtobufCMes
     sl_err err;
     uint32_t version = 0;
     sl_status status = check(reload, request, &version, &err);
+    if (sl_is_ok(status) && nod_ranks_used(reload->host))
+        status = take_table(reload, &err);
     if (!sl_is_ok(status)) {
         rpc_server_call_finish(call, status.code, err.text);
         return;
@@ -251,6 +409,10 @@ void nod_reload_on_call(void *context, rpc_server_call *call, const ProtobufCMes
     reload->wait_ns =
         request->deadline_ms ? (uint64_t)request->deadline_ms * SL_MS_NS : RELOAD_DEADLINE_NS;
     reload->started_at = sl_loop_now(reload->host->loop);
+    nod_model_options(reload->host, reload->dir, &reload->options);
+    if (reload->table)
+        reload->options.ep_table = reload->table;
+    tell_ranks(reload, ENG_RELOAD_LOADING);
     reload->phase = RELOAD_LOADING;
     reload->call = call;
     rpc_server_call_set(call, &CALL_EVENTS, reload);
@@ -271,7 +433,13 @@ bool nod_reload_active(const nod_reload *reload)
 
 bool nod_reload_waits(const nod_reload *reload)
 {
-    return reload->phase == RELOAD_WAITING || reload->phase == RELOAD_CLEARING;
+    return reload->phase == RELOAD_WAITING || reload->phase == RELOAD_CLEARING ||
+           nod_reload_rests(reload);
+}
+
+bool nod_reload_rests(const nod_reload *reload)
+{
+    return reload->phase == RELOAD_RESTING || reload->phase == RELOAD_READY;
 }
 
 nod_reload *nod_reload_create(nod_host *host)
@@ -303,6 +471,7 @@ void nod_reload_destroy(nod_reload *reload)
     if (reload->loader_runs) /* its post is not run any more */
         await_loader(reload);
     eng_model_close(reload->fresh);
+    sl_free(reload->table);
     sl_timer_destroy(reload->timer);
     sl_free(reload->dir);
     sl_free(reload);
