@@ -273,7 +273,8 @@ void kvt_peer_ref(kvt_peer *peer);
 void kvt_peer_unref(kvt_peer *peer);
 void kvt_peer_break(kvt_peer *peer, sl_code code, const char *text);
 void kvt_peer_dirty(kvt_peer *peer);
-uint32_t kvt_peer_window(const kvt_peer *peer); /* pieces that may be in flight */
+/* Pieces that may be in flight, when `open` are. */
+uint32_t kvt_peer_window(const kvt_peer *peer, uint32_t open);
 void kvt_peer_service(kvt_peer *peer); /* closes broken ones, sends hellos, offers pieces */
 void kvt_peer_timers(kvt_peer *peer, sl_time_ns now);
 void kvt_peer_release(kvt_peer *peer); /* CLOSING with nothing open any more */

@@ -220,17 +220,17 @@ static void peer_send_refusals(kvt_peer *peer)
     }
 }
 
-uint32_t kvt_peer_window(const kvt_peer *peer)
+uint32_t kvt_peer_window(const kvt_peer *peer, uint32_t open)
 {
     const kvt_transport_ops *ops = peer->core->ops;
-    return ops->window ? ops->window(peer->link) : KVT_WINDOW_PIECES;
+    return ops->window ? ops->window(peer->link, open) : KVT_WINDOW_PIECES;
 }
 
 /* Offers pieces by turns, one a send, while the window lets it. */
 static void peer_offer(kvt_peer *peer)
 {
     uint64_t limit = peer->core->window_bytes;
-    while (peer->turn && peer->pieces_open < kvt_peer_window(peer)) {
+    while (peer->turn && peer->pieces_open < kvt_peer_window(peer, peer->pieces_open)) {
         kvt_send *send = peer->turn;
         uint64_t bytes = kvt_send_next_bytes(send);
         if (bytes == 0) {

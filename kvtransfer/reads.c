@@ -16,9 +16,10 @@ bool kvt_read_ring_free(const kvt_read_ring *ring)
     return !ring->requests[ring->next] && !ring->busy[ring->next];
 }
 
-uint32_t kvt_read_ring_window(const kvt_read_ring *ring)
+uint32_t kvt_read_ring_window(const kvt_read_ring *ring, uint32_t open)
 {
-    bool wide = kvt_read_ring_free(ring) && ring->messages < KVT_WINDOW_PIECES;
+    uint32_t others = open > ring->open ? open - ring->open : 0;
+    bool wide = kvt_read_ring_free(ring) && others + ring->messages < KVT_WINDOW_PIECES;
     return wide ? KVT_WINDOW_READS : KVT_WINDOW_PIECES;
 }
 
@@ -36,6 +37,7 @@ void kvt_read_ring_add(kvt_read_ring *ring, const void *head, const void *data, 
     kvt_read_offer offer = {place, (uint64_t)(uintptr_t)data, bytes, head};
     kvt_wire_pack_read(&offer, (*ring->offers)[place]);
     ring->requests[place] = request;
+    ring->open++;
     ring->next = (place + 1) % KVT_WINDOW_READS;
     ring->unsent++;
     ring->unsent_bytes += bytes;
@@ -57,6 +59,7 @@ kvt_request *kvt_read_ring_done(kvt_read_ring *ring, uint32_t place)
 {
     kvt_request *request = ring->requests[place];
     ring->requests[place] = NULL;
+    ring->open -= request != NULL;
     ring->messages -= ring->begins[place];
     ring->begins[place] = false;
     return request;

@@ -20,7 +20,7 @@ typedef struct kvt_read_ring {
     kvt_request *requests[KVT_WINDOW_READS]; /* offered, and D is not done with them */
     bool busy[KVT_WINDOW_READS];             /* the message that begins here is being sent */
     bool begins[KVT_WINDOW_READS];           /* D is not done with the first of a message */
-    uint32_t messages;                       /* such: KVT_WINDOW_PIECES at most */
+    uint32_t messages, open;                 /* such; places that are taken */
     uint32_t next;
     uint32_t unsent; /* offers before `next` that no message has */
     uint64_t unsent_bytes;
@@ -29,8 +29,9 @@ typedef struct kvt_read_ring {
 void kvt_read_ring_init(kvt_read_ring *ring, kvt_read_offers *offers);
 /* There is a place for another offer. */
 bool kvt_read_ring_free(const kvt_read_ring *ring);
-/* How many pieces may be in flight: fewer where each has a message of its own. */
-uint32_t kvt_read_ring_window(const kvt_read_ring *ring);
+/* How many pieces may be in flight, when `open` are (some of them elsewhere): few where each takes
+ * a message of its own. */
+uint32_t kvt_read_ring_window(const kvt_read_ring *ring, uint32_t open);
 /* It does not go with the unsent: they have to be taken first. */
 bool kvt_read_ring_full(const kvt_read_ring *ring, uint64_t bytes);
 /* `head`: the packed PIECE. There is a place. */

@@ -318,7 +318,7 @@ kvt_request *kvt_recv_judge(kvt_peer *peer, const kvt_message *message, uint64_t
     } else if (piece->state != KVT_PIECE_RETRY || head->attempt != piece->attempt) {
         return judge_ignore(core); /* the same announcement twice */
     }
-    if (peer->fetches_open >= kvt_peer_window(peer))
+    if (peer->fetches_open >= kvt_peer_window(peer, 0))
         return judge_refuse(recv, head, KVT_RESULT_FULL);
     return recv_admit(recv, head, out_data);
 }

@@ -284,7 +284,7 @@ static void tcp_send_piece(kvt_link *link, const void *head, size_t head_size, c
 }
 
 /* Nothing of UCX's shared memory to overrun: small pieces in flight are bounded by their bytes. */
-static uint32_t tcp_window(const kvt_link *link)
+static uint32_t tcp_window(const kvt_link *link, uint32_t open)
 {
     return KVT_WINDOW_READS;
 }

@@ -35,9 +35,9 @@ typedef struct kvt_transport_ops {
      */
     void (*send_piece)(kvt_link *link, const void *head, size_t head_size, const void *data,
                        uint64_t bytes, kvt_request *request);
-    /* How many pieces may be in flight on the link, KVT_WINDOW_READS at most. NULL:
-     * KVT_WINDOW_PIECES. */
-    uint32_t (*window)(const kvt_link *link);
+    /* How many pieces may be in flight on the link, when `open` are: KVT_WINDOW_READS at most.
+     * NULL: KVT_WINDOW_PIECES. */
+    uint32_t (*window)(const kvt_link *link, uint32_t open);
     bool (*progress)(kvt_transport *transport); /* false: nothing moved */
     /* Gives up whatever it still holds of closed links, at the price of all others: afterwards
      * nothing of before is touched. Answers what it can, closes every link; wait_fd is another one.

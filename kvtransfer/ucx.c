@@ -521,9 +521,9 @@ static void ucx_send_piece(kvt_link *link, const void *head, size_t head_size, c
 
 /* Pieces that wait to be read take no place in the FIFO of shared memory, only their messages do.
  */
-static uint32_t ucx_window(const kvt_link *link)
+static uint32_t ucx_window(const kvt_link *link, uint32_t open)
 {
-    return link->local.agreed ? kvt_read_ring_window(&link->offered) : KVT_WINDOW_PIECES;
+    return link->local.agreed ? kvt_read_ring_window(&link->offered, open) : KVT_WINDOW_PIECES;
 }
 
 /* ---- receiving */
