@@ -213,7 +213,8 @@ typedef struct krn_cuda_arg_max_params {
 
 typedef struct krn_cuda_scores_params { /* indexer logits over the paged cache */
     krn_cuda_cache cache;
-    const krn_cuda_row *rows_at;  /* [rows]; rows g * next_n .. + next_n - 1 share a sequence */
+    const krn_cuda_row *rows_at;  /* [rows]; rows g * next_n .. + next_n - 1 share a sequence;
+                                     with next_n 1 rows side by side may share one: faster */
     const uint8_t *queries;       /* as krn_cuda_index_query_params.out_codes */
     const float *factors;         /* [rows][heads] */
     float *scores;                /* out: [rows][stride]: [i] is slot first + i */

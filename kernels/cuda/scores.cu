@@ -5,13 +5,13 @@
  * stages x 3 CTAs an SM. Order (docs/CUDA-ORDER.md): a lane of a quad adds fma(max(d, 0), a_h, acc)
  * over its heads 2 q, 2 q + 1, 2 q + 8, 2 q + 9, ..; then (q0 + q1) + (q2 + q3); then times the
  * key's scale. */
-#include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/scores.cuh"
 
 #define HEADS_MAX  64
 #define STAGES     6
 #define SPAN_MAX   64u /* pages of a CTA */
 #define NEXT_MAX   4u
+#define FEW_ROWS   128u
 #define PAGE_BYTES (PAGE_TOKENS * 128 + PAGE_TOKENS * 4)
 
 struct scores_smem {
@@ -152,6 +152,8 @@ KRN_CUDA_LOCAL int krn_cuda_scores(const krn_cuda_scores_params *p, krn_cuda_str
     KRN_CUDA_ENSURE(p->rows / p->next_n <= 65535 && p->cache.page_bytes % 64 == 0);
     if (p->rows == 0)
         return KRN_CUDA_OK;
+    if (p->next_n == 1 && p->rows > FEW_ROWS)
+        return krn_cuda_scores_many(p, (cudaStream_t)stream);
     switch (p->heads) {
     case 8:
         return scores_next<8>(p, (cudaStream_t)stream);

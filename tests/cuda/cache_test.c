@@ -336,6 +336,76 @@ TEST(scores_are_near_the_cpu_s_and_equal_over_next_n)
             check_scores(kind, heads);
 }
 
+/* Rows of a prefill step: long runs of a sequence, short ones, single rows in between, runs over
+ * the edges of tiles; where a run begins, rows may begin to see late. */
+static void many_rows(krn_cuda_row *rows, uint32_t count)
+{
+    static const uint32_t RUNS[][3] = {/* sequence, rows, first slot */
+                                       {0, 131, 3960}, {1, 1, 0},    {2, 7, 60},  {1, 2, 4094},
+                                       {0, 1, 63},     {2, 90, 100}, {1, 40, 64}, {2, 19, 4000}};
+    uint32_t i = 0;
+    for (uint32_t r = 0; r < sizeof RUNS / sizeof *RUNS; r++)
+        for (uint32_t j = 0; j < RUNS[r][1]; j++, i++)
+            rows[i] = (krn_cuda_row){.sequence = RUNS[r][0],
+                                     .slot = RUNS[r][2] + j,
+                                     .first = RUNS[r][0] == 2 ? j % 61 : 0};
+    if (i != count)
+        fail_msg("%u rows", i);
+}
+
+/* Scored at once and in parts that the schedule for few rows takes. */
+static void check_many_scores(int kind, uint32_t heads)
+{
+    enum { COUNT = 291, STRIDE = 4096, PART = 97 };
+    world w;
+    dice d = {kind + 70u};
+    device_used = 0;
+    world_init(&w, &d);
+    size_t query_bytes = COUNT * heads * 128, score_bytes = (size_t)COUNT * STRIDE * 4;
+    uint8_t *atoms = aligned(query_bytes);
+    float *factors = aligned(COUNT * heads * 4);
+    float *got = aligned(score_bytes), *expected = aligned(score_bytes);
+    krn_cuda_row rows[COUNT];
+    fill_codes(&d, atoms, query_bytes);
+    fill_f32(&d, factors, COUNT * heads, 0.01f);
+    fill_index_pages(&w, &d, kind);
+    many_rows(rows, COUNT);
+    w.at.base = gpu_put(w.pages, (size_t)PAGES * KRN_LAYER_BYTES);
+    krn_cuda_scores_params p = {.cache = w.at,
+                                .rows_at = gpu_put(rows, sizeof rows),
+                                .queries = gpu_put(atoms, query_bytes),
+                                .factors = gpu_put(factors, COUNT * heads * 4),
+                                .scores = gpu_take(score_bytes),
+                                .rows = COUNT,
+                                .next_n = 1,
+                                .heads = heads,
+                                .slots_max = STRIDE,
+                                .stride = STRIDE};
+    gpu_ok(gpu->scores(&p, NULL));
+    gpu_get(got, p.scores, score_bytes);
+    gpu_ok(gpu->fill(p.scores, 0xA5, score_bytes, NULL));
+    for (uint32_t i = 0; i < COUNT; i += PART) {
+        krn_cuda_scores_params part = p;
+        part.rows = PART;
+        part.rows_at += i;
+        part.queries += (size_t)i * heads * 128;
+        part.factors += i * heads;
+        part.scores += (size_t)i * STRIDE;
+        gpu_ok(gpu->scores(&part, NULL));
+    }
+    gpu_get(expected, p.scores, score_bytes);
+    assert_equal_bytes(got, expected, score_bytes, "scores of many rows");
+    free(atoms), free(factors), free(got), free(expected);
+    world_fini(&w);
+}
+
+TEST(scores_of_many_rows_are_those_of_few)
+{
+    for (uint32_t heads = 8; heads <= 64; heads *= 2)
+        for (int kind = 0; kind < 3; kind++)
+            check_many_scores(kind, heads);
+}
+
 static const struct CMUnitTest tests[] = {
     GPU_TEST(rope_of_queries_is_the_cpu_s),
     GPU_TEST(latent_put_is_the_cpu_s),
@@ -343,5 +413,6 @@ static const struct CMUnitTest tests[] = {
     GPU_TEST(index_put_is_the_cpu_s),
     GPU_TEST(index_query_is_the_cpu_s),
     GPU_TEST(scores_are_near_the_cpu_s_and_equal_over_next_n),
+    GPU_TEST(scores_of_many_rows_are_those_of_few),
 };
 GPU_MAIN(tests)

@@ -2,7 +2,7 @@
  *
  * Each row: a graph of LAUNCHES launches over rotating buffer sets (together well past the L2),
  * median of 5 replays. Columns: microseconds a launch, GB/s and % of the copy bandwidth (bytes that
- * must move), TFLOP/s. Data is random. kernels_bench [name part] runs the matching rows. */
+ * must move), TFLOP/s. Data is random. kernels_bench [name part]... runs the matching rows. */
 #include "kernels/cuda/load.h"
 #include "kernels/numbers.h"
 
@@ -17,8 +17,8 @@
 static const krn_cuda_api *gpu;
 static uint8_t *pool; /* random bytes */
 static cudaStream_t stream;
-static double copy_rate; /* bytes a second, read + write */
-static const char *filter;
+static double copy_rate;     /* bytes a second, read + write */
+static char *const *filters; /* ends with NULL; none: all rows */
 
 static void must(int code, const char *what)
 {
@@ -66,7 +66,10 @@ static double time_us(launch_fn launch, void *context, int launches)
 
 static bool wanted(const char *name)
 {
-    return !filter || strstr(name, filter);
+    bool any = !filters[0];
+    for (char *const *part = filters; *part; part++)
+        any = any || strstr(name, *part);
+    return any;
 }
 static void row(const char *name, double us, double bytes, double flops)
 {
@@ -329,7 +332,7 @@ static void scores_launch(void *context, uint32_t i)
                                           .block_stride = w->context / 64},
                                 .rows_at = (const krn_cuda_row *)w->rows_at,
                                 .queries = pool + (1u << 20),
-                                .factors = (float *)(w->scores + 1024),
+                                .factors = (float *)(pool + (300u << 20)),
                                 .scores = w->scores + 65536,
                                 .rows = w->rows,
                                 .next_n = w->next_n,
@@ -374,33 +377,35 @@ static void attend_launch(void *context, uint32_t i)
     must(gpu->attend(&p, stream), "attend");
 }
 
-static void cache_rows(uint32_t rows, uint32_t next_n, uint32_t context)
+/* `sequences` of rows / sequences rows each, that end at the context; next_n 1: as a prefill. */
+static void cache_rows(uint32_t sequences, uint32_t rows, uint32_t next_n, uint32_t context)
 {
     char name[96];
     uint64_t pages = (2ull << 30) / PAGE_BYTES;
-    uint32_t sequences = rows / next_n, blocks = context / 64, seed = 1;
+    uint32_t each = rows / sequences, blocks = context / 64, seed = 1;
     uint32_t *host = malloc(((size_t)sequences * blocks + 3) * 4), *at = malloc(rows * 12);
     for (size_t i = 0; i < (size_t)sequences * blocks + 3; i++) {
         seed = seed * 1664525u + 1013904223u;
         host[i] = (uint32_t)((uint64_t)seed * pages >> 32);
     }
     for (uint32_t i = 0; i < rows; i++) {
-        at[3 * i] = i / next_n;
-        at[3 * i + 1] = context - next_n + i % next_n;
+        at[3 * i] = i / each;
+        at[3 * i + 1] = context - each + i % each;
         at[3 * i + 2] = 0;
     }
     cache_work w = {.rows = rows, .next_n = next_n, .context = context};
     uint64_t score_bytes = (uint64_t)rows * context * 4 + (1u << 20);
+    uint64_t query_bytes = (rows < 128 ? rows : 128) * 128 * 1024;
     must(cudaMalloc((void **)&w.blocks, ((size_t)sequences * blocks + 3) * 4), "blocks");
     must(cudaMalloc((void **)&w.rows_at, rows * 12), "rows");
     must(cudaMalloc((void **)&w.lists, rows * 2048 * 4 + rows * 4), "lists");
-    must(cudaMalloc((void **)&w.scores, score_bytes + rows * 128 * 1024), "scores");
+    must(cudaMalloc((void **)&w.scores, score_bytes + query_bytes), "scores");
     w.counts = w.lists + rows * 2048;
     must(cudaMemcpy(w.blocks, host, ((size_t)sequences * blocks + 3) * 4, cudaMemcpyHostToDevice),
          "blocks");
     must(cudaMemcpy(w.rows_at, at, rows * 12, cudaMemcpyHostToDevice), "rows");
     /* Factors and queries: small finite numbers. */
-    uint64_t fill_bytes = score_bytes + rows * 128 * 1024;
+    uint64_t fill_bytes = score_bytes + query_bytes;
     uint8_t *finite = malloc(fill_bytes);
     for (uint64_t i = 0; i < fill_bytes; i += 2) {
         seed = seed * 1664525u + 1013904223u;
@@ -408,7 +413,7 @@ static void cache_rows(uint32_t rows, uint32_t next_n, uint32_t context)
         finite[i + 1] = (uint8_t)(0x3C | (seed >> 16 & 0x83));
     }
     must(cudaMemcpy(w.scores, finite, fill_bytes, cudaMemcpyHostToDevice), "scores");
-    snprintf(name, sizeof name, "scores b%u next_n%u L%u", sequences, next_n, context);
+    snprintf(name, sizeof name, "scores b%u x%u next_n%u L%u", sequences, each, next_n, context);
     if (wanted(name))
         row(name, time_us(scores_launch, &w, LAUNCHES),
             (double)sequences * context * (132 + 4.0 * next_n), 2.0 * rows * context * 64 * 128);
@@ -417,9 +422,9 @@ static void cache_rows(uint32_t rows, uint32_t next_n, uint32_t context)
         row(name, time_us(topk_launch, &w, LAUNCHES), (double)rows * (context * 4.0 + 8192), 0);
     static const char *const SCHEDULES[] = {"", " walked", " split"};
     for (w.schedule = 0; w.schedule < 3; w.schedule++) {
-        snprintf(name, sizeof name, "attend b%u s_q%u k2048 h128%s", sequences, next_n,
+        snprintf(name, sizeof name, "attend b%u s_q%u k2048 h128%s", sequences, each,
                  SCHEDULES[w.schedule]);
-        if (!wanted(name) || context != 32768)
+        if (!wanted(name) || context != 32768 || rows > 128)
             continue;
         topk_launch(&w, 0);
         row(name, time_us(attend_launch, &w, LAUNCHES), rows * (2048.0 * 656 + 128 * 2176),
@@ -577,7 +582,7 @@ int main(int argc, char **argv)
         printf("SKIPPED, NOTHING WAS MEASURED: %s\n", err.text);
         return 0;
     }
-    filter = argc > 1 ? argv[1] : NULL;
+    filters = argv + (argc > 0);
     must(cudaStreamCreate(&stream), "stream");
     must(cudaMalloc((void **)&pool, POOL_BYTES), "pool");
     fill_pool(true);
@@ -592,14 +597,17 @@ int main(int argc, char **argv)
     const uint32_t contexts[] = {4096, 32768, 131072};
     fill_pages();
     for (int i = 0; i < 3; i++)
-        cache_rows(1, 1, contexts[i]);
-    cache_rows(2, 2, 32768);
+        cache_rows(1, 1, 1, contexts[i]);
+    cache_rows(1, 2, 2, 32768);
     for (uint32_t rows = 2; rows <= 64; rows *= 2)
-        cache_rows(rows, 1, 32768);
-    cache_rows(128, 1, 4096);
-    cache_rows(128, 1, 32768);
-    cache_rows(128, 2, 32768);
-    cache_rows(128, 4, 32768);
+        cache_rows(rows, rows, 1, 32768);
+    cache_rows(128, 128, 1, 4096);
+    cache_rows(128, 128, 1, 32768);
+    cache_rows(64, 128, 2, 32768);
+    cache_rows(32, 128, 4, 32768);
+    cache_rows(1, 4096, 1, 4096); /* what a prefill chunk scores at a time */
+    cache_rows(1, 2048, 1, 32768);
+    cache_rows(1, 512, 1, 131072);
     sum_row(50432, 1024);
     sum_row(403456, 1024);
     transit_rows(62 * 50432 + 14336, 8 * 50432); /* V3.2's page, groups of 8 layers */
