@@ -341,31 +341,37 @@ TEST(combine_is_the_cpu_s)
     free(outputs), free(shared), free(out), free(cpu);
 }
 
+/* One row, and many rows of the same scores. */
 static void check_topk(const float *scores, uint32_t count, uint32_t topk, uint32_t first,
                        bool expect_fault)
 {
-    uint32_t stride = (count + 3) / 4 * 4, kept;
-    uint32_t *list = aligned(topk * 4), *cpu = aligned(topk * 4);
-    krn_cuda_row row = {.slot = first + count - 1, .first = first};
+    enum { MANY = 140 };
+    uint32_t stride = (count + 3) / 4 * 4, kept[MANY];
+    uint32_t *list = aligned(MANY * topk * 4), *cpu = aligned(topk * 4);
+    krn_cuda_row rows[MANY];
+    for (uint32_t i = 0; i < MANY; i++)
+        rows[i] = (krn_cuda_row){.slot = first + count - 1, .first = first};
     krn_cuda_topk_params p = {.scores = gpu_put(scores, stride * 4),
-                              .rows_at = gpu_put(&row, sizeof row),
-                              .lists = gpu_take(topk * 4),
-                              .list_counts = gpu_take(4),
-                              .fault = gpu_fault(),
-                              .rows = 1,
-                              .stride = stride,
+                              .rows_at = gpu_put(rows, sizeof rows),
+                              .lists = gpu_take(MANY * topk * 4),
+                              .list_counts = gpu_take(sizeof kept),
                               .topk = topk,
                               .list_stride = topk};
-    gpu_ok(gpu->topk(&p, NULL));
-    gpu_get(list, p.lists, topk * 4);
-    gpu_get(&kept, p.list_counts, 4);
-    assert_int_equal(gpu_fault_of(p.fault), expect_fault);
-    if (!expect_fault) {
-        assert_int_equal(kept, count < topk ? count : topk);
+    for (p.rows = 1; p.rows <= MANY; p.rows += MANY - 1) {
+        p.fault = gpu_fault();
+        gpu_ok(gpu->topk(&p, NULL));
+        gpu_get(list, p.lists, p.rows * topk * 4);
+        gpu_get(kept, p.list_counts, p.rows * 4);
+        assert_int_equal(gpu_fault_of(p.fault), expect_fault);
+        if (expect_fault)
+            continue;
         assert_true(krn_topk(scores, count, topk, cpu));
-        for (uint32_t i = 0; i < kept; i++)
+        for (uint32_t i = 0; i < (count < topk ? count : topk); i++)
             cpu[i] += first;
-        assert_equal_bytes(list, cpu, kept * 4, "positions");
+        for (uint32_t i = 0; i < p.rows; i++) {
+            assert_int_equal(kept[i], count < topk ? count : topk);
+            assert_equal_bytes(list + i * topk, cpu, kept[i] * 4, "positions");
+        }
     }
     free(list), free(cpu);
 }
@@ -375,7 +381,7 @@ TEST(topk_is_the_cpu_s)
     const uint32_t counts[] = {2047, 2048, 2049, 4096, 10007, 131072};
     float *scores = aligned(131080 * 4);
     for (size_t c = 0; c < sizeof counts / sizeof *counts; c++)
-        for (int kind = 0; kind < 6; kind++) {
+        for (int kind = 0; kind < 7; kind++) {
             dice d = {kind * 100 + c};
             device_used = 0;
             for (uint32_t i = 0; i < counts[c]; i++) {
@@ -385,7 +391,8 @@ TEST(topk_is_the_cpu_s)
                             : kind == 2 ? (roll_below(&d, 2) ? -0.0f : 0.0f)
                             : kind == 3 ? (x < 1.5f ? (i % 2 ? -0.0f : 0.0f) : x)
                             : kind == 4 ? (float)roll_below(&d, 3) - 1.0f
-                                        : -(float)i * 1e-3f; /* sorted, negative */
+                            : kind == 5 ? -(float)i * 1e-3f        /* sorted, negative */
+                                        : 1.0f + 0.01f * fabsf(x); /* close to each other */
             }
             check_topk(scores, counts[c], 2048, (uint32_t)c % 2, false);
         }
