@@ -209,6 +209,20 @@ static __device__ __forceinline__ void fence_async(void)
 {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+/* One lane of a whole warp: the compiler knows that it is one. */
+static __device__ __forceinline__ bool elected(void)
+{
+    uint32_t is;
+    asm volatile("{\n"
+                 ".reg .pred one;\n"
+                 "elect.sync _|one, 0xFFFFFFFF;\n"
+                 "selp.u32 %0, 1, 0, one;\n"
+                 "}"
+                 : "=r"(is)
+                 :
+                 : "memory");
+    return is != 0;
+}
 static __device__ __forceinline__ void bar_sync(int id, int threads)
 {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

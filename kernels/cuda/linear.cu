@@ -8,9 +8,9 @@
  * acc = fma(p, sa * sw, acc) over blocks ascending from +0, p one chain of four m64nNk32; the runs'
  * results are added in ascending order, starting from the first; one rounding to bf16.
  *
- * few_kernel (M <= 128 a tile): weights are operand A (64 columns of y), rows of x operand B; a
- * cluster of `segments` CTAs shares one tile of y, each takes one segment and the partial sums meet
- * through distributed shared memory. One warp copies, the others multiply. More rows:
+ * few_kernel (tiles of up to 128 rows): weights are operand A (64 columns of y), rows of x operand
+ * B; a cluster of `segments` CTAs shares one tile of y, each takes one segment and the partial sums
+ * meet through distributed shared memory. One warp copies, the others multiply. More rows:
  * linear_many.cu. */
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/partial.cuh"
@@ -45,39 +45,42 @@ template <int NT> static __device__ __forceinline__ few_smem<NT> few_carve(uint8
     return s;
 }
 
-/* Starts the weights of block first + i, and says what else its stage will get. */
+/* Starts the weights of block i of this CTA, and says what else its stage will get. */
 template <int NT>
 static __device__ __forceinline__ void few_weights(few_smem<NT> s, const uint8_t *weights,
-                                                   uint32_t first, uint32_t i, uint32_t atoms)
+                                                   uint32_t i, uint32_t stage, uint32_t bytes)
 {
-    uint32_t stage = i % few_shape<NT>::stages;
-    barrier_expect(&s.full[stage], WEIGHT_TILE + atoms * (1024 + 32));
-    bulk_copy(s.weights + stage * WEIGHT_TILE, weights + (size_t)(first + i) * WEIGHT_TILE,
-              WEIGHT_TILE, &s.full[stage]);
+    barrier_expect(&s.full[stage], WEIGHT_TILE + bytes);
+    bulk_copy(s.weights + stage * WEIGHT_TILE, weights + (size_t)i * WEIGHT_TILE, WEIGHT_TILE,
+              &s.full[stage]);
 }
 
+/* One thread. weights: this CTA's first block; its codes start at block `first`. */
 template <int NT>
 static __device__ __forceinline__ void few_produce(const linear_args &args, few_smem<NT> s,
                                                    const uint8_t *weights, row_tile tile,
                                                    uint32_t first, uint32_t count)
 {
-    constexpr int stages = few_shape<NT>::stages;
-    uint32_t atoms = atoms_of(tile.rows), atoms_all = args.rows_tiled / 8;
-    const uint8_t *codes = args.codes + (size_t)tile.row / 8 * 1024;
-    const float *scales = args.scales + tile.row;
+    constexpr uint32_t stages = few_shape<NT>::stages;
+    uint32_t atoms = atoms_of(tile.rows), stage = 0, phase = 1;
+    const uint8_t *codes =
+        args.codes + ((size_t)first * (args.rows_tiled / 8) + tile.row / 8) * 1024;
+    const float *scales = args.scales + (size_t)first * args.rows_tiled + tile.row;
+    size_t codes_apart = (size_t)args.rows_tiled * 128;
     for (uint32_t i = 0; i < count && i < stages; i++) /* weights wait for nobody */
-        few_weights<NT>(s, weights, first, i, atoms);
+        few_weights<NT>(s, weights, i, i, atoms * (1024 + 32));
     wait_for_previous();
     for (uint32_t i = 0; i < count; i++) {
-        uint32_t stage = i % stages, block = first + i;
         if (i >= stages) {
-            barrier_wait(&s.empty[stage], (i / stages - 1) & 1);
-            few_weights<NT>(s, weights, first, i, atoms);
+            barrier_wait(&s.empty[stage], phase);
+            few_weights<NT>(s, weights, i, stage, atoms * (1024 + 32));
         }
-        bulk_copy(s.codes + stage * NT * 128, codes + (size_t)block * atoms_all * 1024,
-                  atoms * 1024, &s.full[stage]);
-        bulk_copy(s.scales + stage * NT, scales + (size_t)block * args.rows_tiled, atoms * 32,
-                  &s.full[stage]);
+        bulk_copy(s.codes + stage * NT * 128, codes, atoms * 1024, &s.full[stage]);
+        bulk_copy(s.scales + stage * NT, scales, atoms * 32, &s.full[stage]);
+        codes += codes_apart;
+        scales += args.rows_tiled;
+        stage = stage + 1 == stages ? 0 : stage + 1;
+        phase ^= stage == 0;
     }
 }
 
@@ -169,9 +172,9 @@ template <int NT, int S> __global__ void __launch_bounds__(160) few_kernel(const
     for (int i = 0; i < NT / 2; i++)
         acc[i] = 0.0f;
     if (threadIdx.x >= 128) {
-        if (threadIdx.x == 128)
-            few_produce<NT>(args, s, group + (size_t)tile_n * args.blocks * WEIGHT_TILE, tile,
-                            first, count);
+        if (elected())
+            few_produce<NT>(args, s, group + ((size_t)tile_n * args.blocks + first) * WEIGHT_TILE,
+                            tile, first, count);
     } else {
         few_consume<NT>(s, count, acc);
         bar_sync(1, 128); /* all of this CTA's stages are read */
@@ -208,6 +211,14 @@ template <int S> static int few_rows(const linear_args &args, uint32_t groups, c
     return few_launch<128, S>(args, groups, stream);
 }
 
+/* The schedule: up to 128 rows are the few one's, but where there are tiles enough to keep every
+ * multiprocessor at work, the many one's persistent grid does not stop between them. Measured. */
+static bool many_are_faster(const linear_args &args, uint32_t groups)
+{
+    uint64_t tiles = (uint64_t)(args.n + TILE_N - 1) / TILE_N * groups;
+    return args.rows > 128 || (args.rows > (groups > 1 ? 32u : 64u) && tiles > 264);
+}
+
 /* Table of the canonical order: few columns over a long K would leave most of the chip idle. */
 KRN_CUDA_LOCAL uint32_t krn_cuda_segments(uint32_t n, uint32_t k)
 {
@@ -228,7 +239,7 @@ KRN_CUDA_LOCAL int krn_cuda_linear_fp8(const krn_cuda_linear_params *p, krn_cuda
                         p->offsets, p->counts,  p->weights_bytes, p->rows,
                         p->n,       p->k / 128, p->rows_tiled,    p->out_stride};
     cudaStream_t s = (cudaStream_t)stream;
-    if (p->rows > 128)
+    if (many_are_faster(args, p->groups))
         return krn_cuda_linear_many(args, p->groups, p->segments, s);
     switch (p->segments) {
     case 1:

@@ -228,13 +228,22 @@ TEST(groups_are_one_answer)
     product_fini(&x);
 }
 
+static void assert_untouched(const uint16_t *out, size_t from, size_t end)
+{
+    for (size_t i = from; i < end; i++)
+        if (out[i] != 0xA5A5)
+            fail_msg("element %zu is written", i);
+}
+
 /* More tiles than the chip holds at once, in one group and in several, against products of 128
  * rows. */
 static void check_many(uint32_t n, uint32_t k, uint32_t segments)
 {
-    enum { ROWS = 1104, SLICES = 9, GROUPS = 4 };
-    const uint32_t counts[GROUPS] = {520, 0, 1, 573},
-                   offsets[GROUPS + 1] = {0, 520, 520, 528, ROWS};
+    enum { ROWS = 1104, SLICE = 32, SLICES = 35, GROUPS = 4 };
+    /* With the first shape below: wide, high and small tiles; wide and high ones. */
+    const uint32_t rows[] = {ROWS, 1024, 256}, bounds[] = {573, 256};
+    const uint32_t counts[][GROUPS] = {{520, 0, 1, 573}, {250, 0, 1, 130}};
+    const uint32_t offsets[][GROUPS + 1] = {{0, 520, 520, 528, ROWS}, {0, 256, 256, 264, 400}};
     uint32_t slices[2 * SLICES + 1];
     uint64_t bytes = gpu->weights_bytes(n, k), out_bytes = (uint64_t)ROWS * n * 2;
     uint32_t blocks = k / 128;
@@ -249,8 +258,8 @@ static void check_many(uint32_t n, uint32_t k, uint32_t segments)
     fill_codes(&d, codes, (size_t)ROWS * k);
     fill_scales(&d, row_scales, ROWS * blocks, true);
     for (uint32_t i = 0; i < SLICES; i++) {
-        slices[i] = i * 128;
-        slices[SLICES + 1 + i] = i + 1 < SLICES ? 128 : ROWS - i * 128;
+        slices[i] = i * SLICE;
+        slices[SLICES + 1 + i] = i + 1 < SLICES ? SLICE : ROWS - i * SLICE;
     }
     slices[SLICES] = ROWS;
     krn_cuda_linear_params p = {.codes = gpu_put(codes, (size_t)ROWS * k),
@@ -258,7 +267,7 @@ static void check_many(uint32_t n, uint32_t k, uint32_t segments)
                                 .weights = gpu_put(packed, bytes),
                                 .out = gpu_take(out_bytes),
                                 .offsets = gpu_put(slices, sizeof slices),
-                                .rows = 128,
+                                .rows = SLICE,    /* the schedule for few rows */
                                 .groups = SLICES, /* of the same weights */
                                 .n = n,
                                 .k = k,
@@ -269,21 +278,29 @@ static void check_many(uint32_t n, uint32_t k, uint32_t segments)
     gpu_ok(gpu->linear_fp8(&p, NULL));
     gpu_get(expected, p.out, out_bytes);
     p.offsets = p.counts = NULL;
-    p.rows = ROWS, p.groups = 1, p.weights_bytes = bytes;
-    gpu_ok(gpu->fill(p.out, 0xA5, out_bytes, NULL));
-    gpu_ok(gpu->linear_fp8(&p, NULL));
-    gpu_get(got, p.out, out_bytes);
-    assert_equal_bytes(got, expected, out_bytes, "one group");
-    p.offsets = gpu_put(offsets, sizeof offsets), p.counts = gpu_put(counts, sizeof counts);
-    p.rows = 573, p.groups = GROUPS, p.weights_bytes = 0;
-    gpu_ok(gpu->fill(p.out, 0xA5, out_bytes, NULL));
-    gpu_ok(gpu->linear_fp8(&p, NULL));
-    gpu_get(got, p.out, out_bytes);
-    for (uint32_t g = 0; g < GROUPS; g++)
-        assert_equal_bytes(got + (size_t)offsets[g] * n, expected + (size_t)offsets[g] * n,
-                           (size_t)counts[g] * n * 2, "many groups");
-    for (size_t i = (size_t)521 * n; i < (size_t)528 * n; i++)
-        assert_int_equal(got[i], 0xA5A5);
+    p.groups = 1, p.weights_bytes = bytes;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        p.rows = rows[i];
+        gpu_ok(gpu->fill(p.out, 0xA5, out_bytes, NULL));
+        gpu_ok(gpu->linear_fp8(&p, NULL));
+        gpu_get(got, p.out, out_bytes);
+        assert_equal_bytes(got, expected, (uint64_t)p.rows * n * 2, "one group");
+        assert_untouched(got, (size_t)p.rows * n, (size_t)ROWS * n);
+    }
+    p.groups = GROUPS, p.weights_bytes = 0;
+    for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++) {
+        p.offsets = gpu_put(offsets[i], sizeof offsets[i]);
+        p.counts = gpu_put(counts[i], sizeof counts[i]);
+        p.rows = bounds[i];
+        gpu_ok(gpu->fill(p.out, 0xA5, out_bytes, NULL));
+        gpu_ok(gpu->linear_fp8(&p, NULL));
+        gpu_get(got, p.out, out_bytes);
+        for (uint32_t g = 0; g < GROUPS; g++) {
+            size_t first = (size_t)offsets[i][g] * n, end = first + (size_t)counts[i][g] * n;
+            assert_equal_bytes(got + first, expected + first, (end - first) * 2, "many groups");
+            assert_untouched(got, end, (size_t)offsets[i][g + 1] * n);
+        }
+    }
     void *all[] = {codes, packed, scales, row_scales, expected, got};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
