@@ -359,8 +359,7 @@ def test_silent_streams_are_kept_alive():
         expected = story(cluster, 60)
         answer = cluster.chat(QUESTION, temperature=0, max_tokens=8, stream=True).token_ids
         running = RawStream(cluster, STORY, temperature=0, max_tokens=60, ignore_eos=True)
-        head = running.begin()
-        assert head.getheader("x-sluice-decode-node") == "decode-0"
+        running.begin()
         running.read_until(lambda: len(running.ids) >= 3)
         assert cluster.ctl_json("weights", "pause")["paused"]
         before = running.comments
