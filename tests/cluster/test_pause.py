@@ -13,7 +13,7 @@ PATIENT_MS = int(4000 * PATIENCE / 60)
 IMPATIENT = (f"--router-args=--token-timeout {PATIENT_MS}ms --progress-timeout {PATIENT_MS}ms --queue-timeout {PATIENT_MS}ms "
              f"--place-timeout {PATIENT_MS // 2}ms")
 LONG_MS = PATIENT_MS * 2 + PATIENT_MS // 4  # more than a search for a place and any silence may last
-PROMPT_MS = PATIENT_MS * 2  # for a whole prompt, where that matters
+PROMPT_MS = PATIENT_MS * 4  # for a whole prompt, where that matters
 
 
 def states(cluster):
@@ -194,7 +194,7 @@ def test_router_restarts_while_paused():
 
 def test_prompt_half_way():
     """A prefill node rests in the middle of a prompt, its decode node too or not: the prompt waits for longer than a prompt may take, and goes on where it was."""
-    with Cluster("pause-prefill", "--env", "prefill-0:SLUICE_FAULTS=prefill.group=slow=100", "--env", "prefill-0:SLUICE_CHUNK_TOKENS=64",
+    with Cluster("pause-prefill", "--env", "prefill-0:SLUICE_FAULTS=prefill.group=slow=60", "--env", "prefill-0:SLUICE_CHUNK_TOKENS=64",
                  f"{IMPATIENT} --prefill-timeout {PROMPT_MS}ms") as cluster:
         for i, nodes in enumerate((("prefill-0",), ())):
             prompt = [i] + tokenize(needle_prompt(400))
@@ -204,7 +204,7 @@ def test_prompt_half_way():
             thread.start()
             waiting_for(cluster, 0, "prefilling")
             assert cluster.ctl("weights", "pause", *nodes).returncode == 0
-            waiting_for(cluster, LONG_MS, "prefilling")
+            waiting_for(cluster, PROMPT_MS + PATIENT_MS, "prefilling")
             assert cluster.ctl("weights", "resume", *nodes).returncode == 0
             thread.join()
             assert outcome["answer"].token_ids == REFERENCE.ids(prompt, 12)
@@ -239,7 +239,7 @@ def test_two_operators():
             thread, outcome = run_story(cluster, 150)
             cluster.kill("prefill-0", "STOP")
             sound = ("decode-0", "--mode", "wait")
-            fails = ("decode-0", "prefill-0", "--mode", "wait", "--timeout", f"{PATIENT_MS}ms")
+            fails = ("decode-0", "prefill-0", "--mode", "wait", "--timeout", f"{int(PATIENCE / 2)}s")
             askers = [ask(*arguments) for arguments in ((fails, sound) if first_fails else (sound, fails))]
             failed, had = (askers if first_fails else askers[::-1])
             thread.join()
