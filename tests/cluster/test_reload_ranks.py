@@ -109,7 +109,7 @@ def test_one_that_cannot_keeps_all_from_it():
         file.write(b"\x31\x32")
     ranks = ("decode-0-0", "decode-0-1")
     with Cluster("reload-refuse", "--decode-ep", 2, "--threads", 1, "--env", SLOW) as cluster:
-        streams = Streams(cluster, 3, 300)
+        streams = Streams(cluster, 3, 120)
         streams.all_get(3)
         told = reload_each(cluster, {ranks[1]: first}, 2, 500)
         assert told[ranks[1]][0] == 4 and "rank 0 does not load version 2: all ranks of an instance must be told to at once" in told[ranks[1]][1], told
@@ -120,6 +120,9 @@ def test_one_that_cannot_keeps_all_from_it():
         for text in (told[ranks[0]], told[ranks[1]]):
             assert text[0] != 0 and "ranks 0 and 1 have loaded different model.layers.2.input_layernorm.weight" in text[1], told
         assert versions(cluster, ranks) == {"1"} and all(cluster.alive(name) for name in ranks)
+        assert streams.end({"1": MODEL}) == {"1"}
+        streams = Streams(cluster, 3, 250)
+        streams.all_get(3)
         assert all(status == 0 for status, _ in reload_each(cluster, {name: first for name in (*ranks, "prefill-0")}, 2).values())
         assert streams.end({"1": MODEL, "2": first}) == {"1", "2"}
         assert versions(cluster, ranks) == {"2"}
