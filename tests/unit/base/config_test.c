@@ -37,7 +37,7 @@ static const sl_option options[] = {
      .type = SL_OPTION_DOUBLE,
      .offset = offsetof(settings, rate),
      .default_text = "1.5",
-     .least = 0.5,
+     .least = 0.001,
      .most = 1e9,
      .help = "a rate"},
     {.name = "model",
@@ -228,7 +228,7 @@ TEST(misuse_of_the_command_line)
     assert_misuse("--model m --rate nan", "is not a number");
     assert_misuse("--model m --rate 1,5", "is not a number");
     assert_misuse("--model m --rate 0x10", "is not a number");
-    assert_misuse("--model m --rate -1", "-1 is not within 0.5 to 1e+09");
+    assert_misuse("--model m --rate -1", "-1 is not within 0.001 to 1e+09");
     assert_misuse("--model m --rate 1e308", "is not within");
     assert_misuse("--model m --kv-memory 4XB", "\"4XB\" is not a size");
     assert_misuse("--model m --timeout 5", "\"5\" is not a duration");

@@ -173,6 +173,11 @@ static void carried(const char *tls)
     fflush(children[1].in);
     child_line(&children[1], line, LINE);
     assert_string_equal(line, "there\n");
+    for (uint32_t r = 0; r < 2; r++) { /* nobody ends before both are done */
+        child_line(&children[r], line, LINE);
+        if (atoi(line) != 0)
+            fail_msg("rank %u: %s", r, line);
+    }
     for (uint32_t r = 0; r < 2; r++)
         child_end(&children[r], true);
 }

@@ -337,7 +337,7 @@ TEST(statuses)
         assert_int_equal(error.status, TABLE[i].status);
         assert_string_equal(error.message, "100%s of it");
         assert_string_equal(error.type,
-                            error.status >= 500 ? "server_error" : "invalid_request_error");
+                            error.status >= 499 ? "server_error" : "invalid_request_error");
     }
 }
 
