@@ -1,6 +1,5 @@
 /* `sluicectl doctor`: a list of questions to the cluster, each with a verdict and what to do. */
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "cli/balance.h"
@@ -162,18 +161,14 @@ static void look_at_roles(diagnosis *d)
     }
 }
 
-static unsigned long long weights_of(const clu_member_info *member)
-{
-    return strtoull(member->stamp.weights_version, NULL, 10);
-}
-
 /* The node with the newest weights; NULL: there is no node. */
 static const clu_member_info *newest_weights(const diagnosis *d)
 {
     const clu_member_info *newest = NULL;
     for (size_t i = 0; i < ctl_session_count(d->session); i++) {
         const clu_member_info *member = ctl_session_member(d->session, i);
-        if (ctl_member_is_node(member) && (!newest || weights_of(member) > weights_of(newest)))
+        if (ctl_member_is_node(member) &&
+            (!newest || clu_stamp_weights(&member->stamp) > clu_stamp_weights(&newest->stamp)))
             newest = member;
     }
     return newest;
@@ -184,13 +179,14 @@ static const clu_member_info *newest_weights(const diagnosis *d)
 static bool look_at_weights(diagnosis *d, const clu_member_info *newest,
                             const clu_member_info *member)
 {
-    if (weights_of(member) == weights_of(newest))
+    if (clu_stamp_weights(&member->stamp) == clu_stamp_weights(&newest->stamp))
         return false;
     sayf(d, VERDICT_FAIL, member->name,
-         "has weights of version %llu, %s has %llu: what it answers is by the old ones, and they "
+         "has weights of version %u, %s has %u: what it answers is by the old ones, and they "
          "exchange no pages; unless a reload is under way: sluicectl weights reload --model DIR "
-         "--weights-version %llu %s",
-         weights_of(member), newest->name, weights_of(newest), weights_of(newest), member->name);
+         "--weights-version %u %s",
+         clu_stamp_weights(&member->stamp), newest->name, clu_stamp_weights(&newest->stamp),
+         clu_stamp_weights(&newest->stamp), member->name);
     return true;
 }
 

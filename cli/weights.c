@@ -58,17 +58,12 @@ static void order_nodes(rollout *r, const char *const *words)
     }
 }
 
-static uint32_t version_of(const clu_member_info *member)
-{
-    return (uint32_t)strtoul(member->stamp.weights_version, NULL, 10);
-}
-
 /* Of all nodes, not only of those that are reloaded: a version means the same everywhere. */
 static uint32_t highest_version(const ctl_session *session)
 {
     uint32_t highest = 0;
     for (size_t i = 0; i < ctl_session_count(session); i++) {
-        uint32_t version = version_of(ctl_session_member(session, i));
+        uint32_t version = clu_stamp_weights(&ctl_session_member(session, i)->stamp);
         highest = version > highest ? version : highest;
     }
     return highest;
@@ -86,12 +81,12 @@ static void tell(rollout *r, const clu_member_info *member,
                           (double)reply->wait_us / 1e6, reply->requests);
         else
             sl_buf_printf(&r->out, "%-20s version %u would become %u\n", member->name,
-                          version_of(member), r->version);
+                          clu_stamp_weights(&member->stamp), r->version);
         return;
     }
     ctl_json_open(&r->out, NULL, '{');
     ctl_json_text(&r->out, "node", member->name);
-    ctl_json_number(&r->out, "before", version_of(member));
+    ctl_json_number(&r->out, "before", clu_stamp_weights(&member->stamp));
     ctl_json_number(&r->out, "after", r->version);
     if (reply) {
         ctl_json_number(&r->out, "load_us", reply->load_us);

@@ -220,6 +220,11 @@ sl_status clu_member_parse_json(const void *data, size_t size, clu_member_info *
     return sl_ok();
 }
 
+uint32_t clu_stamp_weights(const clu_stamp *stamp)
+{
+    return (uint32_t)strtoul(stamp->weights_version, NULL, 10);
+}
+
 void clu_stamp_tell_difference(const clu_stamp *a, const clu_stamp *b, sl_buf *out)
 {
     const struct {

@@ -77,6 +77,8 @@ SL_MUST_USE sl_status clu_member_parse_json(const void *data, size_t size,
                                             clu_member_info *out_info, sl_err *err);
 /* Adds what differs ("other models, weights version 2 and 1"); nothing if they are alike. */
 void clu_stamp_tell_difference(const clu_stamp *a, const clu_stamp *b, sl_buf *out);
+/* Versions only rise, so that they compare; 0: it says none (routers). */
+uint32_t clu_stamp_weights(const clu_stamp *stamp);
 bool clu_member_equal(const clu_member_info *a, const clu_member_info *b);
 
 #ifdef __cplusplus

@@ -6,7 +6,6 @@
 #include "base/assert.h"
 #include "base/log.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 sl_time_ns rtr_nodes_now(const rtr_nodes *nodes)
@@ -210,7 +209,7 @@ static bool is_trusted(const rtr_node *node, const rtr_breaker *breaker)
 /* One that was started again after a reload may be back with what it was started with. */
 static bool is_new_enough(const rtr_node *node, const clu_stamp *stamp)
 {
-    return strtoull(stamp->weights_version, NULL, 10) >= node->nodes->weights_min;
+    return clu_stamp_weights(stamp) >= node->nodes->weights_min;
 }
 
 void rtr_nodes_set_weights_min(rtr_nodes *nodes, uint32_t version)
