@@ -12,6 +12,7 @@ import argparse
 import concurrent.futures
 import importlib
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from lib import Skip  # noqa: E402
 
 PASSED, SKIPPED, FAILED = 0, 77, 1  # exit codes of one test's process
+PORTS = 15000, 32000  # what deploy/local/cluster takes its ports from
 
 
 def collect():
@@ -53,19 +55,24 @@ def run_one(name, function):
 
 
 class Apart:
-    """Runs tests in processes of their own; their output comes whole, when they end."""
+    """Runs tests in processes of their own, `jobs` at once, whose clusters share no ports; their output comes whole, when they end."""
 
-    def __init__(self):
-        self.running, self.ended = set(), False
+    def __init__(self, jobs):
+        self.running, self.ended, self.ports = set(), False, queue.SimpleQueue()
+        each = (PORTS[1] - PORTS[0]) // jobs
+        for first in range(PORTS[0], PORTS[0] + jobs * each, each):
+            self.ports.put(f"{first}-{first + each}")
 
     def __call__(self, name, _function):
         if self.ended:
             return FAILED
+        ports = self.ports.get()
         process = subprocess.Popen([sys.executable, os.path.abspath(__file__), "--one", name], stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, text=True, errors="replace")
+                                   stderr=subprocess.STDOUT, text=True, errors="replace", env={**os.environ, "SLUICE_CLUSTER_PORTS": ports})
         self.running.add(process)
         output, _ = process.communicate()
         self.running.discard(process)
+        self.ports.put(ports)
         sys.stdout.write(output)
         sys.stdout.flush()
         return process.returncode
@@ -77,7 +84,7 @@ class Apart:
 
 
 def run_all(tests, jobs):
-    apart = Apart()
+    apart = Apart(jobs)
 
     def on_limit(*_):  # a suite's limit: the running clusters go down first
         apart.end()
