@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -405,8 +406,13 @@ class Reference:
         key = json.dumps(arguments)
         with self.lock:
             if key not in self.known:
-                result = subprocess.run([os.path.join(BIN, "sluice-run"), "--model", MODEL, "--json", *RUN_ARGS, *arguments],
-                                        capture_output=True, text=True)
+                with tempfile.NamedTemporaryFile("w", suffix=".json") as ids:
+                    if arguments[0] == "--ids":  # the ids of a long prompt are more than an argument may have
+                        json.dump({"ids": arguments[1]}, ids)
+                        ids.flush()
+                        arguments = ["--config", ids.name, *arguments[2:]]
+                    result = subprocess.run([os.path.join(BIN, "sluice-run"), "--model", MODEL, "--json", *RUN_ARGS, *arguments],
+                                            capture_output=True, text=True)
                 if result.returncode != 0:
                     raise AssertionError(f"sluice-run: {result.stderr}")
                 self.known[key] = json.loads(result.stdout)
