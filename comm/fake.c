@@ -42,6 +42,8 @@ struct com_fake {
     message *waiting[COM_RANKS_MAX][COM_RANKS_MAX]; /* of held ranks, newest first, by receiver */
     uint32_t corrupt_at[COM_RANKS_MAX];
     bool corrupt_head[COM_RANKS_MAX];
+    uint64_t lost[COM_RANKS_MAX][COM_KIND_COUNT]; /* receivers, as bits */
+    uint32_t sent[COM_RANKS_MAX][COM_KIND_COUNT];
 };
 
 com_fake *com_fake_create(void)
@@ -161,6 +163,21 @@ void com_fake_kill(com_fake *fake, uint32_t rank)
     pthread_mutex_unlock(&fake->lock);
 }
 
+void com_fake_lose(com_fake *fake, uint32_t rank, uint64_t to, uint32_t kind)
+{
+    pthread_mutex_lock(&fake->lock);
+    fake->lost[rank][kind] = to;
+    pthread_mutex_unlock(&fake->lock);
+}
+
+uint32_t com_fake_sent(com_fake *fake, uint32_t rank, uint32_t kind)
+{
+    pthread_mutex_lock(&fake->lock);
+    uint32_t sent = fake->sent[rank][kind];
+    pthread_mutex_unlock(&fake->lock);
+    return sent;
+}
+
 void com_fake_corrupt(com_fake *fake, uint32_t rank, uint32_t at, bool in_head)
 {
     sl_assert(at > 0 && (!in_head || at <= COM_WIRE_SIZE));
@@ -232,6 +249,17 @@ static sl_status fake_connect(com_transport *transport, uint32_t rank, const cha
     return there ? sl_ok() : sl_fail(err, SL_UNAVAILABLE, "rank %u is not there", rank);
 }
 
+/* Counts it. */
+static bool is_lost(com_fake *fake, uint32_t from, uint32_t to, const uint8_t *head)
+{
+    com_wire wire;
+    sl_err err;
+    if (!sl_is_ok(com_wire_unpack(head, COM_WIRE_SIZE, &wire, &err)))
+        return false;
+    fake->sent[from][wire.kind]++;
+    return (fake->lost[from][wire.kind] >> to & 1) != 0;
+}
+
 static void fake_send(com_transport *transport, uint32_t rank, const uint8_t head[COM_WIRE_SIZE],
                       const void *data, uint64_t bytes)
 {
@@ -240,7 +268,7 @@ static void fake_send(com_transport *transport, uint32_t rank, const uint8_t hea
     pthread_mutex_lock(&fake->lock);
     transport->sent++;
     wake(transport);
-    if (transport->linked[rank] && !fake->dead[from]) {
+    if (transport->linked[rank] && !fake->dead[from] && !is_lost(fake, from, rank, head)) {
         message *mail = mail_of(from, head, data, bytes);
         corrupt(fake, from, mail);
         if (fake->held[from]) {

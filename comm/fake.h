@@ -22,6 +22,10 @@ void com_fake_destroy(com_fake *fake);
 void com_fake_hold(com_fake *fake, uint32_t rank, bool hold);
 /* The rank's links break, as when its process dies. */
 void com_fake_kill(com_fake *fake, uint32_t rank);
+/* Messages of a kind (comm/wire.h) from the rank to those of `to` (bits) vanish from now on. */
+void com_fake_lose(com_fake *fake, uint32_t rank, uint64_t to, uint32_t kind);
+/* Messages of a kind that the rank has sent so far, lost ones included. */
+uint32_t com_fake_sent(com_fake *fake, uint32_t rank, uint32_t kind);
 /* Flips the byte `at` (from the end, 1 = last) of the next message with data that the rank sends;
  * in_head: of its head. */
 void com_fake_corrupt(com_fake *fake, uint32_t rank, uint32_t at, bool in_head);

@@ -53,16 +53,39 @@ typedef struct eng_reload_together {
     uint64_t wait_ns;   /* at most so long for ranks that are READY to come here too */
 } eng_reload_together;
 
+typedef struct eng_reload_told {
+    bool doubt;  /* it failed in the very exchange: others may have changed */
+    sl_err tier; /* text if there is no second tier any more, else "" */
+} eng_reload_told;
+
 /* As eng_engine_reload, on all ranks between the same two runs, or on none: once all have said
  * READY. Sums of tensors are exchanged, and the hash is complete then. On failure nothing has
- * changed, on no rank: SL_CONFLICT (a sequence is open, ranks or placement changed, a rank took its
- * word back), SL_DEADLINE, SL_INCOMPATIBLE (ranks loaded different weights), SL_UNAVAILABLE (the
- * group has failed: should a rank die in the very exchange, others may have changed, and will not
- * meet those that have not). out_tier: text if there is no second tier any more, else "". Engine
+ * changed here: SL_CONFLICT (a sequence is open, ranks or placement changed, a rank took its word
+ * back), SL_DEADLINE, SL_INCOMPATIBLE (ranks loaded different weights), SL_UNAVAILABLE (the group
+ * has failed); nor on any other rank, unless out_told->doubt: eng_model_settle tells. Engine
  * thread, while no client has a run under way and no formation is made ready. */
 SL_MUST_USE sl_status eng_engine_reload_together(eng_engine *engine, eng_model *model,
                                                  eng_model *fresh, const eng_reload_together *how,
-                                                 sl_err *out_tier, sl_err *err);
+                                                 eng_reload_told *out_told, sl_err *err);
+
+/* ---- in doubt: whether others have gone over is heard when the ranks meet again */
+
+typedef struct eng_reload_doubt {
+    uint32_t version;       /* of the model */
+    eng_model *fresh;       /* that it might have gone over to; NULL: it is in no doubt */
+    uint32_t fresh_version; /* of those */
+} eng_reload_doubt;
+
+/* eng_model_join for ranks of which some may be in doubt. SL_CONFLICT: one of the others has gone
+ * over, so those in doubt do too before they can meet; out_over: this is one of them, and `fresh`
+ * has joined in the model's place. If none has, none will. Any thread. */
+SL_MUST_USE sl_status eng_model_settle(eng_model *model, const eng_reload_doubt *own,
+                                       com_group *group, bool *out_over, sl_err *err);
+/* Then goes over. SL_CONFLICT: a sequence is open, or the group in use has not failed. Engine
+ * thread. */
+SL_MUST_USE sl_status eng_engine_reload_late(eng_engine *engine, eng_model *model, eng_model *fresh,
+                                             uint32_t version, eng_reload_told *out_told,
+                                             sl_err *err);
 
 #ifdef __cplusplus
 }

@@ -24,6 +24,7 @@ struct nod_former {
     nod_former_events events;
     void *context;
     eng_model *model;
+    eng_reload_doubt weights;
     uint32_t rows_max;
     pthread_t thread;
     pthread_mutex_t lock; /* of all below */
@@ -97,7 +98,7 @@ static sl_status form(nod_former *former, nod_attempt *attempt, com_group *group
     for (uint32_t r = 0; r < COM_RANKS_MAX; r++)
         contacts[r] = formation->contacts[r];
     SL_TRY(com_group_connect(group, contacts, &layout, sl_now_ns() + CONNECT_NS, NULL, err));
-    SL_TRY(eng_model_join(former->model, group, err));
+    SL_TRY(eng_model_settle(former->model, &former->weights, group, &attempt->over, err));
     SL_TRY(eng_experts_load(former->model, attempt->slots, &former->stop, &attempt->made.experts,
                             err));
     attempt->loaded = eng_experts_count(attempt->made.experts);
@@ -205,6 +206,14 @@ void nod_former_set_model(nod_former *former, eng_model *model, uint32_t rows_ma
 {
     former->model = model;
     former->rows_max = rows_max;
+}
+
+void nod_former_set_weights(nod_former *former, const eng_reload_doubt *weights)
+{
+    pthread_mutex_lock(&former->lock);
+    sl_assert(!former->running);
+    former->weights = *weights;
+    pthread_mutex_unlock(&former->lock);
 }
 
 bool nod_former_try(nod_former *former, const clu_formation *formation, uint16_t *slots)

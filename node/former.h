@@ -10,6 +10,7 @@
 #include "base/loop.h"
 #include "cluster/ranks.h"
 #include "engine/parallel.h"
+#include "engine/reload.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -25,6 +26,7 @@ typedef struct nod_attempt {
     sl_status status;
     sl_err err;
     sl_time_ns begun_at, ended_at;
+    bool over;          /* it failed because this rank must go over to other weights first */
     uint32_t loaded;    /* experts */
     eng_formation made; /* if it is ready */
 } nod_attempt;
@@ -47,6 +49,9 @@ SL_MUST_USE sl_status nod_former_create(sl_loop *loop, const com_options *group,
 const char *nod_former_contact(const nod_former *former);
 /* Before the first attempt: what is formed for. */
 void nod_former_set_model(nod_former *former, eng_model *model, uint32_t rows_max);
+/* What the other ranks are told of this one's weights; borrows those in doubt until the next call.
+ * While no attempt is under way. */
+void nod_former_set_weights(nod_former *former, const eng_reload_doubt *weights);
 /* Takes slots. false: one is under way. */
 SL_MUST_USE bool nod_former_try(nod_former *former, const clu_formation *formation,
                                 uint16_t *slots);

@@ -20,9 +20,9 @@
 #define TRANSIT_PROMPTS 4u      /* of the longest kind, on their way at once */
 #define LEAVE_NS        SL_S_NS /* for calls that are still open once nothing runs any more */
 
-static const char *const FAULT_SITES[] = {"prefill.group", "decode.step", "decode.compile",
-                                          "engine.device", "kvt.fetch",   "tier.write",
-                                          "tier.read",     "reload.load", NULL};
+static const char *const FAULT_SITES[] = {
+    "prefill.group", "decode.step", "decode.compile", "engine.device",   "kvt.fetch",
+    "tier.write",    "tier.read",   "reload.load",    "reload.exchange", NULL};
 
 static const char *const STATE_NAMES[NOD_STATE_COUNT] = {
     [NOD_STATE_STARTING] = "starting",
@@ -570,9 +570,9 @@ void nod_host_destroy(nod_host *host)
     sl_trace_destroy(host->trace);
     eng_worker_destroy(host->worker);
     eng_engine_destroy(host->engine);
+    nod_ranks_destroy(host); /* its thread may look at weights of the reload */
     nod_reload_destroy(
         host->reload); /* may end the process: nothing below means anything to others */
-    nod_ranks_destroy(host);
     nod_gauges_destroy(host);
     eng_model_close(host->model);
     sl_timer_destroy(host->gauge_timer);

@@ -103,8 +103,13 @@ void nod_reload_destroy(nod_reload *reload);
 bool nod_reload_active(const nod_reload *reload);
 /* All is loaded, and what runs must end, or give its pages up. */
 bool nod_reload_waits(const nod_reload *reload);
-/* The engine is to rest, and no other formation is to come. */
+/* The engine is to rest. */
 bool nod_reload_rests(const nod_reload *reload);
+/* No other formation is to be made ready. */
+bool nod_reload_bars(const nod_reload *reload);
+/* The ranks may have met again. Should this one be in doubt: over, others have gone over; else none
+ * has if another formation is in use. While none is being made ready. */
+void nod_reload_settle(nod_reload *reload, bool over);
 /* At the end of each pass: nothing may run any more. */
 void nod_reload_continue(nod_reload *reload);
 void nod_reload_on_call(void *context, rpc_server_call *call, const ProtobufCMessage *request);
@@ -170,6 +175,9 @@ void nod_ranks_reload(const nod_host *host, uint32_t version, nod_ranks_words *o
 uint16_t *nod_ranks_copy_table(const nod_host *host, uint64_t *out_formation);
 /* No other formation is on its way, and what was before this one is gone. */
 bool nod_ranks_settled(const nod_host *host);
+/* What this rank says of its weights where the ranks meet; borrows those in doubt until the next
+ * call. */
+void nod_ranks_set_weights(nod_host *host, const eng_reload_doubt *weights);
 /* The reload that held a formation back has ended. */
 void nod_ranks_continue(nod_host *host);
 /* "0, 2" */

@@ -108,7 +108,7 @@ static void on_join(void *context, const clu_formation *formation, const clu_pla
     ranks->waiting = true;
     if (busy)
         nod_former_cancel(ranks->former);
-    else if (!nod_reload_rests(ranks->host->reload))
+    else if (!nod_reload_bars(ranks->host->reload))
         try_now(ranks);
 }
 
@@ -154,6 +154,7 @@ static void on_tried(void *context, nod_attempt *attempt)
     }
     clu_ranks_tried(ranks->records, number, sl_is_ok(attempt->status),
                     nod_former_contact(ranks->former));
+    nod_reload_settle(ranks->host->reload, attempt->over);
     nod_attempt_destroy(attempt);
     if (ranks->waiting)
         try_now(ranks);
@@ -217,6 +218,8 @@ static void took(nod_ranks *ranks, uint64_t number)
         clu_ranks_used(ranks->records, number, made->mask, made->placement);
     }
     ranks->used = number;
+    if (ranks->trying_placement == 0) /* else once that attempt ends, which looks at the weights */
+        nod_reload_settle(host->reload, false);
 }
 
 static void look_at_engine(void *context)
@@ -300,6 +303,12 @@ bool nod_ranks_settled(const nod_host *host)
     const nod_ranks *ranks = host->ranks;
     return ranks->trying_placement == 0 && !ranks->waiting && ranks->made_count == 1 &&
            ranks->closed == ranks->used && nod_former_rests(ranks->former);
+}
+
+void nod_ranks_set_weights(nod_host *host, const eng_reload_doubt *weights)
+{
+    if (host->ranks)
+        nod_former_set_weights(host->ranks->former, weights);
 }
 
 void nod_ranks_continue(nod_host *host)
@@ -437,7 +446,9 @@ sl_status nod_ranks_meet(nod_host *host, sl_err *err)
     nod_ranks *ranks = host->ranks;
     if (!ranks)
         return sl_ok();
+    const eng_reload_doubt weights = {.version = (uint32_t)host->options->weights_version};
     nod_former_set_model(ranks->former, host->model, host->rows_max);
+    nod_former_set_weights(ranks->former, &weights);
     clu_ranks_enter(ranks->records, nod_former_contact(ranks->former));
     return run_until(ranks, has_met, err);
 }

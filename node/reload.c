@@ -13,7 +13,9 @@
  * by the same calls: each loads, by the table of the formation in use, and serves on until all
  * have. Then each lets go as above and has its engine rest; when all do they go over between the
  * same two runs. Whoever cannot, or no longer waits, says so, and all keep the old ones. From rest
- * on no formation is made ready. Thread: control loop, but for the loader. */
+ * on no formation is made ready. If a rank dies in the very exchange, those that have not gone over
+ * rest on, in doubt, until the ranks meet again: they go over if one of the others has, else none
+ * does. Thread: control loop, but for the loader. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,6 +44,7 @@ typedef enum reload_phase {
     RELOAD_CLEARING,  /* in place: for what has not generated yet to let go of its pages */
     RELOAD_RESTING,   /* one rank of several: for the engine's rest */
     RELOAD_READY,     /* the same: for the others to be as far */
+    RELOAD_DOUBT,     /* the same: for the ranks to meet again, as one died amid their exchange */
 } reload_phase;
 
 struct nod_reload {
@@ -60,6 +63,7 @@ struct nod_reload {
     sl_timer *timer;
     pthread_t loader;
     bool loader_runs;
+    eng_reload_told told;
     /* of the loader, until it has posted */
     eng_model *fresh;
     sl_status status;
@@ -82,10 +86,13 @@ static void end(nod_reload *reload, sl_status status, const sl_err *err)
 {
     nod_host *host = reload->host;
     rpc_server_call *call = reload->call;
+    bool rested = nod_reload_rests(reload); /* no formation is being made ready */
     reload->phase = RELOAD_IDLE;
     reload->call = NULL;
     sl_timer_set(reload->timer, SL_NEVER);
     tell_ranks(reload, sl_is_ok(status) ? ENG_RELOAD_NONE : ENG_RELOAD_REFUSED);
+    if (rested)
+        nod_ranks_set_weights(host, &(eng_reload_doubt){.version = version_now(host)});
     nod_host_hold(host);
     nod_host_rest(host);
     nod_ranks_continue(host);
@@ -175,14 +182,27 @@ static void go(void *context)
     nod_reload *reload = context;
     nod_host *host = reload->host;
     const eng_reload_together how = {reload->version, reload->formation, RELOAD_GO_NS};
-    sl_err tier;
     reload->status = eng_engine_reload_together(host->engine, host->model, reload->fresh, &how,
-                                                &tier, &reload->err);
-    if (!sl_is_ok(reload->status))
-        return;
-    dec_service_note_weights(host->decode);
-    if (tier.text[0])
-        sl_warn("without a second tier from here on: %s", tier.text);
+                                                &reload->told, &reload->err);
+    if (sl_is_ok(reload->status))
+        dec_service_note_weights(host->decode);
+}
+
+static void go_late(void *context)
+{
+    nod_reload *reload = context;
+    nod_host *host = reload->host;
+    reload->status = eng_engine_reload_late(host->engine, host->model, reload->fresh,
+                                            reload->version, &reload->told, &reload->err);
+    if (sl_is_ok(reload->status))
+        dec_service_note_weights(host->decode);
+}
+
+static void went(nod_reload *reload)
+{
+    if (sl_is_ok(reload->status) && reload->told.tier.text[0])
+        sl_warn("without a second tier from here on: %s", reload->told.tier.text);
+    end(reload, reload->status, &reload->err);
 }
 
 static void set_phase(nod_reload *reload, reload_phase phase)
@@ -190,6 +210,36 @@ static void set_phase(nod_reload *reload, reload_phase phase)
     reload->phase = phase;
     nod_host_hold(reload->host);
     nod_host_rest(reload->host);
+}
+
+/* Both weights are kept, and nothing runs, until the ranks have met again. */
+static void doubt(nod_reload *reload)
+{
+    nod_host *host = reload->host;
+    const eng_reload_doubt weights = {version_now(host), reload->fresh, reload->version};
+    sl_warn("whether other ranks have version %u is heard when the ranks meet again: %s",
+            reload->version, reload->err.text);
+    sl_timer_set(reload->timer, SL_NEVER);
+    set_phase(reload, RELOAD_DOUBT);
+    nod_ranks_set_weights(host, &weights);
+    nod_ranks_continue(host);
+}
+
+void nod_reload_settle(nod_reload *reload, bool over)
+{
+    nod_host *host = reload->host;
+    bool other = host->formation != reload->formation;
+    if (reload->phase != RELOAD_DOUBT || (!over && !other))
+        return;
+    if (over && !other) {
+        eng_worker_call(host->worker, go_late, reload);
+        went(reload);
+        return;
+    }
+    sl_status status =
+        sl_fail(&reload->err, SL_UNAVAILABLE,
+                "a rank died amid the change, and none has version %u: ask again", reload->version);
+    end(reload, status, &reload->err);
 }
 
 static void continue_together(nod_reload *reload)
@@ -221,14 +271,18 @@ static void continue_together(nod_reload *reload)
     }
     if (reload->phase == RELOAD_READY && words.least >= ENG_RELOAD_READY) {
         eng_worker_call(host->worker, go, reload);
-        end(reload, reload->status, &reload->err);
+        if (reload->told.doubt)
+            doubt(reload);
+        else
+            went(reload);
     }
 }
 
 void nod_reload_continue(nod_reload *reload)
 {
     nod_host *host = reload->host;
-    if (reload->phase == RELOAD_IDLE || reload->phase == RELOAD_LOADING)
+    if (reload->phase == RELOAD_IDLE || reload->phase == RELOAD_LOADING ||
+        reload->phase == RELOAD_DOUBT)
         return;
     if (host->state != NOD_STATE_READY) {
         sl_status status = sl_fail(&reload->err, SL_UNAVAILABLE, "the node is leaving");
@@ -438,6 +492,11 @@ bool nod_reload_waits(const nod_reload *reload)
 }
 
 bool nod_reload_rests(const nod_reload *reload)
+{
+    return nod_reload_bars(reload) || reload->phase == RELOAD_DOUBT;
+}
+
+bool nod_reload_bars(const nod_reload *reload)
 {
     return reload->phase == RELOAD_RESTING || reload->phase == RELOAD_READY;
 }

@@ -25,11 +25,14 @@ def changed_experts(name, layer):
 
 
 def reload_each(cluster, directories, version, deadline_ms=30000):
-    """{node: (status, text)} of calls made at once, in place."""
+    """{node: (status, text)} of calls made at once, in place; status None: the node ended before it answered."""
     told = {}
 
     def one(node, directory):
-        told[node] = grpc(cluster.node(node)["control"], METHOD, protobuf(f1=directory, f2=version, f3=deadline_ms, f4=1), 120)[:2]
+        try:
+            told[node] = grpc(cluster.node(node)["control"], METHOD, protobuf(f1=directory, f2=version, f3=deadline_ms, f4=1), 120)[:2]
+        except AssertionError as fault:
+            told[node] = (None, str(fault))
     threads = [threading.Thread(target=one, args=item) for item in directories.items()]
     for thread in threads:
         thread.start()
@@ -126,6 +129,29 @@ def test_one_that_cannot_keeps_all_from_it():
         assert all(status == 0 for status, _ in reload_each(cluster, {name: first for name in (*ranks, "prefill-0")}, 2).values())
         assert streams.end({"1": MODEL, "2": first}) == {"1", "2"}
         assert versions(cluster, ranks) == {"2"}
+        cluster.wait_at_rest()
+
+
+def test_a_rank_is_lost_amid_the_exchange():
+    """The group fails on one rank when the others have gone over: it follows when they meet again. Then a rank dies there before any has: none goes
+    over, and the two that are left say so. Streams go on all the while, by the version that they name."""
+    first, second = changed_experts("reload-amid-1", 1), changed_experts("reload-amid-2", 3)
+    ranks = [f"decode-0-{rank}" for rank in range(3)]
+    slow = "SLUICE_FAULTS=decode.step=slow=20"
+    with Cluster("reload-amid", "--decode-ep", 3, "--threads", 1, "--lease", "2s", "--node-args", "--ep-timeout 10s", "--env", SLOW,
+                 "--env", f"{ranks[1]}:{slow};reload.exchange=fail@1", "--env", f"{ranks[2]}:{slow};reload.exchange=exit@2") as cluster:
+        streams = Streams(cluster, 2, 100)
+        streams.all_get(3)
+        told = reload_each(cluster, {name: first for name in (*ranks, "prefill-0")}, 2)
+        assert all(status == 0 for status, _ in told.values()), told
+        assert "whether other ranks have version 2 is heard when the ranks meet again" in cluster.log(ranks[1])
+        assert versions(cluster, ranks) == {"2"}
+        streams.all_get(3)
+        told = reload_each(cluster, {name: second for name in ranks}, 3)
+        assert told[ranks[2]][0] is None, told
+        assert all("a rank died amid the change, and none has version 3: ask again" in told[name][1] for name in ranks[:2]), told
+        wait_for(lambda: not cluster.alive(ranks[2]), "the rank that dies")
+        assert streams.end({"1": MODEL, "2": first}) == {"1", "2"} and versions(cluster, ranks[:2]) == {"2"}
         cluster.wait_at_rest()
 
 

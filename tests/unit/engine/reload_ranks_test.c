@@ -87,10 +87,10 @@ static void wait_all(player *p, uint32_t version, eng_reload_stage stage)
 static void reload(player *p, uint32_t version, uint64_t wait_ns)
 {
     const eng_reload_together how = {.version = version, .wait_ns = wait_ns};
-    sl_err tier;
+    eng_reload_told told;
     p->code =
-        eng_engine_reload_together(p->r.engine, p->r.model, p->fresh, &how, &tier, &p->err).code;
-    MUST(p, p->code != SL_OK || tier.text[0] == '\0');
+        eng_engine_reload_together(p->r.engine, p->r.model, p->fresh, &how, &told, &p->err).code;
+    MUST(p, told.tier.text[0] == '\0' && !told.doubt);
     eng_engine_tell_reload(p->r.engine, version,
                            p->code == SL_OK ? ENG_RELOAD_NONE : ENG_RELOAD_REFUSED);
 }
