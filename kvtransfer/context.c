@@ -702,6 +702,8 @@ void kvt_stats_get(const kvt_context *context, kvt_stats *out_stats)
     READ(recvs_quarantined);
     READ(requests_abandoned);
     READ(restarts);
+    READ(restarts_deaf);
+    READ(probes_heard);
     READ(pieces_sent);
     READ(bytes_sent);
     READ(pieces_received);

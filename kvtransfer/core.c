@@ -29,7 +29,9 @@ void kvt_core_init(kvt_core *core, const kvt_options *options, sl_mailbox *event
     core->idle_ns = or_default(options->idle_ns, KVT_IDLE_MS * SL_MS_NS);
     core->close_grace_ns = or_default(options->close_grace_ns, KVT_CLOSE_GRACE_MS * SL_MS_NS);
     core->next_due = SL_NEVER;
+    core->probe.due = SL_NEVER;
     core->events = events;
+    kvt_core_doubt(core); /* does a probe come through at all? */
     kvt_map_init(&core->sends_by_nonce);
     kvt_map_init(&core->recvs_by_nonce);
     pthread_mutex_init(&core->peers_lock, NULL);
@@ -271,10 +273,10 @@ static bool core_stuck(const kvt_core *core, sl_time_ns *out_since)
     return since != SL_NEVER;
 }
 
-static void core_restart(kvt_core *core)
+static void core_restart(kvt_core *core, const char *text)
 {
     for (uint32_t i = 0; i < KVT_PEERS_MAX; i++) {
-        kvt_peer_break(&core->peers[i], SL_UNAVAILABLE, "the transport restarts");
+        kvt_peer_break(&core->peers[i], SL_UNAVAILABLE, text);
         kvt_peer_service(&core->peers[i]);
     }
     core->ops->restart(core->transport);
@@ -284,6 +286,7 @@ static void core_restart(kvt_core *core)
     }
     core->restarts++;
     kvt_count(&core->counters.restarts, 1);
+    kvt_core_doubt(core);
 }
 
 /* A restart costs all connections: at rest, or when pages have been in quarantine for too long. */
@@ -299,9 +302,69 @@ static void run_stuck(kvt_core *core)
     bool rest = open == quarantined && core->now >= since + KVT_ABANDON_MS * SL_MS_NS;
     bool long_ago = quarantined > 0 && core->now >= since + KVT_QUARANTINE_MS * SL_MS_NS;
     if (rest || long_ago)
-        core_restart(core);
+        core_restart(core, "the transport restarts");
     else
         kvt_core_due(core, core->now + 100 * SL_MS_NS);
+}
+
+void kvt_core_doubt(kvt_core *core)
+{
+    core->probe.wanted = true;
+    kvt_core_due(core, core->probe.after);
+}
+
+void kvt_core_probed(kvt_core *core)
+{
+    core->probe.heard = true;
+    kvt_count(&core->counters.probes_heard, 1);
+    core->probe.due = SL_NEVER;
+}
+
+/* Where no probe was ever heard, silence says nothing. */
+static void probe_unheard(kvt_core *core)
+{
+    core->probe.due = SL_NEVER;
+    core->ops->probe(core->transport, false);
+    if (!core->probe.heard)
+        return;
+    if (core->now < core->probe.restart_after) {
+        core->probe.wanted = true;
+        return;
+    }
+    core->probe.restart_after = core->now + KVT_DEAF_MS * SL_MS_NS;
+    kvt_count(&core->counters.restarts_deaf, 1);
+    core_restart(core, "the transport restarts: a process that died had deafened it");
+}
+
+static void probe_begin(kvt_core *core)
+{
+    core->probe.wanted = core->probe.late = false;
+    core->probe.after = core->now + KVT_PROBE_EACH_MS * SL_MS_NS;
+    core->probe.due = core->now + KVT_PROBE_MS * SL_MS_NS;
+    if (!core->ops->probe(core->transport, true))
+        core->probe.due = SL_NEVER;
+}
+
+/* A process that dies, or is stopped, amid a message may leave the transport deaf to all others of
+ * this machine: what they have open with us is lost then, and restarting costs only those who come
+ * another way. Each connection's end is a reason to look. */
+static void run_probe(kvt_core *core)
+{
+    if (!core->ops->probe || core->stopping)
+        return;
+    if (core->now >= core->probe.due && core->probe.late) {
+        probe_unheard(core);
+    } else if (core->now >= core->probe.due) {
+        /* We may have been stopped, and the answer waits behind others. */
+        core->probe.late = true;
+        core->probe.due = core->now + KVT_PROBE_LATE_MS * SL_MS_NS;
+    }
+    if (core->probe.due == SL_NEVER && core->probe.wanted && core->now >= core->probe.after)
+        probe_begin(core);
+    if (core->probe.due != SL_NEVER)
+        kvt_core_due(core, core->probe.due);
+    else if (core->probe.wanted)
+        kvt_core_due(core, core->probe.after);
 }
 
 static bool run_timers(kvt_core *core)
@@ -320,6 +383,7 @@ static bool run_timers(kvt_core *core)
     for (uint32_t i = 0; i < KVT_PEERS_MAX; i++)
         kvt_peer_timers(&core->peers[i], core->now);
     run_stuck(core);
+    run_probe(core);
     return true;
 }
 

@@ -198,7 +198,7 @@ struct kvt_recv {
 
 typedef struct kvt_counters { /* relaxed; the progress thread writes, anyone reads */
     _Atomic uint32_t sends_open, recvs_open, peers_open, requests_open, recvs_quarantined;
-    _Atomic uint64_t requests_abandoned, restarts;
+    _Atomic uint64_t requests_abandoned, restarts, restarts_deaf, probes_heard;
     _Atomic uint64_t pieces_sent, bytes_sent, pieces_received, bytes_received;
     _Atomic uint64_t pieces_refused, sum_mismatches, messages_invalid, closes_forced;
     _Atomic uint64_t window_bytes_peak, events_full, pieces_local;
@@ -238,7 +238,15 @@ struct kvt_core {
     _Atomic bool events_waiting; /* seq_cst: set before the last failed push, read after a drain */
     bool stopping;               /* no connection is accepted or made any more */
     uint32_t restarts;           /* of the transport: its wait_fd is another one */
-    _Atomic uint32_t kicks;      /* producers' calls since the last run */
+    struct {
+        bool wanted;              /* a connection has ended, or the transport is new */
+        bool heard;               /* one was, ever: silence means something */
+        bool late;                /* its time is over; what came meanwhile is still looked at */
+        sl_time_ns due;           /* SL_NEVER: none under way */
+        sl_time_ns after;         /* no probe before that, */
+        sl_time_ns restart_after; /* no restart for deafness before that */
+    } probe;
+    _Atomic uint32_t kicks; /* producers' calls since the last run */
     kvt_context *context;
     kvt_counters counters;
     pthread_mutex_t peers_lock; /* names of peers: set at hello and close, read for metrics */
@@ -258,6 +266,7 @@ kvt_recv *kvt_core_recv(kvt_core *core, kvt_nonce nonce);
  */
 void kvt_context_open_recvs(kvt_context *context);
 void kvt_core_due(kvt_core *core, sl_time_ns at); /* a timer may now be as early as this */
+void kvt_core_doubt(kvt_core *core);              /* is the transport still heard? */
 /* Into the ring to the owner; false: full, report again later. */
 bool kvt_core_emit(kvt_core *core, const kvt_event_item *item);
 static inline void kvt_count(_Atomic uint64_t *counter, uint64_t amount)

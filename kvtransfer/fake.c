@@ -54,7 +54,7 @@ struct kvt_transport { /* a node */
     kvt_context *context;
     char name[KVT_NAME_MAX];
     char address[KVT_ADDRESS_MAX];
-    bool paused, dead;
+    bool paused, dead, deaf;
 };
 
 struct kvt_fake {
@@ -324,6 +324,27 @@ static void fake_send_piece(kvt_link *link, const void *head, size_t head_size, 
     fake_post(fake, link->node, link->other, &offer);
 }
 
+static void fake_restart(kvt_transport *node)
+{
+    node->deaf = false;
+    for (uint32_t i = 0; i < FAKE_LINKS_MAX; i++) {
+        kvt_link *link = &node->fake->links[i];
+        kvt_peer *peer = link->peer;
+        if (link->generation == 0 || link->node != node)
+            continue;
+        link_drop(link, true);
+        if (peer)
+            kvt_core_closed(peer);
+    }
+}
+
+static bool fake_probe(kvt_transport *node, bool on)
+{
+    if (on && !node->deaf)
+        kvt_core_probed(node->core);
+    return true;
+}
+
 static bool fake_progress(kvt_transport *node)
 {
     return false;
@@ -375,6 +396,8 @@ static const kvt_transport_ops fake_ops = {
     .send_message = fake_send_message,
     .send_piece = fake_send_piece,
     .progress = fake_progress,
+    .restart = fake_restart,
+    .probe = fake_probe,
     .arm = fake_arm,
     .wait_fd = fake_wait_fd,
     .address = fake_address,
@@ -467,6 +490,12 @@ static void deliver(kvt_fake *fake, fake_message *message)
     }
 }
 
+static bool is_of_connection(const fake_message *message)
+{
+    return message->kind == FAKE_ACCEPT || message->kind == FAKE_REFUSED ||
+           message->kind == FAKE_RESET;
+}
+
 /* The earliest message that may be delivered: one to a stopped process waits, and so does payload
  * that a stopped sender would have to push. */
 static uint32_t next_message(const kvt_fake *fake)
@@ -476,8 +505,9 @@ static uint32_t next_message(const kvt_fake *fake)
         const fake_message *message = fake->heap[i];
         const kvt_link *link = message->to;
         if (link->generation == message->generation) {
-            bool stopped = link->node->paused || (message->kind == FAKE_PAYLOAD && link->other &&
-                                                  link->other->node->paused);
+            bool stopped =
+                link->node->paused || (link->node->deaf && !is_of_connection(message)) ||
+                (message->kind == FAKE_PAYLOAD && link->other && link->other->node->paused);
             if (stopped)
                 continue;
         }
@@ -600,6 +630,13 @@ void kvt_fake_kill(kvt_fake *fake, const char *name)
     sl_assert(node);
     node->dead = true;
     node_unplug(node);
+}
+
+void kvt_fake_deafen(kvt_fake *fake, const char *name)
+{
+    kvt_transport *node = node_named(fake, name);
+    sl_assert(node);
+    node->deaf = true;
 }
 
 uint64_t kvt_fake_messages(const kvt_fake *fake)

@@ -30,6 +30,9 @@ void kvt_fake_cut(kvt_fake *fake, const char *name_a, const char *name_b, bool c
 void kvt_fake_pause(kvt_fake *fake, const char *name, bool paused);
 /* As kill -9: its connections break at once, it never runs again (destroy it when convenient). */
 void kvt_fake_kill(kvt_fake *fake, const char *name);
+/* Nothing that is sent to it is heard until it starts its transport anew, as when a process died
+ * amid a message by shared memory. Connections come and end as ever. */
+void kvt_fake_deafen(kvt_fake *fake, const char *name);
 /* Runs all that is due at `now`, until nothing more is. Returns when next something is (SL_NEVER:
  * nothing without a call from outside). */
 sl_time_ns kvt_fake_step(kvt_fake *fake, sl_time_ns now);

@@ -205,7 +205,9 @@ typedef struct kvt_stats {
     uint32_t requests_open;                   /* handed to the transport and not finished */
     uint32_t recvs_quarantined;               /* see kvt_recv_revoke */
     uint64_t requests_abandoned;              /* of sends, never given back by the transport */
-    uint64_t restarts;                        /* of the transport, to get such requests back */
+    uint64_t restarts;                        /* of the transport, to get such requests back, */
+    uint64_t restarts_deaf;                   /* or of these: it heard nobody any more */
+    uint64_t probes_heard;                    /* by which it looks: a message to itself */
     uint64_t pieces_sent, bytes_sent;         /* verified by the peer */
     uint64_t pieces_received, bytes_received; /* verified here */
     uint64_t pieces_refused;                  /* announcements answered without taking payload */

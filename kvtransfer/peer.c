@@ -189,6 +189,7 @@ static void peer_close(kvt_peer *peer)
             kvt_recv_end(core->recvs[i], peer->code, peer->text);
     }
     core->ops->close(peer->link);
+    kvt_core_doubt(core);
 }
 
 void kvt_peer_release(kvt_peer *peer)

@@ -43,6 +43,10 @@ typedef struct kvt_transport_ops {
      * nothing of before is touched. Answers what it can, closes every link; wait_fd is another one.
      * NULL: never needed. Not from within a callback. */
     void (*restart)(kvt_transport *transport);
+    /* Says something to itself in the way in which one peer can deafen it to all others; heard, it
+     * calls kvt_core_probed, from within this call at the earliest. False: there is no such way
+     * now. `on` false: gives up the one under way. NULL: there never is such a way. */
+    bool (*probe)(kvt_transport *transport, bool on);
     /* Makes wait_fd readable on the next event; false: something came meanwhile, progress again. */
     bool (*arm)(kvt_transport *transport);
     int (*wait_fd)(const kvt_transport *transport);
@@ -65,6 +69,7 @@ void kvt_core_message(kvt_peer *peer, const void *data, size_t size);
 kvt_request *kvt_core_offer(kvt_peer *peer, const void *head, size_t head_size, uint64_t bytes,
                             void **out_data);
 void kvt_core_finished(kvt_request *request, sl_code code);
+void kvt_core_probed(kvt_core *core);
 /* A piece was read out of the memory of a peer on this machine (counted). */
 void kvt_core_read_locally(kvt_core *core);
 /* Something was said since the last kvt_core_run. */

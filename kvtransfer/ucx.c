@@ -23,6 +23,7 @@
 #include "base/net.h"
 #include "base/rng.h"
 #include "kvtransfer/local.h"
+#include "kvtransfer/probe.h"
 #include "kvtransfer/reads.h"
 
 #define AM_MESSAGE 1u
@@ -30,6 +31,7 @@
 #define AM_LOCAL   3u /* may you read my memory? (kvt_local_step) */
 #define AM_READ    4u /* offered pieces, to be read at addresses */
 #define AM_TAKEN   5u /* they were read or refused */
+#define AM_PROBE   6u /* of this process to itself (kvt_probe) */
 /* Up to here one eager message is cheaper than asking the peer to fetch: on tcp what fits into one
  * segment of ours; where UCX may use RDMA, what fits into one of its. */
 #define EAGER_BYTES_MAX      61440u
@@ -70,6 +72,7 @@ struct kvt_transport {
     ucp_mem_h memory[KVT_REGIONS_MAX];
     size_t memory_count;
     bool local_reads;
+    kvt_probe probe;
     kvt_link *offering;                    /* P: its unsent offers may get company; NULL: none */
     kvt_link *reading_head, *reading_tail; /* D: reads wait, in turns */
     uint64_t eager_max;
@@ -568,6 +571,15 @@ static ucs_status_t on_piece(void *argument, const void *head, size_t head_size,
     return UCS_OK;
 }
 
+static ucs_status_t on_probe(void *argument, const void *head, size_t head_size, void *data,
+                             size_t size, const ucp_am_recv_param_t *param)
+{
+    kvt_transport *transport = argument;
+    if (!is_rendezvous(param) && kvt_probe_hear(&transport->probe, data, size))
+        kvt_core_probed(transport->core);
+    return UCS_OK;
+}
+
 /* ---- create, destroy, restart */
 
 /* Ours only where the operator's environment says nothing: it has the last word. */
@@ -639,11 +651,14 @@ void kvt_ucx_signals(void)
     }
 }
 
-static sl_status ucx_context(kvt_transport *transport, sl_err *err)
+typedef struct ucx_pair {
+    const char *name, *value;
+} ucx_pair;
+
+/* `more` (NULL at its end): over all else. */
+static sl_status ucx_context(const ucx_pair *more, uint64_t features, ucp_context_h *out_context,
+                             sl_err *err)
 {
-    /* A peer's death is an event here, not an error line: the owner says what it did about it. */
-    if (!getenv("UCX_LOG_LEVEL"))
-        ucs_global_opts_set_value("LOG_LEVEL", "fatal");
     ucp_config_t *config;
     ucs_status_t status = ucp_config_read(NULL, NULL, &config);
     if (status != UCS_OK)
@@ -658,11 +673,32 @@ static sl_status ucx_context(kvt_transport *transport, sl_err *err)
             return ucx_fail(err, status, variable);
         }
     }
-    ucp_params_t params = {.field_mask = UCP_PARAM_FIELD_FEATURES,
-                           .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP};
-    status = ucp_init(&params, config, &transport->context);
+    for (; more->name && status == UCS_OK; more++)
+        status = ucp_config_modify(config, more->name, more->value);
+    if (status != UCS_OK) {
+        ucp_config_release(config);
+        return ucx_fail(err, status, "set up UCX");
+    }
+    ucp_params_t params = {.field_mask = UCP_PARAM_FIELD_FEATURES, .features = features};
+    status = ucp_init(&params, config, out_context);
     ucp_config_release(config);
     return status == UCS_OK ? sl_ok() : ucx_fail(err, status, "start UCX");
+}
+
+static sl_status ucx_contexts(kvt_transport *transport, sl_err *err)
+{
+    static const ucx_pair none[] = {{NULL, NULL}};
+    /* Nobody sends to it: it needs no 8 MB of buffers. */
+    static const ucx_pair probe[] = {{"TLS", "posix,sysv"}, {"MM_SEG_SIZE", "256"}, {NULL, NULL}};
+    /* A peer's death is an event here, not an error line: the owner says what it did about it. */
+    if (!getenv("UCX_LOG_LEVEL"))
+        ucs_global_opts_set_value("LOG_LEVEL", "fatal");
+    SL_TRY(ucx_context(none, UCP_FEATURE_AM | UCP_FEATURE_WAKEUP, &transport->context, err));
+    /* Without it nothing is probed. */
+    if (allowed(NEED_SHM) &&
+        !sl_is_ok(ucx_context(probe, UCP_FEATURE_AM, &transport->probe.context, NULL)))
+        transport->probe.context = NULL;
+    return sl_ok();
 }
 
 static sl_status ucx_handler(kvt_transport *transport, unsigned id, ucp_am_recv_callback_t cb,
@@ -693,6 +729,7 @@ static sl_status ucx_worker(kvt_transport *transport, sl_err *err)
     SL_TRY(ucx_handler(transport, AM_PIECE, on_piece, err));
     SL_TRY(ucx_handler(transport, AM_LOCAL, on_local, err));
     SL_TRY(ucx_handler(transport, AM_READ, on_read, err));
+    SL_TRY(ucx_handler(transport, AM_PROBE, on_probe, err));
     return ucx_handler(transport, AM_TAKEN, on_taken, err);
 }
 
@@ -735,6 +772,9 @@ static void ucx_destroy(kvt_transport *transport)
 {
     if (!transport)
         return;
+    kvt_probe_reset(&transport->probe);
+    if (transport->probe.context)
+        ucp_cleanup(transport->probe.context);
     if (transport->listener)
         ucp_listener_destroy(transport->listener);
     if (transport->worker)
@@ -744,6 +784,13 @@ static void ucx_destroy(kvt_transport *transport)
     if (transport->context)
         ucp_cleanup(transport->context);
     sl_free(transport);
+}
+
+static bool ucx_probe(kvt_transport *transport, bool on)
+{
+    if (!on)
+        kvt_probe_reset(&transport->probe);
+    return on && kvt_probe_begin(&transport->probe, transport->worker, AM_PROBE);
 }
 
 /* The same address; should it be taken for a moment, later. */
@@ -758,6 +805,7 @@ static void ucx_listen_again(kvt_transport *transport)
 /* A new worker. */
 static void ucx_restart(kvt_transport *transport)
 {
+    kvt_probe_reset(&transport->probe);
     if (transport->listener)
         ucp_listener_destroy(transport->listener);
     transport->listener = NULL;
@@ -791,6 +839,7 @@ static bool ucx_progress(kvt_transport *transport)
     did |= reads_progress(transport);
     if (transport->closing_count > 0)
         did |= links_reap(transport);
+    kvt_probe_progress(&transport->probe);
     if (transport->listen_at != SL_NEVER && sl_now_ns() >= transport->listen_at)
         ucx_listen_again(transport);
     return did;
@@ -798,8 +847,8 @@ static bool ucx_progress(kvt_transport *transport)
 
 static bool ucx_arm(kvt_transport *transport)
 {
-    return !transport->offering && !transport->reading_head &&
-           ucp_worker_arm(transport->worker) == UCS_OK;
+    return !transport->offering && !transport->reading_head && !transport->probe.under_way &&
+           transport->listen_at == SL_NEVER && ucp_worker_arm(transport->worker) == UCS_OK;
 }
 
 static int ucx_wait_fd(const kvt_transport *transport)
@@ -820,6 +869,7 @@ static const kvt_transport_ops ucx_ops = {
     .window = ucx_window,
     .progress = ucx_progress,
     .restart = ucx_restart,
+    .probe = ucx_probe,
     .arm = ucx_arm,
     .wait_fd = ucx_wait_fd,
     .address = ucx_address,
@@ -835,7 +885,7 @@ sl_status kvt_ucx_create(const kvt_options *options, kvt_core *core,
     transport->listen_at = SL_NEVER;
     transport->eager_max = rdma_named() ? EAGER_BYTES_MAX_RDMA : EAGER_BYTES_MAX;
     transport->local_reads = allowed(NEED_SHM) && !options->no_local_reads;
-    sl_status status = ucx_context(transport, err);
+    sl_status status = ucx_contexts(transport, err);
     if (sl_is_ok(status))
         status = ucx_worker(transport, err);
     for (size_t i = 0; i < options->region_count && sl_is_ok(status); i++)

@@ -4,6 +4,7 @@
 #define TESTS_UNIT_CHILD_H
 
 #include <fcntl.h>
+#include <linux/close_range.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -29,6 +30,7 @@ static inline child child_start(char *const *arguments, const char *tls)
     if (c.pid == 0) {
         dup2(in[0], 0);
         dup2(out[1], 1);
+        close_range(3, ~0u, CLOSE_RANGE_CLOEXEC); /* UCX's listener would live on in the child */
         if (tls)
             setenv("UCX_TLS", tls, 1);
         execv("/proc/self/exe", arguments);

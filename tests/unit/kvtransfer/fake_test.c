@@ -824,6 +824,96 @@ TEST(transfers_are_bounded)
     net_stop(&n);
 }
 
+/* D lost its hearing while nobody spoke to it: the first who does finds out, and whoever comes
+ * after is heard. */
+TEST(a_deaf_receiver_restarts_its_transport)
+{
+    net n;
+    pair t;
+    kvt_stats stats;
+    net_start(&n, 21, 10);
+    kit_shape shape = shape_of(&n, 10);
+    net_run(&n, n.now + SL_MS_NS, NULL); /* a probe was heard */
+    kvt_fake_deafen(n.fake, "d0");
+    pair_open(&n, &t, shape);
+    net_run(&n, n.now + 20 * SL_S_NS, &t.pe.closed);
+    assert_int_equal(t.pe.code, SL_UNAVAILABLE);
+    net_run(&n, n.now + 20 * SL_S_NS, &t.de.closed);
+    pair_release(&t);
+    net_run(&n, n.now + 2 * SL_S_NS, NULL);
+    kvt_stats_get(n.d.context, &stats);
+    assert_int_equal(stats.restarts_deaf, 1);
+    assert_int_equal(stats.restarts, 1);
+    kvt_stats_get(n.p.context, &stats);
+    assert_int_equal(stats.restarts, 0);
+    shape = shape_of(&n, 10);
+    pair_run(&n, &t, shape);
+    assert_int_equal(t.pe.code, SL_OK);
+    assert_int_equal(t.de.code, SL_OK);
+    assert_true(kit_equal(&n.p, &n.d));
+    assert_rest(&n);
+    net_stop(&n);
+}
+
+/* Amid a transfer: a third process dies, and D hears neither it nor P. What is open ends, once;
+ * nothing lands in its pages afterwards; the retry is exact. */
+TEST(deafness_amid_a_transfer_ends_what_is_open)
+{
+    net n;
+    pair t;
+    kit_side other;
+    kvt_stats stats;
+    net_start(&n, 22, 100);
+    kit_memory(&other, 1, PAGE_BYTES);
+    kit_create(&other, (kvt_options){.name = "p1", .fake = n.fake});
+    kvt_warm(other.context, D_ADDRESS);
+    run_to_middle(&n, &t, shape_of(&n, 100));
+    kvt_fake_deafen(n.fake, "d0");
+    kvt_fake_kill(n.fake, "p1");
+    net_run(&n, n.now + 2 * SL_S_NS, &t.de.closed);
+    assert_int_equal(t.de.code, SL_UNAVAILABLE);
+    assert_text_contains(t.de.text, "deaf");
+    reuse_pages(&n, 20 * SL_S_NS);
+    assert_int_equal(t.pe.code, SL_UNAVAILABLE);
+    pair_release(&t);
+    kvt_stats_get(n.d.context, &stats);
+    assert_int_equal(stats.restarts_deaf, 1);
+    pair_run(&n, &t, shape_of(&n, 100));
+    assert_int_equal(t.de.code, SL_OK);
+    assert_true(kit_equal(&n.p, &n.d));
+    assert_rest(&n);
+    kit_fini(&other);
+    net_stop(&n);
+}
+
+/* As often as it is deafened, but with time between. A peer that is only slow is no reason. */
+TEST(restarts_for_deafness_keep_their_distance)
+{
+    net n;
+    kvt_stats stats;
+    net_start(&n, 23, 1);
+    net_run(&n, n.now + SL_MS_NS, NULL);
+    sl_time_ns began = n.now;
+    for (uint32_t i = 1; i <= 3; i++) {
+        do {
+            kit_end end = {0};
+            kvt_fake_deafen(n.fake, "d0");
+            kvt_send *send = kit_send(&n.p, shape_of(&n, 1), D_ADDRESS, kit_nonce(), &end);
+            net_run(&n, n.now + 20 * SL_S_NS, &end.closed);
+            kvt_send_release(send);
+            kvt_stats_get(n.d.context, &stats);
+        } while (stats.restarts_deaf < i);
+    }
+    assert_true(n.now >= began + 2 * KVT_DEAF_MS * SL_MS_NS);
+    kvt_fake_pause(n.fake, "p0", true);
+    net_run(&n, n.now + 200 * SL_S_NS, NULL);
+    kvt_fake_pause(n.fake, "p0", false);
+    net_run(&n, n.now + 200 * SL_S_NS, NULL);
+    kvt_stats_get(n.d.context, &stats);
+    assert_int_equal(stats.restarts_deaf, 3);
+    net_stop(&n);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(transfer_is_exact),
     cmocka_unit_test(same_seed_same_run),
@@ -852,6 +942,9 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(killed_receiver_is_unavailable_at_once),
     cmocka_unit_test(stopped_sender_cannot_write_late),
     cmocka_unit_test(stalled_fetches_close_the_connection),
+    cmocka_unit_test(a_deaf_receiver_restarts_its_transport),
+    cmocka_unit_test(deafness_amid_a_transfer_ends_what_is_open),
+    cmocka_unit_test(restarts_for_deafness_keep_their_distance),
     cmocka_unit_test(partition_ends_both_sides),
     cmocka_unit_test(idle_connection_closes_after_a_minute),
     cmocka_unit_test(warm_connects_ahead),

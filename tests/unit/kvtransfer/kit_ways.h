@@ -39,6 +39,12 @@ static inline void kit_way_set(kit_way way)
     kit_flag_set("KVT_TEST_SOCKETS", kit_ways[way].sockets);
 }
 
+/* Messages go through shared memory. */
+static inline bool kit_by_shm(void)
+{
+    return strcmp(getenv("UCX_TLS"), kit_ways[KIT_WAY_UCX_TCP].tls) != 0;
+}
+
 /* KVT_TEST_WAY=NAME: that one alone. */
 static inline bool kit_way_wanted(kit_way way)
 {

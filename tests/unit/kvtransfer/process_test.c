@@ -174,6 +174,49 @@ static int child_watch(void)
     return 0;
 }
 
+/* "claim ADDRESS SIGNAL": takes a place in the other's FIFO of shared memory, and gets the signal
+ * before it has filled it: the piece that UCX copies there lies in memory that cannot be read. */
+static int claim_signal;
+static void *claim_memory;
+
+static void on_claim(int number)
+{
+    kill(getpid(), claim_signal);
+    mprotect(claim_memory, WATCHED_BYTES, PROT_READ);
+}
+
+static int child_claim(char **argv)
+{
+    kvt_context *context;
+    kvt_send *send;
+    kit_end end = {0};
+    sl_err err;
+    claim_signal = atoi(argv[3]);
+    assert_ok(sl_alloc_pages(WATCHED_BYTES, &claim_memory, &err), &err);
+    kvt_region region = {claim_memory, WATCHED_BYTES};
+    kvt_options options = {
+        .name = "claim", .regions = &region, .region_count = 1, .no_local_reads = true};
+    assert_ok(kvt_context_create(&options, &context, &err), &err);
+    assert_int_equal(mprotect(claim_memory, WATCHED_BYTES, PROT_NONE), 0);
+    signal(SIGSEGV, on_claim);
+    kvt_send_options to = {.address = argv[2],
+                           .nonce = kit_nonce(),
+                           .deadline = in_ms(20000),
+                           .block_count = 1,
+                           .group_count = 1,
+                           .cookie = &end};
+    assert_ok(kvt_send_open(context, &to, &send, &err), &err);
+    assert_ok(kvt_send_announce(send, 0, 0, claim_memory, WATCHED_BYTES, 0, &err), &err);
+    while (!end.closed) {
+        poll(&(struct pollfd){.fd = kvt_fd(context), .events = POLLIN}, 1, 100);
+        kvt_poll(context, kit_on_event, NULL);
+    }
+    kvt_send_release(send);
+    kvt_context_destroy(context);
+    sl_free_pages(claim_memory, WATCHED_BYTES);
+    return 0;
+}
+
 /* ---- the parent */
 
 static kit_side side;
@@ -368,14 +411,54 @@ TEST(stopped_sender_never_writes_late)
     print_message("%u of %u stops met open fetches\n", open_count, repeats());
 }
 
-/* A FIFO too small for the window: UCX keeps requests of a dead peer for ever, so the context gives
- * them up and starts its transport anew, with the same address. */
-TEST(requests_kept_by_the_transport_come_back)
+/* Until the value is there. */
+static void wait_stat(const uint64_t *value, kvt_stats *stats, uint64_t wanted)
 {
-    kvt_stats stats = {.restarts = 0};
-    setenv("UCX_MM_FIFO_SIZE", "64", 1);
+    sl_time_ns give_up = sl_now_ns() + KIT_WAIT_NS;
+    do {
+        poll(NULL, 0, 1);
+        kvt_poll(side.context, kit_on_event, NULL);
+        kvt_stats_get(side.context, stats);
+        assert_true(sl_now_ns() < give_up);
+    } while (*value < wanted);
+}
+
+static child claim_start(int with)
+{
+    char address[KVT_ADDRESS_MAX], number[16];
+    snprintf(address, sizeof address, "%s", kvt_context_address(side.context));
+    snprintf(number, sizeof number, "%d", with);
+    char *arguments[] = {"test", "claim", address, number, NULL};
+    return child_start(arguments, NULL);
+}
+
+/* The address takes a sender, and all of its pieces are right. */
+static void assert_heard(void)
+{
+    kit_end end = {0};
+    char line[256];
+    kvt_nonce nonce = kit_nonce();
+    kvt_recv *recv = recv_long(&side, PAGES, nonce, in_ms(50000), KVT_SUMS_ALL, &end);
+    child c = sender_start(nonce, PAGES, true);
+    child_line(&c, line, sizeof(line));
+    assert_string_equal(line, "closed 0 \n");
+    kit_wait(alone, 1, &end.closed, 1);
+    assert_string_equal(end.text, "");
+    assert_int_equal(child_wait(&c), 0);
+    kvt_recv_release(recv);
+}
+
+/* Kills receivers of ours amid their transfers until UCX has kept requests of one, `most` at most.
+ * Each next one is heard, and our address takes a sender at the end. */
+static void kill_receivers(uint32_t most)
+{
+    kvt_stats stats;
+    uint32_t killed = 0;
     receiver_start((kvt_options){.close_grace_ns = 50 * SL_MS_NS});
-    for (uint32_t i = 0; i < 6 && stats.restarts == 0; i++) {
+    if (kit_by_shm())
+        wait_stat(&stats.probes_heard, &stats, 1);
+    kvt_stats_get(side.context, &stats);
+    while (killed < most && stats.restarts == stats.restarts_deaf) {
         char line[400], address[KVT_ADDRESS_MAX];
         unsigned long long high, low;
         kit_end end = {0};
@@ -386,42 +469,106 @@ TEST(requests_kept_by_the_transport_come_back)
         kit_shape shape = {.blocks = BLOCKS, .deadline = in_ms(50000)};
         kvt_send *send = kit_send(&side, shape, address, (kvt_nonce){high, low}, &end);
         announce_long(&side, send, 0, BLOCKS, false);
-        bool heard = pieces_before_end(stats.pieces_sent + 100, &end);
+        assert_true(pieces_before_end(stats.pieces_sent + 100, &end));
         kill(c.pid, SIGKILL);
         kit_wait(alone, 1, &end.closed, 1);
         assert_int_equal(end.code, SL_UNAVAILABLE);
         child_wait(&c);
         kvt_send_release(send);
         kit_assert_rest(&side);
+        killed++;
+        /* It has listened to itself since, as after each connection's end. */
+        if (kit_by_shm())
+            wait_stat(&stats.probes_heard, &stats, stats.probes_heard + 1);
         kvt_stats_get(side.context, &stats);
-        if (!heard) {
-            assert_text_contains(end.text, "no answer within the connect deadline");
-            print_message("a receiver died amid a message to us: UCX hears no other any more\n");
-            break;
-        }
     }
-    print_message("%u restarts, %u requests abandoned\n", (unsigned)stats.restarts,
-                  (unsigned)stats.requests_abandoned);
-    if (stats.restarts == 0) {
-        kit_fini(&side);
-        unsetenv("UCX_MM_FIFO_SIZE");
-        return;
-    }
-    /* The address still takes a sender. */
-    kit_end end = {0};
-    char line[256];
-    kvt_nonce nonce = kit_nonce();
-    kvt_recv *recv = recv_long(&side, PAGES, nonce, in_ms(50000), KVT_SUMS_ALL, &end);
-    child c = sender_start(nonce, PAGES, true);
-    kit_wait(alone, 1, &end.closed, 1);
-    assert_string_equal(end.text, "");
-    child_line(&c, line, sizeof(line));
-    assert_string_equal(line, "closed 0 \n");
-    assert_int_equal(child_wait(&c), 0);
-    kvt_recv_release(recv);
+    print_message("%u killed: %u requests abandoned, %u restarts, %u of them deaf\n", killed,
+                  (unsigned)stats.requests_abandoned, (unsigned)stats.restarts,
+                  (unsigned)stats.restarts_deaf);
+    assert_heard();
     kit_assert_rest(&side);
     kit_fini(&side);
+}
+
+/* A FIFO too small for the window: UCX keeps requests of a dead peer for ever, so the context gives
+ * them up and starts its transport anew, with the same address. */
+TEST(requests_kept_by_the_transport_come_back)
+{
+    setenv("UCX_MM_FIFO_SIZE", "64", 1);
+    kill_receivers(repeats() > 6 ? repeats() : 6);
     unsetenv("UCX_MM_FIFO_SIZE"); /* all processes of a host must agree on it */
+}
+
+TEST(killed_receivers_leave_their_sender_hearing)
+{
+    kill_receivers(repeats());
+}
+
+/* A process dies amid a message to us by shared memory: whoever speaks to us so is not heard any
+ * more. We find out, and start the transport anew; what was open ends, and may be asked for again,
+ * by the same address. */
+TEST(a_place_claimed_by_the_dead_deafens_nobody_for_long)
+{
+    kvt_stats stats;
+    kit_end end = {0};
+    char line[256];
+    if (!kit_by_shm())
+        return;
+    receiver_start((kvt_options){.name = NULL});
+    wait_stat(&stats.probes_heard, &stats, 1);
+    kvt_nonce nonce = kit_nonce();
+    kvt_recv *recv = recv_long(&side, BLOCKS, nonce, in_ms(50000), KVT_SUMS_OFF, &end);
+    child sender = sender_start(nonce, BLOCKS, false);
+    wait_pieces(20);
+    kill(sender.pid, SIGSTOP);
+    bool open = !end.closed;
+    child c = claim_start(SIGKILL);
+    int status = child_wait(&c);
+    if (status != 0) /* 0: not heard, for the stop met the sender amid a message */
+        assert_int_equal(status, SIGKILL);
+    kill(sender.pid, SIGCONT);
+    wait_stat(&stats.restarts_deaf, &stats, 1);
+    kit_wait(alone, 1, &end.closed, 1);
+    uint8_t *copy = reuse();
+    if (open && end.code != SL_OK) /* OK: all was there before */
+        assert_int_equal(end.code, SL_UNAVAILABLE);
+    child_line(&sender, line, sizeof(line));
+    assert_text_contains(line, "closed ");
+    assert_int_equal(child_wait(&sender), 0);
+    assert_unchanged(copy);
+    kvt_recv_release(recv);
+    assert_heard();
+    wait_stat(&stats.probes_heard, &stats, 2);
+    kit_assert_rest(&side);
+    kit_fini(&side);
+}
+
+/* The same while it lives, but does not go on: the next that connects waits for its answer in vain,
+ * the one after is heard. When the stopped one goes on, nobody looks at that memory any more. */
+TEST(a_place_claimed_by_the_stopped_deafens_nobody_for_long)
+{
+    kvt_stats stats;
+    char line[256];
+    if (!kit_by_shm())
+        return;
+    receiver_start((kvt_options){.connect_ns = 300 * SL_MS_NS});
+    wait_stat(&stats.probes_heard, &stats, 1);
+    child claimer = claim_start(SIGSTOP);
+    siginfo_t how;
+    assert_int_equal(waitid(P_PID, (id_t)claimer.pid, &how, WSTOPPED | WNOWAIT), 0);
+    child c = sender_start(kit_nonce(), 1, false);
+    child_line(&c, line, sizeof(line));
+    assert_text_contains(line, "closed 30 ");
+    assert_int_equal(child_wait(&c), 0);
+    wait_stat(&stats.restarts_deaf, &stats, 1);
+    assert_heard();
+    kill(claimer.pid, SIGCONT);
+    assert_int_equal(child_wait(&claimer), 0);
+    assert_heard();
+    kvt_stats_get(side.context, &stats);
+    assert_int_equal(stats.restarts_deaf, 1);
+    kit_assert_rest(&side);
+    kit_fini(&side);
 }
 
 /* The other way round: the receiver stops; the sender's stall deadline ends it. */
@@ -499,6 +646,9 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(killed_receiver),
     cmocka_unit_test(stopped_sender_never_writes_late),
     cmocka_unit_test(requests_kept_by_the_transport_come_back),
+    cmocka_unit_test(killed_receivers_leave_their_sender_hearing),
+    cmocka_unit_test(a_place_claimed_by_the_dead_deafens_nobody_for_long),
+    cmocka_unit_test(a_place_claimed_by_the_stopped_deafens_nobody_for_long),
     cmocka_unit_test(stopped_receiver_ends_by_stall),
     cmocka_unit_test(stopped_receiver_never_takes_pages_used_again),
 };
@@ -513,6 +663,8 @@ int main(int argc, char **argv)
         return child_recv(argv);
     if (argc > 1 && strcmp(argv[1], "watch") == 0)
         return child_watch();
+    if (argc > 3 && strcmp(argv[1], "claim") == 0)
+        return child_claim(argv);
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     for (kit_way way = 0; way < KIT_WAY_COUNT; way++) {
