@@ -28,6 +28,9 @@
 #include "base/sum.h"
 
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #define SUM_G    0x9e3779b97f4a7c15ull
 #define SUM_STEP 0xa0761d6478bd642full
@@ -52,45 +55,93 @@ typedef struct sum_state {
     v4 products, plain, keys;
 } sum_state;
 
-/* Inlined into each variant below, so that each is compiled for its own instruction set. */
-static inline __attribute__((always_inline)) void blocks_body(sum_state *state, const uint8_t *data,
-                                                              size_t blocks)
+static void blocks_any(sum_state *state, const uint8_t *data, size_t blocks)
 {
     const v4 step = {SUM_STEP, SUM_STEP, SUM_STEP, SUM_STEP};
-    v4 products = state->products, plain = state->plain, keys = state->keys;
     for (size_t b = 0; b < blocks; b++) {
         v4 words;
         memcpy(&words, data + 32 * b, 32);
-        v4 mixed = words ^ keys;
-        products += (mixed & 0xffffffffu) * (mixed >> 32);
-        plain += words;
-        keys += step;
+        v4 mixed = words ^ state->keys;
+        state->products += (mixed & 0xffffffffu) * (mixed >> 32);
+        state->plain += words;
+        state->keys += step;
     }
-    state->products = products;
-    state->plain = plain;
-    state->keys = keys;
 }
 
 #if defined(__x86_64__)
+/* Written out, because gcc makes three multiplications of the one of two halves. */
 __attribute__((target("avx2"))) static void blocks_avx2(sum_state *state, const uint8_t *data,
                                                         size_t blocks)
 {
-    blocks_body(state, data, blocks);
+    const __m256i step = _mm256_set1_epi64x((long long)SUM_STEP);
+    __m256i products = (__m256i)state->products, plain = (__m256i)state->plain,
+            keys = (__m256i)state->keys;
+    for (size_t b = 0; b < blocks; b++) {
+        __m256i words = _mm256_loadu_si256((const __m256i *)(data + 32 * b));
+        __m256i mixed = _mm256_xor_si256(words, keys);
+        products =
+            _mm256_add_epi64(products, _mm256_mul_epu32(mixed, _mm256_srli_epi64(mixed, 32)));
+        plain = _mm256_add_epi64(plain, words);
+        keys = _mm256_add_epi64(keys, step);
+    }
+    state->products = (v4)products;
+    state->plain = (v4)plain;
+    state->keys = (v4)keys;
+}
+
+/* Two blocks at a time; `blocks` is even. */
+__attribute__((target("avx512f"))) static void blocks_avx512(sum_state *state, const uint8_t *data,
+                                                             size_t blocks)
+{
+    const __m512i step = _mm512_set1_epi64((long long)(2 * SUM_STEP));
+    v4 second = state->keys + SUM_STEP;
+    __m512i products = _mm512_setzero_si512(), plain = _mm512_setzero_si512();
+    __m512i keys =
+        _mm512_inserti64x4(_mm512_castsi256_si512((__m256i)state->keys), (__m256i)second, 1);
+    for (size_t b = 0; b < blocks; b += 2) {
+        __m512i words = _mm512_loadu_si512(data + 32 * b);
+        __m512i mixed = _mm512_xor_si512(words, keys);
+        products =
+            _mm512_add_epi64(products, _mm512_mul_epu32(mixed, _mm512_srli_epi64(mixed, 32)));
+        plain = _mm512_add_epi64(plain, words);
+        keys = _mm512_add_epi64(keys, step);
+    }
+    state->products +=
+        (v4)_mm512_castsi512_si256(products) + (v4)_mm512_extracti64x4_epi64(products, 1);
+    state->plain += (v4)_mm512_castsi512_si256(plain) + (v4)_mm512_extracti64x4_epi64(plain, 1);
+    state->keys = (v4)_mm512_castsi512_si256(keys);
 }
 #endif
 
-static void sum_blocks(sum_state *state, const uint8_t *data, size_t blocks)
+static sl_sum_set best_set(void)
 {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2")) {
+    if (__builtin_cpu_supports("avx512f"))
+        return SL_SUM_AVX512;
+    if (__builtin_cpu_supports("avx2"))
+        return SL_SUM_AVX2;
+#endif
+    return SL_SUM_PLAIN;
+}
+
+static void sum_blocks(sl_sum_set set, sum_state *state, const uint8_t *data, size_t blocks)
+{
+#if defined(__x86_64__)
+    size_t pairs = blocks & ~(size_t)1;
+    if (set == SL_SUM_AVX512) {
+        blocks_avx512(state, data, pairs);
+        data += 32 * pairs;
+        blocks -= pairs;
+    }
+    if (set >= SL_SUM_AVX2) {
         blocks_avx2(state, data, blocks);
         return;
     }
 #endif
-    blocks_body(state, data, blocks);
+    blocks_any(state, data, blocks);
 }
 
-uint64_t sl_sum64(uint64_t key, uint64_t tweak, const void *data, size_t size)
+static uint64_t sum_by(sl_sum_set set, uint64_t key, uint64_t tweak, const void *data, size_t size)
 {
     const uint8_t *at = data;
     uint64_t s = mix((mix(key + SUM_G) ^ tweak) + SUM_G);
@@ -99,14 +150,28 @@ uint64_t sl_sum64(uint64_t key, uint64_t tweak, const void *data, size_t size)
         state.keys[i] = mix(s + (i + 1) * SUM_G);
         state.products[i] = mix(s + (i + 5) * SUM_G);
     }
-    sum_blocks(&state, at, size / 32);
+    sum_blocks(set, &state, at, size / 32);
     if (size % 32) {
         uint8_t last[32] = {0};
         memcpy(last, at + size / 32 * 32, size % 32);
-        sum_blocks(&state, last, 1);
+        sum_blocks(set, &state, last, 1);
     }
     uint64_t h = size;
     for (int i = 0; i < 4; i++)
         h = mix((h ^ (state.products[i] + state.plain[i ^ 1])) + SUM_G);
     return h;
+}
+
+uint64_t sl_sum64(uint64_t key, uint64_t tweak, const void *data, size_t size)
+{
+    return sum_by(best_set(), key, tweak, data, size);
+}
+
+bool sl_sum64_by(sl_sum_set set, uint64_t key, uint64_t tweak, const void *data, size_t size,
+                 uint64_t *out_sum)
+{
+    if (set > best_set())
+        return false;
+    *out_sum = sum_by(set, key, tweak, data, size);
+    return true;
 }

@@ -58,6 +58,21 @@ TEST(equals_its_definition_at_every_size)
         assert_true(sl_sum64(3, 4, data + offset, 300) == plain_sum(3, 4, data + offset, 300));
 }
 
+TEST(equals_its_definition_by_every_instruction_set)
+{
+    uint8_t data[700];
+    uint64_t sum;
+    fill(data, sizeof(data), 5);
+    for (size_t size = 0; size <= sizeof(data); size++) {
+        uint64_t want = plain_sum(9, 10, data, size);
+        for (sl_sum_set set = SL_SUM_PLAIN; set <= SL_SUM_AVX512; set++) {
+            if (sl_sum64_by(set, 9, 10, data, size, &sum))
+                assert_true(sum == want);
+        }
+    }
+    assert_true(sl_sum64_by(SL_SUM_PLAIN, 9, 10, data, 1, &sum));
+}
+
 /* Frozen values: a change of the definition breaks caches on disk and mixed clusters. */
 TEST(known_values)
 {
@@ -165,6 +180,7 @@ TEST(finds_random_damage)
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(equals_its_definition_at_every_size),
+    cmocka_unit_test(equals_its_definition_by_every_instruction_set),
     cmocka_unit_test(known_values),
     cmocka_unit_test(finds_every_single_bit),
     cmocka_unit_test(finds_adjacent_swaps),
