@@ -74,7 +74,8 @@ const krn_variant krn_variant_zen4 = {
     .gemm_fp8 = gemm_fp8_pairs,
     .gemm_bf16 = gemm_bf16,
     .gemm_f32 = gemm_f32,
-    .score = score,
+    .score_queries = krn_zen4_score_queries,
+    .score = krn_zen4_score,
     .attend = attend,
 };
 

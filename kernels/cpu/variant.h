@@ -57,6 +57,7 @@ typedef struct krn_score_tile {
 /* The part of a tile that lies in one page. */
 typedef struct krn_score_page {
     const uint8_t *page; /* the layer's slice of the page */
+    const uint8_t *next; /* of the tile's next page, to be fetched; of the last one: itself */
     uint32_t from, to;   /* row in the page, 0..64 */
     float *out;
 } krn_score_page;
@@ -122,6 +123,10 @@ void krn_avx512_attend8(const krn_attend_args *args, uint32_t row, uint32_t head
                         uint32_t head_count, void *scratch);
 void krn_avx512_attend16(const krn_attend_args *args, uint32_t row, uint32_t head,
                          uint32_t head_count, void *scratch);
+/* Scores by products of pairs: where krn_pairs_in_order. */
+void krn_zen4_score_queries(const uint8_t *queries, const float *factors, uint32_t row_count,
+                            uint32_t heads, void *out_form);
+void krn_zen4_score(const krn_score_tile *tile);
 /* The tiles' order (amx_order.h). */
 void krn_amx_score_queries(const uint8_t *queries, const float *factors, uint32_t row_count,
                            uint32_t heads, void *out_form);
@@ -215,10 +220,19 @@ static inline krn_score_page krn_score_page_at(const krn_score_tile *tile, uint3
 {
     uint32_t from = slot % KRN_PAGE_TOKENS, left = tile->to - slot;
     uint32_t room = KRN_PAGE_TOKENS - from;
-    return (krn_score_page){.page = krn_cache_page(tile->cache, tile->blocks, slot),
-                            .from = from,
-                            .to = from + (left < room ? left : room),
-                            .out = tile->out + (slot - tile->from)};
+    uint32_t next = slot - from + KRN_PAGE_TOKENS;
+    return (krn_score_page){
+        .page = krn_cache_page(tile->cache, tile->blocks, slot),
+        .next = krn_cache_page(tile->cache, tile->blocks, next < tile->to ? next : slot),
+        .from = from,
+        .to = from + (left < room ? left : room),
+        .out = tile->out + (slot - tile->from)};
+}
+/* Fetches the scales of the next page; its codes are to be fetched one by one, between products. */
+static inline void krn_score_fetch_scales(const krn_score_page *at)
+{
+    for (uint32_t i = 0; i < KRN_PAGE_TOKENS * sizeof(float); i += 64)
+        __builtin_prefetch(at->next + KRN_INDEX_SCALES_AT + i);
 }
 /* Calls run(tile, part) for the part of each page, in order. */
 static inline void krn_score_pages(const krn_score_tile *tile,

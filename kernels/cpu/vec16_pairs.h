@@ -19,11 +19,16 @@ VEC_INLINE v16_f v16_add_pairs(v16_f acc, v16_f a, v16_f w)
     __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(w), "v"(a));
     return acc;
 }
-/* The same of one pair *p and two vectors. */
+/* The same of one pair *p. */
+VEC_INLINE v16_f v16_add_pairs_scalar(v16_f acc, const float *p, v16_f w)
+{
+    __asm__("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*p));
+    return acc;
+}
 VEC_INLINE void v16_add_pairs_two(v16_f acc[2], const float *p, const v16_f w[2])
 {
-    __asm__("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc[0]) : "v"(w[0]), "m"(*p));
-    __asm__("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc[1]) : "v"(w[1]), "m"(*p));
+    acc[0] = v16_add_pairs_scalar(acc[0], p, w[0]);
+    acc[1] = v16_add_pairs_scalar(acc[1], p, w[1]);
 }
 /* Codes below 2^-6, m / 8 * 2^-6, were read as (1 + m / 8) * 2^-7: bits that have `up` in place of
  * the exponent. Few are, so nothing for them is to be held in registers of a loop: its constants
@@ -79,23 +84,27 @@ VEC_INLINE void v16_four_pairs(const bool few, const v16_i x[2], v16_f out[4])
     for (int i = 0; i < 4; i++)
         out[i] = _mm512_castsi512_ps(pairs[i]);
 }
+/* 32 codes as numbers in their order, times KRN_CODE_UP. */
+VEC_INLINE v16_i v16_input_numbers(const uint8_t *codes)
+{
+    const int and_or = 0xEA;
+    v16_i x = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)codes));
+    v16_i kept = _mm512_set1_epi16((short)0x87F0), up = _mm512_set1_epi16(KRN_PAIR_INPUT_UP);
+    x = _mm512_ternarylogic_epi32(_mm512_slli_epi16(x, 4), kept, up, and_or);
+    if (_mm512_testn_epi16_mask(x, _mm512_set1_epi16(0x0780)) != 0)
+        x = v16_settle_pairs(x, KRN_PAIR_INPUT_UP);
+    return x;
+}
 /* 128 codes of a row, times KRN_CODE_UP: out [65] pairs that meet those of v16_pairs_of, the first
  * of nothing and code 0, the last of code 127 and nothing; zeros up to out[80]. */
 VEC_INLINE void v16_input_pairs(const uint8_t *codes, float *out)
 {
-    const int and_or = 0xEA;
     v16_i before = _mm512_setzero_si512();
 #pragma GCC unroll 5
     for (int i = 0; i < 5; i++) {
         v16_i x = _mm512_setzero_si512();
-        if (i < 4) {
-            x = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(codes + 32 * i)));
-            v16_i kept = _mm512_set1_epi16((short)0x87F0);
-            v16_i up = _mm512_set1_epi16(KRN_PAIR_INPUT_UP);
-            x = _mm512_ternarylogic_epi32(_mm512_slli_epi16(x, 4), kept, up, and_or);
-            if (_mm512_testn_epi16_mask(x, _mm512_set1_epi16(0x0780)) != 0)
-                x = v16_settle_pairs(x, KRN_PAIR_INPUT_UP);
-        }
+        if (i < 4)
+            x = v16_input_numbers(codes + 32 * i);
         _mm512_storeu_si512(out + 16 * i, v16_pairs_of(_mm512_alignr_epi32(x, before, 15), x));
         before = x;
     }

@@ -42,7 +42,7 @@ typedef struct bench {
     weights *memory;       /* they come from there; NULL: from a cache that holds so many */
     double units;          /* rows or so of one run, for the time column */
     uint32_t convert_rows; /* fp8 weights for so few rows: not under converting them either */
-    bool fp8;              /* products of fp8 */
+    bool fp8;              /* products of fp8 codes: of pairs where the variant has them */
 } bench;
 
 static uint64_t dice = 88172645463325252ull;
@@ -601,7 +601,8 @@ static void measure_select(const char *shape, attend_state *s)
                .state = s,
                .flops = 2.0 * args->count * args->heads * s->keys * KRN_INDEX_DIM,
                .bytes = (KRN_INDEX_DIM + sizeof(float)) * (double)s->keys,
-               .units = args->count};
+               .units = args->count,
+               .fp8 = true};
     if (wanted(b.name))
         measure(&b);
 }
