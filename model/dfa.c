@@ -26,6 +26,7 @@ void mdl_dfa_destroy(mdl_dfa *dfa)
     sl_free(dfa->accepts);
     sl_free(dfa->goes_on);
     sl_free(dfa->next);
+    mdl_counter_destroy(dfa->counter);
     sl_free(dfa);
 }
 
@@ -218,10 +219,10 @@ sl_status mdl_dfa_create_small(const mdl_grammar *grammar, uint32_t states_max, 
 
 bool mdl_dfa_accepts(const mdl_dfa *dfa, const char *text, size_t size)
 {
-    uint32_t state = 1;
-    for (size_t i = 0; i < size && state != 0; i++)
-        state = mdl_dfa_step(dfa, state, (uint8_t)text[i]);
-    return state != 0 && dfa->accepts[state];
+    uint32_t place = MDL_PLACE_START;
+    for (size_t i = 0; i < size && place != 0; i++)
+        place = mdl_dfa_go(dfa, place, (uint8_t)text[i]);
+    return place != 0 && mdl_dfa_place_accepts(dfa, place);
 }
 
 /* States in an order in which every step leads on, as far as there is one; where steps lead back,
@@ -360,6 +361,7 @@ static sl_status combine(const mdl_dfa *a, const mdl_dfa *b, bool minus, mdl_dfa
                          sl_err *err)
 {
     uint8_t class_of[256], class_byte[256];
+    sl_assert(!a->counter && !b->counter);
     mdl_dfa *dfa = dfa_alloc(MDL_DFA_STATES_MAX, pair_classes(a, b, class_of, class_byte));
     memcpy(dfa->class_of, class_of, sizeof(class_of));
     pairs *p = sl_alloc(1, sizeof(*p), "dfa pairs");

@@ -35,6 +35,11 @@ SL_MUST_USE sl_status mdl_dfa_both(const mdl_dfa *a, const mdl_dfa *b, mdl_dfa *
                                    sl_err *err);
 SL_MUST_USE sl_status mdl_dfa_without(const mdl_dfa *a, const mdl_dfa *b, mdl_dfa **out_dfa,
                                       sl_err *err);
+/* Texts of an automaton that are min to max (MDL_REPEAT_ANY) texts of `one` (as for repeat), which
+ * are counted while the automaton runs: its states do not become more, and it cannot be combined
+ * any more. */
+SL_MUST_USE sl_status mdl_dfa_count(const mdl_dfa *dfa, const mdl_dfa *one, uint32_t min,
+                                    uint32_t max, mdl_dfa **out_dfa, sl_err *err);
 /* Decimal numbers that are a multiple of step / 10^places, step > 0: with at most `places` digits
  * behind the point, without exponent. */
 SL_MUST_USE sl_status mdl_dfa_multiples(uint32_t step, uint32_t places, mdl_dfa **out_dfa,

@@ -72,7 +72,7 @@ void mdl_grammar_count_work(mdl_grammar *grammar, const mdl_dfa *dfa)
 {
     if (!dfa)
         return;
-    grammar->work += (uint64_t)dfa->state_count * dfa->class_count;
+    grammar->work += (uint64_t)dfa->state_count * dfa->class_count + mdl_counter_work(dfa->counter);
     if (grammar->work > MDL_GRAMMAR_WORK_MAX && !grammar->over)
         grammar->over = "work on automata (patterns with lengths, numbers within bounds)";
 }

@@ -55,21 +55,59 @@ struct mdl_grammar {
  * Returns how many classes there are. */
 uint32_t mdl_grammar_classes(const mdl_grammar *grammar, uint8_t out_class[256]);
 
+/* Counts the characters of an automaton's texts (counted.c). */
+typedef struct mdl_counter {
+    uint32_t min, max; /* characters; MDL_REPEAT_ANY: no longest */
+    bool *ends;        /* [state_count]: entering it ends a character */
+    uint32_t *least;   /* [state_count]: fewest characters left there; UINT32_MAX: over max */
+    uint32_t least_max;
+    uint64_t *left; /* [left_count][words] sets of states: where so many characters may be left;
+                     * without a longest text: so many or more */
+    uint32_t words, left_count;
+    uint32_t first, period; /* sets from `first` on are a circle; period 0: there is none */
+    uint64_t visits;
+} mdl_counter;
+void mdl_counter_destroy(mdl_counter *counter);
+/* As closures; NULL: 0. */
+uint64_t mdl_counter_work(const mdl_counter *counter);
+
 /* A deterministic automaton over bytes. State 0 is dead, state 1 the start; from every other state
  * an accepting one can be reached. */
 struct mdl_dfa {
     uint32_t state_count;
     uint32_t class_count;
     uint8_t class_of[256];
-    uint8_t shortest; /* as a node's */
-    bool *accepts;    /* [state_count] */
-    bool *goes_on;    /* [state_count]: some byte leads on; what does not accepts */
-    uint32_t *next;   /* [state_count][class_count] */
+    uint8_t shortest;     /* as a node's */
+    bool *accepts;        /* [state_count] */
+    bool *goes_on;        /* [state_count]: some byte leads on; what does not accepts */
+    uint32_t *next;       /* [state_count][class_count] */
+    mdl_counter *counter; /* NULL: counts nothing */
 };
 
 static inline uint32_t mdl_dfa_step(const mdl_dfa *dfa, uint32_t state, unsigned byte)
 {
     return dfa->next[state * dfa->class_count + dfa->class_of[byte]];
+}
+
+/* Places of a run: a state, or with a counter count * state_count + state. 0 is dead. */
+uint32_t mdl_counted_step(const mdl_dfa *dfa, uint32_t place, unsigned byte);
+bool mdl_counted_accepts(const mdl_dfa *dfa, uint32_t place);
+bool mdl_counted_goes_on(const mdl_dfa *dfa, uint32_t place);
+/* A place with the same texts as far as `margin` bytes: one for all that are far from bounds. */
+uint32_t mdl_counted_near(const mdl_dfa *dfa, uint32_t place, uint32_t margin);
+#define MDL_PLACE_START 1u
+
+static inline uint32_t mdl_dfa_go(const mdl_dfa *dfa, uint32_t place, unsigned byte)
+{
+    return dfa->counter ? mdl_counted_step(dfa, place, byte) : mdl_dfa_step(dfa, place, byte);
+}
+static inline bool mdl_dfa_place_accepts(const mdl_dfa *dfa, uint32_t place)
+{
+    return dfa->counter ? mdl_counted_accepts(dfa, place) : dfa->accepts[place];
+}
+static inline bool mdl_dfa_place_goes_on(const mdl_dfa *dfa, uint32_t place)
+{
+    return dfa->counter ? mdl_counted_goes_on(dfa, place) : dfa->goes_on[place];
 }
 
 #endif

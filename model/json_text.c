@@ -195,18 +195,7 @@ static sl_status part_node(const mdl_schema_compiler *c, mdl_grammar *g, const s
     return sl_is_ok(status) ? status : mdl_schema_fail(c, status.code, part->keyword, inner.text);
 }
 
-/* So many characters, made from one without a closure a state. */
-static sl_status repeat_in_place(mdl_dfa **dfa, const mdl_schema_facts *f, sl_err *err)
-{
-    mdl_dfa *one = *dfa;
-    *dfa = NULL;
-    sl_status status = sl_fail(err, SL_INVALID, "is less than minLength");
-    if (f->length_min <= f->length_max)
-        status = mdl_dfa_repeat(one, f->length_min, f->length_max, dfa, err);
-    mdl_dfa_destroy(one);
-    return status;
-}
-
+/* Of any length. */
 static sl_status part_dfa(const mdl_schema_compiler *c, const string_part *part,
                           const mdl_schema_facts *f, mdl_dfa **out_dfa)
 {
@@ -214,18 +203,15 @@ static sl_status part_dfa(const mdl_schema_compiler *c, const string_part *part,
     mdl_node node = MDL_NODE_NONE;
     sl_err inner = {0};
     sl_status status = sl_ok();
-    bool whole = part->pattern || part->without;
-    if (whole)
+    if (part->pattern || part->without)
         status = part_node(c, g, part, f, &node);
     else
-        node = mdl_regex_any(g, regex_flags(c));
+        node = mdl_grammar_repeat(g, mdl_regex_any(g, regex_flags(c)), 0, MDL_REPEAT_ANY);
     if (sl_is_ok(status)) {
         status = mdl_grammar_finish(g, node, &inner);
         if (sl_is_ok(status))
             status = mdl_dfa_create(g, out_dfa, &inner);
         mdl_grammar_count_work(c->grammar, sl_is_ok(status) ? *out_dfa : NULL);
-        if (sl_is_ok(status) && !whole)
-            status = repeat_in_place(out_dfa, f, &inner);
         if (!sl_is_ok(status))
             status = mdl_schema_fail(c, status.code, part->keyword, inner.text);
     }
@@ -240,45 +226,40 @@ static bool length_holds(const mdl_dfa *dfa, const mdl_schema_facts *f)
     return f->length_min <= least && mdl_dfa_longest(dfa) <= f->length_max;
 }
 
-/* Lengths beside what the text must be so far: texts of both; NULL where that is too large. */
-static mdl_dfa *with_length(const mdl_schema_compiler *c, const mdl_dfa *all,
-                            const string_part *part, const mdl_schema_facts *f)
+/* Any character, as it is written. */
+static sl_status character_dfa(const mdl_schema_compiler *c, mdl_dfa **out_dfa, sl_err *err)
 {
-    mdl_dfa *length = NULL, *both = NULL;
-    sl_err ignored;
-    sl_status status = part_dfa(c, part, f, &length);
+    mdl_grammar *g = mdl_grammar_create();
+    sl_status status = mdl_grammar_finish(g, mdl_regex_any(g, regex_flags(c)), err);
     if (sl_is_ok(status))
-        status = mdl_dfa_both(all, length, &both, &ignored);
-    mdl_dfa_destroy(length);
-    return sl_is_ok(status) ? both : NULL;
+        status = mdl_dfa_create(g, out_dfa, err);
+    mdl_grammar_destroy(g);
+    return status;
 }
 
-/* Looks for a maxLength that fits, and says so. */
-static sl_status length_too_large(const mdl_schema_compiler *c, const mdl_dfa *all,
-                                  const string_part *part, const mdl_schema_facts *f)
+/* Leaves the texts of *all with a length that is asked for. */
+static sl_status count_characters(const mdl_schema_compiler *c, const mdl_schema_facts *f,
+                                  mdl_dfa **all)
 {
-    char text[160];
-    mdl_schema_facts less = *f;
-    uint32_t fits = 0, over = f->length_max == MDL_SCHEMA_COUNT_ANY ? 0 : f->length_max;
-    while (over > fits + 1 + fits / 8) {
-        less.length_max = fits + (over - fits) / 2;
-        mdl_dfa *both = less.length_max < f->length_min ? NULL : with_length(c, all, part, &less);
-        if (both || less.length_max < f->length_min)
-            fits = less.length_max;
-        else
-            over = less.length_max;
-        mdl_dfa_destroy(both);
-    }
-    snprintf(text, sizeof(text),
-             "too large: its automaton needs more than %u states; make the pattern or the lengths "
-             "smaller",
-             MDL_DFA_STATES_MAX);
-    if (fits > 0 && fits >= f->length_min)
-        snprintf(text + strlen(text), sizeof(text) - strlen(text), ": a maxLength of %u fits",
-                 fits);
-    return mdl_schema_fail(c, SL_TOO_LARGE, part->keyword, text);
+    mdl_dfa *one = NULL, *counted = NULL;
+    sl_err inner = {0};
+    if (length_holds(*all, f))
+        return sl_ok();
+    sl_status status = character_dfa(c, &one, &inner);
+    if (sl_is_ok(status))
+        status = mdl_dfa_count(*all, one, f->length_min, f->length_max, &counted, &inner);
+    mdl_dfa_destroy(one);
+    if (!sl_is_ok(status))
+        return mdl_schema_fail(c, status.code,
+                               f->length_max == MDL_SCHEMA_COUNT_ANY ? "minLength" : "maxLength",
+                               inner.text);
+    mdl_grammar_count_work(c->grammar, counted);
+    mdl_dfa_destroy(*all);
+    *all = counted;
+    return status;
 }
 
+/* The texts that all parts allow, with a length that is asked for. */
 static sl_status cross_parts(const mdl_schema_compiler *c, const string_part *parts, uint32_t count,
                              const mdl_schema_facts *f, mdl_node *out_node)
 {
@@ -286,9 +267,6 @@ static sl_status cross_parts(const mdl_schema_compiler *c, const string_part *pa
     sl_status status = part_dfa(c, &parts[0], f, &all);
     for (uint32_t i = 1; i < count && sl_is_ok(status); i++) {
         mdl_dfa *next = NULL, *both = NULL;
-        bool length = !parts[i].pattern && !parts[i].without;
-        if (length && length_holds(all, f))
-            continue;
         sl_err inner = {0};
         status = part_dfa(c, &parts[i], f, &next);
         if (sl_is_ok(status)) {
@@ -298,13 +276,13 @@ static sl_status cross_parts(const mdl_schema_compiler *c, const string_part *pa
             if (!sl_is_ok(status))
                 status = mdl_schema_fail(c, status.code, parts[i].keyword, inner.text);
         }
-        if (length && status.code == SL_TOO_LARGE)
-            status = length_too_large(c, all, &parts[i], f);
         if (!sl_is_ok(status))
             break;
         mdl_dfa_destroy(all);
         all = both;
     }
+    if (sl_is_ok(status))
+        status = count_characters(c, f, &all);
     if (sl_is_ok(status))
         *out_node = mdl_grammar_dfa(c->grammar, all);
     else
@@ -353,7 +331,8 @@ sl_status mdl_json_string(mdl_schema_compiler *c, const mdl_schema_facts *f, mdl
     }
     if (f->format)
         SL_TRY(format_part(c, f->format, &parts[count++]));
-    if (f->length_min > 0 || f->length_max != MDL_SCHEMA_COUNT_ANY)
+    bool length = f->length_min > 0 || f->length_max != MDL_SCHEMA_COUNT_ANY, beside = count > 0;
+    if (length && !beside)
         parts[count++] = (string_part){
             .keyword = f->length_max == MDL_SCHEMA_COUNT_ANY ? "minLength" : "maxLength"};
     bool without = mdl_schema_without_kind(f, MDL_JSON_STRING);
@@ -371,7 +350,7 @@ sl_status mdl_json_string(mdl_schema_compiler *c, const mdl_schema_facts *f, mdl
         SL_TRY(raw_text(c, &node));
     else if (count == 0)
         node = any_text(c);
-    else if (count == 1)
+    else if (count == 1 && !(length && beside))
         SL_TRY(part_node(c, c->grammar, &parts[0], f, &node));
     else
         status = cross_parts(c, parts, count, f, &node);

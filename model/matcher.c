@@ -1,7 +1,7 @@
 /* The lazy automaton over a grammar.
  *
  * A cell is a stack: a node to be matched, how far it is (bytes of a literal, turns of a repeat, a
- * DFA's state), and the cell below, which is matched afterwards. Equal stacks are one cell. A state
+ * DFA's place), and the cell below, which is matched afterwards. Equal stacks are one cell. A state
  * is the set of cells whose next byte is open; stepping follows those that take the byte and
  * expands what comes to the top. Everything lives in tables of fixed size; a cell's `next` is
  * always older than the cell, which is what lets keep_only compact them in place. */
@@ -271,6 +271,12 @@ static void expand_repeat(mdl_matcher *m, cell c, const mdl_grammar_node *node)
     push_cell(m, node->a, 0, again, c.level);
 }
 
+/* Of an automaton's cell. */
+static uint32_t place_of(const cell *c)
+{
+    return c->progress ? c->progress : MDL_PLACE_START;
+}
+
 static void expand(mdl_matcher *m, uint32_t index)
 {
     const mdl_grammar *g = m->grammar;
@@ -298,9 +304,9 @@ static void expand(mdl_matcher *m, uint32_t index)
         push_cell(m, g->rules[node->a], 0, c.next, c.level + 1);
         return;
     case MDL_NODE_KIND_DFA:
-        if (g->dfas[node->a]->accepts[c.progress ? c.progress : 1])
+        if (mdl_dfa_place_accepts(g->dfas[node->a], place_of(&c)))
             push(m, c.next);
-        if (!g->dfas[node->a]->goes_on[c.progress ? c.progress : 1])
+        if (!mdl_dfa_place_goes_on(g->dfas[node->a], place_of(&c)))
             return;
         break;
     case MDL_NODE_KIND_SET:
@@ -391,8 +397,8 @@ static void step_cell(mdl_matcher *m, uint32_t index, uint32_t symbol)
             push_cell(m, c.node, c.progress + 1, c.next, c.level);
     } else {
         const mdl_dfa *dfa = g->dfas[node->a];
-        uint32_t to = mdl_dfa_step(dfa, c.progress ? c.progress : 1, byte);
-        if (to != 0 && !dfa->goes_on[to])
+        uint32_t to = mdl_dfa_go(dfa, place_of(&c), byte);
+        if (to != 0 && !mdl_dfa_place_goes_on(dfa, to))
             push(m, c.next);
         else if (to != 0)
             push_cell(m, c.node, to, c.next, c.level);
@@ -413,8 +419,7 @@ static bool is_alike(const mdl_matcher *m, const cell *c, uint8_t a, uint8_t b)
         return a != due && b != due;
     }
     const mdl_dfa *dfa = g->dfas[node->a];
-    uint32_t state = c->progress ? c->progress : 1;
-    return mdl_dfa_step(dfa, state, a) == mdl_dfa_step(dfa, state, b);
+    return mdl_dfa_go(dfa, place_of(c), a) == mdl_dfa_go(dfa, place_of(c), b);
 }
 
 /* Where one class of bytes leads, others do that no cell tells from it: most lead nowhere. */
@@ -476,17 +481,26 @@ static uint32_t near_turns(const mdl_matcher *m, const mdl_grammar_node *node, u
     return node->c == MDL_REPEAT_ANY || node->c - turns > margin ? node->b : turns;
 }
 
+/* The cell's progress, with a count that stands for all that are as far. */
+static uint32_t near_progress(const mdl_matcher *m, const cell *c, uint32_t margin)
+{
+    const mdl_grammar_node *node = &m->grammar->nodes[c->node];
+    if (node->kind == MDL_NODE_KIND_REPEAT)
+        return near_turns(m, node, c->progress, margin);
+    if (node->kind != MDL_NODE_KIND_DFA || !m->grammar->dfas[node->a]->counter || !c->progress)
+        return c->progress;
+    return mdl_counted_near(m->grammar->dfas[node->a], c->progress, margin);
+}
+
 /* The stack with its counts changed; itself when there is nothing to change. */
 static uint32_t near_cell(mdl_matcher *m, uint32_t index, uint32_t margin)
 {
     uint32_t chain[CHAIN_MAX], count = 0, changed = 0;
     for (uint32_t at = index; at != BOTTOM; at = m->cells[at].next) {
-        const mdl_grammar_node *node = &m->grammar->nodes[m->cells[at].node];
         if (count == CHAIN_MAX)
             return index;
         chain[count++] = at;
-        if (node->kind == MDL_NODE_KIND_REPEAT &&
-            near_turns(m, node, m->cells[at].progress, margin) != m->cells[at].progress)
+        if (near_progress(m, &m->cells[at], margin) != m->cells[at].progress)
             changed = count;
     }
     if (changed == 0)
@@ -494,9 +508,7 @@ static uint32_t near_cell(mdl_matcher *m, uint32_t index, uint32_t margin)
     uint32_t next = m->cells[chain[changed - 1]].next;
     while (changed-- > 0) {
         cell c = m->cells[chain[changed]];
-        const mdl_grammar_node *node = &m->grammar->nodes[c.node];
-        if (node->kind == MDL_NODE_KIND_REPEAT)
-            c.progress = near_turns(m, node, c.progress, margin);
+        c.progress = near_progress(m, &c, margin);
         c.next = next;
         next = intern_cell(m, c);
     }

@@ -28,6 +28,9 @@ static const struct {
     {"pattern in an array",
      "{\"guided_json\":{\"type\":\"array\",\"items\":{\"type\":\"string\",\"pattern\":"
      "\"^[A-Z][a-z]+( [a-z]+){2,9}\\\\.$\"}}}"},
+    {"pattern of 20 to 150",
+     "{\"guided_json\":{\"type\":\"array\",\"items\":{\"type\":\"string\",\"minLength\":20,"
+     "\"maxLength\":150,\"pattern\":\"^[A-Z][a-z]+( [a-z]+){2,9}\\\\.$\"}}}"},
     {"recursive",
      "{\"guided_json\":{\"type\":\"object\",\"properties\":{\"name\":{\"type\":\"string\","
      "\"maxLength\":"

@@ -102,6 +102,12 @@ static const char *const SCHEMAS[] = {
     "{\"type\":\"string\",\"pattern\":\"^(ab|cde)?(x|\u00fcyz){0,2}$\",\"maxLength\":8}",
     "{\"type\":\"string\",\"pattern\":\"^(ab|cde)?(x|yz){0,2}$\",\"maxLength\":7,\"minLength\":1}",
     "{\"type\":\"string\",\"format\":\"email\",\"maxLength\":1024}",
+    "{\"type\":\"string\",\"format\":\"uri\",\"minLength\":7}",
+    "{\"type\":\"string\",\"pattern\":\"^(a|bc)*d$\",\"minLength\":2,\"maxLength\":3000}",
+    "{\"type\":\"string\",\"pattern\":\"^(abc|de)+$\",\"minLength\":37,\"maxLength\":38}",
+    "{\"type\":\"string\",\"pattern\":\"^[^x]*$\",\"minLength\":60}",
+    "{\"items\":{\"type\":\"string\",\"pattern\":\"a\",\"minLength\":2,\"maxLength\":90},"
+    "\"type\":\"array\"}",
     "{\"type\":\"string\",\"format\":\"uri-reference\",\"maxLength\":2000,\"minLength\":1}",
     "{\"allOf\":[{\"type\":\"string\",\"pattern\":\"^a\"},{\"pattern\":\"b$\"},{\"maxLength\":8}]}",
     "{\"type\":\"integer\"}",
