@@ -384,9 +384,9 @@ static bool stop_with_fetches_open(pid_t sender, const kit_end *end)
 }
 
 /* The rule that the whole design rests on: SIGSTOP of P amid fetches, D's deadline and forced
- * close, D uses its pages again, SIGCONT: no byte of them changes. False: it ended before the stop,
- * by its deadline (else *out_met says so). */
-static bool stop_amid_fetches(uint64_t deadline_ms, bool *out_met)
+ * close, D uses its pages again, SIGCONT: no byte of them changes. False: the transfer ended before
+ * the stop, by its deadline if that is what *out_code says. */
+static bool stop_amid_fetches(uint64_t deadline_ms, sl_code *out_code)
 {
     kit_end end = {0};
     char line[256];
@@ -394,11 +394,11 @@ static bool stop_amid_fetches(uint64_t deadline_ms, bool *out_met)
     kvt_nonce nonce = kit_nonce();
     kvt_recv *recv = recv_long(&side, BLOCKS, nonce, in_ms(deadline_ms), KVT_SUMS_OFF, &end);
     child c = sender_start(nonce, BLOCKS, false);
-    *out_met = stop_with_fetches_open(c.pid, &end);
+    bool met = stop_with_fetches_open(c.pid, &end);
     kit_wait(alone, 1, &end.closed, 1);
-    bool in_time = *out_met || end.code == SL_OK; /* OK: all was there before the stop */
     if (end.code != SL_OK)
         assert_int_equal(end.code, SL_DEADLINE);
+    *out_code = end.code;
     uint8_t *copy = reuse();
     kill(c.pid, SIGCONT);
     /* The child runs on until it knows that its transfer is over. */
@@ -409,23 +409,27 @@ static bool stop_amid_fetches(uint64_t deadline_ms, bool *out_met)
     kvt_recv_release(recv);
     kit_assert_rest(&side);
     kit_fini(&side);
-    return in_time;
+    return met;
 }
 
+/* Small pieces may all have arrived before a stop that met one under way: again, then. */
 TEST(stopped_sender_never_writes_late)
 {
-    uint32_t open_count = 0;
+    uint32_t met_count = 0;
     for (uint32_t i = 0; i < repeats(); i++) {
-        /* The deadline must come after the stop: a machine that is too slow for it gets more. */
         uint64_t deadline_ms = 1500;
-        bool met;
-        while (!stop_amid_fetches(deadline_ms, &met)) {
-            deadline_ms *= 2;
-            assert_true(deadline_ms < 60000);
+        bool met = false;
+        for (uint32_t tries = 0; tries < 10 && !met; tries++) {
+            sl_code code;
+            met = stop_amid_fetches(deadline_ms, &code);
+            /* The deadline must come after the stop: a machine too slow for it gets more. */
+            if (!met && code == SL_DEADLINE)
+                deadline_ms *= 2;
         }
-        open_count += met;
+        met_count += met;
     }
-    print_message("%u of %u stops met open fetches\n", open_count, repeats());
+    print_message("%u of %u stops met open fetches\n", met_count, repeats());
+    assert_true(met_count > 0);
 }
 
 /* Until the value is there. */
