@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "decode/draft_cost.h"
 #include "decode/fork.h"
+#include "decode/job_draw.h"
 #include "engine/ledger.h"
 #include "engine/transit.h"
 
@@ -28,6 +29,12 @@ typedef struct active {
     bool in_step;
     bool stalled; /* no page for the next token, and nobody to give way */
 } active;
+
+/* Where a token comes from: drawn in the step, or these logits. */
+typedef struct draw_source {
+    const eng_sampled *drawn;
+    float *logits;
+} draw_source;
 
 struct dec_batch {
     eng_engine *engine;
@@ -47,6 +54,7 @@ struct dec_batch {
     uint32_t active_count;
     eng_span spans[DEC_SEQUENCES_MAX];
     uint32_t span_active[DEC_SEQUENCES_MAX]; /* index into active of each span */
+    dec_job_draw draws[DEC_SEQUENCES_MAX];   /* of each span */
     eng_drafts drafts[DEC_SEQUENCES_MAX];
     uint32_t draft_active[DEC_SEQUENCES_MAX]; /* index into active of each */
     eng_sampled sampled;
@@ -521,22 +529,39 @@ static const uint8_t *routing_of(const dec_batch *batch, const dec_job *job, uin
     return wants_routing(job) ? eng_step_routing(batch->engine, row) : NULL;
 }
 
-/* Draws the next token from a row's logits, tells the control thread; the result says whether the
- * job goes on. FAILED: there is no token. */
-static dec_finish draw(dec_batch *batch, dec_job *job, float *logits, const uint8_t *routing)
+static draw_source from_step(const dec_batch *batch, uint32_t row)
+{
+    const eng_sampled *drawn = eng_step_drawn(batch->engine, row);
+    return (draw_source){drawn, drawn ? NULL : eng_step_logits(batch->engine, row)};
+}
+
+static draw_source from_head(const dec_batch *batch, dec_job *job)
+{
+    dec_job_draw how;
+    const eng_draw *draw = dec_job_draw_init(&how, job, batch->options.masks);
+    const eng_sampled *drawn = draw ? eng_head_drawn(batch->engine, job->sequence, draw) : NULL;
+    return (draw_source){drawn, drawn ? NULL : eng_head_logits(batch->engine, job->sequence)};
+}
+
+/* Draws the next token, tells the control thread; the result says whether the job goes on. FAILED:
+ * there is no token. */
+static dec_finish draw(dec_batch *batch, dec_job *job, draw_source from, const uint8_t *routing)
 {
     uint32_t position = job->token_count;
     const uint32_t *allowed = NULL;
     sl_assert(position < job->token_capacity);
     if (!sl_is_ok(eng_engine_check(batch->engine, &job->err)))
         return DEC_FINISH_FAILED;
-    if (job->cursor.matcher &&
+    if (!from.drawn && job->cursor.matcher &&
         !sl_is_ok(mdl_cursor_mask(&job->cursor, batch->options.masks,
                                   job->tokens + job->prompt_count, position - job->prompt_count,
                                   &allowed, &job->err)))
         return DEC_FINISH_FAILED;
-    eng_sample(batch->engine, logits, &job->sampling, job->tokens, job->token_count,
-               job->prompt_count, position, allowed, &batch->sampled);
+    if (from.drawn)
+        batch->sampled = *from.drawn;
+    else
+        eng_sample(batch->engine, from.logits, &job->sampling, job->tokens, job->token_count,
+                   job->prompt_count, position, allowed, &batch->sampled);
     if (job->handout)
         dec_handout_note(job->handout, batch->engine, routing);
     uint32_t id = batch->sampled.id;
@@ -568,8 +593,8 @@ static void draw_adopted(dec_batch *batch)
             continue;
         }
         dec_job *job = entry->job;
-        dec_finish why = draw(batch, job, eng_head_logits(batch->engine, job->sequence),
-                              job->handout ? job->handout->first_row : NULL);
+        dec_finish why =
+            draw(batch, job, from_head(batch, job), job->handout ? job->handout->first_row : NULL);
         if (why == DEC_FINISH_NONE) {
             entry->phase = PHASE_DECODE;
             i++;
@@ -585,8 +610,9 @@ static void add_span(dec_batch *batch, uint32_t index, uint32_t count, uint32_t 
     dec_job *job = batch->active[index].job;
     uint32_t from = eng_sequence_length(job->sequence);
     bool routing = wants_routing(job) && logits != ENG_LOGITS_NONE;
+    const eng_draw *how = dec_job_draw_init(&batch->draws[count], job, batch->options.masks);
     batch->spans[count] =
-        (eng_span){job->sequence, job->tokens + from, token_count, logits, routing};
+        (eng_span){job->sequence, job->tokens + from, token_count, logits, routing, how};
     batch->span_active[count] = index;
     batch->active[index].in_step = true;
 }
@@ -809,7 +835,7 @@ static dec_finish draw_run(dec_batch *batch, active *entry, uint32_t logits_row,
     dec_finish why = DEC_FINISH_NONE;
     for (;;) {
         uint32_t draft = job->tokens[job->token_count]; /* the draw takes its place */
-        why = draw(batch, job, eng_step_logits(batch->engine, logits_row + accepted),
+        why = draw(batch, job, from_step(batch, logits_row + accepted),
                    routing_of(batch, job, row + accepted));
         if (why == DEC_FINISH_FAILED)
             break;
@@ -860,7 +886,7 @@ static void draw_spans(dec_batch *batch, uint32_t count)
             prompt_done(batch, job);
         else
             note_prompt(batch, job, routing);
-        why[index] = draw(batch, job, eng_step_logits(batch->engine, logits_row - 1), routing);
+        why[index] = draw(batch, job, from_step(batch, logits_row - 1), routing);
     }
     for (uint32_t i = batch->active_count; i-- > 0;)
         if (why[i] != DEC_FINISH_NONE)

@@ -322,6 +322,7 @@ static sl_status cuda_build(eng_engine *engine, eng_cuda *cuda, sl_err *err)
                        (void **)&engine->host_logits, err));
     engine->host_logit_rows = logit_rows;
     SL_TRY(eng_cuda_transit_create(engine, err));
+    SL_TRY(eng_cuda_draws_create(engine, err));
     SL_TRY(cuda_make_rope(engine, cuda, err));
     SL_TRY(sl_alloc_pages(engine->s.device_bytes, (void **)&cuda->mirror, err));
     cuda->host_page = sl_alloc(1, (size_t)engine->layout.page_bytes, "cuda page");
@@ -348,6 +349,7 @@ static void cuda_destroy(eng_engine *engine)
         (void)cuda->api->stream_wait(cuda->stream);
     eng_cuda_graphs_forget(engine);
     eng_cuda_transit_destroy(cuda);
+    eng_cuda_draws_destroy(cuda);
     void *const device[] = {
         cuda->device_stage, cuda->blocks, cuda->faults,        cuda->scores,
         cuda->rope,         cuda->ids,    cuda->expert_counts, cuda->attend_workspace};
@@ -415,5 +417,8 @@ const eng_ops eng_ops_cuda = {
     .combine = eng_cuda_combine,
     .finite = cuda_finite,
     .logits_out = eng_cuda_logits_out,
+    .draw_row = eng_cuda_draw_row,
+    .draw = eng_cuda_draw,
+    .drawn = eng_cuda_drawn,
     .arg_max = eng_cuda_arg_max,
 };

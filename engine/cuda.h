@@ -1,9 +1,10 @@
 /* The CUDA backend's parts: cuda.c (memory, batches, faults), cuda_ops.c (operations), cuda_graph.c
- * (repeated runs), cuda_transit.c (pages in and out), and the weights' forms in cuda_weights.c.
- * Internal to engine/. Thread: the engine thread. */
+ * (repeated runs), cuda_draw.c (draws), cuda_transit.c (pages in and out), and the weights' forms
+ * in cuda_weights.c. Internal to engine/. Thread: the engine thread. */
 #ifndef ENGINE_CUDA_H
 #define ENGINE_CUDA_H
 
+#include "engine/cuda_draw.h"
 #include "engine/ops.h"
 #include "kernels/cuda/load.h"
 
@@ -55,6 +56,19 @@ typedef struct eng_cuda_transit {
     uint64_t marks;
 } eng_cuda_transit;
 
+#define ENG_CUDA_DRAWS_MAX  (ENG_SPANS_MAX * (1 + ENG_DRAFTS_MAX)) /* rows of a run */
+#define ENG_CUDA_DRAW_EDITS 1024u /* a row, on average; where they do not fit, the host draws */
+
+/* cuda_draw.c: pinned but for `undefined` */
+typedef struct eng_cuda_draws {
+    uint32_t row_count;      /* 0: the host draws */
+    krn_cuda_draw_row *rows; /* [row_count] */
+    krn_cuda_drawn *drawn;   /* [row_count] */
+    uint32_t *masks;         /* [row_count][(vocab + 31) / 32] */
+    eng_cuda_edits edits;
+    uint32_t *undefined; /* device; NULL: none */
+} eng_cuda_draws;
+
 typedef struct eng_cuda {
     const krn_cuda_api *api;
     krn_cuda_stream stream;
@@ -87,6 +101,7 @@ typedef struct eng_cuda {
     uint32_t *ids_out; /* of arg_max, filled by finish */
     uint32_t id_count;
     eng_cuda_transit transit;
+    eng_cuda_draws draws;
     char broken[200]; /* the first error of the device; operations do nothing from then on */
 } eng_cuda;
 
@@ -121,6 +136,15 @@ bool eng_cuda_out_wait(eng_engine *engine);
 void eng_cuda_page_in(eng_engine *engine, void *page, const void *host);
 uint64_t eng_cuda_page_mark(eng_engine *engine);
 bool eng_cuda_page_done(eng_engine *engine, uint64_t mark, bool wait);
+
+/* cuda_draw.c: draw_row, draw and drawn as in eng_ops. */
+SL_MUST_USE sl_status eng_cuda_draws_create(eng_engine *engine, sl_err *err);
+void eng_cuda_draws_destroy(eng_cuda *cuda);
+bool eng_cuda_draw_row(eng_engine *engine, uint32_t row, const mdl_sampling *params,
+                       const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
+                       const uint32_t *allowed, bool likeliest);
+void eng_cuda_draw(eng_engine *engine, const float *logits, uint32_t rows);
+bool eng_cuda_drawn(eng_engine *engine, uint32_t row, eng_sampled *out_sampled);
 
 /* cuda_weights.c */
 sl_status eng_cuda_model_open(eng_model *model, const char *object, sl_err *err);

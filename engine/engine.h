@@ -233,6 +233,7 @@ typedef struct eng_span {
     uint32_t token_count;
     eng_logits_want logits;
     bool routing; /* keep which experts its rows choose, for eng_step_routing */
+    const eng_draw *draw; /* of its wanted rows, for eng_step_drawn; NULL: by their logits only */
 } eng_span;
 
 /* Called on the engine thread during eng_step: the rows of layer group `group` of all spans are in
@@ -244,14 +245,13 @@ typedef void (*eng_group_fn)(void *context, uint32_t group);
  * (names the layer). On error no sequence has changed its length. */
 SL_MUST_USE sl_status eng_step(eng_engine *engine, const eng_span *spans, uint32_t span_count,
                                eng_group_fn on_group, void *context, sl_err *err);
-/* f32 [vocab] of row `row` of the spans' wanted rows in order; valid until the next step. */
+/* f32 [vocab] of row `row` of the spans' wanted rows in order; until the next step. */
 float *eng_step_logits(eng_engine *engine, uint32_t row);
 /* Which experts row `row` of the step chose, counted over all rows of all spans in order; of a span
  * that wanted it (model/handout.h has the layout). Valid until the next step. */
 const uint8_t *eng_step_routing(const eng_engine *engine, uint32_t row);
 const mdl_routing_layout *eng_engine_routing(const eng_engine *engine);
-/* Logits of a sequence from its h_final alone (first token after a hand-over): f32 [vocab],
- * bit-equal to the step's. Valid until the next call. */
+/* The same from a sequence's h_final alone (after a hand-over), bit-equal; until the next call. */
 float *eng_head_logits(eng_engine *engine, const eng_sequence *sequence);
 
 /* --- drafts (multi-token prediction; nothing here changes what a step computes) --- */

@@ -58,6 +58,7 @@ typedef struct eng_run_shape {
     uint32_t stored; /* rows of h_final that go into the cache */
     uint32_t scored;
     uint32_t slots; /* no row sees a slot from here on: a power of two */
+    uint32_t drawn; /* rows of logits that tokens are drawn from; `logits`: that leave the device */
 } eng_run_shape;
 
 /* `experts` over the ranks of an instance, in its parts and in this order: what a rank does between
@@ -155,6 +156,15 @@ struct eng_ops {
     /* Brings the first `rows` of s.logits to engine->host_logits; there after finish. NULL:
      * host_logit_rows is 0. */
     void (*logits_out)(eng_engine *engine, uint32_t rows);
+    /* Draws in a run; NULL: the host draws. First all rows of the run, in order: how row `row` is
+     * drawn, arguments as eng_sample's; false: the host must. likeliest: no matter what temperature
+     * says. params NULL: it is not drawn. */
+    bool (*draw_row)(eng_engine *engine, uint32_t row, const mdl_sampling *params,
+                     const uint32_t *context, uint32_t context_count, uint32_t prompt_count,
+                     const uint32_t *allowed, bool likeliest);
+    void (*draw)(eng_engine *engine, const float *logits, uint32_t rows);
+    /* After finish. false: the host must draw. */
+    bool (*drawn)(eng_engine *engine, uint32_t row, eng_sampled *out_sampled);
     /* Highest of each row of s.logits, ties to the lowest id; there after finish. */
     void (*arg_max)(eng_engine *engine, uint32_t rows, uint32_t *out_ids);
 };

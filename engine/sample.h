@@ -43,6 +43,32 @@ void eng_score(eng_engine *engine, float *logits, uint32_t id, uint32_t alternat
  * the record's bytes. */
 uint32_t eng_sample_mask(eng_engine *engine, uint8_t *out);
 
+/* --- draws that a device makes inside a step, so that no logits leave it --- */
+
+/* What may be drawn at wanted row `row` of a span, as eng_sample's `allowed`; NULL: it cannot be
+ * told yet. Looked at before the next call. On the engine thread; calls nothing of the engine. */
+typedef const uint32_t *(*eng_draw_allowed_fn)(void *context, uint32_t row);
+
+/* How the token behind each wanted row of a span is to be drawn, if the span's tokens come true. */
+typedef struct eng_draw {
+    const mdl_sampling *params;
+    const uint32_t *ids; /* the sequence with the span's tokens */
+    uint32_t prompt_count;
+    eng_draw_allowed_fn allowed; /* NULL: anything */
+    void *context;               /* of allowed */
+} eng_draw;
+
+typedef struct eng_sequence eng_sequence;
+
+/* What the last step drew at wanted row `row` of its spans: what eng_sample would,
+ * log-probabilities within 1e-12 or their last bit. NULL: the logits are to be had instead (always
+ * on the CPU; on a device for a span without eng_draw, or where an order shows: docs/SAMPLING.md).
+ * Until the next call. */
+const eng_sampled *eng_step_drawn(eng_engine *engine, uint32_t row);
+/* The same from a sequence's h_final alone, as eng_head_logits; draw->ids: of the sequence. */
+const eng_sampled *eng_head_drawn(eng_engine *engine, const eng_sequence *sequence,
+                                  const eng_draw *draw);
+
 #ifdef __cplusplus
 }
 #endif

@@ -14,8 +14,6 @@
 #include "base/rng.h"
 #include "kernels/draw.h"
 
-#define SAMPLER_STREAM 0 /* of the keyed random number */
-
 static uint32_t word_count(uint32_t bits)
 {
     return (bits + 63) / 64;
@@ -89,14 +87,20 @@ static void sampler_allow(const eng_sampler *sampler, float *logits, const uint3
     }
 }
 
+bool eng_sampler_bars_ends(const eng_sampler *sampler, const mdl_sampling *params,
+                           uint32_t generated, const uint32_t *allowed)
+{
+    return params->min_tokens >= 0 && generated < (uint32_t)params->min_tokens &&
+           !(allowed && allows_ends_only(sampler, params, allowed));
+}
+
 static void sampler_mask(const eng_sampler *sampler, float *logits, const mdl_sampling *params,
                          uint32_t generated, const uint32_t *allowed)
 {
     if (allowed)
         sampler_allow(sampler, logits, allowed);
     mask_undefined(sampler, logits);
-    if (params->min_tokens < 0 || generated >= (uint32_t)params->min_tokens ||
-        (allowed && allows_ends_only(sampler, params, allowed)))
+    if (!eng_sampler_bars_ends(sampler, params, generated, allowed))
         return;
     logits[sampler->eos_id] = -INFINITY;
     for (int32_t i = 0; i < params->stop_id_count; i++) {
@@ -279,7 +283,7 @@ static uint32_t draw(eng_sampler *sampler, const float *logits, float max,
     } else {
         keep_reaching(sampler, sum, low);
     }
-    return pick(sampler, sl_keyed_uniform(params->seed, position, SAMPLER_STREAM));
+    return pick(sampler, sl_keyed_uniform(params->seed, position, ENG_SAMPLER_STREAM));
 }
 
 /* After penalties, bias and masks: the likeliest, or drawn at `position`. */

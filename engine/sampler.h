@@ -10,6 +10,8 @@
 extern "C" {
 #endif
 
+#define ENG_SAMPLER_STREAM 0u /* of the keyed random number */
+
 typedef struct eng_sampler {
     uint32_t vocab_size;
     uint32_t eos_id;
@@ -41,6 +43,9 @@ uint32_t eng_sampler_guess(eng_sampler *sampler, float *logits, const mdl_sampli
                            const uint32_t *allowed, bool drawn);
 /* Can such a guess be another id than that of the largest logit, after `generated` tokens? */
 bool eng_sampler_guesses(const mdl_sampling *params, uint32_t generated, bool drawn);
+/* Are EOS and stop ids masked, after `generated` tokens? */
+bool eng_sampler_bars_ends(const eng_sampler *sampler, const mdl_sampling *params,
+                           uint32_t generated, const uint32_t *allowed);
 /* The likeliest allowed id, nothing else applied. Overwrites logits. */
 uint32_t eng_sampler_best(const eng_sampler *sampler, float *logits, const uint32_t *allowed);
 /* As eng_score in engine.h. */

@@ -179,6 +179,9 @@ struct eng_engine {
     uint32_t step_logits; /* rows valid in s.logits */
     float *host_logits; /* [host_logit_rows][vocab]: the first of them, where reading takes time */
     uint32_t host_logit_rows;
+    uint32_t logits_brought; /* of host_logits, by the last run */
+    uint32_t step_drawn;     /* wanted rows that were given to the backend to draw */
+    eng_sampled sampled;     /* what it drew, for who asked last */
     uint32_t step_rows;
     bool step_routing; /* a span wants it: s.routing is filled */
     mdl_routing_layout routing;

@@ -148,13 +148,46 @@ static uint32_t slots_bound(const krn_row *rows, uint32_t count)
     return bound;
 }
 
+/* ---- draws ---- */
+
+/* Wanted row `index` of the span, row `row` of all; whether the backend will draw it. */
+static bool draw_prepare(eng_engine *engine, const eng_span *span, uint32_t index, uint32_t row)
+{
+    const eng_draw *draw = span->draw;
+    const uint32_t *allowed = NULL;
+    if (draw && draw->allowed)
+        allowed = draw->allowed(draw->context, index);
+    if (!draw || (draw->allowed && !allowed))
+        return engine->ops->draw_row(engine, row, NULL, NULL, 0, 0, NULL, false);
+    uint32_t known = span->sequence->length + span->token_count - span_wanted(span) + index + 1;
+    return engine->ops->draw_row(engine, row, draw->params, draw->ids, known, draw->prompt_count,
+                                 allowed, false);
+}
+
+static void draws_prepare(eng_engine *engine, const eng_span *spans, uint32_t span_count)
+{
+    uint32_t row = 0;
+    engine->step_drawn = 0;
+    for (uint32_t i = 0; i < span_count && engine->ops->draw_row; i++)
+        for (uint32_t at = 0; at < span_wanted(&spans[i]); at++)
+            engine->step_drawn += draw_prepare(engine, &spans[i], at, row++);
+}
+
+const eng_sampled *eng_step_drawn(eng_engine *engine, uint32_t row)
+{
+    sl_assert(row < engine->step_logits);
+    bool drawn = engine->step_drawn > 0 && engine->ops->drawn(engine, row, &engine->sampled);
+    return drawn ? &engine->sampled : NULL;
+}
+
 static eng_run_shape batch_shape(const eng_engine *engine, const eng_batch *batch,
                                  const eng_span *spans, uint32_t span_count, bool plain)
 {
     eng_run_shape shape = {
         .plain = plain || engine->tap || engine->step_routing,
         .rows = batch->row_count,
-        .logits = engine->step_logits,
+        .logits = engine->step_drawn < engine->step_logits ? engine->step_logits : 0,
+        .drawn = engine->step_drawn > 0 ? engine->step_logits : 0,
         .mtp_rows = engine->model->mtp ? batch->row_count : 0,
         .scored = eng_batch_scored(engine, batch),
         .slots = slots_bound(batch->rows, batch->row_count),
@@ -229,8 +262,9 @@ static bool step_main(eng_engine *engine, const eng_batch *batch, eng_group_fn o
 static void bring_logits(eng_engine *engine, uint32_t rows)
 {
     uint32_t most = engine->host_logit_rows;
-    if (most > 0)
-        engine->ops->logits_out(engine, rows < most ? rows : most);
+    engine->logits_brought = rows < most ? rows : most;
+    if (engine->logits_brought > 0)
+        engine->ops->logits_out(engine, engine->logits_brought);
 }
 
 static bool step_logits(eng_engine *engine)
@@ -240,7 +274,9 @@ static bool step_logits(eng_engine *engine)
         return true;
     engine->ops->linear_f32(engine, &engine->model->head, s->h, s->wanted, engine->step_logits,
                             s->logits);
-    bring_logits(engine, engine->step_logits);
+    if (engine->step_drawn > 0)
+        engine->ops->draw(engine, s->logits, engine->step_logits);
+    bring_logits(engine, engine->step_drawn < engine->step_logits ? engine->step_logits : 0);
     return engine->ops->finite(
         engine, s->logits, (size_t)engine->step_logits * (size_t)engine->model->shape.vocab_size);
 }
@@ -256,6 +292,7 @@ static bool step_run(eng_engine *engine, const eng_span *spans, uint32_t span_co
         .table = s->table,
         .positions = s->positions,
     };
+    draws_prepare(engine, spans, span_count);
     const eng_run_shape shape = batch_shape(engine, &batch, spans, span_count, on_group != NULL);
     engine->ops->start(engine, &shape);
     if (!step_main(engine, &batch, on_group, context))
@@ -333,11 +370,11 @@ sl_status eng_step(eng_engine *engine, const eng_span *spans, uint32_t span_coun
     return sl_ok();
 }
 
-/* Row `row` of s.logits, of which `logits_out` brought the first ones to the host. */
+/* Row `row` of s.logits, of which `logits_out` may have brought the first ones to the host. */
 static float *logits_row(eng_engine *engine, uint32_t row)
 {
     size_t vocab = (size_t)engine->model->shape.vocab_size;
-    if (row < engine->host_logit_rows)
+    if (row < engine->logits_brought)
         return engine->host_logits + row * vocab;
     return engine->ops->read(engine, engine->s.logits + row * vocab, vocab * sizeof(float));
 }
@@ -362,6 +399,24 @@ float *eng_head_logits(eng_engine *engine, const eng_sequence *sequence)
                             eng_sequence_h_at(sequence, sequence->length), NULL, 1,
                             engine->s.head_logits);
     return engine->ops->read(engine, engine->s.head_logits, bytes);
+}
+
+const eng_sampled *eng_head_drawn(eng_engine *engine, const eng_sequence *sequence,
+                                  const eng_draw *draw)
+{
+    sl_assert(engine->model->whole && sequence->length > 0);
+    const uint32_t *allowed = draw->allowed ? draw->allowed(draw->context, 0) : NULL;
+    if (!engine->ops->draw_row || (draw->allowed && !allowed) ||
+        !engine->ops->draw_row(engine, 0, draw->params, draw->ids, sequence->length,
+                               draw->prompt_count, allowed, false))
+        return NULL;
+    engine->step_logits = 0; /* what they drew is written over */
+    engine->ops->linear_f32(engine, &engine->model->head,
+                            eng_sequence_h_at(sequence, sequence->length), NULL, 1,
+                            engine->s.head_logits);
+    engine->ops->draw(engine, engine->s.head_logits, 1);
+    bool drawn = engine->ops->finish(engine) && engine->ops->drawn(engine, 0, &engine->sampled);
+    return drawn ? &engine->sampled : NULL;
 }
 
 /* ---- drafts ---- */
@@ -401,14 +456,21 @@ static void draft_row(eng_engine *engine, uint32_t row, const eng_sequence *sequ
     s->mtp_rows[row] = (krn_row){.blocks = sequence->pages, .slot = slot, .first = 1};
 }
 
-static bool draft_layer(eng_engine *engine, uint32_t rows, bool masked, uint32_t *out_drafts)
+/* What a run of the layer gives beside the likeliest ids. */
+typedef struct draft_wants {
+    bool logits; /* on the host, for logits_row */
+    bool drawn;  /* rows were prepared to be drawn */
+} draft_wants;
+
+static bool draft_layer(eng_engine *engine, uint32_t rows, draft_wants wants, uint32_t *out_drafts)
 {
     const eng_batch batch = {.row_count = rows, .rows = engine->s.mtp_rows};
     const eng_run_shape shape = {
         .plain = engine->tap != NULL,
         .drafts = true,
         .rows = rows,
-        .logits = masked ? rows : 0,
+        .logits = wants.logits ? rows : 0,
+        .drawn = wants.drawn ? rows : 0,
         .scored = eng_batch_scored(engine, &batch),
         .slots = slots_bound(batch.rows, rows),
     };
@@ -416,19 +478,20 @@ static bool draft_layer(eng_engine *engine, uint32_t rows, bool masked, uint32_t
     engine->ops->move(engine, rows, eng_hidden_bytes(engine), false);
     if (!eng_mtp_run(engine, rows, true))
         return false;
-    if (masked)
-        bring_logits(engine, rows);
+    if (wants.drawn)
+        engine->ops->draw(engine, engine->s.logits, rows);
+    bring_logits(engine, wants.logits ? rows : 0);
     engine->ops->arg_max(engine, rows, out_drafts);
     return engine->ops->finish(engine);
 }
 
-/* out_drafts[i]: what the layer likes best for row i; masked: the rows' logits for logits_row. */
-static bool draft_run(eng_engine *engine, uint32_t rows, bool masked, uint32_t *out_drafts)
+/* out_drafts[i]: what the layer likes best for row i. */
+static bool draft_run(eng_engine *engine, uint32_t rows, draft_wants wants, uint32_t *out_drafts)
 {
     bool ok;
     do {
         ok = eng_ranks_begin(engine, ENG_WISH_DRAFT, rows) &&
-             draft_layer(engine, rows, masked, out_drafts);
+             draft_layer(engine, rows, wants, out_drafts);
         eng_ranks_end(engine);
     } while (!ok && eng_ranks_recover(engine));
     return ok;
@@ -445,7 +508,8 @@ sl_status eng_draft(eng_engine *engine, eng_sequence *const *sequences, const ui
                   next_tokens[i], sequence->length);
     }
     engine->step_logits = 0; /* the buffer is used for the drafts' */
-    return draft_run(engine, count, false, out_drafts) ? sl_ok() : step_fault(engine, err);
+    return draft_run(engine, count, (draft_wants){0}, out_drafts) ? sl_ok()
+                                                                  : step_fault(engine, err);
 }
 
 /* The first draft is drawn by the key of its position, as its token will be: it is right more often
@@ -464,11 +528,27 @@ static bool draft_is_guessed(const eng_drafts *drafts, uint32_t at)
                                draft_is_drawn(at));
 }
 
+/* Row `row` of the next run is for draft number `at`: has it drawn in that run, where it can be.
+ * Without sampling, by the mask alone. */
+static bool draft_prepare(eng_engine *engine, eng_drafts *drafts, uint32_t at, uint32_t row)
+{
+    const mdl_sampling *sampling = drafts->sampling;
+    if (!sampling || (!drafts->allowed && !draft_is_guessed(drafts, at)))
+        return engine->ops->draw_row(engine, row, NULL, NULL, 0, 0, NULL, false);
+    const uint32_t *allowed = drafts->allowed ? drafts->allowed(drafts->context, drafts, at) : NULL;
+    return engine->ops->draw_row(engine, row, sampling, drafts->ids, drafts->id_count + at,
+                                 drafts->prompt_count, allowed, !draft_is_drawn(at));
+}
+
 /* Draft number `at` from row `row` of the last run. */
 static void draft_take(eng_engine *engine, eng_drafts *drafts, uint32_t at, uint32_t row)
 {
-    const uint32_t *allowed = drafts->allowed ? drafts->allowed(drafts->context, drafts, at) : NULL;
     uint32_t *token = &drafts->tokens[at], count = drafts->id_count + at;
+    if (engine->step_drawn > 0 && engine->ops->drawn(engine, row, &engine->sampled)) {
+        drafts->ids[count] = *token = engine->sampled.id;
+        return;
+    }
+    const uint32_t *allowed = drafts->allowed ? drafts->allowed(drafts->context, drafts, at) : NULL;
     if (draft_is_guessed(drafts, at))
         *token = eng_sampler_guess(&engine->sampler, logits_row(engine, row), drafts->sampling,
                                    drafts->ids, count, drafts->prompt_count, allowed,
@@ -488,13 +568,18 @@ static bool draft_round(eng_engine *engine, eng_drafts *drafts, uint32_t count, 
 {
     eng_scratch *s = &engine->s;
     size_t bytes = eng_hidden_bytes(engine);
-    uint32_t rows = 0, before = 0;
-    bool masked = false;
+    uint32_t rows = 0, before = 0, row = 0;
+    draft_wants wants = {0};
+    engine->step_drawn = 0;
     for (uint32_t i = 0; i < count; i++) {
         const eng_sequence *sequence = drafts[i].sequence;
-        masked = masked ||
-                 (drafts[i].count > at && (drafts[i].allowed || draft_is_guessed(&drafts[i], at)));
         uint32_t length = sequence->length;
+        if (drafts[i].count > at) {
+            bool drawn = engine->ops->draw_row && draft_prepare(engine, &drafts[i], at, row++);
+            engine->step_drawn += drawn;
+            wants.logits =
+                wants.logits || (!drawn && (drafts[i].allowed || draft_is_guessed(&drafts[i], at)));
+        }
         if (at > 0 && drafts[i].count >= at) { /* it had a row in the last run */
             const void *h = (uint8_t *)s->head_in + before++ * bytes;
             if (drafts[i].count > at)
@@ -506,7 +591,8 @@ static bool draft_round(eng_engine *engine, eng_drafts *drafts, uint32_t count, 
     }
     if (rows == 0)
         return true;
-    if (!draft_run(engine, rows, masked, s->draft_ids))
+    wants.drawn = engine->step_drawn > 0;
+    if (!draft_run(engine, rows, wants, s->draft_ids))
         return false;
     rows = 0;
     for (uint32_t i = 0; i < count; i++)

@@ -311,8 +311,8 @@ static void build_spans(pre_compute *compute)
         uint32_t rows = rows_of(compute, task, left < rows_left ? left : rows_left);
         if (rows == 0)
             break;
-        compute->spans[i] = (eng_span){task->sequence, task->tokens + task->tokens_done, rows,
-                                       ENG_LOGITS_NONE, task->last_routing && rows == left};
+        compute->spans[i] = (eng_span){task->sequence,  task->tokens + task->tokens_done,   rows,
+                                       ENG_LOGITS_NONE, task->last_routing && rows == left, NULL};
         eng_prompt_ask(task->prompt_rows, task->tokens_done, &compute->spans[i]);
         compute->span_count++;
         eng_load_add(&compute->load, task->tokens_done, rows);

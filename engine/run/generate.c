@@ -27,7 +27,8 @@ typedef struct session {
     uint32_t capacity; /* tokens that ids and the sequence hold */
     uint32_t max_tokens;
     uint32_t draft_depth;
-    uint32_t last_row; /* of the last step of the prompt */
+    uint32_t last_row, last_wanted; /* of the last step of the prompt: of all, of wanted rows */
+    eng_draw how;
 } session;
 
 /* ---- set-up ---- */
@@ -165,9 +166,35 @@ static void session_close(session *run)
 
 /* ---- running ---- */
 
-/* Forwards ids [from, from + count); the logits of the last are row *out_logits. */
-static sl_status session_step(session *run, uint32_t from, uint32_t count, float **out_logits,
-                              sl_err *err)
+/* What may follow the ids and `row` drafts behind them. */
+static const uint32_t *session_may_follow(void *context, uint32_t row)
+{
+    session *run = context;
+    const eng_run_result *result = run->result;
+    const mdl_cursor_ahead ahead = {
+        .generated = result->ids + result->prompt_count,
+        .count = result->count - result->prompt_count,
+        .drafts = result->ids + result->count,
+        .draft_count = row,
+    };
+    return mdl_cursor_mask_ahead(&run->cursor, run->masks, &ahead);
+}
+
+/* NULL: the host draws, since it shows more than tokens. */
+static const eng_draw *session_draw_of(session *run)
+{
+    run->how = (eng_draw){
+        .params = run->args->sampling,
+        .ids = run->result->ids,
+        .prompt_count = run->result->prompt_count,
+        .allowed = run->cursor.matcher ? session_may_follow : NULL,
+        .context = run,
+    };
+    return run->dump || run->args->options->handout || run->result->prompt_rows ? NULL : &run->how;
+}
+
+/* Forwards ids [from, from + count); what follows the last is drawn from row run->last_wanted. */
+static sl_status session_step(session *run, uint32_t from, uint32_t count, sl_err *err)
 {
     eng_span span = {
         .sequence = run->sequence,
@@ -175,30 +202,30 @@ static sl_status session_step(session *run, uint32_t from, uint32_t count, float
         .token_count = count,
         .logits = run->dump ? ENG_LOGITS_ALL : ENG_LOGITS_LAST,
         .routing = run->args->options->handout,
+        .draw = from + count == run->result->count ? session_draw_of(run) : NULL,
     };
     eng_prompt_ask(run->result->prompt_rows, from, &span);
     SL_TRY(eng_step(run->engine, &span, 1, NULL, NULL, err));
-    uint32_t last = span.logits == ENG_LOGITS_ALL ? count - 1 : 0;
     for (uint32_t i = 0; run->dump && i < count; i++)
         eng_run_dump_logits(run->dump, eng_step_logits(run->engine, i));
     eng_prompt_note(run->result->prompt_rows, run->engine, &span, from, 0, 0, run->result->ids);
-    *out_logits = eng_step_logits(run->engine, last);
+    run->last_wanted = span.logits == ENG_LOGITS_ALL ? count - 1 : 0;
     run->last_row = count - 1;
     return sl_ok();
 }
 
-static sl_status session_prefill(session *run, float **out_logits, sl_err *err)
+static sl_status session_prefill(session *run, sl_err *err)
 {
     const eng_run_result *result = run->result;
     uint32_t chunk = (uint32_t)run->args->options->chunk_tokens, at = 0;
     while (at < result->prompt_count) {
         uint32_t count = result->prompt_count - at;
         count = count < chunk ? count : chunk;
-        SL_TRY(session_step(run, at, count, out_logits, err));
+        SL_TRY(session_step(run, at, count, err));
         at += count;
     }
     for (; at < result->count; at++) /* forced tokens, as decode feeds them */
-        SL_TRY(session_step(run, at, 1, out_logits, err));
+        SL_TRY(session_step(run, at, 1, err));
     return sl_ok();
 }
 
@@ -233,20 +260,35 @@ static void session_hand_out(session *run, uint32_t row)
                   eng_engine_routing(run->engine)->row_bytes);
 }
 
-/* Draws the next token from row `row` of the step. */
-static sl_status session_draw(session *run, float *logits, uint32_t row, bool *out_goes_on,
-                              sl_err *err)
+/* The token behind wanted row `wanted` of the step. */
+static sl_status session_sample(session *run, uint32_t wanted, eng_sampled *out_sampled,
+                                sl_err *err)
 {
-    eng_run_result *result = run->result;
-    uint32_t made = result->count - result->prompt_count - result->forced_count;
+    const eng_run_result *result = run->result;
     const uint32_t *allowed = NULL;
-    eng_sampled sampled;
+    const eng_sampled *drawn = eng_step_drawn(run->engine, wanted);
+    if (drawn) {
+        *out_sampled = *drawn;
+        return sl_ok();
+    }
+    float *logits = eng_step_logits(run->engine, wanted);
     SL_TRY(eng_engine_check(run->engine, err));
     if (run->cursor.matcher)
         SL_TRY(mdl_cursor_mask(&run->cursor, run->masks, result->ids + result->prompt_count,
                                result->count - result->prompt_count, &allowed, err));
     eng_sample(run->engine, logits, run->args->sampling, result->ids, result->count,
-               result->prompt_count, result->count, allowed, &sampled);
+               result->prompt_count, result->count, allowed, out_sampled);
+    return sl_ok();
+}
+
+/* Draws the next token behind wanted row `wanted`, which is row `row` of the step. */
+static sl_status session_draw(session *run, uint32_t wanted, uint32_t row, bool *out_goes_on,
+                              sl_err *err)
+{
+    eng_run_result *result = run->result;
+    uint32_t made = result->count - result->prompt_count - result->forced_count;
+    eng_sampled sampled;
+    SL_TRY(session_sample(run, wanted, &sampled, err));
     if (run->args->options->handout)
         session_hand_out(run, row);
     if (result->sampled)
@@ -314,6 +356,7 @@ static sl_status session_advance(session *run, bool *out_goes_on, sl_err *err)
         .token_count = 1 + drafted,
         .logits = ENG_LOGITS_ALL,
         .routing = run->args->options->handout,
+        .draw = session_draw_of(run),
     };
     SL_TRY(eng_step(run->engine, &span, 1, NULL, NULL, err));
     result->steps++;
@@ -324,7 +367,7 @@ static sl_status session_advance(session *run, bool *out_goes_on, sl_err *err)
     uint32_t row = 0;
     do {
         uint32_t draft = row < drafted ? result->ids[result->count] : 0;
-        SL_TRY(session_draw(run, eng_step_logits(run->engine, row), row, &goes_on, err));
+        SL_TRY(session_draw(run, row, row, &goes_on, err));
         right = row < drafted && result->ids[result->count - 1] == draft;
         result->accepted += right;
         row++;
@@ -334,10 +377,10 @@ static sl_status session_advance(session *run, bool *out_goes_on, sl_err *err)
     return sl_ok();
 }
 
-static sl_status session_decode(session *run, float *logits, sl_err *err)
+static sl_status session_decode(session *run, sl_err *err)
 {
     bool goes_on;
-    SL_TRY(session_draw(run, logits, run->last_row, &goes_on, err));
+    SL_TRY(session_draw(run, run->last_wanted, run->last_row, &goes_on, err));
     while (goes_on)
         SL_TRY(session_advance(run, &goes_on, err));
     size_t from = run->result->text.size;
@@ -360,11 +403,10 @@ static sl_status session_write_dump(session *run, sl_err *err)
 
 static sl_status session_run(session *run, sl_err *err)
 {
-    float *logits = NULL;
     sl_time_ns begin = sl_now_ns();
-    SL_TRY(session_prefill(run, &logits, err));
+    SL_TRY(session_prefill(run, err));
     sl_time_ns prefilled = sl_now_ns();
-    SL_TRY(session_decode(run, logits, err));
+    SL_TRY(session_decode(run, err));
     run->result->prefill_ms = (double)(prefilled - begin) / SL_MS_NS;
     run->result->decode_ms = (double)(sl_now_ns() - prefilled) / SL_MS_NS;
     return run->dump ? session_write_dump(run, err) : sl_ok();

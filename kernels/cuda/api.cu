@@ -217,6 +217,7 @@ krn_cuda_api_get(uint32_t version)
         .gather = krn_cuda_gather,
         .move = krn_cuda_move,
         .arg_max = krn_cuda_arg_max,
+        .draw = krn_cuda_draw,
         .norm = krn_cuda_norm,
         .silu = krn_cuda_silu,
         .quant = krn_cuda_quant,

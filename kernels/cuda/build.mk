@@ -12,7 +12,7 @@ CUDA_PROGRAMS := $(patsubst tests/cuda/%.c,$(CUDA_OUT)/%,$(CUDA_TESTS)) \
 NVCC_FLAGS := -gencode arch=compute_90a,code=sm_90a -std=c++20 -O3 -fmad=false -lineinfo -I. \
   -Werror all-warnings -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-ffp-contract=off
 CUDA_CFLAGS := $(CFLAGS_ALL) -isystem $(CUDA_HOME)/include
-CUDA_LINK = $(call link_libs,kernels base) -lcmocka -L$(CUDA_HOME)/lib64 -lcudart \
+CUDA_LINK = $(call link_libs,kernels base $(CUDA_NEEDS)) -lcmocka -L$(CUDA_HOME)/lib64 -lcudart \
   -Wl,-rpath,'$$ORIGIN' $(LDFLAGS_ALL)
 
 $(CUDA_OUT)/obj/%.o: kernels/cuda/%.cu $(FLAGS_STAMP)
@@ -27,6 +27,9 @@ $(CUDA_OUT)/%_test: tests/cuda/%_test.c $(FLAGS_STAMP) $(LIB)/libkernels.a $(LIB
 $(CUDA_OUT)/%_bench: tests/bench/cuda/%_bench.c $(FLAGS_STAMP) $(LIB)/libkernels.a $(LIB)/libbase.a
 	$(call say,CC,$<)
 	$(Q)mkdir -p $(@D) && $(CC) $(CUDA_CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(CUDA_LINK)
+# Beside the engine's sampler.
+$(CUDA_OUT)/draw_test $(CUDA_OUT)/draw_bench: CUDA_NEEDS := engine
+$(CUDA_OUT)/draw_test $(CUDA_OUT)/draw_bench: $(addprefix $(LIB)/lib,engine.a model.a comm.a)
 
 .PHONY: cuda
 ifneq ($(NVCC),)

@@ -23,6 +23,7 @@ KRN_CUDA_LOCAL int krn_cuda_linear_bf16(const krn_cuda_linear_bf16_params *p,
 KRN_CUDA_LOCAL int krn_cuda_gather(const krn_cuda_gather_params *p, krn_cuda_stream stream);
 KRN_CUDA_LOCAL int krn_cuda_move(const krn_cuda_move_params *p, krn_cuda_stream stream);
 KRN_CUDA_LOCAL int krn_cuda_arg_max(const krn_cuda_arg_max_params *p, krn_cuda_stream stream);
+KRN_CUDA_LOCAL int krn_cuda_draw(const krn_cuda_draw_params *p, krn_cuda_stream stream);
 KRN_CUDA_LOCAL int krn_cuda_scores(const krn_cuda_scores_params *p, krn_cuda_stream stream);
 KRN_CUDA_LOCAL int krn_cuda_attend(const krn_cuda_attend_params *p, krn_cuda_stream stream);
 KRN_CUDA_LOCAL uint64_t krn_cuda_attend_workspace_bytes(uint32_t rows, uint32_t heads,

@@ -211,6 +211,62 @@ typedef struct krn_cuda_arg_max_params {
     uint32_t rows, n;
 } krn_cuda_arg_max_params;
 
+/* A change to one logit, in the order of docs/SAMPLING.md; one an id. */
+typedef enum krn_cuda_edit_kind {
+    KRN_CUDA_EDIT_REPEATED = 1, /* the repetition penalty */
+    KRN_CUDA_EDIT_BIAS = 2,
+    KRN_CUDA_EDIT_BARRED = 4, /* may not be drawn */
+} krn_cuda_edit_kind;
+
+typedef struct krn_cuda_edit {
+    uint32_t id, kinds;
+    uint32_t count; /* of the presence and frequency penalties; 0: none */
+    float bias;
+} krn_cuda_edit;
+
+typedef struct krn_cuda_draw_row {
+    double u; /* [0, 1), of the key */
+    float temperature, top_p, min_p;
+    float repetition, presence, frequency;
+    uint32_t top_k;    /* 0: all */
+    int32_t logprobs;  /* -1: none; else how many alternatives, at most KRN_CUDA_TOP_MAX */
+    uint32_t drawn;    /* 0: this row is left out */
+    uint32_t edits_at; /* its first edit */
+    uint32_t edit_count;
+    uint32_t allowed; /* 1 + the row of `allowed` that masks it; 0: none does */
+} krn_cuda_draw_row;
+
+#define KRN_CUDA_TOP_MAX 20u
+
+typedef enum krn_cuda_draw_code {
+    KRN_CUDA_DRAWN = 1,
+    KRN_CUDA_DRAW_LONG = 2,   /* top_p ends among probabilities below 2^-29, whose order shows */
+    KRN_CUDA_DRAW_NOTHING = 3 /* no finite logit is left */
+} krn_cuda_draw_code;
+
+typedef struct krn_cuda_drawn {
+    uint32_t code, id;
+    /* with logprobs: a log-probability is logit - (max + log(sum)) */
+    double sum; /* of exp(logit - max) */
+    float max, logit;
+    uint32_t top_count, unused;
+    uint32_t top_ids[KRN_CUDA_TOP_MAX];
+    float top_logits[KRN_CUDA_TOP_MAX];
+} krn_cuda_drawn;
+
+typedef struct krn_cuda_draw_params { /* docs/SAMPLING.md; rows_at to allowed and out may be pinned
+                                         host memory */
+    const float *logits;              /* [rows][n] */
+    const krn_cuda_draw_row *rows_at; /* [rows] */
+    const krn_cuda_edit *edits;
+    const uint32_t *allowed;   /* [..][(n + 31) / 32]: bit id set = may be drawn */
+    const uint32_t *undefined; /* [(n + 31) / 32]: bit id set = no such id; NULL: none */
+    krn_cuda_drawn *out;       /* [rows] */
+    uint32_t rows, n;          /* n: at most KRN_CUDA_DRAW_MAX */
+} krn_cuda_draw_params;
+
+#define KRN_CUDA_DRAW_MAX 131072u
+
 typedef struct krn_cuda_scores_params { /* indexer logits over the paged cache */
     krn_cuda_cache cache;
     const krn_cuda_row *rows_at;  /* [rows]; rows g * next_n .. + next_n - 1 share a sequence;

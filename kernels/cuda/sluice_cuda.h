@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define KRN_CUDA_API_VERSION 4u
+#define KRN_CUDA_API_VERSION 5u
 #define KRN_CUDA_NUMERICS_ID "cuda-sm90-v1"
 #define KRN_CUDA_SYMBOL      "krn_cuda_api_get"
 
@@ -95,6 +95,7 @@ typedef struct krn_cuda_api {
     int (*gather)(const krn_cuda_gather_params *params, krn_cuda_stream stream);
     int (*move)(const krn_cuda_move_params *params, krn_cuda_stream stream);
     int (*arg_max)(const krn_cuda_arg_max_params *params, krn_cuda_stream stream);
+    int (*draw)(const krn_cuda_draw_params *params, krn_cuda_stream stream);
     int (*norm)(const krn_cuda_norm_params *params, krn_cuda_stream stream);
     int (*silu)(const krn_cuda_silu_params *params, krn_cuda_stream stream);
     int (*quant)(const krn_cuda_quant_params *params, krn_cuda_stream stream);

@@ -366,6 +366,20 @@ float *eng_step_logits(eng_engine *engine, uint32_t row)
     return engine->s.logits + (size_t)SIM_VOCAB * row;
 }
 
+/* Tokens are drawn from logits, as on a CPU. */
+const eng_sampled *eng_step_drawn(eng_engine *engine, uint32_t row)
+{
+    sl_assert(row < engine->step_logits);
+    return NULL;
+}
+
+const eng_sampled *eng_head_drawn(eng_engine *engine, const eng_sequence *sequence,
+                                  const eng_draw *draw)
+{
+    (void)engine, (void)sequence, (void)draw;
+    return NULL;
+}
+
 const uint8_t *eng_step_routing(const eng_engine *engine, uint32_t row)
 {
     return engine->routing_rows;

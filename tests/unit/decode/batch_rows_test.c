@@ -13,8 +13,8 @@ static eng_prompt_rows *rows_of(rig *r, const ask *a, uint32_t chunk)
     eng_sequence *sequence = sequence_open(engine, a->prompt_count);
     for (uint32_t at = 0; at < a->prompt_count; at += chunk) {
         uint32_t left = a->prompt_count - at;
-        eng_span span = {sequence, tokens + at, left < chunk ? left : chunk, ENG_LOGITS_NONE,
-                         false};
+        eng_span span = {sequence,        tokens + at, left < chunk ? left : chunk,
+                         ENG_LOGITS_NONE, false,       NULL};
         eng_prompt_ask(rows, at, &span);
         assert_ok(eng_step(engine, &span, 1, NULL, NULL, &err), &err);
         eng_prompt_note(rows, engine, &span, at, 0, 0, tokens);

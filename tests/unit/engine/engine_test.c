@@ -119,19 +119,21 @@ TEST(bad_steps_move_nothing)
         sl_code code;
         const char *part;
     } CASES[] = {
-        {{{a, bad, 2, ENG_LOGITS_NONE, false}}, 1, SL_INVALID, "token id 320 at position 11"},
-        {{{a, tokens, 0, ENG_LOGITS_NONE, false}}, 1, SL_INVALID, "no tokens"},
-        {{{a, tokens, 31, ENG_LOGITS_NONE, false}}, 1, SL_TOO_LARGE, "room for 40"},
-        {{{b, tokens, 33, ENG_LOGITS_NONE, false}}, 1, SL_TOO_LARGE, "33 rows"},
-        {{{a, tokens, 20, ENG_LOGITS_NONE, false}, {b, tokens, 20, ENG_LOGITS_NONE, false}},
+        {{{a, bad, 2, ENG_LOGITS_NONE, false, NULL}}, 1, SL_INVALID, "token id 320 at position 11"},
+        {{{a, tokens, 0, ENG_LOGITS_NONE, false, NULL}}, 1, SL_INVALID, "no tokens"},
+        {{{a, tokens, 31, ENG_LOGITS_NONE, false, NULL}}, 1, SL_TOO_LARGE, "room for 40"},
+        {{{b, tokens, 33, ENG_LOGITS_NONE, false, NULL}}, 1, SL_TOO_LARGE, "33 rows"},
+        {{{a, tokens, 20, ENG_LOGITS_NONE, false, NULL},
+          {b, tokens, 20, ENG_LOGITS_NONE, false, NULL}},
          2,
          SL_TOO_LARGE,
          "40 rows"},
-        {{{a, tokens, 1, ENG_LOGITS_NONE, false}, {a, tokens, 1, ENG_LOGITS_NONE, false}},
+        {{{a, tokens, 1, ENG_LOGITS_NONE, false, NULL},
+          {a, tokens, 1, ENG_LOGITS_NONE, false, NULL}},
          2,
          SL_INVALID,
          "twice"},
-        {{{a, tokens, 1, ENG_LOGITS_NONE, false}}, 0, SL_INVALID, "0 spans"},
+        {{{a, tokens, 1, ENG_LOGITS_NONE, false, NULL}}, 0, SL_INVALID, "0 spans"},
     };
     for (size_t i = 0; i < sizeof(CASES) / sizeof(CASES[0]); i++) {
         assert_code(eng_step(r.engine, CASES[i].spans, CASES[i].count, NULL, NULL, &err),
@@ -243,7 +245,7 @@ TEST(nan_is_a_fault_not_an_answer)
     uint8_t saved[4];
     memcpy(saved, scale, sizeof(saved));
     memset(scale, 0xff, sizeof(saved));
-    eng_span span = {sequence, tokens + 20, 3, ENG_LOGITS_LAST, false};
+    eng_span span = {sequence, tokens + 20, 3, ENG_LOGITS_LAST, false, NULL};
     assert_code(eng_step(r.engine, &span, 1, NULL, NULL, &err), SL_INTERNAL);
     assert_text_contains(err.text, "layer 1");
     assert_text_contains(err.text, "NaN");
@@ -359,7 +361,7 @@ TEST(a_layer_alone_equals_the_step)
     tap.context = alone;
     eng_engine_set_tap(engine, &tap);
     sequence = sequence_open(engine, 20);
-    eng_span span = {sequence, tokens, 20, ENG_LOGITS_NONE, false};
+    eng_span span = {sequence, tokens, 20, ENG_LOGITS_NONE, false, NULL};
     assert_code(eng_step(engine, &span, 1, NULL, NULL, &err), SL_UNSUPPORTED);
     assert_code(eng_step_layers(engine, sequence, log->x[0], log->res[0], 21, &err), SL_TOO_LARGE);
     assert_ok(eng_step_layers(engine, sequence, log->x[0], log->res[0], 20, &err), &err);

@@ -53,6 +53,7 @@ typedef struct trial {
     char path[80];
     uint64_t draws; /* of the schedule's own random numbers */
     uint32_t given_up, hits, accepted, largest, lacked;
+    uint32_t drawn; /* tokens that a device drew in the step */
 } trial;
 
 static uint32_t pick(trial *t, uint32_t below)
@@ -60,14 +61,19 @@ static uint32_t pick(trial *t, uint32_t below)
     return (uint32_t)(sl_keyed_uniform(31, t->draws++, t->plan->batch) * below);
 }
 
-/* Draws the next token; when the stream is known already, checks it against that. */
-static void draw(trial *t, runner *r, float *logits, bool first_run)
+/* Draws the next token; when the stream is known already, checks it against that. drawn: what the
+ * device drew from these logits, or NULL. */
+static void draw(trial *t, runner *r, float *logits, const eng_sampled *drawn, bool first_run)
 {
     stream *s = r->want;
     eng_sampled sampled;
     uint64_t sum = sl_sum64(1, r->known, logits, NANO_VOCAB * sizeof(float));
     eng_sample(t->engine, logits, &s->sampling, r->tokens, r->known, s->prompt, r->known, NULL,
                &sampled);
+    t->drawn += drawn != NULL;
+    if (drawn && drawn->id != sampled.id)
+        fail_msg("position %u (prompt %u): the device draws %u, the host %u", r->known, s->prompt,
+                 drawn->id, sampled.id);
     if (first_run) {
         s->tokens[r->known] = sampled.id;
         s->sums[r->known] = sum;
@@ -77,6 +83,14 @@ static void draw(trial *t, runner *r, float *logits, bool first_run)
                  r->known, s->prompt);
     }
     r->tokens[r->known++] = sampled.id;
+}
+
+/* From wanted row `row` of the step. */
+static void draw_row(trial *t, runner *r, uint32_t row, bool first_run)
+{
+    const eng_sampled *drawn = eng_step_drawn(t->engine, row);
+    const eng_sampled kept = drawn ? *drawn : (eng_sampled){0};
+    draw(t, r, eng_step_logits(t->engine, row), drawn ? &kept : NULL, first_run);
 }
 
 static uint32_t pending(const runner *r)
@@ -150,12 +164,12 @@ static uint32_t take_rows(trial *t, runner *r, const eng_span *span, uint32_t ro
     if (span->logits == ENG_LOGITS_NONE)
         return 0;
     if (span->logits == ENG_LOGITS_LAST) {
-        draw(t, r, eng_step_logits(t->engine, row), first_run);
+        draw_row(t, r, row, first_run);
         return 1;
     }
     uint32_t before = eng_sequence_length(r->sequence) - span->token_count;
     for (uint32_t i = 0; i < span->token_count; i++) {
-        draw(t, r, eng_step_logits(t->engine, row + i), first_run);
+        draw_row(t, r, row + i, first_run);
         if (i == r->draft_count || r->tokens[r->known - 1] != r->drafts[i] ||
             r->known == r->want->total) {
             eng_sequence_truncate(r->sequence, before + i + 1);
@@ -168,21 +182,28 @@ static uint32_t take_rows(trial *t, runner *r, const eng_span *span, uint32_t ro
 
 static void step(trial *t, runner *const *chosen, uint32_t count, bool first_run)
 {
-    eng_span spans[STREAMS];
-    uint32_t fed[STREAMS][1 + ENG_DRAFTS_MAX], used = 0, rows = 0, row = 0;
+    eng_span spans[STREAMS] = {0};
+    eng_draw draws[STREAMS];
+    uint32_t used = 0, rows = 0, row = 0;
     sl_err err;
     draft(t, chosen, count);
     for (; used < count; used++) {
         runner *r = chosen[used];
         uint32_t at = eng_sequence_length(r->sequence), wait = r->known - at;
         uint32_t n = wait < t->plan->chunk ? wait : t->plan->chunk;
-        spans[used] = (eng_span){r->sequence, r->tokens + at, n,
-                                 n == wait ? ENG_LOGITS_LAST : ENG_LOGITS_NONE, false};
+        draws[used] = (eng_draw){
+            .params = &r->want->sampling, .ids = r->tokens, .prompt_count = r->want->prompt};
+        spans[used] = (eng_span){
+            .sequence = r->sequence,
+            .tokens = r->tokens + at,
+            .token_count = n,
+            .logits = n == wait ? ENG_LOGITS_LAST : ENG_LOGITS_NONE,
+            .draw = pick(t, 4) && !first_run ? &draws[used] : NULL,
+        };
         if (r->draft_count) {
-            fed[used][0] = r->tokens[at];
-            memcpy(fed[used] + 1, r->drafts, sizeof(r->drafts));
-            spans[used] =
-                (eng_span){r->sequence, fed[used], 1 + r->draft_count, ENG_LOGITS_ALL, false};
+            memcpy(r->tokens + r->known, r->drafts, r->draft_count * sizeof(uint32_t));
+            spans[used].token_count += r->draft_count;
+            spans[used].logits = ENG_LOGITS_ALL;
         }
         if (rows + spans[used].token_count > ROWS_MAX)
             break;
@@ -195,6 +216,15 @@ static void step(trial *t, runner *const *chosen, uint32_t count, bool first_run
     t->largest = used > t->largest ? used : t->largest;
     for (uint32_t i = 0; i < used; i++)
         row += take_rows(t, chosen[i], &spans[i], row, first_run);
+}
+
+static void draw_head(trial *t, runner *r)
+{
+    const eng_draw how = {
+        .params = &r->want->sampling, .ids = r->tokens, .prompt_count = r->want->prompt};
+    const eng_sampled *drawn = eng_head_drawn(t->engine, r->sequence, &how);
+    const eng_sampled kept = drawn ? *drawn : (eng_sampled){0};
+    draw(t, r, eng_head_logits(t->engine, r->sequence), drawn ? &kept : NULL, false);
 }
 
 /* Up to `batch` unfinished runners, those that decode first so that their rows always fit. */
@@ -214,7 +244,7 @@ static uint32_t choose(trial *t, runner *runners, uint32_t count, runner **out_c
                 continue;
             }
             if (pending(r) == 0) { /* everything was a hit: the head alone */
-                draw(t, r, eng_head_logits(t->engine, r->sequence), false);
+                draw_head(t, r);
                 continue;
             }
             if ((pending(r) > 1) == prefill)
@@ -271,6 +301,10 @@ static void stream_make(stream *s, uint32_t index)
 {
     mdl_sampling_init(&s->sampling);
     s->sampling.temperature = (float)(index % 3) * 0.5f;
+    s->sampling.top_p = index % 4 == 1 ? 0.9f : 1.0f;
+    s->sampling.top_k = index % 7 == 3 ? 20 : 0;
+    s->sampling.presence_penalty = index % 5 == 2 ? 0.5f : 0.0f;
+    s->sampling.repetition_penalty = index % 5 == 3 ? 1.2f : 1.0f;
     s->sampling.seed = index;
     s->sampling.ignore_eos = true;
     s->prompt = 1 + stream_token(900, index) * (PROMPT_MAX - 1) / NANO_VOCAB;
@@ -357,9 +391,9 @@ static void check_schedules(const rig *r, const char *numerics_id)
         eng_tier_stats tier = {0};
         (void)eng_engine_tier_stats(t.engine, &tier);
         printf("%s: largest batch %u, %u hits, %u given up, %u for want of pages, %u drafts right, "
-               "%llu pages from the file\n",
+               "%llu pages from the file, %u drawn on a device\n",
                PLANS[p].variant, t.largest, t.hits, t.given_up, t.lacked, t.accepted,
-               (unsigned long long)tier.hits);
+               (unsigned long long)tier.hits, t.drawn);
         assert_true(PLANS[p].give_up ? t.hits > 0 : t.largest == PLANS[p].batch);
         assert_int_equal(eng_engine_pages_free(t.engine), eng_engine_layout(t.engine)->page_count);
         eng_engine_destroy(t.engine);

@@ -35,7 +35,7 @@ static void last_logits(eng_engine *engine, float *out_logits)
     eng_sequence *sequence = sequence_open(engine, COUNT);
     sequence_feed(engine, sequence, tokens, COUNT - REPEATED, 64, NULL);
     for (uint32_t i = COUNT - REPEATED; i < COUNT; i++) {
-        const eng_span span = {sequence, tokens + i, 1, ENG_LOGITS_LAST, false};
+        const eng_span span = {sequence, tokens + i, 1, ENG_LOGITS_LAST, false, NULL};
         assert_ok(eng_step(engine, &span, 1, NULL, NULL, &err), &err);
     }
     memcpy(out_logits, eng_step_logits(engine, 0), NANO_VOCAB * sizeof(float));

@@ -9,20 +9,27 @@
 
 #define PROMPT 200u /* past index_topk and three page edges */
 
+/* SLUICE_TEST_FEW: less of the same, for a race checker, under which a step takes seconds. */
+static uint32_t or_few(uint32_t count, uint32_t few)
+{
+    return getenv("SLUICE_TEST_FEW") ? few : count;
+}
+
 TEST(chunk_size_changes_nothing)
 {
     static const uint32_t CHUNKS[] = {PROMPT, 1, 7, 64, 63, 65};
+    const uint32_t prompt = or_few(PROMPT, NANO_TOPK + 6);
     uint32_t tokens[PROMPT];
     float whole[NANO_VOCAB], logits[NANO_VOCAB];
     uint8_t *whole_bytes = NULL;
     size_t whole_size = 0;
     rig r;
     rig_open(&r);
-    stream_fill(1, PROMPT, tokens);
+    stream_fill(1, prompt, tokens);
     for (size_t i = 0; i < sizeof(CHUNKS) / sizeof(CHUNKS[0]); i++) {
         size_t size;
         eng_sequence *sequence = sequence_open(r.engine, PROMPT + 8);
-        sequence_feed(r.engine, sequence, tokens, PROMPT, CHUNKS[i], i ? logits : whole);
+        sequence_feed(r.engine, sequence, tokens, prompt, CHUNKS[i], i ? logits : whole);
         uint8_t *bytes = sequence_bytes(r.engine, sequence, &size);
         if (i == 0) {
             whole_bytes = bytes;
@@ -50,13 +57,13 @@ TEST(batch_changes_nothing)
     sl_err err;
     rig r;
     rig_open(&r);
-    for (uint32_t i = 0; i < COUNT; i++) {
+    for (uint32_t i = 0; i < or_few(COUNT, 4); i++) {
         stream_fill(100 + i, TOTAL, tokens[i]);
         sequences[i] = sequence_open(r.engine, TOTAL);
         sequence_feed(r.engine, sequences[i], tokens[i], TOTAL - i, TOTAL, alone[i]);
         eng_sequence_close(sequences[i]);
     }
-    for (uint32_t batch = 1; batch <= COUNT; batch++) {
+    for (uint32_t batch = 1; batch <= or_few(COUNT, 4); batch++) {
         eng_span spans[COUNT];
         for (uint32_t i = 0; i < batch; i++) {
             /* even ones decode one token, odd ones prefill a chunk of their prompt */
@@ -64,7 +71,8 @@ TEST(batch_changes_nothing)
             uint32_t before = TOTAL - i - last;
             sequences[i] = sequence_open(r.engine, TOTAL);
             sequence_feed(r.engine, sequences[i], tokens[i], before, 40, NULL);
-            spans[i] = (eng_span){sequences[i], tokens[i] + before, last, ENG_LOGITS_LAST, false};
+            spans[i] =
+                (eng_span){sequences[i], tokens[i] + before, last, ENG_LOGITS_LAST, false, NULL};
         }
         assert_ok(eng_step(r.engine, spans, batch, NULL, NULL, &err), &err);
         for (uint32_t i = 0; i < batch; i++)
@@ -111,8 +119,9 @@ TEST(rows_at_the_selection_edge)
         sequence_feed(r.engine, a, tokens, n, n, alone);
         sequence_feed(r.engine, b, tokens, n - 1, n - 1, NULL);
         const eng_span spans[] = {
-            {longer, tokens + NANO_TOPK + 40 + (n - NANO_TOPK + 1), 1, ENG_LOGITS_NONE, false},
-            {b, tokens + n - 1, 1, ENG_LOGITS_LAST, false},
+            {longer, tokens + NANO_TOPK + 40 + (n - NANO_TOPK + 1), 1, ENG_LOGITS_NONE, false,
+             NULL},
+            {b, tokens + n - 1, 1, ENG_LOGITS_LAST, false, NULL},
         };
         assert_ok(eng_step(r.engine, spans, 2, NULL, NULL, &err), &err);
         assert_memory_equal(eng_step_logits(r.engine, 0), alone, sizeof(alone));
@@ -175,7 +184,7 @@ TEST(adopted_pages_continue_alike)
         assert_ok(eng_draft(other, &b, &tokens[n], 1, &draft_b, &err), &err);
         assert_int_equal(draft_a, draft_b);
         for (uint32_t t = n; t < n + 3; t++) {
-            eng_span span = {a, tokens + t, 1, ENG_LOGITS_LAST, false};
+            eng_span span = {a, tokens + t, 1, ENG_LOGITS_LAST, false, NULL};
             assert_ok(eng_step(r.engine, &span, 1, NULL, NULL, &err), &err);
             span.sequence = b;
             assert_ok(eng_step(other, &span, 1, NULL, NULL, &err), &err);
@@ -263,7 +272,7 @@ TEST(routing_is_handed_out)
     stream_fill(2, N, tokens[1]);
     eng_engine_set_tap(r.engine, &tap);
     eng_sequence *a = sequence_open(r.engine, N), *b = sequence_open(r.engine, N);
-    eng_span span = {a, tokens[0], N, ENG_LOGITS_NONE, true};
+    eng_span span = {a, tokens[0], N, ENG_LOGITS_NONE, true, NULL};
     assert_ok(eng_step(r.engine, &span, 1, NULL, NULL, &err), &err);
     memcpy(whole, eng_step_routing(r.engine, 0), (size_t)N * layout->row_bytes);
     eng_engine_set_tap(r.engine, NULL);
@@ -272,8 +281,8 @@ TEST(routing_is_handed_out)
     eng_sequence_close(a);
     a = sequence_open(r.engine, N);
     for (uint32_t at = 0; at < N; at += 8) { /* behind another sequence's rows */
-        eng_span spans[] = {{b, tokens[1] + at, 8, ENG_LOGITS_NONE, false},
-                            {a, tokens[0] + at, 8, ENG_LOGITS_LAST, true}};
+        eng_span spans[] = {{b, tokens[1] + at, 8, ENG_LOGITS_NONE, false, NULL},
+                            {a, tokens[0] + at, 8, ENG_LOGITS_LAST, true, NULL}};
         assert_ok(eng_step(r.engine, spans, 2, NULL, NULL, &err), &err);
         assert_memory_equal(eng_step_routing(r.engine, 8), whole + (size_t)at * layout->row_bytes,
                             8 * layout->row_bytes);
@@ -296,7 +305,7 @@ TEST(groups_are_told_in_order)
         eng_engine *engine =
             rig_engine(&r, &(eng_options){.kv_bytes = 2 << 20, .layer_group = layers});
         group_log log = {.engine = engine, .sequence = sequence_open(engine, 8)};
-        eng_span span = {log.sequence, tokens, 4, ENG_LOGITS_NONE, false};
+        eng_span span = {log.sequence, tokens, 4, ENG_LOGITS_NONE, false, NULL};
         assert_ok(eng_step(engine, &span, 1, note_group, &log, &err), &err);
         assert_int_equal(log.count, eng_engine_layout(engine)->group_count);
         for (uint32_t i = 0; i < log.count; i++)
@@ -322,7 +331,8 @@ TEST(truncated_rows_leave_no_trace)
         sequence_feed(r.engine, a, tokens, n, n, NULL);
         sequence_feed(r.engine, a, tokens + n, 1, 1, plain);
         sequence_feed(r.engine, b, tokens, n, n, NULL);
-        eng_span span = {b, tokens + n, 4, ENG_LOGITS_ALL, false}; /* the last three are "drafts" */
+        eng_span span = {b,     tokens + n, 4, ENG_LOGITS_ALL,
+                         false, NULL}; /* the last three are "drafts" */
         assert_ok(eng_step(r.engine, &span, 1, NULL, NULL, &err), &err);
         assert_memory_equal(eng_step_logits(r.engine, 0), plain, sizeof(plain));
         eng_sequence_truncate(b, n + 1);
@@ -391,7 +401,7 @@ TEST(many_drafts_leave_no_trace)
         assert_int_equal(alone.tokens[0], first);
         memcpy(drafts[i].tokens, alone.tokens, sizeof(alone.tokens));
         eng_span span = {alone.sequence, (uint32_t[4]){tokens[n], 1, 2, 3}, 4, ENG_LOGITS_ALL,
-                         false};
+                         false, NULL};
         assert_ok(eng_step(r.engine, &span, 1, NULL, NULL, &err), &err);
         eng_sequence_truncate(alone.sequence, n + 1);
         assert_int_equal(eng_sequence_length(alone.sequence), n + 1);
@@ -529,7 +539,7 @@ TEST(drafts_follow_the_sampling)
     assert_memory_equal(ids + 24, sampled.tokens, sizeof(sampled.tokens));
     sampling.bias_count = 0;
     sampling.temperature = 1;
-    for (uint32_t i = 0; i < ROUNDS; i++) {
+    for (uint32_t i = 0; i < or_few(ROUNDS, 4); i++) {
         eng_drafts again = sampled;
         sampling.seed = i;
         assert_ok(eng_draft_many(r.engine, &sampled, 1, &err), &err);

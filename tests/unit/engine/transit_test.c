@@ -131,7 +131,7 @@ static void prefill(eng_sequence *sequence, const uint32_t *tokens, uint32_t chu
         uint32_t count = TOKENS - at < chunk ? TOKENS - at : chunk, end = at + count;
         sender s = {sequence, at / ENG_PAGE_TOKENS, end == TOKENS ? BLOCKS : end / ENG_PAGE_TOKENS,
                     sums};
-        const eng_span span = {sequence, tokens + at, count, ENG_LOGITS_LAST, false};
+        const eng_span span = {sequence, tokens + at, count, ENG_LOGITS_LAST, false, NULL};
         assert_ok(eng_step(sequence->engine, &span, 1, send_group, &s, &err), &err);
         assert_ok(eng_transit_wait(sequence->engine, &err), &err);
     }
@@ -162,8 +162,8 @@ static void check_continues(eng_sequence *a, eng_sequence *b, const uint32_t *to
 {
     sl_err err;
     for (uint32_t t = TOKENS; t < TOKENS + 3; t++) {
-        const eng_span span_a = {a, tokens + t, 1, ENG_LOGITS_LAST, false};
-        const eng_span span_b = {b, tokens + t, 1, ENG_LOGITS_LAST, false};
+        const eng_span span_a = {a, tokens + t, 1, ENG_LOGITS_LAST, false, NULL};
+        const eng_span span_b = {b, tokens + t, 1, ENG_LOGITS_LAST, false, NULL};
         assert_ok(eng_step(a->engine, &span_a, 1, NULL, NULL, &err), &err);
         assert_ok(eng_step(b->engine, &span_b, 1, NULL, NULL, &err), &err);
         assert_memory_equal(eng_step_logits(a->engine, 0), eng_step_logits(b->engine, 0),

@@ -347,7 +347,7 @@ static void assert_rows(node *n, const eng_prompt_rows *got, const uint32_t *tok
     sl_err err;
     eng_prompt_rows *rows = eng_prompt_rows_create(&got->want, eng_engine_routing(n->r.engine));
     eng_sequence *alone = sequence_open(n->r.engine, 200);
-    eng_span span = {alone, tokens, 200, ENG_LOGITS_NONE, false};
+    eng_span span = {alone, tokens, 200, ENG_LOGITS_NONE, false, NULL};
     eng_prompt_ask(rows, 0, &span);
     assert_ok(eng_step(n->r.engine, &span, 1, NULL, NULL, &err), &err);
     eng_prompt_note(rows, n->r.engine, &span, 0, 0, 0, tokens);
