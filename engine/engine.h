@@ -232,7 +232,7 @@ typedef struct eng_span {
                                sequence's length */
     uint32_t token_count;
     eng_logits_want logits;
-    bool routing; /* keep which experts its rows choose, for eng_step_routing */
+    bool routing;         /* keep which experts its rows choose, for eng_step_routing */
     const eng_draw *draw; /* of its wanted rows, for eng_step_drawn; NULL: by their logits only */
 } eng_span;
 

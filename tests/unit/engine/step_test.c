@@ -400,8 +400,8 @@ TEST(many_drafts_leave_no_trace)
         assert_ok(eng_draft(r.engine, &alone.sequence, &tokens[n], 1, &first, &err), &err);
         assert_int_equal(alone.tokens[0], first);
         memcpy(drafts[i].tokens, alone.tokens, sizeof(alone.tokens));
-        eng_span span = {alone.sequence, (uint32_t[4]){tokens[n], 1, 2, 3}, 4, ENG_LOGITS_ALL,
-                         false, NULL};
+        eng_span span = {
+            alone.sequence, (uint32_t[4]){tokens[n], 1, 2, 3}, 4, ENG_LOGITS_ALL, false, NULL};
         assert_ok(eng_step(r.engine, &span, 1, NULL, NULL, &err), &err);
         eng_sequence_truncate(alone.sequence, n + 1);
         assert_int_equal(eng_sequence_length(alone.sequence), n + 1);
