@@ -2,13 +2,14 @@
  *
  * With two, what one has on its way is hidden behind what the other computes:
  *
- *     computes | attend 1 | experts 0 | shared 1 | attend 0' | experts 1 | shared 0' | attend 1' ..
- *     travels  | rows 0 -->           outputs 0 -> rows 1 -->            outputs 1 -> rows 0' -->
+ *     computes | shared 0 | experts 0 | attend 1   | shared 1 | experts 1 | attend 0'   |
+ *     travels  | rows 0 ->            | outputs 0->| rows 1 ->            | outputs 1 ->|
  *
- * (0' and 1' are in the layer after.) The group carries one phase at a time: dispatch and combine
- * of 0, then of 1, on all ranks alike. Rows keep their places in the scratch; a micro-batch looks
- * at it from its first row on. After a fault a rank goes on without rows, because the others need
- * its experts. Thread: the engine thread. */
+ * (0' is in the layer after.) Outputs are many times as many bytes as rows, so they have the longer
+ * part. The group carries one phase at a time: dispatch and combine of 0, then of 1, on all ranks
+ * alike. Rows keep their places in the scratch; a micro-batch looks at it from its first row on.
+ * After a fault a rank goes on without rows, because the others need its experts. Thread: the
+ * engine thread. */
 #include "engine/micro_batch.h"
 
 #include "base/assert.h"
@@ -193,23 +194,30 @@ bool eng_micro_moe(eng_engine *engine, uint32_t index, uint32_t rows, uint32_t c
     return end(&p);
 }
 
+/* One that is ready to be sent, up to its outputs being on their way. */
+static bool out_and_through(pipeline *p, uint32_t i, uint32_t index)
+{
+    if (!send(p, i, index))
+        return false;
+    shared(p, i, index);
+    return experts(p, i, index);
+}
+
+static void get_ready(pipeline *p, uint32_t i, uint32_t index)
+{
+    attend(p, i, index);
+    prepare(p, i, index);
+}
+
 static bool layer_run(pipeline *p, uint32_t index, bool last)
 {
-    attend(p, 1, index);
-    if (!experts(p, 0, index))
+    if (!out_and_through(p, 0, index))
         return false;
-    prepare(p, 1, index);
-    shared(p, 1, index);
-    if (!receive(p, 0, index) || !send(p, 1, index))
+    get_ready(p, 1, index);
+    if (!receive(p, 0, index) || !out_and_through(p, 1, index))
         return false;
     if (!last)
-        attend(p, 0, index + 1);
-    if (!experts(p, 1, index))
-        return false;
-    if (!last) {
-        prepare(p, 0, index + 1);
-        shared(p, 0, index + 1);
-    }
+        get_ready(p, 0, index + 1);
     return receive(p, 1, index);
 }
 
@@ -219,11 +227,9 @@ bool eng_micro_layers(eng_engine *engine, const eng_batch *batch, uint32_t first
     pipeline p = split(engine, batch, ENG_MICRO_BATCHES_MAX);
     p.carries = true;
     sl_assert(first < end_layer);
-    attend(&p, 0, first);
-    prepare(&p, 0, first);
-    shared(&p, 0, first);
+    get_ready(&p, 0, first);
     for (uint32_t index = first; index < end_layer; index++) {
-        if (!send(&p, 0, index) || !layer_run(&p, index, index + 1 == end_layer))
+        if (!layer_run(&p, index, index + 1 == end_layer))
             return false;
         if (!p.failed)
             note(&p, fn(context, index));

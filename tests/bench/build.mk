@@ -14,6 +14,7 @@ CFLAGS_tests_bench_kernels_roof_convert_zen := -falign-loops=64
 $(eval $(call bench_program,pool,$(wildcard tests/bench/pool/*.c),kernels base))
 $(eval $(call bench_program,draw,$(wildcard tests/bench/draw/*.c),engine kernels model base))
 $(eval $(call bench_program,constraint,$(wildcard tests/bench/constraint/*.c),engine kernels model base))
+$(eval $(call bench_program,micro_batch,$(wildcard tests/bench/micro_batch/*.c),engine comm_ucx comm kernels model base))
 # The kernels whose time the context bench takes apart: ops.c.
 CONTEXT_OPS := linear_fp8 linear_bf16 linear_f32 q128 index_put index_query index_select latent_put rope_table \
   rope_queries attend rmsnorm_add silu_mul embed finite route route_group combine
