@@ -15,7 +15,7 @@ typedef enum verdict { VERDICT_OK, VERDICT_WARN, VERDICT_FAIL } verdict;
 
 typedef struct diagnosis {
     ctl_session *session;
-    const ctl_call *nodes, *routers; /* [count] */
+    const ctl_call *nodes, *routers, *experts; /* [count] */
     bool json;
     sl_buf out;
     uint32_t counts[3];
@@ -133,18 +133,49 @@ static void look_at_node(diagnosis *d, const clu_member_info *member, const ctl_
         say(d, VERDICT_OK, member->name, "answers");
 }
 
+static bool has_role(const diagnosis *d, size_t node, const char *role)
+{
+    const Sluice__V1__NodeStatus *status = status_of(&d->nodes[node]);
+    return status && (strcmp(status->role, role) == 0 || strcmp(status->role, "hybrid") == 0);
+}
+
+static bool is_ready(const diagnosis *d, size_t node)
+{
+    return strcmp(status_of(&d->nodes[node])->state, "ready") == 0;
+}
+
+/* The instance that it is a rank of; NULL: it is alone. */
+static const char *instance_of(const diagnosis *d, size_t node)
+{
+    const Sluice__V1__ExpertsReply *reply =
+        (const Sluice__V1__ExpertsReply *)d->experts[node].reply;
+    return reply ? reply->instance : NULL;
+}
+
+/* No node before it in the list is a ready rank of the same instance in the role. */
+static bool is_first(const diagnosis *d, size_t node, const char *role)
+{
+    const char *own = instance_of(d, node);
+    for (size_t i = 0; own && i < node; i++) {
+        const char *other = instance_of(d, i);
+        if (other && strcmp(own, other) == 0 && has_role(d, i, role) && is_ready(d, i))
+            return false;
+    }
+    return true;
+}
+
+/* Ranks of one instance are no spare for each other: what fails alone are instances. */
 static void look_at_roles(diagnosis *d)
 {
     static const char *const ROLES[] = {"prefill", "decode"};
     for (size_t r = 0; r < 2; r++) {
-        uint32_t count = 0, paused = 0;
+        uint32_t count = 0, paused = 0, apart = 0;
         for (size_t i = 0; i < ctl_session_count(d->session); i++) {
-            const Sluice__V1__NodeStatus *status = status_of(&d->nodes[i]);
-            if (!status ||
-                (strcmp(status->role, ROLES[r]) != 0 && strcmp(status->role, "hybrid") != 0))
+            if (!has_role(d, i, ROLES[r]))
                 continue;
-            count += strcmp(status->state, "ready") == 0;
-            paused += is_paused(status);
+            count += is_ready(d, i);
+            apart += is_ready(d, i) && is_first(d, i, ROLES[r]);
+            paused += is_paused(status_of(&d->nodes[i]));
         }
         if (count == 0 && paused > 0)
             sayf(d, VERDICT_WARN, ROLES[r], "%u nodes are paused, none is ready: requests wait",
@@ -156,6 +187,11 @@ static void look_at_roles(diagnosis *d)
                         : "no node is ready: nothing can be answered");
         else if (count == 1)
             sayf(d, VERDICT_WARN, ROLES[r], "one node is ready: if it fails there is no other");
+        else if (apart == 1)
+            sayf(d, VERDICT_WARN, ROLES[r],
+                 "%u nodes are ready, all of one instance: if it fails there is no other", count);
+        else if (apart < count)
+            sayf(d, VERDICT_OK, ROLES[r], "%u nodes are ready, in %u instances", count, apart);
         else
             sayf(d, VERDICT_OK, ROLES[r], "%u nodes are ready", count);
     }
@@ -323,10 +359,13 @@ static void look_at_instances(diagnosis *d)
 int ctl_doctor(ctl_session *session, const char *const *words)
 {
     static const Sluice__V1__ListMembersRequest REQUEST = SLUICE__V1__LIST_MEMBERS_REQUEST__INIT;
+    static const Sluice__V1__ExpertsRequest EXPERTS = SLUICE__V1__EXPERTS_REQUEST__INIT;
     ctl_call *nodes = ctl_ask_all_statuses(session);
     ctl_call *routers =
         ctl_ask_all_routers(session, &rpc_method_cluster_list_members, &REQUEST.base);
+    ctl_call *experts = ctl_ask_all_nodes(session, &rpc_method_node_get_experts, &EXPERTS.base);
     diagnosis d = {.session = session,
+                   .experts = experts,
                    .nodes = nodes,
                    .routers = routers,
                    .json = ctl_session_options(session)->json};
@@ -354,6 +393,7 @@ int ctl_doctor(ctl_session *session, const char *const *words)
     }
     ctl_print(&d.out);
     ctl_calls_free(session, nodes);
+    ctl_calls_free(session, experts);
     ctl_calls_free(session, routers);
     return d.counts[VERDICT_FAIL] ? CTL_EXIT_FAILURE : CTL_EXIT_OK;
 }
