@@ -1,6 +1,7 @@
 /* `sluicectl weights reload`: node by node, prefill and decode in turn, so that as many as possible
- * find a partner of their version meanwhile. What fails ends it: the others keep what they have. In
- * place: all at once, since they are of use to each other again when all have it. */
+ * find a partner of their version meanwhile. All are asked first, so that none changes if one would
+ * refuse. What fails later ends it: the others keep what they have. In place: all at once, since
+ * they are of use to each other again when all have it. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +10,7 @@
 #include "cli/commands.h"
 #include "proto/sluice/v1/cluster.pb-c.h"
 #include "proto/sluice/v1/node.pb-c.h"
+#include "rpc/methods.h"
 
 #define RELOAD_NS     (1800 * SL_S_NS)
 #define WEIGHTS_PAUSE (60 * SL_S_NS) /* the node's own bound on requests that must end first */
@@ -96,9 +98,68 @@ static void tell(rollout *r, const clu_member_info *member,
     sl_buf_putc(&r->out, '}');
 }
 
+/* What a node would refuse for what it is now. */
+static sl_status ask_first(const rollout *r, const clu_member_info *member, const ctl_call *status,
+                           const ctl_call *experts, sl_err *err)
+{
+    const Sluice__V1__NodeStatus *is = (const Sluice__V1__NodeStatus *)status->reply;
+    bool in_place = ctl_session_options(r->session)->in_place;
+    uint32_t version = clu_stamp_weights(&member->stamp);
+    if (!is)
+        return sl_fail(err, status->err.code, "%s", status->err.text); /* names the node */
+    bool paused = strcmp(is->state, "paused") == 0 || strcmp(is->state, "pausing") == 0;
+    uint32_t live = is->load ? is->load->running + is->load->waiting : 0;
+    if (version >= r->version)
+        return sl_fail(err, SL_INVALID, "%s: has weights of version %u: a higher one is needed",
+                       member->name, version);
+    if (experts->reply && !in_place)
+        return sl_fail(err, SL_UNSUPPORTED,
+                       "%s: one rank of several: in place only (--in-place), all ranks at once",
+                       member->name);
+    if (paused && !in_place && live > 0)
+        return sl_fail(err, SL_CONFLICT,
+                       "%s: the node is paused with %u requests, which do not end: reload in "
+                       "place, or resume it first",
+                       member->name, live);
+    if (!paused && strcmp(is->state, "ready") != 0)
+        return sl_fail(err, SL_CONFLICT, "%s: the node is %s", member->name, is->state);
+    return sl_ok();
+}
+
+static size_t member_index(const rollout *r, const clu_member_info *member)
+{
+    size_t i = 0;
+    while (ctl_session_member(r->session, i) != member)
+        i++;
+    return i;
+}
+
+/* All that would refuse say so, before any changes. */
+static bool all_would(rollout *r)
+{
+    static const Sluice__V1__ExpertsRequest EXPERTS = SLUICE__V1__EXPERTS_REQUEST__INIT;
+    ctl_call *statuses = ctl_ask_all_statuses(r->session);
+    ctl_call *experts = ctl_ask_all_nodes(r->session, &rpc_method_node_get_experts, &EXPERTS.base);
+    size_t would = 0;
+    for (size_t i = 0; i < r->count; i++) {
+        size_t at = member_index(r, r->order[i]);
+        sl_err err;
+        if (sl_is_ok(ask_first(r, r->order[i], &statuses[at], &experts[at], &err)))
+            would++;
+        else
+            fprintf(stderr, "sluicectl: %s\n", err.text);
+    }
+    ctl_calls_free(r->session, statuses);
+    ctl_calls_free(r->session, experts);
+    if (would < r->count)
+        fprintf(stderr, "%zu of %zu nodes would refuse version %u: none was changed\n",
+                r->count - would, r->count, r->version);
+    return would == r->count;
+}
+
 /* The nodes [from, from + count) at once; those that did it come first in the order afterwards.
- * Returns how many; the last of the others says why. */
-static size_t reload(rollout *r, size_t from, size_t count, sl_err *err)
+ * Returns how many; the others say why. */
+static size_t reload(rollout *r, size_t from, size_t count)
 {
     const ctl_options *options = ctl_session_options(r->session);
     uint64_t timeout_ns = options->timeout_ns ? options->timeout_ns : RELOAD_NS;
@@ -122,7 +183,7 @@ static size_t reload(rollout *r, size_t from, size_t count, sl_err *err)
             r->order[from + i] = r->order[from + done];
             r->order[from + done++] = member;
         } else {
-            *err = calls[i].err;
+            fprintf(stderr, "sluicectl: %s\n", calls[i].err.text);
         }
         ctl_call_fini(&calls[i]);
     }
@@ -135,14 +196,15 @@ static int roll(rollout *r)
     const ctl_options *options = ctl_session_options(r->session);
     bool dry = options->dry_run, all = true;
     size_t done = 0, step = options->in_place ? r->count : 1;
-    sl_err err;
+    if (!dry && !all_would(r))
+        return CTL_EXIT_FAILURE;
     sl_buf_init(&r->out, 0);
     if (r->json)
         sl_buf_puts(&r->out, "{\"nodes\":[");
     for (size_t i = 0; dry && i < r->count; i++)
         tell(r, r->order[i], NULL);
     while (!dry && all && done < r->count) {
-        size_t went = reload(r, done, step, &err);
+        size_t went = reload(r, done, step);
         all = went == step;
         done += went;
     }
@@ -158,9 +220,9 @@ static int roll(rollout *r)
     if (all)
         return CTL_EXIT_OK;
     fprintf(stderr,
-            "sluicectl: %s\n%zu of %zu nodes have version %u; the others keep theirs: say "
-            "it again with --weights-version %u for",
-            err.text, done, r->count, r->version, r->version);
+            "%zu of %zu nodes have version %u; the others keep theirs: say it again with "
+            "--weights-version %u for",
+            done, r->count, r->version, r->version);
     for (size_t i = done; i < r->count; i++) /* a node that has the version would refuse it */
         fprintf(stderr, " %s", r->order[i]->name);
     fprintf(stderr, "\n");

@@ -181,8 +181,9 @@ def test_in_place_while_paused():
         wait_for(lambda: cluster.ctl_json("requests")["total"] == 2, "the second request")
         refused = cluster.ctl("weights", "reload", "--model", directory)
         assert refused.returncode == 1 and "the node is paused with 1 requests" in refused.stderr, refused.stderr
-        left = [m["name"] for m in cluster.ctl_json("members")["members"] if m.get("weights_version") == "1"]
-        placed = cluster.ctl_json("weights", "reload", "--model", directory, "--in-place", "--weights-version", "2", *left)
+        assert "1 of 2 nodes would refuse version 2: none was changed" in refused.stderr, refused.stderr
+        assert all(version == "1" for version, _ in stamps(cluster).values()), stamps(cluster)
+        placed = cluster.ctl_json("weights", "reload", "--model", directory, "--in-place", "--weights-version", "2")
         assert {n["node"]: n["requests"] for n in placed["nodes"]}["decode-0"] == 1 and placed["left"] == 0, placed
         assert thread.is_alive() and all(version == "2" for version, _ in stamps(cluster).values()), stamps(cluster)
         again = cluster.ctl_json("weights", "reload", "--model", MODEL, "--in-place")  # nothing was computed in between: no token has version 2

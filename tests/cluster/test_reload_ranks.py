@@ -87,6 +87,9 @@ def test_two_ranks_go_over_together():
         streams.all_get(4)
         rolling = cluster.ctl("weights", "reload", "--model", first)
         assert rolling.returncode == 1 and "one rank of several: in place only (--in-place), all ranks at once" in rolling.stderr, rolling.stderr
+        assert rolling.stderr.count("in place only") == 4 and "none was changed" in rolling.stderr, rolling.stderr
+        doctor = cluster.ctl("doctor").stdout
+        assert doctor.count("2 nodes are ready, all of one instance: if it fails there is no other") == 2, doctor
         placed = cluster.ctl_json("weights", "reload", "--model", first, "--in-place")
         assert placed["left"] == 0 and len(placed["nodes"]) == 4, placed
         streams.all_get(4)
