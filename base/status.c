@@ -5,6 +5,18 @@
 #include <stdio.h>
 #include <string.h>
 
+/* A text that did not fit ends so that it is seen, and not inside a character. */
+static void mark_cut(sl_err *err, int used, int size)
+{
+    static const char MARK[] = "...";
+    if (used < size)
+        return;
+    size_t at = sizeof(err->text) - sizeof(MARK);
+    while (at > 0 && ((unsigned char)err->text[at] & 0xc0) == 0x80)
+        at--;
+    memcpy(err->text + at, MARK, sizeof(MARK));
+}
+
 sl_status sl_fail(sl_err *err, sl_code code, const char *format, ...)
 {
     sl_status status = {code};
@@ -12,10 +24,17 @@ sl_status sl_fail(sl_err *err, sl_code code, const char *format, ...)
         va_list args;
         err->code = code;
         va_start(args, format);
-        vsnprintf(err->text, sizeof(err->text), format, args);
+        mark_cut(err, vsnprintf(err->text, sizeof(err->text), format, args), sizeof(err->text));
         va_end(args);
     }
     return status;
+}
+
+/* ": text" behind the first `used` bytes. */
+static void add_behind(sl_err *err, int used, const char *text)
+{
+    int left = (int)sizeof(err->text) - used;
+    mark_cut(err, left > 0 ? snprintf(err->text + used, (size_t)left, ": %s", text) : 0, left);
 }
 
 sl_status sl_fail_errno(sl_err *err, sl_code code, const char *format, ...)
@@ -31,8 +50,7 @@ sl_status sl_fail_errno(sl_err *err, sl_code code, const char *format, ...)
         va_start(args, format);
         int used = vsnprintf(err->text, sizeof(err->text), format, args);
         va_end(args);
-        if (used >= 0 && (size_t)used < sizeof(err->text))
-            snprintf(err->text + used, sizeof(err->text) - (size_t)used, ": %s", reason);
+        add_behind(err, used, reason);
     }
     errno = saved;
     return status;
@@ -49,8 +67,7 @@ sl_status sl_wrap(sl_err *err, sl_status status, const char *format, ...)
         va_start(args, format);
         int used = vsnprintf(err->text, sizeof(err->text), format, args);
         va_end(args);
-        if (used >= 0 && (size_t)used < sizeof(err->text))
-            snprintf(err->text + used, sizeof(err->text) - (size_t)used, ": %s", inner);
+        add_behind(err, used, inner);
     }
     return status;
 }

@@ -48,7 +48,7 @@ typedef struct sl_status {
 
 #define SL_MUST_USE __attribute__((warn_unused_result))
 
-#define SL_ERR_TEXT_MAX 512
+#define SL_ERR_TEXT_MAX 512 /* with its NUL; a longer text ends in "..." */
 
 typedef struct sl_err {
     sl_code code;

@@ -56,6 +56,41 @@ static sl_status tries(sl_status inner)
     return sl_fail(NULL, SL_INTERNAL, "reached");
 }
 
+/* However it came to be too long, it ends so that it is seen, and not amid a character. */
+static void assert_cut(const sl_err *err, size_t least)
+{
+    size_t size = strlen(err->text);
+    assert_true(size >= least && size < SL_ERR_TEXT_MAX);
+    assert_string_equal(err->text + size - 3, "...");
+    size_t characters = size - 3;
+    while (characters > 0 && ((unsigned char)err->text[characters - 1] & 0xc0) == 0x80)
+        characters--;
+    if (characters < size - 3) /* its first byte says how many there are */
+        assert_int_equal((unsigned char)err->text[characters - 1] >> 4, 0xe);
+    assert_true(characters == size - 3 || size - 3 - characters == 2);
+}
+
+TEST(a_text_that_was_cut_says_so)
+{
+    char euros[3 * 200 + 1];
+    sl_err err;
+    for (size_t i = 0; i < 200; i++)
+        memcpy(euros + 3 * i, "\xe2\x82\xac", 4);
+    for (int shift = 0; shift < 3; shift++) {
+        assert_code(sl_fail(&err, SL_INVALID, "%.*s%s", shift, "ab", euros), SL_INVALID);
+        assert_cut(&err, SL_ERR_TEXT_MAX - 3);
+        assert_code(sl_fail(&err, SL_INVALID, "%.*s%.498s", shift, "ab", euros), SL_INVALID);
+        assert_null(strstr(err.text, "..."));
+        (void)sl_wrap(&err, (sl_status){SL_INVALID}, "where it came from");
+        assert_cut(&err, SL_ERR_TEXT_MAX - 3);
+        (void)sl_wrap(&err, (sl_status){SL_INVALID}, "%s", euros);
+        assert_cut(&err, SL_ERR_TEXT_MAX - 3);
+        errno = ENOENT;
+        assert_code(sl_fail_errno(&err, SL_IO, "%.*s%.498s", shift, "ab", euros), SL_IO);
+        assert_cut(&err, SL_ERR_TEXT_MAX - 3);
+    }
+}
+
 TEST(try_returns_the_failure)
 {
     assert_code(tries(sl_fail(NULL, SL_DEADLINE, "x")), SL_DEADLINE);
@@ -231,6 +266,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(fail_errno_appends_and_keeps_errno),
     cmocka_unit_test(wrap_prepends),
     cmocka_unit_test(long_text_is_cut_not_overrun),
+    cmocka_unit_test(a_text_that_was_cut_says_so),
     cmocka_unit_test(try_returns_the_failure),
     cmocka_unit_test(every_code_has_its_own_name),
     cmocka_unit_test(log_line_has_its_form),
