@@ -38,7 +38,7 @@ static const char *const COMMON_HELP =
     "Common\n"
     "  --config FILE             settings file, a JSON object of the names above\n"
     "  --print-config            print each value and where it came from\n"
-    "  --check-config            check the settings and exit; opens nothing\n"
+    "  --check-config            check the settings and what they name, and exit; starts nothing\n"
     "  --version                 print the version\n"
     "  --help                    this text\n";
 
@@ -477,6 +477,11 @@ sl_config_result sl_config_parse(const sl_config_spec *spec, int argc, char **ar
     if (!sl_is_ok(status)) {
         fprintf(stderr, "%s: %s\ntry %s --help\n", spec->program, err.text, spec->program);
         *out_exit_code = EXIT_MISUSE;
+        goto leave;
+    }
+    if (config->check && spec->probe && !sl_is_ok(spec->probe(target, &err))) {
+        fprintf(stderr, "%s: %s\n", spec->program, err.text);
+        *out_exit_code = EXIT_FAILURE;
         goto leave;
     }
     if (config->check) {

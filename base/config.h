@@ -46,6 +46,9 @@ typedef struct sl_config_spec {
     size_t option_count;
     /* May be NULL: what the table cannot say of the filled target. Its text names the option. */
     sl_status (*check)(const void *target, sl_err *err);
+    /* What --check-config looks at besides: whatever a start would refuse before its work begins,
+     * files too. NULL: nothing. */
+    sl_status (*probe)(const void *target, sl_err *err);
 } sl_config_spec;
 
 typedef struct sl_config sl_config;

@@ -3,6 +3,7 @@
 #ifndef CLUSTER_CLUSTER_H
 #define CLUSTER_CLUSTER_H
 
+#include "cluster/claim.h"
 #include "cluster/etcd.h"
 #include "cluster/member.h"
 #include "cluster/registration.h"

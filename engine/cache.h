@@ -1,5 +1,5 @@
-/* The engine's cache as a whole: counts, kept pages, the second tier. Beside engine.h, for those
- * who run an engine (worker, batch, node).
+/* The engine's cache as a whole: counts, kept pages, the second tier; and its options, before it is
+ * made. Beside engine.h, for those who run an engine (worker, batch, node).
  *
  * Thread: the engine thread unless it says otherwise. */
 #ifndef ENGINE_CACHE_H
@@ -10,6 +10,11 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* What the two would refuse before any weights are read: the model's configuration, tokenizer and
+ * files' headers, sizes that do not fit it. Opens no GPU. Any thread. */
+SL_MUST_USE sl_status eng_options_check(const eng_model_options *model, const eng_options *engine,
+                                        sl_err *err);
 
 /* Pages that nobody has bound, but that are kept for their tokens. */
 uint32_t eng_engine_pages_kept(const eng_engine *engine);

@@ -10,6 +10,7 @@
 #include "base/assert.h"
 #include "base/rng.h"
 #include "base/sum.h"
+#include "engine/cache.h"
 #include "engine/ops.h"
 #include "engine/ranks.h"
 #include "engine/reload.h"
@@ -244,6 +245,21 @@ static sl_status engine_build(eng_engine *engine, const eng_options *options, sl
     eng_sampler_init(&engine->sampler, (uint32_t)shape->vocab_size, (uint32_t)shape->eos_id,
                      engine->model->undefined);
     return sl_ok();
+}
+
+sl_status eng_options_check(const eng_model_options *model, const eng_options *options, sl_err *err)
+{
+    eng_model *looked;
+    SL_TRY(eng_model_look(model, &looked, err));
+    eng_engine *engine = sl_alloc(1, sizeof(*engine), "engine to check");
+    engine->model = looked;
+    engine->element_bytes = sizeof(uint16_t);
+    sl_status status = engine_set_options(engine, options, err);
+    if (sl_is_ok(status) && looked->ops == &eng_ops_cpu)
+        status = looked->ops->model_open(looked, NULL, err); /* its variant */
+    sl_free(engine);
+    eng_model_close(looked);
+    return status;
 }
 
 sl_status eng_engine_create(const eng_model *model, const eng_options *options,

@@ -89,14 +89,14 @@ static sl_status model_set_ranks(eng_model *model, const eng_model_options *opti
     return eng_model_set_table(model, options->ep_table, options->ep_slots, err);
 }
 
-static sl_status model_open(eng_model *model, const eng_model_options *options, sl_err *err)
+/* All but the device and the weights. */
+static sl_status model_look(eng_model *model, const eng_model_options *options, sl_err *err)
 {
     SL_TRY(mdl_shape_load(options->dir, &model->shape, err));
     const mdl_shape *shape = &model->shape;
     SL_TRY(model_check_shape(shape, err));
     SL_TRY(model_set_layers(model, options, err));
     SL_TRY(model_set_ranks(model, options, err));
-    SL_TRY(model->ops->model_open(model, options->cuda_object, err));
     SL_TRY(mdl_checkpoint_open(options->dir, &model->checkpoint, err));
     const mdl_part part = {
         .layer_first = (int32_t)model->layer_first,
@@ -107,6 +107,14 @@ static sl_status model_open(eng_model *model, const eng_model_options *options, 
     SL_TRY(mdl_identity(model->checkpoint, options->dir, model->identity, err));
     if (model->whole)
         SL_TRY(model_load_tokenizer(model, options->dir, err));
+    return sl_ok();
+}
+
+static sl_status model_open(eng_model *model, const eng_model_options *options, sl_err *err)
+{
+    SL_TRY(model_look(model, options, err));
+    SL_TRY(model->ops->model_open(model, options->cuda_object, err));
+    const mdl_shape *shape = &model->shape;
     krn_rope_config rope = {
         .theta = shape->rope_theta,
         .factor = shape->yarn_factor,
@@ -120,19 +128,32 @@ static sl_status model_open(eng_model *model, const eng_model_options *options, 
     return eng_weights_load(model, options, err);
 }
 
-sl_status eng_model_open(const eng_model_options *options, eng_model **out_model, sl_err *err)
+static sl_status model_create(const eng_model_options *options,
+                              sl_status (*fill)(eng_model *model, const eng_model_options *options,
+                                                sl_err *err),
+                              eng_model **out_model, sl_err *err)
 {
     sl_assert(options->dir);
     eng_model *model = sl_alloc(1, sizeof(*model), "engine model");
     model->numerics = options->numerics;
     model->ops = options->backend == ENG_BACKEND_CUDA ? &eng_ops_cuda : &eng_ops_cpu;
-    sl_status status = model_open(model, options, err);
+    sl_status status = fill(model, options, err);
     if (!sl_is_ok(status)) {
         eng_model_close(model);
         return sl_wrap(err, status, "model %s", options->dir);
     }
     *out_model = model;
     return status;
+}
+
+sl_status eng_model_open(const eng_model_options *options, eng_model **out_model, sl_err *err)
+{
+    return model_create(options, model_open, out_model, err);
+}
+
+sl_status eng_model_look(const eng_model_options *options, eng_model **out_model, sl_err *err)
+{
+    return model_create(options, model_look, out_model, err);
 }
 
 void eng_model_close(eng_model *model)

@@ -117,6 +117,10 @@ bool eng_table_has(const eng_model *model, const uint16_t *table, uint32_t layer
 SL_MUST_USE sl_status eng_expert_load(const eng_model *model, eng_expert *out_expert, sl_err *err);
 void eng_expert_free(eng_expert *expert);
 
+/* model.c. As eng_model_open, but reads no weights and opens no device: for eng_model_close only.
+ */
+SL_MUST_USE sl_status eng_model_look(const eng_model_options *options, eng_model **out_model,
+                                     sl_err *err);
 /* Exchanges their weights; shape, tokenizer and ids, which are equal, stay where others have
  * pointers to them. */
 void eng_model_exchange(eng_model *model, eng_model *fresh);

@@ -1,5 +1,5 @@
-/* The host program of a node: see host.h. Start-up order: model, engine, cache transfer, services,
- * gRPC, etcd; shutdown in reverse. */
+/* The host program of a node: see host.h. Start-up order: what can be refused at once (probe.h),
+ * model, engine, cache transfer, services, gRPC, etcd; shutdown in reverse. */
 #include "node/host.h"
 
 #include <stdio.h>
@@ -14,6 +14,7 @@
 #include "base/rng.h"
 #include "engine/transit.h"
 #include "node/internal.h"
+#include "node/probe.h"
 
 #define GAUGE_PERIOD_NS (100 * SL_MS_NS)
 #define TRACE_EVENTS    4096u   /* of requests, remembered: 640 KiB */
@@ -362,28 +363,15 @@ static sl_status open_engine(nod_host *host, sl_err *err)
     nod_model_options(host, options->model, &model);
     sl_time_ns start = sl_now_ns();
     SL_TRY(eng_model_open(&model, &host->model, err));
-    int64_t rows = options->chunk_tokens > options->max_sequences ? options->chunk_tokens
-                                                                  : options->max_sequences;
-    rows += options->max_sequences * options->mtp_depth; /* in any role: it may change */
     host->context_max = options->context_max ? (uint32_t)options->context_max
                                              : (uint32_t)eng_model_shape(host->model)->position_max;
-    host->rows_max = rows < ENG_BATCH_ROWS_MAX ? (uint32_t)rows : ENG_BATCH_ROWS_MAX;
+    eng_options engine;
+    nod_engine_options(options, &engine);
+    host->rows_max = (uint32_t)engine.rows_max;
+    engine.transit_bytes = transit_bytes(host);
+    engine.tier_path = options->kv_disk ? tier_path : NULL;
+    engine.tier_bytes = tier_bytes;
     SL_TRY(nod_ranks_meet(host, err));
-    eng_options engine = {
-        .kv_bytes = options->kv_memory,
-        .transit_bytes = transit_bytes(host),
-        .layer_group = (int)options->layer_group,
-        .sequences_max = (int)(options->max_sequences + options->queue_max),
-        .rows_max = (int)host->rows_max,
-        .micro_batch_rows =
-            options->ep_micro_batch ? (uint32_t)options->ep_micro_batch : UINT32_MAX,
-        .context_max = (uint32_t)options->context_max,
-        .threads = (int)options->threads,
-        .weights_version = (uint32_t)options->weights_version,
-        .tier_path = options->kv_disk ? tier_path : NULL,
-        .tier_bytes = tier_bytes,
-        .overcommit_percent = (uint32_t)(options->kv_overcommit * 100.0 + 0.5),
-    };
     SL_TRY(eng_engine_create(host->model, &engine, &host->engine, err));
     nod_ranks_watch(host);
     tell_tier(host);
@@ -489,7 +477,6 @@ static sl_status open_server(nod_host *host, sl_err *err)
                    "--control");
 }
 
-/* Before the model is loaded, which may take minutes. */
 static sl_status open_etcd(nod_host *host, sl_err *err)
 {
     clu_etcd_options etcd = {.endpoints = host->options->etcd,
@@ -519,7 +506,10 @@ static sl_status start(nod_host *host, sl_err *err)
 {
     SL_TRY(sl_loop_create(&host->loop, err));
     SL_TRY(sl_fault_init(FAULT_SITES, getenv("SLUICE_FAULTS"), err));
+    SL_TRY(nod_probe(host->options, err));
+    SL_TRY(nod_probe_addresses(host->options, err));
     SL_TRY(open_etcd(host, err));
+    SL_TRY(nod_probe_cluster(host->options, host->loop, host->etcd, err));
     host->metrics = sl_metrics_create();
     host->incarnation = sl_random_u64();
     sl_daemon_options daemon = {.metrics_listen = host->options->metrics,

@@ -10,6 +10,7 @@
 #include "comm/comm.h"
 #include "engine/engine.h"
 #include "kvtransfer/kvtransfer.h"
+#include "node/probe.h"
 
 static const char *const ROLES[] = {"prefill", "decode", "hybrid", NULL};
 static const char *const BACKENDS[] = {"cpu", "cuda", NULL};
@@ -382,6 +383,7 @@ sl_config_result nod_options_parse(nod_role role, int argc, char **argv, nod_opt
         .options = options,
         .option_count = OPTION_COUNT,
         .check = check,
+        .probe = nod_probe,
     };
     return sl_config_parse(&spec, argc, argv, out_options, out_config, out_exit_code);
 }

@@ -6,6 +6,8 @@
 #include "base/net.h"
 #include "cluster/desired.h"
 #include "cluster/registration.h"
+#include "cluster/trust.h"
+#include "router/settings.h"
 
 /* As rtr_plan_mode counts them. */
 static const char *const PLAN_MODES[] = {"off", "advise", "act", NULL};
@@ -414,10 +416,25 @@ static sl_status check(const void *target, sl_err *err)
     return sl_wrap(err, sl_net_check(options->control, true, NULL, err), "--control");
 }
 
+static sl_status probe(const void *target, sl_err *err)
+{
+    const rtr_options *options = target;
+    static rtr_settings settings; /* large */
+    clu_trust *trust;
+    SL_TRY(clu_trust_open(&options->trust, &trust, err));
+    sl_status status = clu_trust_check_role(trust, RPC_ROLE_NODE, err);
+    clu_trust_close(trust);
+    if (sl_is_ok(status))
+        status = rtr_settings_load(options, &settings, err);
+    rtr_settings_fini(&settings);
+    return status;
+}
+
 const sl_config_spec RTR_CONFIG_SPEC = {
     .program = "sluice-router",
     .summary = "HTTP front of a Sluice cluster: OpenAI API, placement, retry",
     .options = OPTIONS,
     .option_count = sizeof OPTIONS / sizeof OPTIONS[0],
     .check = check,
+    .probe = probe,
 };

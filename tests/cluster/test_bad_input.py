@@ -127,8 +127,16 @@ def test_command_lines():
             named = ("--name", "n", option, value) if program != "sluice-router" else (option, value)
             bad = run(program, "--model", "nowhere", *named, *more)
             assert bad.returncode == 2 and option in bad.stderr and advice in bad.stderr and not bad.stdout, bad
-    good = run("sluice-decode", "--model", "nowhere", "--name", "n", "--check-config")
-    assert good.returncode == 0 and good.stdout == "settings are fine\n", good
+    for program, more in (("sluice-decode", ("--name", "n")), ("sluice-prefill", ("--name", "n")), ("sluice-router", ())):
+        good = run(program, "--model", MODEL, *more, "--check-config")
+        assert good.returncode == 0 and good.stdout == "settings are fine\n", good
+        for option, value, text in (("--model", "nowhere", "nowhere"), ("--tls-cert", "nowhere.pem", "tls")):
+            bad = run(program, "--model", MODEL, *more, option, value, "--check-config")
+            assert bad.returncode == 1 and text in bad.stderr and not bad.stdout, bad
+    for option, value, text in (("--kv-memory", "1KiB", "page"), ("--context-max", "1000000", "positions"), ("--ep-size", "17", "16 experts"),
+                                ("--kv-disk", "/nowhere/kv:1GiB", "/nowhere")):
+        bad = run("sluice-decode", "--model", MODEL, "--name", "n", "--instance", "i", option, value, "--check-config")
+        assert bad.returncode == 1 and text in bad.stderr and not bad.stdout, bad
     result = run("sluice-decode", "--model", MODEL, *NODE, "--kv-memory", "lots")
     assert result.returncode == 2 and "kv-memory" in result.stderr, result.stderr
     result = run("sluice-decode", "--model", MODEL, *NODE, "--kv-memory", "1KiB")
@@ -147,7 +155,7 @@ def test_ports_and_etcd():
         assert result.returncode == 1 and address in result.stderr, result.stderr
     for program, more in (("sluice-decode", NODE), ("sluice-router", ("--listen", "127.0.0.1:0", "--control", "127.0.0.1:0"))):
         result = run(program, "--model", MODEL, *more, "--etcd", "http://127.0.0.1:9", "--etcd-timeout", "500ms")
-        assert result.returncode == 1 and "127.0.0.1:9" in result.stderr, result.stderr
+        assert result.returncode == 1 and "127.0.0.1:9" in result.stderr and "loaded" not in result.stderr, result.stderr
 
 
 def stamp_of(cluster, name):

@@ -31,6 +31,29 @@ def test_killed_node_is_unused_at_once_and_gone_after_its_lease():
         cluster.wait_at_rest()
 
 
+def test_a_taken_name_is_told_before_weights_are_read():
+    """Nobody waits for a model to load to hear that; the node that has the name serves on. Each node has a second tier of its own."""
+    def elsewhere(name):
+        argv = list(cluster.node(name)["argv"])
+        for option in ("--control", "--metrics"):
+            argv[argv.index(option) + 1] = "127.0.0.1:0"
+        return argv
+    with Cluster("taken", "--decode", 2, "--kv-disk", "8MiB", "--lease", "2s") as cluster:
+        second = subprocess.run(elsewhere("decode-0"), capture_output=True, text=True)
+        assert second.returncode == 1 and 'node name "decode-0" is taken' in second.stderr, second.stderr
+        assert cluster.node("decode-0")["control"] in second.stderr and "loaded" not in second.stderr, second.stderr
+        assert all(cluster.alive(name) for name in ("decode-0", "decode-1"))
+        assert cluster.chat("Who are you?", temperature=0).status == 200
+        for name in ("prefill-0", "decode-0", "decode-1"):
+            assert f"{name}.kv: 0 of " in cluster.log(name).replace(":8MiB", ""), cluster.log(name)
+        cluster.kill("decode-1")  # the name is free once its lease is not renewed any more
+        third = subprocess.Popen(elsewhere("decode-1"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        old = cluster.node("decode-1")["control"]
+        wait_for(lambda: cluster.members().get("decode-1", {}).get("control", old) != old, "the node elsewhere")
+        third.terminate()
+        assert third.wait() == 0
+
+
 def test_later_node_gets_traffic():
     with Cluster("later") as cluster:
         name = cluster.script("add", "prefill").stdout.strip()

@@ -259,6 +259,40 @@ TEST(duplicate_name)
     clu_etcd_destroy(client);
 }
 
+static sl_code claim(clu_etcd *client, const char *name, const char *control)
+{
+    const clu_claim wanted = {.cluster = "demo", .name = name, .control = control};
+    sl_status status = clu_claim_check(client, loop, &wanted, &err);
+    return status.code;
+}
+
+/* Before there is anything to register: the same, by looking only. */
+TEST(claims)
+{
+    NEED_ETCD();
+    clu_etcd *client = make_client();
+    node first;
+    describe(&first, "decode-0", 7, 9000);
+    start(&first, client);
+    wait_for(first.registered);
+    assert_int_equal(claim(client, "decode-1", "127.0.0.1:9001"), SL_OK);
+    assert_int_equal(claim(client, "decode-0", "127.0.0.1:9000"), SL_OK); /* ours: it is dead */
+    assert_int_equal(claim(client, "decode-0", "127.0.0.1:9001"), SL_EXISTS);
+    assert_text_contains(err.text, "127.0.0.1:9000");
+    clu_registration_destroy(first.registration); /* its lease ends by itself */
+    assert_int_equal(claim(client, "decode-0", "127.0.0.1:9001"), SL_OK);
+    put(client, "/sluice/v1/demo/members/decode-0", "nonsense");
+    assert_int_equal(claim(client, "decode-0", "127.0.0.1:9001"), SL_OK);
+    assert_int_equal(claim(client, "De", "127.0.0.1:9001"), SL_INVALID);
+    clu_etcd_destroy(client);
+    const clu_etcd_options nobody = {.endpoints = "http://127.0.0.1:9",
+                                     .timeout_ns = 300 * SL_MS_NS};
+    assert_ok(clu_etcd_create(runtime, &nobody, &client, &err), &err);
+    assert_int_not_equal(claim(client, "decode-0", "127.0.0.1:9001"), SL_OK);
+    assert_text_contains(err.text, "127.0.0.1:9");
+    clu_etcd_destroy(client);
+}
+
 /* The old record of a dead process elsewhere is waited out; one of our own address is taken over.
  */
 TEST(old_record)
@@ -499,11 +533,18 @@ TEST(stop_without_etcd)
 }
 
 static const struct CMUnitTest TESTS[] = {
-    ETCD_TEST(life_of_a_member),     ETCD_TEST(lost_lease_is_suspect),
-    ETCD_TEST(duplicate_name),       ETCD_TEST(old_record),
-    ETCD_TEST(etcd_restarts),        ETCD_TEST(compaction_while_away),
-    ETCD_TEST(mass_loss_freezes),    ETCD_TEST(forget_inside_a_callback),
-    ETCD_TEST(record_deleted),       ETCD_TEST(bad_records),
-    ETCD_TEST(unreachable_at_start), ETCD_TEST(stop_without_etcd),
+    ETCD_TEST(life_of_a_member),
+    ETCD_TEST(lost_lease_is_suspect),
+    ETCD_TEST(duplicate_name),
+    ETCD_TEST(claims),
+    ETCD_TEST(old_record),
+    ETCD_TEST(etcd_restarts),
+    ETCD_TEST(compaction_while_away),
+    ETCD_TEST(mass_loss_freezes),
+    ETCD_TEST(forget_inside_a_callback),
+    ETCD_TEST(record_deleted),
+    ETCD_TEST(bad_records),
+    ETCD_TEST(unreachable_at_start),
+    ETCD_TEST(stop_without_etcd),
 };
 TEST_MAIN(TESTS)

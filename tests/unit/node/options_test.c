@@ -18,7 +18,7 @@ static outcome parse(nod_role role, const char *more)
     nod_options options = {0};
     sl_config *config = NULL;
     char line[1024];
-    char *argv[32] = {"sluice-node", "--name", "n-0", "--model", "nowhere"};
+    char *argv[32] = {"sluice-node", "--name", "n-0", "--model", "models/demo"};
     int argc = 5;
     memset(&o, 0, sizeof(o));
     snprintf(line, sizeof(line), "%s", more);
