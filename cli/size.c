@@ -18,12 +18,14 @@ typedef struct sizing {
     uint64_t pages; /* of one request */
     uint64_t fits, least;
     uint32_t nodes;
-    bool by_slots; /* of the smallest node: slots end first */
+    uint32_t context_max; /* tokens of one request that a node takes, the largest */
+    bool by_slots;        /* of the smallest node: slots end first */
 } sizing;
 
-static void add_node(sizing *s, const Sluice__V1__NodeStatus *status)
+static void add_node(sizing *s, const clu_member_info *member, const Sluice__V1__NodeStatus *status)
 {
     uint64_t fits = node_fits(status->load, s->pages);
+    s->context_max = member->context_max > s->context_max ? member->context_max : s->context_max;
     s->fits += fits;
     if (s->nodes == 0 || fits < s->least) {
         s->least = fits;
@@ -76,12 +78,21 @@ int ctl_size(ctl_session *session, const char *const *words)
     for (size_t i = 0; i < ctl_session_count(session); i++) {
         const Sluice__V1__NodeStatus *status = (const Sluice__V1__NodeStatus *)calls[i].reply;
         if (status && status->load && strcmp(status->role, "prefill") != 0)
-            add_node(&s, status);
+            add_node(&s, ctl_session_member(session, i), status);
     }
     ctl_calls_free(session, calls);
     if (s.nodes == 0) {
         sl_err err;
         (void)sl_fail(&err, SL_NOT_FOUND, "no decode node answers: there is nothing to size by");
+        return ctl_fail(&err);
+    }
+    if (s.context_max > 0 && tokens > s.context_max) {
+        sl_err err;
+        (void)sl_fail(&err, SL_TOO_LARGE,
+                      "a request of %lld + %lld tokens is over the context of %u that the nodes "
+                      "have, by the model or --context-max: memory does not change that",
+                      (long long)options->prompt_tokens, (long long)options->answer_tokens,
+                      s.context_max);
         return ctl_fail(&err);
     }
     print_sizing(options, &s);

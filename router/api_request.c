@@ -484,6 +484,24 @@ void rtr_api_fit_default(rtr_api_request *r, uint64_t cache_tokens)
         s->min_tokens = s->max_tokens;
 }
 
+bool rtr_api_check_fits(const rtr_api_request *r, uint64_t cache_tokens, uint32_t context_max,
+                        rtr_api_error *error)
+{
+    static const char WHAT[] = "prompt and max_tokens together exceed the cache of every decode "
+                               "node: the largest holds %llu tokens, and %zu are in the %s";
+    const char *field = r->kind == RTR_API_CHAT ? "messages" : "prompt";
+    char text[256];
+    if (r->prompt.count + (uint64_t)r->sampling.max_tokens <= cache_tokens)
+        return true;
+    snprintf(text, sizeof text, WHAT, (unsigned long long)cache_tokens, r->prompt.count, field);
+    if (r->prompt.count >= cache_tokens)
+        return fail(error, 400, "too_large", field,
+                    "%s (this model's maximum context length is %u)", text, context_max);
+    return fail(error, 400, "too_large", "max_tokens",
+                "%s, which leaves %llu for max_tokens (this model's maximum context length is %u)",
+                text, (unsigned long long)(cache_tokens - r->prompt.count), context_max);
+}
+
 /* Below 2^53, so that clients whose numbers are doubles can send it back. */
 static void draw_seed(mdl_sampling *sampling)
 {

@@ -83,6 +83,10 @@ void rtr_api_request_destroy(rtr_api_request *request);
 int32_t rtr_api_prompt_scores(const rtr_api_request *request);
 /* Fits a max_tokens that the request did not give into a cache of so many tokens. */
 void rtr_api_fit_default(rtr_api_request *request, uint64_t cache_tokens);
+/* Whether prompt and answer fit into the largest cache of a decode node; which limit it is, beside
+ * the model's own (context_max), is told. */
+bool rtr_api_check_fits(const rtr_api_request *request, uint64_t cache_tokens, uint32_t context_max,
+                        rtr_api_error *out_error);
 /* From a status of the system to the client's: code, type, text. */
 void rtr_api_error_set(rtr_api_error *error, sl_code code, const char *text);
 

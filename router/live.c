@@ -625,6 +625,12 @@ static void live_prepared(rtr_live *live)
     uint64_t cache_tokens = rtr_nodes_cache_tokens(live->front->nodes);
     if (cache_tokens > 0)
         rtr_api_fit_default(live->request, cache_tokens);
+    if (cache_tokens > 0 &&
+        !rtr_api_check_fits(live->request, cache_tokens, live->context_max, &live->error)) {
+        rtr_live_fail(live, &live->error);
+        rtr_live_settle(live);
+        return;
+    }
     rtr_answer_options options = {
         .request = live->request,
         .tokenizer = shared->api.tokenizer,

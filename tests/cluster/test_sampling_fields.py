@@ -1,5 +1,7 @@
 """Fields of a request at their edges, through a whole cluster; what each means is in docs/API.md."""
 
+import re
+
 from lib import Cluster, book_text, tokenize
 
 
@@ -34,7 +36,12 @@ def test_default_length_in_a_tiny_cache():
         answer = cluster.chat("Who are you?", temperature=0)
         assert answer.status == 200, answer.body
         large = cluster.chat("Who are you?", temperature=0, max_tokens=100000)
-        assert large.status == 400 and large.error["code"] == "too_large", large.body
+        assert large.status == 400 and large.error["code"] == "too_large" and large.error["param"] == "max_tokens", large.body
+        left = int(re.search(r"which leaves (\d+) for max_tokens \(this model's maximum context length is 163840\)", large.error["message"]).group(1))
+        assert cluster.chat("Who are you?", temperature=0, max_tokens=left + 1).status == 400
+        assert cluster.chat("Who are you?", temperature=0, max_tokens=left).status == 200
+        over = cluster.ctl("size", "--prompt-tokens", "163000", "--answer-tokens", "1000", "--requests", "1")
+        assert over.returncode == 1 and "over the context of 163840" in over.stderr, over.stderr
         long = cluster.completion([0] + tokenize(book_text(2000, 1)), max_tokens=4)
-        assert long.status == 400, long.body
+        assert long.status == 400 and long.error["param"] == "prompt" and "exceed the cache" in long.error["message"], long.body
         cluster.wait_at_rest()
