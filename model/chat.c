@@ -470,17 +470,36 @@ static sl_status read_format(mdl_chat *chat, const sl_json *request, sl_err *err
     return sl_ok();
 }
 
+/* The model thinks or does not: there are no degrees of it. */
+static sl_status read_effort(const sl_json *effort, bool *on, sl_err *err)
+{
+    static const char *const EFFORTS[] = {"none", "minimal", "low", "medium", "high", "xhigh"};
+    const char *text = sl_json_string(effort, NULL);
+    for (size_t i = 0; text && i < sizeof(EFFORTS) / sizeof(EFFORTS[0]); i++) {
+        if (strcmp(text, EFFORTS[i]) != 0)
+            continue;
+        *on = i > 0;
+        return sl_ok();
+    }
+    return sl_fail(err, SL_INVALID,
+                   "reasoning_effort: must be none, minimal, low, medium, high or xhigh; all but "
+                   "none are one to this model");
+}
+
 static sl_status read_mode(mdl_chat *chat, const sl_json *request, sl_err *err)
 {
     static const char *const KEYS[] = {"thinking", "enable_thinking"};
     const sl_json *thinking = sl_json_get(request, "thinking");
     const sl_json *kwargs = sl_json_get(request, "chat_template_kwargs");
     const char *type = sl_json_string(sl_json_get(thinking, "type"), NULL);
+    const sl_json *effort = sl_json_get(request, "reasoning_effort");
     bool on = chat->options.speciale || chat->options.mode_default == MDL_CHAT_MODE_THINKING;
 
     if (is_given(kwargs) && sl_json_typeof(kwargs) != SL_JSON_OBJECT)
         return sl_fail(err, SL_INVALID, "chat_template_kwargs: must be an object, is %s",
                        kind_of(kwargs));
+    if (is_given(effort)) /* what is more exact counts, if it is there too */
+        SL_TRY(read_effort(effort, &on, err));
     if (is_given(thinking)) {
         if (!type || (strcmp(type, "enabled") != 0 && strcmp(type, "disabled") != 0))
             return sl_fail(err, SL_INVALID,

@@ -362,6 +362,27 @@ static void check_open(const char *request, const mdl_chat_options *options, boo
     drop(&p);
 }
 
+TEST(effort)
+{
+    static const struct {
+        const char *fields;
+        bool open;
+    } CASES[] = {
+        {"", false},
+        {",\"reasoning_effort\":null", false},
+        {",\"reasoning_effort\":\"none\"", false},
+        {",\"reasoning_effort\":\"minimal\"", true},
+        {",\"reasoning_effort\":\"xhigh\"", true},
+        {",\"reasoning_effort\":\"high\",\"thinking\":{\"type\":\"disabled\"}", false},
+        {",\"reasoning_effort\":\"none\",\"chat_template_kwargs\":{\"thinking\":true}", true},
+    };
+    for (size_t i = 0; i < sizeof(CASES) / sizeof(CASES[0]); i++) {
+        char request[512];
+        snprintf(request, sizeof(request), "{\"messages\":[" U "]%s}", CASES[i].fields);
+        check_open(request, NULL, CASES[i].open);
+    }
+}
+
 TEST(prefix)
 {
     const char *both = "{\"messages\":[" U ",{\"role\":\"assistant\",\"content\":\"c\","
@@ -474,6 +495,8 @@ TEST(refused_messages)
         {"{\"messages\":[" U "],\"chat_template_kwargs\":{\"thinking\":\"x\"}}",
          "chat_template_kwargs.thinking"},
         {"{\"messages\":[" U "],\"chat_template_kwargs\":[]}", "chat_template_kwargs"},
+        {"{\"messages\":[" U "],\"reasoning_effort\":\"some\"}", "reasoning_effort: must be none"},
+        {"{\"messages\":[" U "],\"reasoning_effort\":3}", "reasoning_effort: must be none"},
         {"{\"messages\":[" U "],\"response_format\":{\"type\":\"xml\"}}", "response_format"},
         {"{\"messages\":[" U "],\"response_format\":{\"type\":\"json_schema\"}}",
          "response_format.json_schema.schema"},
@@ -582,6 +605,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_new_user_message_removes_reasoning_but_not_calls),
     cmocka_unit_test(tools_and_format_attach_to_the_front),
     cmocka_unit_test(developer),
+    cmocka_unit_test(effort),
     cmocka_unit_test(prefix),
     cmocka_unit_test(numbers_in_python_style),
     cmocka_unit_test(refused_messages),
