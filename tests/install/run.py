@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""`make install`, then a small program built against the installed copy alone, by what pkg-config says. Run, it moves two pages."""
+"""`make install`, into a PREFIX and below a DESTDIR: each program says its version, the manual page and the completion are sound; a small program
+built against the installed library alone, by what pkg-config says, moves two pages."""
 import os
 import subprocess
 import sys
@@ -13,8 +14,30 @@ def run(*command, **more):
     return subprocess.run(command, check=True, capture_output=True, text=True, **more).stdout
 
 
+def check_programs(root):
+    for name in run("make", "-s", "-C", ROOT, "print-programs").split():
+        said = run(os.path.join(root, "bin", os.path.basename(name)), "--version", cwd=root)
+        if not said.startswith(os.path.basename(name) + " "):
+            raise RuntimeError(f"{name} --version said {said!r}")
+    page = open(os.path.join(root, "share", "man", "man1", "sluicectl.1")).read()
+    if not page.startswith(".TH SLUICECTL 1"):
+        raise RuntimeError(f"the manual page begins {page[:40]!r}")
+    completion = os.path.join(root, "share", "bash-completion", "completions", "sluicectl")
+    if "sluicectl" not in run("bash", "-c", f". {completion} && complete -p sluicectl"):
+        raise RuntimeError("the completion completes nothing")
+
+
+def check_destdir(directory):
+    run("make", "-s", "-C", ROOT, "install", f"DESTDIR={directory}", "PREFIX=/usr")
+    check_programs(f"{directory}/usr")
+    if "prefix=/usr\n" not in open(f"{directory}/usr/lib/pkgconfig/libkvtransfer.pc").read():
+        raise RuntimeError("pkg-config's file tells of DESTDIR")
+    print("ok - installed below a DESTDIR for /usr")
+
+
 def check(prefix, program):
     run("make", "-s", "-C", ROOT, "install", f"PREFIX={prefix}")
+    check_programs(prefix)
     environment = dict(os.environ, PKG_CONFIG_PATH=f"{prefix}/lib/pkgconfig")
     flags = run("pkg-config", "--cflags", "--libs", "libkvtransfer", env=environment).split()
     # Outside the tree: no header can come from there. The flags of pkg-config follow the source, for a linker that reads in order.
@@ -29,9 +52,10 @@ def check(prefix, program):
 
 def main():
     failed = 0
-    with tempfile.TemporaryDirectory() as prefix:
+    with tempfile.TemporaryDirectory() as prefix, tempfile.TemporaryDirectory() as below:
         try:
             check(prefix, os.path.join(prefix, "two_pages"))
+            check_destdir(below)
         except (subprocess.CalledProcessError, RuntimeError) as error:
             print(f"not ok - install: {error}\n{getattr(error, 'stdout', '')}{getattr(error, 'stderr', '')}")
             failed = 1
