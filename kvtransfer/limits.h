@@ -53,7 +53,7 @@
 #define KVT_ABANDON_MS     2000u  /* after a forced close, for requests to end (not an option) */
 #define KVT_PROBE_MS       1000u  /* a message of ours to ourselves not heard: deaf (no option) */
 #define KVT_PROBE_LATE_MS  100u   /* more, for what waits before it (not an option) */
-#define KVT_PROBE_EACH_MS  1000u  /* between two probes (not an option) */
+#define KVT_PROBE_EACH_MS  250u   /* between two probes (not an option) */
 #define KVT_DEAF_MS        5000u  /* between two restarts for deafness (not an option) */
 #define KVT_CLOSE_GRACE_MS 500u   /* a closing transfer's open fetches may still finish */
 
