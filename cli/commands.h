@@ -67,6 +67,9 @@ int ctl_pki_issue(const ctl_options *options, const char *const *words);
 int ctl_completion(const ctl_options *options, const char *const *words);
 int ctl_manual(const ctl_options *options, const char *const *words);
 
+/* A request's id, from that or from the `id` of its answer ("chatcmpl-ID", "cmpl-ID"); within
+ * `word`. */
+const char *ctl_request_id(const char *word);
 /* "sluicectl: ..", to stderr; returns CTL_EXIT_FAILURE. */
 int ctl_fail(const sl_err *err);
 /* Prints `buf` to stdout and ends it. */

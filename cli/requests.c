@@ -1,5 +1,6 @@
 /* `sluicectl requests` and `cancel`. */
 #include <stdio.h>
+#include <string.h>
 
 #include "cli/commands.h"
 #include "proto/sluice/v1/cluster.pb-c.h"
@@ -80,11 +81,20 @@ int ctl_requests(ctl_session *session, const char *const *words)
     return silent ? CTL_EXIT_FAILURE : CTL_EXIT_OK;
 }
 
+const char *ctl_request_id(const char *word)
+{
+    static const char *const BEFORE[] = {"chatcmpl-", "cmpl-"};
+    for (size_t i = 0; i < 2; i++)
+        if (strncmp(word, BEFORE[i], strlen(BEFORE[i])) == 0)
+            return word + strlen(BEFORE[i]);
+    return word;
+}
+
 /* Whose request it is only its router knows: all are told. */
 int ctl_cancel(ctl_session *session, const char *const *words)
 {
     Sluice__V1__CancelRequestRequest request = SLUICE__V1__CANCEL_REQUEST_REQUEST__INIT;
-    request.id = (char *)words[0];
+    request.id = (char *)ctl_request_id(words[0]);
     ctl_call *calls =
         ctl_ask_all_routers(session, &rpc_method_cluster_cancel_request, &request.base);
     const Sluice__V1__CancelRequestReply *found = NULL;

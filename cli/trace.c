@@ -159,14 +159,16 @@ static int tell(story *s, const char *id)
 
 int ctl_trace(ctl_session *session, const char *const *words)
 {
+    const char *id = ctl_request_id(words[0]);
     story s;
-    ask(&s, session, words[0], false);
-    return tell(&s, words[0]);
+    ask(&s, session, id, false);
+    return tell(&s, id);
 }
 
 int ctl_explain(ctl_session *session, const char *const *words)
 {
+    const char *id = ctl_request_id(words[0]);
     story s;
-    ask(&s, session, words[0], true);
-    return tell(&s, words[0]);
+    ask(&s, session, id, true);
+    return tell(&s, id);
 }

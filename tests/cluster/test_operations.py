@@ -141,7 +141,7 @@ def test_requests_and_cancel():
         choices.start()
         row = wait_for(lambda: [r for r in cluster.ctl_json("requests")["requests"] if r["choices"] == 3 and r["state"] == "decoding"],
                        "the three choices")[0]
-        assert cluster.ctl("cancel", row["id"]).returncode == 0
+        assert cluster.ctl("cancel", f"chatcmpl-{row['id']}").returncode == 0
         choices.join()
         assert several["answer"].error["type"] == "server_error", several["answer"].body
         assert several["answer"].status == 499 and several["answer"].error["message"].endswith("cancelled by an operator"), several["answer"].body

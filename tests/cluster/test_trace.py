@@ -36,6 +36,8 @@ def test_the_way_of_a_request():
         assert [e[1] for e in why] == ["wants", "decode", "prefill"] and "decode-0: is taken" in why[1][2] and "prefill-0: is taken" in why[2][2], why
         table = cluster.ctl("trace", request)
         assert table.returncode == 0 and f"{request}, milliseconds since" in table.stdout and "first token" in table.stdout, table
+        assert answer.body["id"] == f"chatcmpl-{request}" and cluster.ctl("trace", answer.body["id"]).stdout == table.stdout
+        assert told(cluster, "explain", f"cmpl-{request}") == why
         by_router = cluster.ctl_router("trace", request)
         assert by_router.returncode == 0 and "decode-0" in by_router.stdout, by_router
         assert cluster.ctl("explain", request).stdout.count("is taken") == 2
