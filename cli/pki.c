@@ -2,6 +2,7 @@
  *
  * A directory holds ca.pem and ca.key; issued ones lie beside them as NAME.pem and NAME.key. Keys
  * are P-256 and readable by their owner only. What is there is never written over. */
+#include <errno.h>
 #include <fcntl.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
@@ -135,6 +136,9 @@ static bool make_leaf(const pair *ca, unsigned role, const char *name, const cha
 static sl_status open_new(const char *path, mode_t mode, FILE **out_file, sl_err *err)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
+    if (fd < 0 && errno == EEXIST)
+        return sl_fail_errno(
+            err, SL_IO, "%s (nothing is written over: if it is not needed, move it away)", path);
     if (fd < 0)
         return sl_fail_errno(err, SL_IO, "%s", path);
     *out_file = fdopen(fd, "w");

@@ -132,7 +132,7 @@ def test_pki():
     assert ctl("init", "--dry-run").returncode == 0 and not os.path.exists(directory)
     assert ctl("init").returncode == 0 and ctl("issue", "node", "n", "--host", "10.0.0.1,n.example").returncode == 0
     again = ctl("init")
-    assert again.returncode == 1 and "File exists" in again.stderr, again.stderr
+    assert again.returncode == 1 and "if it is not needed, move it away): File exists" in again.stderr, again.stderr
     assert ctl("issue", "boss", "b").returncode == 2 and ctl("issue", "node", "../x").returncode == 2 and ctl("issue", "node", "ca").returncode == 2
     assert ctl("issue", "node", "m", "--host", "not a host,,IP:x").returncode in (0, 1)
     assert os.stat(f"{directory}/ca.key").st_mode & 0o777 == 0o600 and os.stat(f"{directory}/n.key").st_mode & 0o777 == 0o600
