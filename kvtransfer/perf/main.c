@@ -21,7 +21,8 @@ static const sl_option option_table[] = {
      .offset = offsetof(perf_options, transport),
      .default_text = "shm",
      .choices = perf_transports,
-     .help = "UCX's: shared memory or tcp (UCX_TLS in the environment has the last word)"},
+     .help = "UCX's: shared memory or tcp; server and client alike (UCX_TLS in the environment has "
+             "the last word)"},
     {.name = "kv-transport",
      .section = "Measurement",
      .type = SL_OPTION_CHOICE,
@@ -123,7 +124,6 @@ static sl_status local(const perf_options *o, sl_err *err)
 {
     int out[2];
     char address[SL_ADDRESS_TEXT_MAX];
-    setenv("UCX_TLS", o->transport == 0 ? "shm,tcp,self" : "tcp,self", 0);
     if (pipe(out) != 0)
         return sl_fail_errno(err, SL_IO, "create a pipe");
     pid_t pid = fork();
@@ -163,6 +163,7 @@ int main(int argc, char **argv)
         sl_config_positional_count(config) == 1 ? sl_config_positional(config, 0) : "";
     sl_status status = sl_ok();
     signal(SIGPIPE, SIG_IGN);
+    setenv("UCX_TLS", o.transport == 0 ? "shm,tcp,self" : "tcp,self", 0);
     if (strcmp(what, "local") == 0) {
         status = local(&o, &err);
     } else if (strcmp(what, "server") == 0) {
