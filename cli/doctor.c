@@ -139,9 +139,25 @@ static bool has_role(const diagnosis *d, size_t node, const char *role)
     return status && (strcmp(status->role, role) == 0 || strcmp(status->role, "hybrid") == 0);
 }
 
+/* Its node does not know: routers do. */
+static bool is_cordoned(const diagnosis *d, size_t node)
+{
+    const char *name = ctl_session_member(d->session, node)->name;
+    for (size_t i = 0; i < ctl_session_count(d->session); i++) {
+        const Sluice__V1__ListMembersReply *view =
+            (const Sluice__V1__ListMembersReply *)d->routers[i].reply;
+        for (size_t j = 0; view && j < view->n_members; j++)
+            if (strcmp(view->members[j]->name, name) == 0 &&
+                strcmp(view->members[j]->state, "cordoned") == 0)
+                return true;
+    }
+    return false;
+}
+
+/* It gets new work. */
 static bool is_ready(const diagnosis *d, size_t node)
 {
-    return strcmp(status_of(&d->nodes[node])->state, "ready") == 0;
+    return strcmp(status_of(&d->nodes[node])->state, "ready") == 0 && !is_cordoned(d, node);
 }
 
 /* The instance that it is a rank of; NULL: it is alone. */
@@ -285,6 +301,7 @@ static const char *const FINE[] = {"ready", "draining"};
 static void look_at_view(diagnosis *d, const char *router,
                          const Sluice__V1__ListMembersReply *reply)
 {
+    const clu_member_info *newest = newest_weights(d);
     uint32_t odd = 0;
     if (!reply->etcd_connected) {
         say(d, VERDICT_FAIL, router, "has lost etcd: it serves on the members it knew");
@@ -301,6 +318,10 @@ static void look_at_view(diagnosis *d, const char *router,
         odd++;
         if (strcmp(member->state, "paused") == 0)
             continue; /* it says so itself */
+        if (member->stamp && newest &&
+            strcmp(member->stamp->weights_version, newest->stamp.weights_version) != 0 &&
+            strcmp(member->state, "suspect") == 0)
+            continue; /* compare_members tells what it lacks */
         if (strcmp(member->state, "cordoned") == 0)
             sayf(d, VERDICT_WARN, member->name, "is cordoned: sluicectl uncordon %s", member->name);
         else if (strcmp(member->state, "incompatible") == 0)

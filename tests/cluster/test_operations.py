@@ -243,7 +243,8 @@ def test_doctor():
         by_router = cluster.ctl_router("doctor", "--json")
         assert by_router.returncode == 0 and json.loads(by_router.stdout)["ok"], by_router.stdout
         cluster.ctl("cordon", "decode-1")
-        wait_for(lambda: "sluicectl uncordon decode-1" in cluster.ctl("doctor").stdout, "advice")
+        told = wait_for(lambda: (lambda run: run.stdout if "sluicectl uncordon decode-1" in run.stdout else None)(cluster.ctl("doctor")), "advice")
+        assert "warn  decode           one node is ready" in told, told
         cluster.kill("decode-0", "STOP")
         sick = cluster.ctl("--call-timeout", "1s", "doctor")
         assert sick.returncode == 1 and "FAIL  decode-0" in sick.stdout, sick.stdout

@@ -116,7 +116,8 @@ def test_never_back():
         wait_for(lambda: cluster.ctl_json("settings", "get", "weights-min")["settings"][0]["value"] == "2", "the least version")
         cluster.kill("decode-0")
         cluster.start("decode-0")
-        wait_for(lambda: "weights of version 1, " in cluster.ctl("doctor").stdout, "the old node's return")
+        wait_for(lambda: (lambda told: "weights of version 1, " in told and "finds it suspect" not in told)(cluster.ctl("doctor").stdout),
+                 "the old node's return, and nothing but its weights held against it")
         for _ in range(4):
             answer = ask(cluster, prompt)
             assert answer.token_ids == new and answer.headers["x-sluice-decode-node"] == "decode-1", answer.headers
