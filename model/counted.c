@@ -125,6 +125,16 @@ static void begin_circle(mdl_counter *k, uint32_t first, uint32_t end)
     k->left_count = first + k->period;
 }
 
+/* Without a circle, the sets are all that is ever asked for. */
+static void note_most(mdl_dfa *dfa)
+{
+    mdl_counter *k = dfa->counter;
+    for (uint32_t left = 0; left < k->left_count; left++)
+        for (uint32_t s = 1; s < dfa->state_count; s++)
+            if (has(set_at(k, left), s))
+                k->most[s] = k->period > 0 && left >= k->first ? NONE : left;
+}
+
 static void first_set(mdl_dfa *dfa)
 {
     mdl_counter *k = dfa->counter;
@@ -205,11 +215,14 @@ static sl_status begin(mdl_dfa *dfa, const mdl_dfa *one, uint32_t min, uint32_t 
     k->max = max;
     k->ends = sl_alloc(dfa->state_count, sizeof(*k->ends), "counter");
     k->least = sl_alloc(dfa->state_count, sizeof(*k->least), "counter");
+    k->most = sl_alloc(dfa->state_count, sizeof(*k->most), "counter");
     if (counts * dfa->state_count >= UINT32_MAX)
         return sl_fail(err, SL_TOO_LARGE, "too large: make the pattern or the lengths smaller");
     mark_ends(dfa, one);
     edges e = edges_of(dfa);
     sl_status status = make_sets(dfa, &e, err);
+    if (sl_is_ok(status))
+        note_most(dfa);
     edges_free(&e);
     return status;
 }
@@ -247,6 +260,7 @@ void mdl_counter_destroy(mdl_counter *counter)
         return;
     sl_free(counter->ends);
     sl_free(counter->least);
+    sl_free(counter->most);
     sl_free(counter->left);
     sl_free(counter);
 }
@@ -270,6 +284,8 @@ static bool may_end(const mdl_dfa *dfa, uint32_t state, uint32_t count)
             return true;
         to = k->max - count;
     }
+    if (k->most[state] < from) /* a circle may be long */
+        return false;
     /* Once round the circle says all. */
     uint32_t last =
         k->period == 0 ? k->left_count - 1 : (from < k->first ? k->first : from) + k->period - 1;
@@ -281,16 +297,20 @@ static bool may_end(const mdl_dfa *dfa, uint32_t state, uint32_t count)
     return false;
 }
 
-uint32_t mdl_counted_step(const mdl_dfa *dfa, uint32_t place, unsigned byte)
+/* From a place with so many characters before it to a state. */
+static uint32_t enter(const mdl_dfa *dfa, uint32_t count, uint32_t to)
 {
     const mdl_counter *k = dfa->counter;
-    uint32_t count = place / dfa->state_count;
-    uint32_t to = mdl_dfa_step(dfa, place % dfa->state_count, byte);
     if (to == 0)
         return 0;
     if (k->ends[to] && !(k->max == MDL_REPEAT_ANY && count == k->min))
         count++;
     return may_end(dfa, to, count) ? count * dfa->state_count + to : 0;
+}
+
+uint32_t mdl_counted_step(const mdl_dfa *dfa, uint32_t place, unsigned byte)
+{
+    return enter(dfa, place / dfa->state_count, mdl_dfa_step(dfa, place % dfa->state_count, byte));
 }
 
 bool mdl_counted_accepts(const mdl_dfa *dfa, uint32_t place)
@@ -301,8 +321,8 @@ bool mdl_counted_accepts(const mdl_dfa *dfa, uint32_t place)
 bool mdl_counted_goes_on(const mdl_dfa *dfa, uint32_t place)
 {
     const uint32_t *next = dfa->next + place % dfa->state_count * dfa->class_count;
-    for (unsigned byte = 0; byte < 256; byte++)
-        if (next[dfa->class_of[byte]] != 0 && mdl_counted_step(dfa, place, byte) != 0)
+    for (uint32_t c = 0; c < dfa->class_count; c++)
+        if (enter(dfa, place / dfa->state_count, next[c]) != 0)
             return true;
     return false;
 }

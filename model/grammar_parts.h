@@ -61,6 +61,7 @@ typedef struct mdl_counter {
     bool *ends;        /* [state_count]: entering it ends a character */
     uint32_t *least;   /* [state_count]: fewest characters left there; UINT32_MAX: over max */
     uint32_t least_max;
+    uint32_t *most; /* [state_count]: most that is known to be left there; UINT32_MAX: no end */
     uint64_t *left; /* [left_count][words] sets of states: where so many characters may be left;
                      * without a longest text: so many or more */
     uint32_t words, left_count;

@@ -134,6 +134,7 @@ TEST(counting_equals_the_product)
         "\u00fc(\\n|\"|x)*",
         "((a|b){6})*c{0,3}",
         "(a(b(c{4})*){3})*",
+        "(a{3})*|(b{4})*|[c-e]*f{1,2}",
     };
     static const uint32_t BOUNDS[][2] = {{0, 0},
                                          {0, 1},
@@ -168,6 +169,31 @@ TEST(long_lengths_take_little)
     mdl_dfa_destroy(one);
 }
 
+static uint32_t most_behind(const mdl_dfa *counted, const char *text)
+{
+    uint32_t place = MDL_PLACE_START;
+    for (; *text; text++)
+        place = mdl_dfa_step(counted, place, (uint8_t)*text);
+    return counted->counter->most[place];
+}
+
+/* Sets may go in a circle of some 10,000: what cannot go on for long is known without a look at
+ * each. */
+TEST(long_circles_are_not_walked_for_what_ends)
+{
+    sl_err err;
+    mdl_dfa *texts = dfa_of("(a{3})*|(b{4})*|(c{5})*|(d{7})*|(e{11})*|[k-z]*f{1,2}"),
+            *one = dfa_of(NULL), *counted = NULL;
+    assert_ok(mdl_dfa_count(texts, one, 100000, 110000, &counted, &err), &err);
+    assert_int_equal(counted->counter->period, 3 * 4 * 5 * 7 * 11);
+    assert_int_equal(most_behind(counted, "kf"), 1);
+    assert_int_equal(most_behind(counted, "kff"), 0);
+    assert_int_equal(most_behind(counted, "e"), UINT32_MAX);
+    mdl_dfa_destroy(counted);
+    mdl_dfa_destroy(texts);
+    mdl_dfa_destroy(one);
+}
+
 TEST(what_is_refused)
 {
     sl_err err;
@@ -186,6 +212,7 @@ TEST(what_is_refused)
 static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(counting_equals_the_product),
     cmocka_unit_test(long_lengths_take_little),
+    cmocka_unit_test(long_circles_are_not_walked_for_what_ends),
     cmocka_unit_test(what_is_refused),
 };
 TEST_MAIN(TESTS)
