@@ -60,6 +60,9 @@ static void storm_act(storm *s)
         kvt_fake_cut(s->n.fake, "p0", "d0", true);
         kvt_fake_cut(s->n.fake, "p0", "d0", draw(&s->dice, 3) == 0);
         break;
+    case 5:
+        kvt_fake_deafen(s->n.fake, draw(&s->dice, 2) == 0 ? "p0" : "d0");
+        break;
     default:
         for (uint32_t k = 0; k < STORM_BLOCKS * KIT_GROUPS; k++) {
             sl_status status =
