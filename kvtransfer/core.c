@@ -332,8 +332,8 @@ static void probe_unheard(kvt_core *core)
         return;
     }
     core->probe.restart_after = core->now + KVT_DEAF_MS * SL_MS_NS;
-    kvt_count(&core->counters.restarts_deaf, 1);
     core_restart(core, "the transport restarts: a process that died had deafened it");
+    kvt_count(&core->counters.restarts_deaf, 1); /* who sees it may connect */
 }
 
 static void probe_begin(kvt_core *core)
