@@ -33,6 +33,8 @@ sl_status sl_fail(sl_err *err, sl_code code, const char *format, ...)
 /* ": text" behind the first `used` bytes. */
 static void add_behind(sl_err *err, int used, const char *text)
 {
+    if (used < 0) /* vsnprintf's own failure */
+        return;
     int left = (int)sizeof(err->text) - used;
     mark_cut(err, left > 0 ? snprintf(err->text + used, (size_t)left, ": %s", text) : 0, left);
 }
