@@ -9,7 +9,7 @@ demo: deps ## deps, build, local cluster, one streamed answer; stays up (ONCE=1:
 .PHONY: install install-programs
 install: install-programs install-lib ## programs, manual page, completion and libkvtransfer into PREFIX (default /usr/local), below DESTDIR
 install-programs: $(PROGRAMS)
-	$(Q)install -d $(INSTALL_TO)/bin $(INSTALL_TO)/share/man/man1 $(INSTALL_TO)/share/bash-completion/completions
-	$(Q)install -m 755 $(PROGRAMS) $(INSTALL_TO)/bin
-	$(Q)$(BIN)/sluicectl manual > $(INSTALL_TO)/share/man/man1/sluicectl.1
-	$(Q)$(BIN)/sluicectl completion bash > $(INSTALL_TO)/share/bash-completion/completions/sluicectl
+	$(Q)install -d "$(INSTALL_TO)/bin" "$(INSTALL_TO)/share/man/man1" "$(INSTALL_TO)/share/bash-completion/completions"
+	$(Q)install -m 755 $(PROGRAMS) "$(INSTALL_TO)/bin"
+	$(Q)$(BIN)/sluicectl manual > "$(INSTALL_TO)/share/man/man1/sluicectl.1"
+	$(Q)$(BIN)/sluicectl completion bash > "$(INSTALL_TO)/share/bash-completion/completions/sluicectl"

@@ -10,7 +10,7 @@ INSTALL_HEADERS := kvtransfer/kvtransfer.h kvtransfer/limits.h kvtransfer/fake.h
 INSTALL_TO = $(DESTDIR)$(PREFIX)
 .PHONY: install-lib
 install-lib: $(LIBOBJ_kvtransfer) $(LIBOBJ_base) ## libkvtransfer, its headers and pkg-config file into PREFIX (default /usr/local)
-	$(Q)mkdir -p $(INSTALL_TO)/lib/pkgconfig
-	$(Q)rm -f $(INSTALL_TO)/lib/libkvtransfer.a && ar rcs $(INSTALL_TO)/lib/libkvtransfer.a $^
-	$(Q)for h in $(INSTALL_HEADERS); do install -D -m 644 $$h $(INSTALL_TO)/include/kvtransfer/$$h || exit 1; done
-	$(Q)sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' kvtransfer/libkvtransfer.pc.in > $(INSTALL_TO)/lib/pkgconfig/libkvtransfer.pc
+	$(Q)mkdir -p "$(INSTALL_TO)/lib/pkgconfig"
+	$(Q)rm -f "$(INSTALL_TO)/lib/libkvtransfer.a" && ar rcs "$(INSTALL_TO)/lib/libkvtransfer.a" $^
+	$(Q)for h in $(INSTALL_HEADERS); do install -D -m 644 $$h "$(INSTALL_TO)/include/kvtransfer/$$h" || exit 1; done
+	$(Q){ printf 'prefix=%s\n' "$(PREFIX)" && sed 's|@VERSION@|$(VERSION)|' kvtransfer/libkvtransfer.pc.in; } > "$(INSTALL_TO)/lib/pkgconfig/libkvtransfer.pc"

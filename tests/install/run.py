@@ -2,6 +2,7 @@
 """`make install`, into a PREFIX and below a DESTDIR: each program says its version, the manual page and the completion are sound; a small program
 built against the installed library alone, by what pkg-config says, moves two pages."""
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ def check_programs(root):
     if not page.startswith(".TH SLUICECTL 1"):
         raise RuntimeError(f"the manual page begins {page[:40]!r}")
     completion = os.path.join(root, "share", "bash-completion", "completions", "sluicectl")
-    if "sluicectl" not in run("bash", "-c", f". {completion} && complete -p sluicectl"):
+    if "sluicectl" not in run("bash", "-c", f". {shlex.quote(completion)} && complete -p sluicectl"):
         raise RuntimeError("the completion completes nothing")
 
 
@@ -39,7 +40,7 @@ def check(prefix, program):
     run("make", "-s", "-C", ROOT, "install", f"PREFIX={prefix}")
     check_programs(prefix)
     environment = dict(os.environ, PKG_CONFIG_PATH=f"{prefix}/lib/pkgconfig")
-    flags = run("pkg-config", "--cflags", "--libs", "libkvtransfer", env=environment).split()
+    flags = shlex.split(run("pkg-config", "--cflags", "--libs", "libkvtransfer", env=environment))
     # Outside the tree: no header can come from there. The flags of pkg-config follow the source, for a linker that reads in order.
     run("cc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-D_GNU_SOURCE", "-o", program,
         os.path.join(HERE, "two_pages.c"), *flags, cwd=prefix)
@@ -52,7 +53,7 @@ def check(prefix, program):
 
 def main():
     failed = 0
-    with tempfile.TemporaryDirectory() as prefix, tempfile.TemporaryDirectory() as below:
+    with tempfile.TemporaryDirectory(prefix="a b&c") as prefix, tempfile.TemporaryDirectory(prefix="d e") as below:
         try:
             check(prefix, os.path.join(prefix, "two_pages"))
             check_destdir(below)
