@@ -205,13 +205,13 @@ def test_in_place_while_paused():
 def test_in_place_under_load():
     """Without a pause, in whatever state requests are: each ends, and each token is of the version that it says."""
     directory = changed_model("reload-load")
-    with Cluster("reload-load", "--decode", 2, "--env", "decode-0:SLUICE_FAULTS=decode.step=slow=20", "--env",
-                 "decode-1:SLUICE_FAULTS=decode.step=slow=20", "--env", "prefill-0:SLUICE_FAULTS=prefill.group=slow=20") as cluster:
+    with Cluster("reload-load", "--decode", 2, "--env", "decode-0:SLUICE_FAULTS=decode.step=slow=40", "--env",
+                 "decode-1:SLUICE_FAULTS=decode.step=slow=40", "--env", "prefill-0:SLUICE_FAULTS=prefill.group=slow=20") as cluster:
         prompts = [[0] + tokenize(book_text(30 + 100 * i, 7 + i)) for i in range(4)]
         answers = {}
 
         def one(index):
-            answers[index] = cluster.completion(prompts[index], max_tokens=40, temperature=0, ignore_eos=True, n=1 + index % 2,
+            answers[index] = cluster.completion(prompts[index], max_tokens=80, temperature=0, ignore_eos=True, n=1 + index % 2,
                                                 sluice={"sampling_mask": True})
         threads = [threading.Thread(target=one, args=(index,)) for index in range(4)]
         for thread in threads:
