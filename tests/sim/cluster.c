@@ -162,6 +162,27 @@ static sl_status start_router(sim_process *process, sl_err *err)
     return rtr_router_create(options, &process->router, err);
 }
 
+/* What a node looks at before it starts, and waits for: here the world runs its loop. */
+sl_status __wrap_nod_probe(const void *target, sl_err *err);
+sl_status __wrap_nod_probe(const void *target, sl_err *err)
+{
+    return sl_ok();
+}
+
+sl_status __wrap_nod_probe_addresses(const nod_options *options, sl_err *err);
+sl_status __wrap_nod_probe_addresses(const nod_options *options, sl_err *err)
+{
+    return sl_ok();
+}
+
+sl_status __wrap_nod_probe_cluster(const nod_options *options, sl_loop *loop, clu_etcd *etcd,
+                                   sl_err *err);
+sl_status __wrap_nod_probe_cluster(const nod_options *options, sl_loop *loop, clu_etcd *etcd,
+                                   sl_err *err)
+{
+    return sl_ok();
+}
+
 static sl_status start_node(sim_process *process, sl_err *err)
 {
     const sim_shape *shape = &sim_cl.shape;

@@ -57,6 +57,11 @@ sl_status eng_model_open(const eng_model_options *options, eng_model **out_model
     return sl_ok();
 }
 
+sl_status eng_model_look(const eng_model_options *options, eng_model **out_model, sl_err *err)
+{
+    return eng_model_open(options, out_model, err);
+}
+
 void eng_model_close(eng_model *model)
 {
     sl_free(model);
