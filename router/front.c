@@ -433,11 +433,18 @@ static void stop_timer(void *context, sl_time_ns now)
     }
 }
 
+void rtr_front_leave(rtr_front *front)
+{
+    front->leaving = true;
+    rtr_http_server_leave(front->http);
+}
+
 void rtr_front_stop(rtr_front *front, sl_time_ns deadline, void (*on_stopped)(void *context),
                     void *context)
 {
     if (front->stopping)
         return;
+    rtr_front_leave(front);
     front->stopping = true;
     front->on_stopped = on_stopped;
     front->stop_context = context;

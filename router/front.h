@@ -30,6 +30,8 @@ SL_MUST_USE sl_status rtr_front_create(const rtr_front_options *options, rtr_fro
 /* Requests left are dropped (their nodes see the streams end). NULL is fine. */
 void rtr_front_destroy(rtr_front *front);
 rtr_nodes *rtr_front_nodes(rtr_front *front);
+/* /ready says no from now on; requests are still taken. */
+void rtr_front_leave(rtr_front *front);
 /* No new connections or requests; on_stopped once all answers are written, or at the deadline, when
  * what still runs has been given up with an error. */
 void rtr_front_stop(rtr_front *front, sl_time_ns deadline, void (*on_stopped)(void *context),

@@ -116,7 +116,7 @@ struct rtr_front {
     bool changed; /* nodes or loads: the queue may move */
     rtr_budget recovery;
     sl_timer *recovery_timer; /* the budget allows more: the queue may move */
-    bool stopping, aborted, stopped;
+    bool leaving, stopping, aborted, stopped;
     sl_timer *stop_timer;
     void (*on_stopped)(void *context);
     void *stop_context;

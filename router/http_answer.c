@@ -97,7 +97,7 @@ static void put_head(rtr_http_exchange *conn, int status, const char *content_ty
     sl_buf *out = &conn->output;
     sl_assert(!conn->head_sent && extra_count <= RTR_HTTP_EXTRA_HEADERS_MAX);
     conn->head_sent = true;
-    if (conn->server->stopped || conn->read_closed)
+    if (conn->server->leaving || conn->read_closed)
         conn->keep_alive = false;
     sl_buf_printf(out, "HTTP/1.1 %d %s\r\n", status, rtr_http_status_text(status));
     put_header(out, "content-type", content_type);

@@ -52,7 +52,7 @@ struct rtr_http_server {
     sl_timer *accept_pause;
     int reserve_fd; /* given up to refuse a connection when descriptors run out */
     bool listening;
-    bool stopped;
+    bool leaving, stopped;
     bool flushing;
     uint32_t connection_count;
     uint64_t body_bytes;

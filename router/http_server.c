@@ -488,11 +488,16 @@ sl_status rtr_http_server_create(sl_loop *loop, const rtr_http_server_options *o
     return sl_ok();
 }
 
+void rtr_http_server_leave(rtr_http_server *server)
+{
+    server->leaving = true;
+}
+
 void rtr_http_server_stop(rtr_http_server *server)
 {
     if (server->stopped)
         return;
-    server->stopped = true;
+    server->leaving = server->stopped = true;
     sl_watch_destroy(server->listener);
     server->listener = NULL;
     for (rtr_http_exchange *conn = server->connections; conn; conn = conn->next) {

@@ -48,7 +48,10 @@ SL_MUST_USE sl_status rtr_http_server_create(sl_loop *loop, const rtr_http_serve
                                              rtr_http_server **out_server, sl_err *err);
 /* Closes everything; claimed exchanges get their gone call. */
 void rtr_http_server_destroy(rtr_http_server *server);
-/* No new connections; idle ones close, others after their answer. */
+/* From now on an answer ends its connection: whoever balances load is to go elsewhere. */
+void rtr_http_server_leave(rtr_http_server *server);
+/* Accepts no more (who owns the socket shuts it down); idle ones close, others after their answer.
+ */
 void rtr_http_server_stop(rtr_http_server *server);
 /* Writes what was collected. Call at the end of each loop pass. */
 void rtr_http_server_flush(rtr_http_server *server);

@@ -12,7 +12,7 @@ extern "C" {
 typedef struct rtr_options {
     const char *name; /* NULL: router-<control port> */
     int log_level;
-    uint64_t drain_timeout_ns;
+    uint64_t shutdown_delay_ns, drain_timeout_ns;
     const char *listen;
     const char *control;
     uint64_t body_max;

@@ -54,6 +54,7 @@ struct rtr_router {
     clu_view *view;
     clu_registration *registration;
     rtr_operations *operations;
+    sl_timer *shutdown; /* after SIGTERM: when no more is taken */
     uint32_t fronts_stopping;
     bool frozen; /* the view, as the loops know it */
     bool stopping;
@@ -264,6 +265,37 @@ static void stop_everything(void *context)
         bool posted = sl_loop_post(r->threads[i].loop, stop_front_here, &r->threads[i]);
         sl_assert(posted);
     }
+    /* Else who connects now would wait in its queue until the last answer here is written. */
+    (void)shutdown(r->listen_fd, SHUT_RDWR);
+}
+
+static void leave_front_here(void *context)
+{
+    loop_thread *thread = context;
+    rtr_front_leave(thread->front);
+}
+
+static void shutdown_due(void *context, sl_time_ns now)
+{
+    stop_everything(context);
+}
+
+/* SIGTERM. */
+static void begin_shutdown(void *context)
+{
+    router *r = context;
+    if (r->stopping || r->options->shutdown_delay_ns == 0) {
+        stop_everything(r);
+        return;
+    }
+    sl_info("shutting down in %.1f s: /ready says so", (double)r->options->shutdown_delay_ns / 1e9);
+    rtr_front_leave(r->threads[0].front);
+    for (uint32_t i = 1; i < r->thread_count; i++) {
+        bool posted = sl_loop_post(r->threads[i].loop, leave_front_here, &r->threads[i]);
+        sl_assert(posted);
+    }
+    r->shutdown = sl_timer_create(r->threads[0].loop, shutdown_due, r);
+    sl_timer_set(r->shutdown, sl_now_ns() + r->options->shutdown_delay_ns);
 }
 
 /* ---- loops */
@@ -427,7 +459,7 @@ static sl_status start(router *r, sl_err *err)
     set_name(r);
     for (uint32_t i = 1; i < (uint32_t)r->options->threads; i++)
         SL_TRY(thread_create(r, i, err));
-    sl_daemon_options daemon = {.metrics = r->metrics, .stop = stop_everything, .context = r};
+    sl_daemon_options daemon = {.metrics = r->metrics, .stop = begin_shutdown, .context = r};
     SL_TRY(sl_daemon_start(r->threads[0].loop, &daemon, &r->daemon, err));
     SL_TRY(join_cluster(r, err));
     return threads_start(r, err);
@@ -438,6 +470,7 @@ void rtr_router_destroy(router *r)
     if (!r)
         return;
     threads_join(r);
+    sl_timer_destroy(r->shutdown);
     sl_daemon_destroy(r->daemon);
     if (r->control)
         rtr_control_set(r->control, NULL, NULL, NULL);

@@ -40,12 +40,12 @@ static void get_health(rtr_front *front, rtr_http_exchange *exchange)
 
 static void get_ready(rtr_front *front, rtr_http_exchange *exchange)
 {
-    if (!front->stopping && rtr_nodes_ready(front->nodes, front->tuning.self_prefill))
+    if (!front->leaving && rtr_nodes_ready(front->nodes, front->tuning.self_prefill))
         respond(exchange, 200, "application/json", "{\"status\":\"ready\"}\n");
     else
         rtr_http_respond_error(exchange, 503, "server_error", NULL, "not_ready",
-                               front->stopping ? "the router is shutting down"
-                                               : "no usable pair of prefill and decode node yet",
+                               front->leaving ? "the router is shutting down"
+                                              : "no usable pair of prefill and decode node yet",
                                NULL, 0);
 }
 

@@ -592,6 +592,31 @@ TEST(accept_without_descriptors)
     close_fixture(&f);
 }
 
+TEST(leave_ends_connections_with_their_answers_and_accepts_more)
+{
+    fixture f;
+    answer a = {0}, b = {0};
+    open_fixture(&f, NULL);
+    int fd = client(&f);
+    send_text(&f, fd, "GET /x HTTP/1.1\r\nHost: h\r\n\r\n");
+    expect(&f, fd, &a, "x-path: /x");
+    assert_null(strstr(a.text.data, "connection: close"));
+    rtr_http_server_leave(f.server);
+    send_text(&f, fd, "GET /y HTTP/1.1\r\nHost: h\r\n\r\n");
+    expect(&f, fd, &a, NULL);
+    assert_text_contains(a.text.data, "x-path: /y");
+    assert_text_contains(a.text.data, "connection: close");
+    int late = client(&f);
+    send_text(&f, late, "GET /z HTTP/1.1\r\nHost: h\r\n\r\n");
+    expect(&f, late, &b, NULL);
+    assert_text_contains(b.text.data, "x-path: /z");
+    close(fd);
+    close(late);
+    answer_fini(&a);
+    answer_fini(&b);
+    close_fixture(&f);
+}
+
 TEST(stop_closes_idle_and_finishes_the_rest)
 {
     fixture f;
@@ -679,6 +704,7 @@ static const struct CMUnitTest TESTS[] = {
     cmocka_unit_test(client_that_does_not_read),
     cmocka_unit_test(connection_limit_makes_others_wait),
     cmocka_unit_test(accept_without_descriptors),
+    cmocka_unit_test(leave_ends_connections_with_their_answers_and_accepts_more),
     cmocka_unit_test(stop_closes_idle_and_finishes_the_rest),
     cmocka_unit_test(destroy_tells_owners),
     cmocka_unit_test(many_pipelined_requests_survive_small_reads),
