@@ -98,6 +98,44 @@ void nod_gauges_destroy(nod_host *host)
     sl_free(host->expert_seen);
 }
 
+static void transfers_create(nod_host *host)
+{
+    sl_metrics *metrics = host->metrics;
+    host->kv_gauge =
+        sl_gauge(metrics, "sluice_kv_open", "open objects of cache transfer, by kind", "kind");
+    host->kv_received =
+        sl_counter(metrics, "sluice_kv_received_bytes_total", "verified cache bytes fetched", NULL);
+    host->kv_pieces =
+        sl_counter(metrics, "sluice_kv_received_pieces_total", "verified pieces fetched", NULL);
+    host->kv_mismatches = sl_counter(metrics, "sluice_kv_sum_mismatches_total",
+                                     "fetched pieces whose sum differed", NULL);
+    host->kv_closes = sl_counter(metrics, "sluice_kv_closes_forced_total",
+                                 "connections closed for a deadline or a stall", NULL);
+    host->kv_restarts =
+        sl_counter(metrics, "sluice_kv_restarts_total",
+                   "times that the transport was started anew, all connections ended", NULL);
+    host->kv_restarts_deaf =
+        sl_counter(metrics, "sluice_kv_restarts_deaf_total",
+                   "of those: a process that died had left shared memory unread", NULL);
+}
+
+static void update_transfers(nod_host *host)
+{
+    kvt_stats now, seen = host->kv_seen;
+    kvt_stats_get(host->kvt, &now);
+    sl_metric_set(host->kv_gauge, "sends", now.sends_open);
+    sl_metric_set(host->kv_gauge, "recvs", now.recvs_open);
+    sl_metric_set(host->kv_gauge, "peers", now.peers_open);
+    sl_metric_set(host->kv_gauge, "requests", now.requests_open);
+    sl_metric_add(host->kv_received, NULL, (double)(now.bytes_received - seen.bytes_received));
+    sl_metric_add(host->kv_pieces, NULL, (double)(now.pieces_received - seen.pieces_received));
+    sl_metric_add(host->kv_mismatches, NULL, (double)(now.sum_mismatches - seen.sum_mismatches));
+    sl_metric_add(host->kv_closes, NULL, (double)(now.closes_forced - seen.closes_forced));
+    sl_metric_add(host->kv_restarts, NULL, (double)(now.restarts - seen.restarts));
+    sl_metric_add(host->kv_restarts_deaf, NULL, (double)(now.restarts_deaf - seen.restarts_deaf));
+    host->kv_seen = now;
+}
+
 static void refresh(void *context)
 {
     nod_host *host = context;
@@ -112,6 +150,7 @@ void nod_gauges_create(nod_host *host)
     if (host->group)
         show_formation(host);
     sl_metrics *metrics = host->metrics;
+    transfers_create(host);
     host->pages_gauge = sl_gauge(metrics, "sluice_kv_pages", "cache pages by state", "state");
     host->running_gauge =
         sl_gauge(metrics, "sluice_running_requests", "requests computing or generating", NULL);
@@ -120,14 +159,6 @@ void nod_gauges_create(nod_host *host)
     host->etcd_gauge = sl_gauge(metrics, "sluice_etcd_connected", "1 while etcd answers", NULL);
     host->heap_gauge = sl_gauge(metrics, "sluice_heap_bytes",
                                 "held by malloc, caches and weights not among it", NULL);
-    host->kv_gauge =
-        sl_gauge(metrics, "sluice_kv_open", "open objects of cache transfer, by kind", "kind");
-    host->kv_received =
-        sl_counter(metrics, "sluice_kv_received_bytes_total", "verified cache bytes fetched", NULL);
-    host->kv_pieces =
-        sl_counter(metrics, "sluice_kv_received_pieces_total", "verified pieces fetched", NULL);
-    host->kv_mismatches = sl_counter(metrics, "sluice_kv_sum_mismatches_total",
-                                     "fetched pieces whose sum differed", NULL);
     eng_tier_stats tier;
     if (!eng_engine_tier_stats(host->engine, &tier))
         return;
@@ -185,17 +216,5 @@ void nod_gauges_update(nod_host *host)
     sl_metric_set(host->running_gauge, NULL, load.running);
     sl_metric_set(host->waiting_gauge, NULL, load.waiting);
     sl_metric_set(host->etcd_gauge, NULL, host->etcd && clu_etcd_connected(host->etcd));
-    kvt_stats stats;
-    kvt_stats_get(host->kvt, &stats);
-    sl_metric_set(host->kv_gauge, "sends", stats.sends_open);
-    sl_metric_set(host->kv_gauge, "recvs", stats.recvs_open);
-    sl_metric_set(host->kv_gauge, "peers", stats.peers_open);
-    sl_metric_set(host->kv_gauge, "requests", stats.requests_open);
-    sl_metric_add(host->kv_received, NULL, (double)(stats.bytes_received - host->kv_received_seen));
-    host->kv_received_seen = stats.bytes_received;
-    sl_metric_add(host->kv_pieces, NULL, (double)(stats.pieces_received - host->kv_pieces_seen));
-    host->kv_pieces_seen = stats.pieces_received;
-    sl_metric_add(host->kv_mismatches, NULL,
-                  (double)(stats.sum_mismatches - host->kv_mismatches_seen));
-    host->kv_mismatches_seen = stats.sum_mismatches;
+    update_transfers(host);
 }

@@ -61,8 +61,8 @@ struct nod_host {
     sl_timer *drain_timer;
     sl_timer *gauge_timer;
     sl_metric *pages_gauge, *running_gauge, *waiting_gauge, *etcd_gauge, *heap_gauge, *kv_gauge,
-        *kv_received, *kv_pieces, *kv_mismatches;
-    uint64_t kv_received_seen, kv_pieces_seen, kv_mismatches_seen;
+        *kv_received, *kv_pieces, *kv_mismatches, *kv_closes, *kv_restarts, *kv_restarts_deaf;
+    kvt_stats kv_seen; /* told by those */
     sl_metric *tier_pages, *tier_lookups, *tier_bytes, *tier_dropped;
     eng_tier_stats tier_seen;
     sl_metric *ep_ranks, *ep_expert_bytes, *ep_bytes, *ep_rows, *ep_runs, *ep_wait;
