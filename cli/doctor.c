@@ -341,7 +341,7 @@ static void look_at_routers(diagnosis *d)
         const clu_member_info *member = ctl_session_member(d->session, i);
         if (ctl_member_is_node(member))
             continue;
-        count++;
+        count += d->routers[i].reply != NULL;
         if (d->routers[i].reply)
             look_at_view(d, member->name,
                          (const Sluice__V1__ListMembersReply *)d->routers[i].reply);
@@ -349,7 +349,11 @@ static void look_at_routers(diagnosis *d)
             say(d, VERDICT_FAIL, member->name, d->routers[i].err.text);
     }
     if (count == 0)
-        say(d, VERDICT_FAIL, "routers", "there is none: clients reach nothing");
+        say(d, VERDICT_FAIL, "routers", "none answers: clients reach nothing");
+    else if (count == 1)
+        say(d, VERDICT_WARN, "routers", "one answers: if it fails there is no other");
+    else
+        sayf(d, VERDICT_OK, "routers", "%u answer", count);
 }
 
 /* ---- experts ---- */
