@@ -264,17 +264,6 @@ static void table_fill(uint64_t mask, uint32_t shift, uint16_t *out_table)
     }
 }
 
-static void alone(const nano *files, kit_stream *streams)
-{
-    static kit_play play;
-    rig r;
-    kit_rank_open(&r, files->dir, NULL);
-    kit_rank_start(&r, NULL, NULL);
-    kit_streams(streams);
-    kit_play_all(&play, r.engine, streams, 0, 1);
-    kit_rank_close(&r);
-}
-
 static uint64_t bytes_held(const game *g, uint32_t rank)
 {
     return eng_model_expert_bytes(g->players[rank].r.model);
@@ -287,7 +276,7 @@ TEST(tables_change_a_rank_dies_and_comes_back_and_no_stream_differs)
     static uint16_t tables[FORMATIONS + 1][ENTRIES];
     const uint64_t masks[FORMATIONS + 1] = {0, 15, 15, 7, 15, 15};
     nano_make(&g.files, &(nano_options){.echo = true});
-    alone(&g.files, reference);
+    kit_alone(g.files.dir, reference);
     kit_streams(g.streams);
     for (uint32_t n = 1; n <= FORMATIONS; n++) {
         table_fill(masks[n], n == 4 ? 1 : 3 * n, tables[n]);

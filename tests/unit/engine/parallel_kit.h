@@ -255,4 +255,16 @@ static inline void kit_rank_close(rig *r)
     eng_model_close(r->model);
 }
 
+/* What one process gives. */
+static inline void kit_alone(const char *dir, kit_stream *streams)
+{
+    static kit_play play;
+    rig r;
+    kit_rank_open(&r, dir, NULL);
+    kit_rank_start(&r, NULL, NULL);
+    kit_streams(streams);
+    kit_play_all(&play, r.engine, streams, 0, 1);
+    kit_rank_close(&r);
+}
+
 #endif

@@ -240,23 +240,12 @@ static void act_play_together(player *p)
             (void)poll(NULL, 0, 1);
 }
 
-static void alone(const char *dir, kit_stream *streams)
-{
-    static kit_play play;
-    rig r;
-    kit_rank_open(&r, dir, NULL);
-    kit_rank_start(&r, NULL, NULL);
-    kit_streams(streams);
-    kit_play_all(&play, r.engine, streams, 0, 1);
-    kit_rank_close(&r);
-}
-
 /* What all ranks must give, by either weights; the two differ. */
 static void expect(const game *g)
 {
     uint32_t differ = 0;
-    alone(g->files.dir, expected_old);
-    alone(g->other.dir, expected_new);
+    kit_alone(g->files.dir, expected_old);
+    kit_alone(g->other.dir, expected_new);
     for (uint32_t i = 0; i < KIT_STREAMS; i++)
         differ += expected_old[i].sum != expected_new[i].sum;
     assert_true(differ > 0);

@@ -117,18 +117,6 @@ static void *player_main(void *argument)
     return NULL;
 }
 
-/* What one process gives. */
-static void alone(const char *dir, kit_stream *streams)
-{
-    static kit_play play;
-    rig r;
-    kit_rank_open(&r, dir, NULL);
-    kit_rank_start(&r, NULL, NULL);
-    kit_streams(streams);
-    kit_play_all(&play, r.engine, streams, 0, 1);
-    kit_rank_close(&r);
-}
-
 static void run(game *g, void (*act)(player *p))
 {
     com_fake *fake = com_fake_create();
@@ -216,8 +204,8 @@ TEST(all_go_over_and_equal_one_process)
     static game g;
     nano_make(&g.files, &OLD);
     nano_make(&g.other, &NEW);
-    alone(g.files.dir, expected_old);
-    alone(g.other.dir, expected_new);
+    kit_alone(g.files.dir, expected_old);
+    kit_alone(g.other.dir, expected_new);
     run(&g, act_well);
     nano_remove(&g.files);
     nano_remove(&g.other);
@@ -300,7 +288,7 @@ TEST(what_one_cannot_none_does)
     nano_make(&g.files, &OLD);
     nano_make(&g.other, &NEW);
     nano_make(&g.third, &THIRD);
-    alone(g.files.dir, expected_old);
+    kit_alone(g.files.dir, expected_old);
     run(&g, act_all_of_them);
     nano_remove(&g.files);
     nano_remove(&g.other);
