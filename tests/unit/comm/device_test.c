@@ -8,7 +8,7 @@
 #include "comm/nccl.h"
 #include "tests/unit/comm/device_kit.h"
 
-enum { WAIT_MS = 300 };
+enum { WAIT_MS = 800 };
 
 static const dk_shape small = {
     .rows_max = 40, .chosen = 4, .experts = 16, .row = 64, .scale = 8, .output = 96};
@@ -27,7 +27,7 @@ typedef struct player {
 struct team {
     com_fake *fake;
     uint32_t size;
-    uint64_t mask, wait_ns;
+    uint64_t mask, open_ns;
     player players[COM_RANKS_MAX];
     const char *contacts[COM_RANKS_MAX];
     void (*play)(player *p);
@@ -76,7 +76,7 @@ static void team_start(team *t, const dk_shape *shape, uint32_t size, uint64_t m
     t->fake = com_fake_create();
     t->size = size;
     t->mask = mask;
-    t->wait_ns = wait_ns;
+    t->open_ns = DK_CONNECT_S * SL_S_NS;
     for (uint32_t r = 0; r < size; r++) {
         player *p = &t->players[r];
         const com_options options = {.instance = "test",
@@ -102,8 +102,8 @@ static void play_open(player *p)
 {
     const com_device_options options = {
         .group = p->kit.group, .api = &p->api, .stream = p->kit.stream, .device = (int32_t)p->rank};
-    uint64_t within = p->of->wait_ns ? p->of->wait_ns : DK_CONNECT_S * SL_S_NS;
-    p->status = com_device_open(&options, sl_now_ns() + within, NULL, &p->kit.device, &p->err);
+    p->status =
+        com_device_open(&options, sl_now_ns() + p->of->open_ns, NULL, &p->kit.device, &p->err);
 }
 
 static void team_open(team *t, uint32_t size, uint64_t wait_ns)
@@ -238,7 +238,8 @@ TEST(ranks_with_another_id_do_not_meet)
 {
     team t;
     bool said = false;
-    team_start(&t, &small, 2, 3, WAIT_MS * SL_MS_NS);
+    team_start(&t, &small, 2, 3, 0);
+    t.open_ns = WAIT_MS * SL_MS_NS;
     t.players[1].api.link_create = other_id;
     team_play(&t, play_open);
     assert_nobody_opened(&t);

@@ -18,7 +18,7 @@ typedef struct player {
 struct team {
     com_fake *fake;
     uint32_t size;
-    uint64_t wait_ns;
+    uint64_t connect_ns;
     player players[COM_RANKS_MAX];
     const char *contacts[COM_RANKS_MAX];
     void (*play)(player *p);
@@ -43,10 +43,8 @@ static void team_play(team *t, void (*play)(player *p))
 
 static void play_connect(player *p)
 {
-    sl_time_ns deadline =
-        sl_now_ns() + (p->of->wait_ns ? 2 * p->of->wait_ns : KIT_CONNECT_S * SL_S_NS);
-    p->status =
-        com_group_connect(p->rank.group, p->of->contacts, &p->rank.layout, deadline, NULL, &p->err);
+    p->status = com_group_connect(p->rank.group, p->of->contacts, &p->rank.layout,
+                                  sl_now_ns() + p->of->connect_ns, NULL, &p->err);
 }
 
 static void team_open(team *t, uint32_t size, uint64_t wait_ns)
@@ -55,7 +53,7 @@ static void team_open(team *t, uint32_t size, uint64_t wait_ns)
     memset(t, 0, sizeof(*t));
     t->fake = com_fake_create();
     t->size = size;
-    t->wait_ns = wait_ns;
+    t->connect_ns = KIT_CONNECT_S * SL_S_NS;
     for (uint32_t r = 0; r < size; r++) {
         player *p = &t->players[r];
         const com_options options = {.instance = "test",
@@ -208,7 +206,7 @@ static void play_until_failure(player *p)
 TEST(a_dead_rank_fails_the_others)
 {
     team t;
-    team_open(&t, 3, 300 * SL_MS_NS);
+    team_open(&t, 3, 2 * SL_S_NS); /* which the dead one waits itself */
     team_connect(&t);
     team_play(&t, play_until_failure);
     assert_all_failed(&t, SL_UNAVAILABLE, "rank 1 is gone");
@@ -227,7 +225,7 @@ static void play_held(player *p)
 TEST(a_silent_rank_is_named_at_the_deadline)
 {
     team t;
-    team_open(&t, 3, 200 * SL_MS_NS);
+    team_open(&t, 3, 500 * SL_MS_NS);
     team_connect(&t);
     team_play(&t, play_held);
     bool named = false; /* rank 2 itself has heard all */
@@ -359,7 +357,8 @@ TEST(a_rank_that_cannot_compute_says_so)
 TEST(connect_refuses_other_ranks_and_layouts_and_may_be_tried_again)
 {
     team t;
-    team_open(&t, 2, 200 * SL_MS_NS);
+    team_open(&t, 2, 0);
+    t.connect_ns = 400 * SL_MS_NS; /* for those that do not come together */
     t.players[1].rank.layout.rows_max--;
     team_play(&t, play_connect);
     for (uint32_t r = 0; r < 2; r++)
@@ -381,6 +380,7 @@ TEST(connect_refuses_other_ranks_and_layouts_and_may_be_tried_again)
     t.contacts[0] = right;
     play_connect(&t.players[1]); /* alone */
     assert_code(t.players[1].status, SL_DEADLINE);
+    t.connect_ns = KIT_CONNECT_S * SL_S_NS;
     team_connect(&t);
     team_play(&t, play_runs);
     assert_all_ok(&t);

@@ -188,11 +188,13 @@ TEST(what_is_carried_goes_while_its_sender_rests)
     carried("tcp,self");
 }
 
+/* A dead one is heard of by its connections; only a stopped one takes the whole wait. */
 static void fault(int signal_number)
 {
     child children[3];
     char line[LINE];
-    children_start(children, 3, 100000000, 1000, "tcp,shm,self");
+    uint32_t wait_ms = signal_number == SIGSTOP ? 3000 : 20000;
+    children_start(children, 3, 100000000, wait_ms, "tcp,shm,self");
     for (uint32_t r = 0; r < 3; r++)
         child_line(&children[r], line, LINE); /* running */
     kill(children[1].pid, signal_number);
