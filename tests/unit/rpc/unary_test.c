@@ -1,6 +1,8 @@
 /* Unary calls over loopback: answers, errors, deadlines, cancels, limits. */
 #include "tests/unit/rpc/harness.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -165,10 +167,14 @@ TEST(deadline)
     rpc_handler handler = {&rpc_method_node_get_status, answer_later, &service};
     rpc_server *server = make_server(&handler, 1);
     rpc_channel *channel = make_channel(rpc_server_address(server));
-    rpc_call_options options = within_ms(300);
-    outcome out = {0};
+    outcome warm = {0}, out = {0};
+    start_status(channel, NULL, &warm, NULL); /* so that the time is the server's alone */
+    wait_for(service.open);
+    reply_name(service.open, "at once");
+    wait_for(warm.ends && service.closed == 1);
+    rpc_call_options options = within_ms(1000);
     start_status(channel, &options, &out, &out.call);
-    wait_for(out.ends && service.closed);
+    wait_for(out.ends && service.closed == 2);
     assert_int_equal(out.err.code, SL_DEADLINE);
     assert_false(out.answered);
     assert_int_equal(service.cancelled, 1);
@@ -248,13 +254,14 @@ TEST(deferred_reply)
 
 TEST(peer_absent)
 {
-    /* A port that was ours a moment ago: nobody listens. */
-    rpc_server *server = make_server(NULL, 0);
+    /* A port that is ours, so that nobody else listens there either. */
+    struct sockaddr_in ours = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof(ours);
     char address[SL_ADDRESS_TEXT_MAX];
-    snprintf(address, sizeof(address), "%s", rpc_server_address(server));
-    rpc_server_stop(server, sl_now_ns(), NULL, NULL);
-    rpc_server_destroy(server);
-    wait_for(rpc_runtime_live_calls(runtime) == 0);
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&ours, sizeof(ours)), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&ours, &size), 0);
+    snprintf(address, sizeof(address), "127.0.0.1:%d", ntohs(ours.sin_port));
     rpc_channel *channel = make_channel(address);
     outcome out = {0};
     rpc_call_options options = within_ms(30000);
@@ -271,6 +278,7 @@ TEST(peer_absent)
     start_status(channel, &options, &waited, NULL);
     wait_for(waited.ends);
     assert_int_equal(waited.err.code, SL_DEADLINE);
+    close(fd);
 }
 
 TEST(bad_target)
