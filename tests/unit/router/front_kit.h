@@ -3,6 +3,7 @@
 #ifndef TESTS_UNIT_ROUTER_FRONT_KIT_H
 #define TESTS_UNIT_ROUTER_FRONT_KIT_H
 
+#include "router/nodes_internal.h"
 #include "tests/unit/router/node_kit.h"
 
 #include <arpa/inet.h>
@@ -167,6 +168,29 @@ static inline void kit_close(kit *k)
 static inline bool kit_ready(kit *k)
 {
     return rtr_nodes_ready(rtr_front_nodes(k->front), false);
+}
+
+/* What the router knows of it; NULL: nothing. */
+static inline const rtr_node *kit_known(const kit *k, const kit_node *n)
+{
+    const rtr_node *node = rtr_front_nodes(k->front)->first;
+    while (node && node->info.incarnation != n->info.incarnation)
+        node = node->next;
+    return node;
+}
+
+/* The router has a stream to it. */
+static inline bool kit_heard(const kit *k, const kit_node *n)
+{
+    const rtr_node *node = kit_known(k, n);
+    return node && node->stream_id != 0;
+}
+
+/* The router has heard that it takes prompts. */
+static inline bool kit_serving(const kit *k, const kit_node *n)
+{
+    const rtr_node *node = kit_known(k, n);
+    return node && node->serving;
 }
 
 /* ---- clients */

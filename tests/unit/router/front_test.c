@@ -45,9 +45,7 @@ TEST(decode_node_dies_mid_stream)
     kit_open(&k, NULL);
     kit_node *d = kit_add(&k, "d-a", true), *e = kit_add(&k, "d-b", true);
     kit_node *p = kit_add(&k, "p-a", false);
-    KIT_UNTIL(&k, kit_ready(&k) && d->serve && e->serve && d->sent && e->sent);
-    for (int i = 0; i < 20; i++)
-        kit_turn(&k);
+    KIT_UNTIL(&k, kit_ready(&k) && kit_heard(&k, d) && kit_heard(&k, e));
     kit_client c = kit_post(&k, CHAT, STREAM);
     KIT_UNTIL(&k, p->runs == 1);
     kit_node *first = d->admit_count ? d : e, *second = d->admit_count ? e : d;
@@ -114,9 +112,7 @@ TEST(a_node_that_fails_is_left_alone)
     kit_node *d = kit_add(&k, "d-a", true);
     kit_node *p = kit_add(&k, "p-a", false), *q = kit_add(&k, "p-b", false);
     p->finish_runs = false;
-    KIT_UNTIL(&k, kit_ready(&k));
-    for (int i = 0; i < 50; i++)
-        kit_turn(&k);
+    KIT_UNTIL(&k, kit_ready(&k) && kit_serving(&k, p) && kit_serving(&k, q));
     for (size_t i = 1; i <= 4; i++) { /* p-a comes first by its name */
         kit_client c = kit_post(&k, CHAT, STREAM);
         if (i <= 3) {
@@ -153,7 +149,7 @@ TEST(recovery_does_not_hold_up_others)
     kit_expect(&k, &a, "102]");
     kit_expect(&k, &b, "102]");
     kit_node *e = kit_add(&k, "d-b", true);
-    KIT_UNTIL(&k, e->serve && e->sent);
+    KIT_UNTIL(&k, kit_heard(&k, e));
     kit_kill(d);
     KIT_UNTIL(&k, e->admit_count == 1);
     assert_int_equal(e->admits[0].epoch, 2);
@@ -176,9 +172,7 @@ TEST(prefill_node_dies)
     kit_node *d = kit_add(&k, "d-a", true);
     kit_node *p = kit_add(&k, "p-a", false), *q = kit_add(&k, "p-b", false);
     p->finish_runs = q->finish_runs = false;
-    KIT_UNTIL(&k, kit_ready(&k));
-    for (int i = 0; i < 50; i++)
-        kit_turn(&k);
+    KIT_UNTIL(&k, kit_ready(&k) && kit_serving(&k, p) && kit_serving(&k, q));
     kit_client c = kit_post(&k, CHAT, STREAM);
     KIT_UNTIL(&k, p->runs + q->runs == 1);
     kit_node *first = p->runs ? p : q, *second = p->runs ? q : p;
@@ -303,9 +297,7 @@ TEST(refusals_go_elsewhere)
     kit_node *d = kit_add(&k, "d-a", true), *e = kit_add(&k, "d-b", true);
     kit_node *p = kit_add(&k, "p-a", false);
     d->grant = e->grant = false;
-    KIT_UNTIL(&k, kit_ready(&k) && d->sent && e->sent);
-    for (int i = 0; i < 20; i++)
-        kit_turn(&k);
+    KIT_UNTIL(&k, kit_ready(&k) && kit_heard(&k, d) && kit_heard(&k, e));
     kit_client c = kit_post(&k, CHAT, STREAM);
     KIT_UNTIL(&k, d->admit_count + e->admit_count == 1);
     kit_node *first = d->admit_count ? d : e, *second = d->admit_count ? e : d;
@@ -513,9 +505,7 @@ TEST(nodes_that_must_not_be_used)
     /* suspects are the last resort: all leases lost at once must not stop the service */
     rtr_place_result place;
     kit_node *e = kit_add(&k, "d-0", true);
-    KIT_UNTIL(&k, e->sent && e->serve);
-    for (int i = 0; i < 20; i++)
-        kit_turn(&k);
+    KIT_UNTIL(&k, kit_heard(&k, e));
     kit_announce(&k, e, true);
     rtr_nodes_place(nodes, NULL, 1, 1, false, &place);
     assert_string_equal(rtr_nodes_decode_name(nodes, place.decode), "d-a");
@@ -880,7 +870,7 @@ TEST(choices_survive_the_rank_alone)
     kit_tokens_of(d, 2, 0, 2, NONE);
     KIT_UNTIL(&k, sl_metric_get(k.shared.metrics.running, NULL) == 2);
     kit_node *other = kit_add(&k, "d-b", true);
-    KIT_UNTIL(&k, other->serve);
+    KIT_UNTIL(&k, kit_heard(&k, other));
     kit_kill(d);
     KIT_UNTIL(&k, other->admit_count == 2 && p->runs == 3);
     for (size_t i = 0; i < 2; i++) {

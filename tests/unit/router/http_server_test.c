@@ -363,7 +363,7 @@ static void short_times(rtr_http_server_options *options)
     options->head_timeout_ns = 150 * SL_MS_NS;
     options->body_timeout_ns = 150 * SL_MS_NS;
     options->idle_timeout_ns = 150 * SL_MS_NS;
-    options->write_timeout_ns = 300 * SL_MS_NS;
+    options->write_timeout_ns = SL_S_NS;
     options->linger_timeout_ns = 150 * SL_MS_NS;
 }
 

@@ -2,8 +2,6 @@
  * is computed. */
 #include "tests/unit/router/front_kit.h"
 
-#include "router/nodes_internal.h"
-
 #define BLOCKS 4u
 
 typedef struct fixture {
@@ -16,15 +14,6 @@ typedef struct fixture {
 static void pull(rtr_shared *shared)
 {
     shared->tuning.pull_min = BLOCKS * RTR_PAGE_TOKENS;
-}
-
-/* The router has a stream to it. */
-static bool heard(const fixture *f, const kit_node *n)
-{
-    for (const rtr_node *node = rtr_front_nodes(f->k.front)->first; node; node = node->next)
-        if (node->stream_id && node->info.incarnation == n->info.incarnation)
-            return true;
-    return false;
 }
 
 /* The decode node has the first blocks of a long prompt. */
@@ -40,7 +29,7 @@ static void setup(fixture *f, void (*change)(rtr_shared *shared))
     for (int i = 0; i < 400; i++)
         sl_buf_puts(&f->body, " word");
     sl_buf_puts(&f->body, "\"}]}");
-    KIT_UNTIL(&f->k, kit_ready(&f->k) && heard(f, f->p));
+    KIT_UNTIL(&f->k, kit_ready(&f->k) && kit_heard(&f->k, f->p));
 }
 
 static void ask(fixture *f)
@@ -231,7 +220,7 @@ static void answer(fixture *f, kit_node *d, const kit_node *p, size_t runs)
 static kit_node *add(fixture *f, const char *name, bool decode)
 {
     kit_node *n = kit_add(&f->k, name, decode);
-    KIT_UNTIL(&f->k, heard(f, n));
+    KIT_UNTIL(&f->k, kit_heard(&f->k, n));
     return n;
 }
 
