@@ -18,6 +18,7 @@ typedef struct tiered {
     eng_engine *engine;
     char path[PATH_SIZE];
     uint32_t tokens[LENGTH];
+    bool holds; /* a read, until somebody waits for others */
 } tiered;
 
 static void tier_engine(tiered *t, uint64_t tier_pages)
@@ -38,6 +39,7 @@ static void tiered_open(tiered *t, uint64_t tier_pages)
     rig_open(&t->r);
     snprintf(t->path, sizeof(t->path), "%s/tier", t->r.files.dir);
     stream_fill(1, LENGTH, t->tokens);
+    t->holds = false;
     tier_engine(t, tier_pages);
 }
 
@@ -83,6 +85,8 @@ static eng_sequence *open_known(tiered *t, const uint32_t *tokens, uint32_t coun
     sl_err err;
     assert_ok(eng_sequence_open_prefix(t->engine, LENGTH, LENGTH, &prefix, &sequence, &err), &err);
     while (!eng_sequence_ready(sequence)) {
+        if (t->holds)
+            raise(SIGUSR2);
         (void)eng_engine_poll(t->engine, sl_now_ns());
         poll(NULL, 0, 1);
     }
@@ -343,7 +347,8 @@ TEST(a_close_does_not_wait_for_reads)
     tiered_open(&t, 8);
     keep(&t, t.tokens, &bytes);
     flush_memory(&t);
-    arm("tier.read=slow=20");
+    arm("tier.read=hold@1");
+    t.holds = true;
     const eng_prefix prefix = {t.tokens, LENGTH, 0};
     eng_sequence *sequence = NULL;
     assert_ok(eng_sequence_open_prefix(t.engine, LENGTH, LENGTH, &prefix, &sequence, &err), &err);
@@ -355,6 +360,7 @@ TEST(a_close_does_not_wait_for_reads)
     assert_int_equal(counts.bound, 0);
     assert_known(&t, t.tokens, bytes, 3); /* the same place, another opening */
     assert_int_equal(stats_of(&t).hits, 6);
+    t.holds = false;
     arm(NULL);
     sl_free(bytes);
     tiered_close(&t);
