@@ -253,7 +253,7 @@ class Cluster:
                 connection = http.client.HTTPConnection(node["metrics"], timeout=5)
                 connection.request("GET", "/metrics")
                 return connection.getresponse().read().decode()
-            except OSError:
+            except (OSError, http.client.HTTPException):  # it may end amid its answer
                 return ""
         text = in_namespace(node["namespace"], run)
         values = {}
@@ -286,7 +286,7 @@ class Cluster:
             last[:] = busy()
             return not last
         try:
-            wait_for(rest, "a cluster at rest", 20)
+            wait_for(rest, "a cluster at rest", PATIENCE / 3)
         except AssertionError:
             raise AssertionError(f"not at rest: {last}")
         self.check_ledger("--at-rest")
@@ -325,14 +325,18 @@ class Cluster:
 
     def check_ledger(self, *arguments):
         """Who owns each page of each living node: nothing that cannot be. Nodes that died may still be members."""
-        result = self.ctl("check", "--ledger", "--json", *arguments)
-        if not result.stdout:
-            raise AssertionError(f"sluicectl check: {result.stderr}")
-        found = json.loads(result.stdout)
+        last = {}
+
+        def all_heard():
+            last["result"] = result = self.ctl("check", "--ledger", "--json", *arguments)
+            found = json.loads(result.stdout or '{"nodes": []}')
+            living = {node["name"] for node in self.refresh()["nodes"] if node["role"] in ("prefill", "decode") and node["alive"]}
+            return found if living <= {node["node"] for node in found["nodes"]} else None
+        try:
+            found = wait_for(all_heard, "every living node's ledger")
+        except AssertionError:
+            raise AssertionError(f"sluicectl check: {last['result']}")
         assert not found["violations"], found["violations"]
-        living = {node["name"] for node in self.refresh()["nodes"] if node["role"] in ("prefill", "decode") and node["alive"]}
-        heard = {node["node"] for node in found["nodes"]}
-        assert living <= heard, (living, heard, result.stderr)
         return found
 
     # ---- etcd ----
