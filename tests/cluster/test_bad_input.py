@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 
-from lib import BIN, MODEL, ROOT, Cluster, grpc, grpc_raw, protobuf, wait_for
+from lib import BIN, MODEL, PATIENCE, ROOT, Cluster, grpc, grpc_raw, protobuf, wait_for
 
 CHAT = "/v1/chat/completions"
 USER = [{"role": "user", "content": "hi"}]
@@ -163,31 +163,31 @@ def stamp_of(cluster, name):
     return protobuf(f1=stamp["numerics_id"], f2=stamp["model_hash"], f3=stamp["weights_version"], f4=stamp["cache_format"])
 
 
-def prefill(cluster, **want):
+def prefill(cluster, request, **want):
     tokens = bytes([5, 6, 7, 8])
-    ticket = protobuf(f1="r-bad", f5="nobody", f6="127.0.0.1:9", f8=1, f9=len(tokens), f10=1000, f11=stamp_of(cluster, "prefill-0"))
-    message = protobuf(f1="r-bad", f2=1, f3=tokens, f4=ticket, f7=protobuf(**want))
+    ticket = protobuf(f1=request, f5="nobody", f6="127.0.0.1:9", f8=1, f9=len(tokens), f10=1000, f11=stamp_of(cluster, "prefill-0"))
+    message = protobuf(f1=request, f2=1, f3=tokens, f4=ticket, f7=protobuf(**want))
     return grpc(cluster.node("prefill-0")["control"], "sluice.v1.Prefill/Run", message)
 
 
 def admit(cluster, *admits):
-    """What a decode node says to a router that asks for so many admissions."""
+    """What a decode node says to a router that asks for so many admissions, and has nothing more to say then: that ends the call."""
     messages = [protobuf(f1=protobuf(f1="router-x"))] + [protobuf(f2=one) for one in admits]
-    return grpc_raw(cluster.node("decode-0")["control"], "sluice.v1.Decode/Serve", messages, 2).stdout
+    return grpc_raw(cluster.node("decode-0")["control"], "sluice.v1.Decode/Serve", messages, PATIENCE).stdout
 
 
 def attach(cluster, *attaches, admitted):
     messages = [protobuf(f1=protobuf(f1="router-x")), protobuf(f2=admitted)] + [protobuf(f5=one) for one in attaches]
-    return grpc_raw(cluster.node("decode-0")["control"], "sluice.v1.Decode/Serve", messages, 2).stdout
+    return grpc_raw(cluster.node("decode-0")["control"], "sluice.v1.Decode/Serve", messages, PATIENCE).stdout
 
 
 def test_what_nodes_are_asked():
     """A router that asks nonsense of a node is told so, and the node serves on."""
     sampling = protobuf(f10=4) + b"\x15\x00\x00\x80\x3f" + b"\x3d\x00\x00\x80\x3f"  # max_tokens 4, top_p 1, repetition_penalty 1
     with Cluster("bad-wire") as cluster:
-        for want, part in (({"f1": 3, "f2": 3, "f3": 1}, "rows 3 to 3"), ({"f1": 0, "f2": 9, "f3": 1}, "rows 0 to 9"),
-                           ({"f1": 0, "f2": 4}, "nothing is wanted"), ({"f1": 0, "f2": 4, "f4": 1, "f5": 21}, "21 alternatives")):
-            status, text, _ = prefill(cluster, **want)
+        for index, (want, part) in enumerate((({"f1": 3, "f2": 3, "f3": 1}, "rows 3 to 3"), ({"f1": 0, "f2": 9, "f3": 1}, "rows 0 to 9"),
+                           ({"f1": 0, "f2": 4}, "nothing is wanted"), ({"f1": 0, "f2": 4, "f4": 1, "f5": 21}, "21 alternatives"))):
+            status, text, _ = prefill(cluster, f"r-bad-{index}", **want)
             assert status != 0 and part in text, (want, status, text)
         tokens = bytes([5, 6, 7, 8])
         # Each asks under an id of its own: one whose router has gone may still be closing.
