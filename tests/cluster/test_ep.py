@@ -104,6 +104,40 @@ def end_streams(streams, what):
     compare([stream.item for stream in streams], [stream.answer for stream in streams], what)
 
 
+class Load(threading.Thread):
+    """One prompt again and again, streamed, until told; when its tokens came."""
+
+    def __init__(self, cluster, item):
+        super().__init__()
+        self.cluster, self.item, self.over, self.streams = cluster, item, False, []
+
+    def run(self):
+        while not self.over:
+            stream = Stream(self.cluster, self.item)
+            self.streams.append(stream)
+            stream.run()
+            if stream.answer.error:
+                return
+
+
+def start_loads(cluster, work):
+    loads = [Load(cluster, item) for item in work]
+    for load in loads:
+        load.start()
+    tokens_come(cluster)
+    return loads
+
+
+def end_loads(loads, what):
+    """Each answer is what one process says. Returns the streams."""
+    for load in loads:
+        load.over = True
+    for load in loads:
+        load.join()
+        compare([load.item] * len(load.streams), [stream.answer for stream in load.streams], what)
+    return [stream for load in loads for stream in load.streams]
+
+
 def placement_key(cluster, instance):
     return f"/sluice/v1/{cluster.state['cluster']}/placement/{instance}"
 
@@ -135,9 +169,22 @@ def generated(cluster):
     return sum(cluster.metric(name, "sluice_generation_tokens_total") for name in ranks_of(cluster))
 
 
+def tokens_come(cluster):
+    """From now on: some of each stream, more or less."""
+    before = generated(cluster)
+    wait_for(lambda: generated(cluster) > before + 40, "tokens")
+
+
+def ranks_loads(cluster):
+    """Of decode-0, by `top`, at two looks; None: too few steps in between."""
+    looks = [json.loads(line) for line in cluster.ctl("top", "--json", "--interval", "300ms", "--count", "2").stdout.splitlines()]
+    loads = [[node.get("expert_load_percent") for node in look["nodes"] if node.get("instance") == "decode-0"] for look in looks]
+    return loads if all(None not in load for load in loads) else None
+
+
 def test_an_expert_moves_by_transaction():
-    """Expert 15 goes from rank 3 to rank 0 in every layer while eight streams run: afterwards steps use it there, and nowhere else."""
-    work = [(ids, 60, float(index % 2), 900 + index) for index, ids in enumerate(prompts(8, 5, 60))]
+    """Expert 15 goes from rank 3 to rank 0 in every layer while streams run: afterwards steps use it there, and nowhere else."""
+    work = [(ids, 40, float(index % 2), 900 + index) for index, ids in enumerate(prompts(8, 5, 60))]
     with Cluster("ep-move", "--decode-ep", 4, "--threads", 1, "--env", "*:SLUICE_FAULTS=decode.step=slow=30") as cluster:
         table, revision = read_placement(cluster)
         assert table["version"] == 1, table
@@ -145,8 +192,7 @@ def test_an_expert_moves_by_transaction():
             ranks[3][ranks[3].index(15)] = 0
             ranks[0][ranks[0].index(0)] = 15
         table["version"] = 2
-        streams = start_streams(cluster, work)
-        wait_for(lambda: generated(cluster) > 40, "tokens")
+        loads = start_loads(cluster, work)
         assert expert_tokens(cluster, "decode-0-3", 15) > 0 and expert_tokens(cluster, "decode-0-0", 15) == 0
         assert not write_placement(cluster, table, revision + 1), "a transaction on a revision that is not there took place"
         begun = time.monotonic()
@@ -154,13 +200,11 @@ def test_an_expert_moves_by_transaction():
         wait_for(lambda: on_version(cluster, 2), "the new placement")
         ended = time.monotonic()
         before = expert_tokens(cluster, "decode-0-3", 15)
-        looks = [json.loads(line) for line in cluster.ctl("top", "--json", "--interval", "300ms", "--count", "2").stdout.splitlines()]
-        for look in looks:
-            loads = [node["expert_load_percent"] for node in look["nodes"] if node.get("instance") == "decode-0"]
-            assert len(loads) == 4 and abs(sum(loads) - 400) <= 2, look  # of the mean
+        for percent in wait_for(lambda: ranks_loads(cluster), "two looks at the ranks' loads"):
+            assert len(percent) == 4 and abs(sum(percent) - 400) <= 2, percent  # of the mean
         assert "EXPERTS" in cluster.ctl("top", "--count", "1").stdout
-        end_streams(streams, "an expert moved")
-        assert expert_tokens(cluster, "decode-0-0", 15) > 0, "rank 0 has not worked on it"
+        wait_for(lambda: expert_tokens(cluster, "decode-0-0", 15) > 0, "rank 0 to work on it")
+        streams = end_loads(loads, "an expert moved")
         assert expert_tokens(cluster, "decode-0-3", 15) == before, "rank 3 still works on it"
         gaps = [gap for stream in streams for gap in stream.gaps()]
         during = [after - at for stream in streams for at, after in zip(stream.times, stream.times[1:]) if begun <= after and at <= ended]
@@ -180,7 +224,7 @@ def check_death(cluster, work, victim, what):
     others = [name for name in ranks_of(cluster) if name != victim]
     before = {name: cluster.log(name).count("steps again") for name in others}
     streams = start_streams(cluster, work)
-    wait_for(lambda: generated(cluster) > 40, "tokens")
+    tokens_come(cluster)
     killed = time.monotonic()
     cluster.kill(victim)
     wait_for(lambda: all(cluster.log(name).count("steps again") > before[name] for name in others), "the others to step again")
@@ -198,7 +242,7 @@ def test_a_rank_of_four_dies_and_comes_back():
     with Cluster("ep-four", "--decode-ep", 4, "--threads", 1, "--lease", "2s", "--env", "*:SLUICE_FAULTS=decode.step=slow=30") as cluster:
         check_death(cluster, work, "decode-0-2", "rank 2 of four was killed")
         streams = start_streams(cluster, work)
-        wait_for(lambda: generated(cluster) > 40, "tokens")
+        tokens_come(cluster)
         cluster.start("decode-0-2")
         wait_for(lambda: all(ep_metric(cluster, name, "ranks") == 4 for name in ranks_of(cluster)), "all four to step together")
         end_streams(streams, "rank 2 came back")
@@ -242,7 +286,7 @@ def full_a_skewed_load_is_spread():
     work = [(prompts(1, 30, 40)[0], 800, 0.0, 7)] * 8  # they outlast what is measured
     with Cluster("ep-skew", "--decode-ep", 4, "--threads", 1, "--router-args=--self-prefill=false", "--env", "*:SLUICE_FAULTS=decode.step=slow=30") as cluster:
         streams = start_streams(cluster, work)
-        wait_for(lambda: generated(cluster) > 40, "tokens")
+        tokens_come(cluster)
         before = placement(cluster, "show", "--window", "2s")
         assert before["version"] == 1 and len(before["ranks"]) == 4 and all(rank["rows"] > 0 for rank in before["ranks"]), before
         for dry in (placement(cluster, "plan", "--window", "2s"), placement(cluster, "apply", "--dry-run", "--window", "2s")):

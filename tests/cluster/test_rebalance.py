@@ -1,61 +1,21 @@
 """The leading router spreads experts by their load: it tells, then does; no stream is wrong, no stream waits."""
 
 import statistics
-import threading
 import time
 
-from lib import REFERENCE, Cluster, wait_for
-from test_ep import Stream, generated, on_version, read_placement
+from lib import Cluster, wait_for
+from test_ep import end_loads, on_version, read_placement, start_loads
 from test_one_answer import prompts
 
 # Quick windows; of few rows, so that slow machines are judged too.
 ROUTER = "--self-prefill=false --rebalance-window 2s --rebalance-windows 2 --rebalance-rows 20 --rebalance-pause 1s --rebalance-over 1.1"
 
 
-class Load(threading.Thread):
-    """One prompt again and again, streamed, until told; when its tokens came."""
-
-    def __init__(self, cluster, item):
-        super().__init__()
-        self.cluster, self.item, self.over, self.streams = cluster, item, False, []
-
-    def run(self):
-        while not self.over:
-            stream = Stream(self.cluster, self.item)
-            self.streams.append(stream)
-            stream.run()
-            if stream.answer.error:
-                return
-
-
 def start(cluster, alike, mixed):
     """The same prompt again and again wants few experts; a few others, seeded, are there to be compared."""
     work = [(prompts(1, 30, 40)[0], 100, 0.0, 7)] * alike
     work += [(ids, 100, 1.0, 70 + index) for index, ids in enumerate(prompts(mixed, 5, 60))]
-    loads = [Load(cluster, item) for item in work]
-    for load in loads:
-        load.start()
-    wait_for(lambda: generated(cluster) > 40, "tokens")
-    return loads
-
-
-def end(loads, what):
-    """Each answer is what one process says. Returns the streams."""
-    known = {}
-    for load in loads:
-        load.over = True
-    for load in loads:
-        load.join()
-        ids, tokens, temperature, seed = load.item
-        key = (tuple(ids), temperature, seed)
-        if key not in known:
-            known[key] = REFERENCE.run(["--ids", ",".join(map(str, ids)), "--max-tokens", str(tokens), "--temperature", str(temperature),
-                                        "--top-p", "1", "--seed", str(seed), "--ignore-eos"])["ids"]
-        for stream in load.streams:
-            answer = stream.answer
-            assert answer.status == 200 and not answer.error, (what, answer.body, answer.error)
-            assert answer.token_ids == known[key], (what, seed)
-    return [stream for load in loads for stream in load.streams]
+    return start_loads(cluster, work)
 
 
 def look(cluster):
@@ -111,7 +71,7 @@ def spread(cluster):
     assert cluster.metric(leader, 'sluice_rebalances_total{instance="decode-0"}') == 1
     assert cluster.metric(leader, 'sluice_rebalance_seconds{instance="decode-0"}') > 0
     assert f"experts of decode-0: --rebalance act: {look(cluster)['reason'][:10]}" in cluster.ctl("top", "--count", "1").stdout
-    streams = end(loads, "experts were spread")
+    streams = end_loads(loads, "experts were spread")
     print(f"{len(streams)} answers equal to one process", flush=True)
     report(streams, begun, ended, before, after, done)
     assert len(acts(cluster)) == 1, "it did so twice within a pause"
@@ -141,6 +101,6 @@ def full_an_old_leader_spreads_nothing():
         finally:
             cluster.kill(old, "CONT")
         wait_for(lambda: cluster.metric(old, "sluice_leader") == 0, "the old one to know it")
-        end(loads, "a leader was stopped")
+        end_loads(loads, "a leader was stopped")
         act, = acts(cluster)
         assert act["actor"] == f"controller {other}", act
