@@ -46,7 +46,7 @@ def test_prefill_killed_inside_a_prefill():
 
 def test_decode_killed_mid_stream():
     for temperature in (0, 1):
-        with Cluster(f"d-killed-{temperature}", "--decode", 2, "--env", "*:SLUICE_FAULTS=decode.step=slow=10") as cluster:
+        with Cluster(f"d-killed-{temperature}", "--decode", 2, "--env", "*:SLUICE_FAULTS=decode.step=slow=30") as cluster:
             killed = []
 
             def on_chunk(answer):
@@ -64,7 +64,7 @@ def test_decode_killed_mid_stream():
 
 def test_recovery_is_paced_and_takes_what_survives():
     """Streams lose their decode node at once: they go on one after the other. The prefill node still has their prompt's pages."""
-    with Cluster("paced", "--decode", 2, "--prefill", 2, "--env", "*:SLUICE_FAULTS=decode.step=slow=10", "--router-args",
+    with Cluster("paced", "--decode", 2, "--prefill", 2, "--env", "*:SLUICE_FAULTS=decode.step=slow=25", "--router-args",
                  "--recovery-rate 40") as cluster:
         prompt = needle_prompt(150)
         results = [in_background(lambda seed=seed: cluster.chat(prompt, temperature=1, top_p=1, seed=seed, stream=True, max_tokens=200,

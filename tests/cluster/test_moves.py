@@ -4,7 +4,7 @@ import threading
 
 from lib import REFERENCE, Cluster, needle_prompt, wait_for
 
-SLOW = "decode.step=slow=20"
+SLOW = "decode.step=slow=30"
 TOKENS = 200
 
 

@@ -7,7 +7,7 @@ from lib import Cluster, Skip, wait_for
 from test_faults import MIGRATIONS, STORY, in_background, reference_chat
 
 TOKENS = 120
-SLOW = ("--env", "*:SLUICE_FAULTS=decode.step=slow=10")
+SLOW = ("--env", "*:SLUICE_FAULTS=decode.step=slow=40")  # four times the stream breaks and comes back before the story ends
 
 
 def story(cluster, on_chunk=None):
@@ -55,7 +55,7 @@ def test_connection_reset_again_and_again():
             if len(answer.token_ids) > 20 * (len(broken) + 1) and len(broken) < 4:
                 broken.append(len(answer.token_ids))
                 reset_connections(cluster)
-                wait_for(lambda: cluster.metric("router-0", "sluice_request_attaches_total") == len(broken), "the stream again", 10)
+                wait_for(lambda: cluster.metric("router-0", "sluice_request_attaches_total") == len(broken), "the stream again")
         try:
             answer = story(cluster, on_chunk)
         except AssertionError:

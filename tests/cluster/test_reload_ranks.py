@@ -83,7 +83,7 @@ def test_two_ranks_go_over_together():
     """Under load, then paused, on both sides: each token is what its version says after all tokens before it, whichever rank computed its experts."""
     first, second = changed_experts("reload-ranks-1", 1), changed_experts("reload-ranks-2", 3)
     with Cluster("reload-ranks", "--prefill-ep", 2, "--decode-ep", 2, "--threads", 1, "--env", SLOW) as cluster:
-        streams = Streams(cluster, 3, 300)
+        streams = Streams(cluster, 3, 160)
         streams.all_get(4)
         rolling = cluster.ctl("weights", "reload", "--model", first)
         assert rolling.returncode == 1 and "one rank of several: in place only (--in-place), all ranks at once" in rolling.stderr, rolling.stderr
@@ -127,7 +127,7 @@ def test_one_that_cannot_keeps_all_from_it():
             assert text[0] != 0 and "ranks 0 and 1 have loaded different model.layers.2.input_layernorm.weight" in text[1], told
         assert versions(cluster, ranks) == {"1"} and all(cluster.alive(name) for name in ranks)
         assert streams.end({"1": MODEL}) == {"1"}
-        streams = Streams(cluster, 3, 250)
+        streams = Streams(cluster, 3, 120)
         streams.all_get(3)
         assert all(status == 0 for status, _ in reload_each(cluster, {name: first for name in (*ranks, "prefill-0")}, 2).values())
         assert streams.end({"1": MODEL, "2": first}) == {"1", "2"}
@@ -143,7 +143,7 @@ def test_a_rank_is_lost_amid_the_exchange():
     slow = "SLUICE_FAULTS=decode.step=slow=20"
     with Cluster("reload-amid", "--decode-ep", 3, "--threads", 1, "--lease", "2s", "--node-args", "--ep-timeout 10s", "--env", SLOW,
                  "--env", f"{ranks[1]}:{slow};reload.exchange=fail@1", "--env", f"{ranks[2]}:{slow};reload.exchange=exit@2") as cluster:
-        streams = Streams(cluster, 2, 100)
+        streams = Streams(cluster, 2, 140)
         streams.all_get(3)
         told = reload_each(cluster, {name: first for name in (*ranks, "prefill-0")}, 2)
         assert all(status == 0 for status, _ in told.values()), told

@@ -70,7 +70,7 @@ def test_what_cannot_be():
         assert "is a router" in cluster.ctl("role", "router-0", "decode").stderr
         assert cluster.ctl("role", "decode-0").returncode == 2
         assert "is decode after" in cluster.ctl("role", "decode-0", "decode").stdout
-        thread, outcome = run_story(cluster, 200)
+        thread, outcome = run_story(cluster, 300)  # ends after four commands
         late = cluster.ctl("role", "decode-0", "prefill", "--timeout", "300ms")
         assert late.returncode == 1 and "had not ended in time: the node stays decode" in late.stderr, late.stderr
         assert "does not answer" not in late.stderr, late.stderr
@@ -82,7 +82,7 @@ def test_what_cannot_be():
         assert twice.returncode == 1 and "a change to hybrid is under way" in twice.stderr, twice.stderr
         thread.join()
         changing.join()
-        assert len(outcome["answer"].token_ids) == 200 and second["result"].returncode == 0, second
+        assert len(outcome["answer"].token_ids) == 300 and second["result"].returncode == 0, second
         assert states(cluster)["decode-0"] == ("hybrid", "ready")
         assert cluster.chat("Who are you?", temperature=0, max_tokens=4).status == 200
         cluster.wait_at_rest()

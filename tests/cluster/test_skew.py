@@ -33,7 +33,8 @@ def test_hours_off():
     """Routers and nodes hours behind and ahead: members for longer than a lease, the answers of one process, a stopped node given up in time."""
     skews = {"router-0": -5, "router-1": 30, "prefill-0": 9, "decode-0": -26, "decode-1": 3}
     options = [word for name, hours in skews.items() for word in off(name, hours * HOUR)]
-    with Cluster("skew", "--routers", 2, "--decode", 2, "--lease", f"{LEASE}s", "--router-args", "--token-timeout 2s --attach-timeout 1s", *options) as cluster:
+    options += ["--env", "decode-0:SLUICE_FAULTS=decode.step=slow=20", "--env", "decode-1:SLUICE_FAULTS=decode.step=slow=20"]  # so that one can be stopped amid an answer
+    with Cluster("skew", "--routers", 2, "--decode", 2, "--lease", f"{LEASE}s", "--router-args", "--token-timeout 4s --attach-timeout 1s", *options) as cluster:
         assert {name: hours_off(cluster, name) for name in skews} == skews
         expected = REFERENCE.run(["--chat", "--max-tokens", "40", "--temperature", "0", QUESTION])["ids"]
         used, until = set(), time.monotonic() + 3 * LEASE
@@ -56,9 +57,9 @@ def test_hours_off():
         answer = cluster.chat(QUESTION, on_chunk=stop_early, temperature=0, max_tokens=40, stream=True)
         assert answer.done and answer.token_ids == expected and stopped, (answer.status, answer.error, stopped)
         assert "goes on at token" in cluster.log("router-0")
-        wait_for(lambda: stopped[0] not in cluster.members(), "the stopped node's lease to end", 30)
+        wait_for(lambda: stopped[0] not in cluster.members(), "the stopped node's lease to end")
         cluster.kill(stopped[0], "CONT")
-        wait_for(lambda: cluster.members().get(stopped[0], {}).get("state") == "ready", "its return", 30)
+        wait_for(lambda: cluster.members().get(stopped[0], {}).get("state") == "ready", "its return")
         cluster.wait_at_rest()
 
 
