@@ -6,7 +6,7 @@ import threading
 from lib import Cluster, needle_prompt, wait_for
 
 STORY = "Tell me a story about a bear named Wendy."
-SLOW = "*:SLUICE_FAULTS=decode.step=slow=20"
+SLOW = "*:SLUICE_FAULTS=decode.step=slow=30"  # a story outlasts the commands that must meet it, also where those are slow
 
 
 def run_story(cluster, tokens=80):
@@ -67,12 +67,14 @@ def test_ledger_names_the_owners():
         wait_for(lambda: "hold at hit 2" in cluster.log("prefill-0"), "the prefill to be held")
 
         def both():
-            result = cluster.ctl("--call-timeout", "1s", "check", "--ledger", "--json")  # the held engine thread cannot answer
-            return "decode-0" in result.stdout and json.loads(result.stdout)["nodes"][0]["requests"] and result
-        found = json.loads(wait_for(both, "the request on the decode node").stdout)
+            """Of the decode node alone: the held engine thread of the other one cannot answer."""
+            found = json.loads(cluster.ctl("--call-timeout", "1s", "check", "--ledger", "--json").stdout or '{"nodes": []}')
+            decode = [node for node in found["nodes"] if node["node"] == "decode-0"]
+            return found if decode and [request["state"] for request in decode[0]["requests"]] == ["fetching"] else None
+        found = wait_for(both, "the request on the decode node")
         assert found["unanswered"] == 1 and not found["violations"], found
         held = found["nodes"][0]["requests"][0]
-        assert held["transfer"] == "receives" and held["state"] == "fetching" and held["pages"] >= held["block_count"] > 1, held
+        assert held["transfer"] == "receives" and held["pages"] >= held["block_count"] > 1, held
         assert held["router"] == "router-0" and held["epoch"] > 0 and held["deadline_ms"] > 0, held
         cluster.kill("prefill-0", "USR2")
         thread.join()
@@ -118,7 +120,7 @@ def test_drain_finishes_and_leaves():
         assert "1 requests left" in drained.stderr, drained.stderr
         thread.join()
         assert outcome["answer"].done and len(outcome["answer"].token_ids) == 80
-        wait_for(lambda: not cluster.alive(outcome["node"]), "the drained node's end", 20)
+        wait_for(lambda: not cluster.alive(outcome["node"]), "the drained node's end")
         cluster.check_ledger()
 
 

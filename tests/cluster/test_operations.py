@@ -73,7 +73,7 @@ def test_completion_and_manual():
 def test_cordon():
     """A cordoned node finishes what it has and gets nothing more, also after a restart; the other does all; uncordoned it works again."""
     with Cluster("op-cordon", "--decode", 2, "--routers", 2, "--env", SLOW) as cluster:
-        thread, outcome = run_story(cluster, 120)
+        thread, outcome = run_story(cluster, 200)
         node = outcome["node"]
         other = "decode-1" if node == "decode-0" else "decode-0"
         dry = cluster.ctl_json("cordon", node, "--dry-run", "--reason", "fan")
@@ -90,7 +90,7 @@ def test_cordon():
         for _ in range(4):
             assert cluster.chat(QUESTION, temperature=0, max_tokens=4).headers["x-sluice-decode-node"] == other
         thread.join()
-        assert len(outcome["answer"].token_ids) == 120 and outcome["node"] == node
+        assert len(outcome["answer"].token_ids) == 200 and outcome["node"] == node
         cluster.kill(node)
         wait_for(lambda: not cluster.alive(node), "its end")
         cluster.start(node)
@@ -101,7 +101,7 @@ def test_cordon():
         assert cluster.ctl("uncordon", node).returncode == 0
         wait_for(lambda: states(cluster)[node] == "ready", "the uncordoned node")
         cluster.ctl("cordon", other)
-        wait_for(lambda: cluster.chat(QUESTION, temperature=0, max_tokens=4).headers["x-sluice-decode-node"] == node, "its next request")
+        wait_for(lambda: cluster.chat(QUESTION, temperature=0, max_tokens=4).headers.get("x-sluice-decode-node") == node, "its next request")
         router = cluster.ctl("cordon", "router-0")
         assert router.returncode == 1 and "it is a router" in router.stderr, router.stderr
         nobody = cluster.ctl("cordon", "decode-9")
@@ -116,28 +116,28 @@ def test_requests_and_cancel():
     """What runs is listed, on all threads of all routers; a cancelled request ends with an error that says so, and leaves nothing behind."""
     with Cluster("op-requests", "--routers", 2, "--router-args", "--threads 2", "--env", SLOW) as cluster:
         assert cluster.ctl_json("requests")["requests"] == []
-        thread, outcome = run_story(cluster, 400)
+        thread, outcome = run_story(cluster, 2000)  # to be cancelled
         listed = cluster.ctl_json("requests")
         assert listed["total"] == 1 and listed["unanswered"] == 0, listed
         row = listed["requests"][0]
-        assert row["state"] == "decoding" and row["kind"] == "chat" and row["decode"] == "decode-0" and row["max_tokens"] == 400, row
+        assert row["state"] == "decoding" and row["kind"] == "chat" and row["decode"] == "decode-0" and row["max_tokens"] == 2000, row
         assert row["router"] == "router-0" and row["generated_tokens"] > 0 and row["prompt_tokens"] > 5, row
         assert row["id"] in cluster.ctl("requests").stdout
         bound = {m["name"]: m.get("pages_bound") for m in cluster.ctl_json("members")["members"]}
         assert bound["decode-0"] > 0 and bound["prefill-0"] == 0, bound
         drawn = sum(cluster.metric(f"router-{i}", "sluice_generation_tokens_total") for i in (0, 1))
-        assert 0 < drawn < 400, drawn  # as they come, not when all are there
+        assert 0 < drawn < 2000, drawn  # as they come, not when all are there
         cancelled = cluster.ctl("cancel", row["id"])
         assert cancelled.returncode == 0 and f"{row['id']} is cancelled, with" in cancelled.stdout, cancelled
         thread.join()
         answer = outcome["answer"]
-        assert answer.error and "cancelled by" in answer.error["message"] and len(answer.token_ids) < 400, answer.error
+        assert answer.error and "cancelled by" in answer.error["message"] and len(answer.token_ids) < 2000, answer.error
         cluster.wait_at_rest()
         gone = cluster.ctl("cancel", row["id"])
         assert gone.returncode == 1 and "has no request" in gone.stderr, gone.stderr
         assert cluster.ctl("cancel", "x" * 100).returncode == 1
         several = {}
-        choices = threading.Thread(target=lambda: several.update(answer=cluster.chat(STORY, temperature=1, n=3, max_tokens=400, ignore_eos=True)))
+        choices = threading.Thread(target=lambda: several.update(answer=cluster.chat(STORY, temperature=1, n=3, max_tokens=2000, ignore_eos=True)))
         choices.start()
         row = wait_for(lambda: [r for r in cluster.ctl_json("requests")["requests"] if r["choices"] == 3 and r["state"] == "decoding"],
                        "the three choices")[0]
@@ -165,7 +165,7 @@ def test_settings():
         wait_for(lambda: all(f"cluster settings: {settings}" in cluster.log(f"router-{i}") for i in (0, 1)), "both routers to follow")
         assert json.loads(cluster.etcdctl("get", "--print-value-only", "/sluice/v1/local/settings")) == json.loads(settings)
         cluster.ctl("cordon", "decode-0")
-        wait_for(lambda: states(cluster)["decode-0"] == "cordoned", "the cordon")
+        wait_for(lambda: "node decode-0 is cordoned" in cluster.log("router-0"), "the cordon")  # by the one that is asked
         refused = cluster.chat(QUESTION, max_tokens=2)  # after 300 ms, not 5 s; the time is no verdict, the status is
         assert refused.status == 503, refused.body
         cluster.ctl("uncordon", "decode-0")
@@ -183,7 +183,7 @@ def test_settings():
         assert cluster.ctl("settings", "get", "nonsense").returncode == 1
         cluster.etcdctl("put", "/sluice/v1/local/settings", '{"queue-max":"5","of-the-future":"1"}')
         wait_for(lambda: setting("queue-max")["value"] == "5", "what is understood to be followed")
-        assert 'no setting "of-the-future"' in cluster.log("router-0")
+        wait_for(lambda: 'no setting "of-the-future"' in cluster.log("router-0"), "a line about what is not")
         cluster.etcdctl("put", "/sluice/v1/local/settings", "not json")
         wait_for(lambda: setting("queue-max")["value"] == "7", "an unreadable record to set nothing")
 
@@ -200,8 +200,8 @@ def test_events_are_audited():
         events = audited()
         assert [(e["kind"], e["subject"]) for e in events] == [("cordon", "decode-1"), ("settings set", "attempts"), ("drain", "decode-1")], events
         assert events[0]["text"] == "fan" and events[1]["text"] == "3 -> 4" and all("unverified" in e["actor"] for e in events), events
-        seen = cluster.ctl_json("events", "--limit", "1000")["events"]
-        assert any(e["kind"] == "member" and e["subject"] == "decode-1" and e["text"] == "left" for e in seen), seen
+        wait_for(lambda: any(e["kind"] == "member" and e["subject"] == "decode-1" and e["text"] == "left"
+                             for e in cluster.ctl_json("events", "--limit", "1000")["events"]), "the router to see it leave")
         assert len(cluster.ctl_json("events", "--limit", "2")["events"]) == 2
         cluster.etcdctl("put", "/sluice/v1/local/audit/next", "1000")  # as after a thousand: the oldest is written over
         cluster.ctl("uncordon", "decode-1")
@@ -236,8 +236,9 @@ def test_node_version_size():
 def test_doctor():
     """A healthy cluster is well, with warnings for what has no spare; what is broken is named with what to do."""
     with Cluster("op-doctor", "--decode", 2, "--lease", "2s") as cluster:
-        wait_for(lambda: cluster.ctl_json("doctor")["failures"] == 0, "a healthy cluster")
+        wait_for(lambda: cluster.ctl("doctor").returncode == 0, "a healthy cluster")
         found = cluster.ctl_json("doctor")
+        assert found["failures"] == 0, found
         assert {(f["subject"], f["verdict"]) for f in found["findings"]} >= {("etcd", "ok"), ("router-0", "ok"), ("routers", "warn"), ("prefill", "warn"), ("decode", "ok")}
         assert "0 failures" in cluster.ctl("doctor").stdout
         by_router = cluster.ctl_router("doctor", "--json")

@@ -96,7 +96,7 @@ def test_new_weights_serve():
             assert reload(cluster, node, MODEL, 7)[0] == 0
         assert ask(cluster, prompt).token_ids == old
         cluster.wait_at_rest()
-        assert cluster.ctl("doctor").returncode == 0
+        wait_for(lambda: cluster.ctl("doctor").returncode == 0, "the doctor to find all of version 7")
         cluster.kill("decode-0")  # and comes back with what it was started with
         cluster.start("decode-0")
         told = wait_for(lambda: (lambda run: run if "weights of version 1, prefill-0 has 7" in run.stdout else None)(cluster.ctl("doctor")), "the doctor")
@@ -205,8 +205,8 @@ def test_in_place_while_paused():
 def test_in_place_under_load():
     """Without a pause, in whatever state requests are: each ends, and each token is of the version that it says."""
     directory = changed_model("reload-load")
-    with Cluster("reload-load", "--decode", 2, "--env", "decode-0:SLUICE_FAULTS=decode.step=slow=40", "--env",
-                 "decode-1:SLUICE_FAULTS=decode.step=slow=40", "--env", "prefill-0:SLUICE_FAULTS=prefill.group=slow=20") as cluster:
+    with Cluster("reload-load", "--decode", 2, "--env", "decode-0:SLUICE_FAULTS=decode.step=slow=80", "--env",
+                 "decode-1:SLUICE_FAULTS=decode.step=slow=80", "--env", "prefill-0:SLUICE_FAULTS=prefill.group=slow=20") as cluster:
         prompts = [[0] + tokenize(book_text(30 + 100 * i, 7 + i)) for i in range(4)]
         answers = {}
 
@@ -285,7 +285,7 @@ def test_a_loader_that_hangs():
 def test_running_requests_are_waited_for():
     directory = changed_model("reload-wait")
     prompt = [0] + tokenize(book_text(40, 5))
-    with Cluster("reload-wait", "--env", "decode-0:SLUICE_FAULTS=decode.step=slow=40") as cluster:
+    with Cluster("reload-wait", "--env", "decode-0:SLUICE_FAULTS=decode.step=slow=80") as cluster:
         outcome = {}
         running = threading.Event()
 

@@ -22,7 +22,8 @@ def test_the_way_of_a_request():
     with Cluster("trace-way", "--routers", 2, "--env", "prefill-0:SLUICE_CHUNK_TOKENS=64") as cluster:
         answer = cluster.chat(needle_prompt(300), temperature=0, max_tokens=8)
         request = answer.headers["x-request-id"]
-        events = wait_for(lambda: (lambda seen: seen if ("decode-0", "done") in {e[:2] for e in seen} else None)(told(cluster, "trace", request)), "its end")
+        ends = {("router-0", "done"), ("prefill-0", "fetched"), ("decode-0", "done")}
+        events = wait_for(lambda: (lambda seen: seen if ends <= {e[:2] for e in seen} else None)(told(cluster, "trace", request)), "its end")
         by = {}
         for process, what, text in events:
             by.setdefault(process, []).append(what)
