@@ -87,7 +87,7 @@ def test_one_leads():
         wait_for(lambda: sum(cluster.metrics(f"router-{i}").get("sluice_leader", 0) for i in range(3)) == 1, "one leader in the metrics")
         others = [f"router-{i}" for i in range(3) if f"router-{i}" != first]
         cluster.kill(first)
-        second = wait_for(lambda: next((name for name in others if "this router leads" in cluster.log(name)), None), "another leader", 30)
+        second = wait_for(lambda: next((name for name in others if "this router leads" in cluster.log(name)), None), "another leader")
         fence = [int(line.rsplit("fence ", 1)[1].rstrip(")")) for name in (first, second) for line in cluster.log(name).splitlines()
                  if "this router leads (fence" in line]
         assert fence[0] < fence[1], fence
@@ -104,12 +104,12 @@ def test_a_stopped_leader_does_nothing():
         first = wait_for(lambda: leader(cluster), "a leader")
         second = "router-1" if first == "router-0" else "router-0"
         cluster.kill(first, "STOP")
-        wait_for(lambda: "this router leads" in cluster.log(second), "another leader", 30)
+        wait_for(lambda: "this router leads" in cluster.log(second), "another leader")
         address = cluster.node(second)["control"]
         applied = cluster.ctl_router("scale", "apply", "--decode", "2", address=address)
         assert applied.returncode == 0, (applied.stdout, applied.stderr)
         cluster.kill(first, "CONT")
-        wait_for(lambda: "this router leads no more" in cluster.log(first), "the old leader to notice", 30)
+        wait_for(lambda: "this router leads no more" in cluster.log(first), "the old leader to notice")
         assert "the hook runs" not in cluster.log(first)
         acts = [e for e in json.loads(cluster.ctl_router("events", "--json", address=address).stdout)["events"] if e["kind"] == "scale hook" and e["actor"]]
         assert [e["actor"] for e in acts] == [f"controller {second}"], acts

@@ -68,7 +68,7 @@ def test_strangers():
         told(options(foreign, "eve", both), "refused our certificate", "foreign or expired")
         told(["--tls-ca", f"{own}/ca.pem"], "refused our certificate")
         told([], "it may want TLS")
-        wait_for(lambda: "expired on" in cluster.ctl_router("members", trust=options(own, "old")).stderr, "the certificate's end", 20)
+        wait_for(lambda: "expired on" in cluster.ctl_router("members", trust=options(own, "old")).stderr, "the certificate's end")
         told([*options(own, "operator")[:4], "--tls-key", f"{own}/client.key"], "not the key of")
         told(options(own, "operator")[:4], "go together")
         told(["--tls-ca", "/nowhere"], "open /nowhere")
@@ -114,9 +114,9 @@ def test_etcd_users():
         cluster.kill("etcd-0", "TERM")  # its tokens are in memory only
         wait_for(lambda: not cluster.alive("etcd-0"), "etcd's end")
         cluster.start("etcd-0")
-        wait_for(lambda: cluster.metrics("router-0").get("sluice_etcd_connected") == 1, "etcd again", 30)
-        wait_for(lambda: cluster.ctl("cordon", "decode-0").returncode == 0, "an action with a new token", 30)
-        wait_for(lambda: "node decode-0 is cordoned" in cluster.log("router-0"), "the watch with a new token", 30)
+        wait_for(lambda: cluster.metrics("router-0").get("sluice_etcd_connected") == 1, "etcd again")
+        wait_for(lambda: cluster.ctl("cordon", "decode-0").returncode == 0, "an action with a new token")
+        wait_for(lambda: "node decode-0 is cordoned" in cluster.log("router-0"), "the watch with a new token")
         assert cluster.ctl("uncordon", "decode-0").returncode == 0
         wait_for(lambda: cluster.chat(QUESTION, temperature=0, max_tokens=4).status == 200, "an answer")
 
