@@ -33,10 +33,14 @@ endif
 
 VERSION := 0.1.0
 # -ffp-contract=off: the canonical order has no fused multiply-add where the spec has none.
-CFLAGS_ALL := -std=gnu11 -O2 -g -Wall -Wextra -Werror -Wstrict-prototypes -Wmissing-prototypes \
+# -g1: of debug information a sanitizer's report needs the lines only.
+CFLAGS_ALL := -std=gnu11 -O2 $(if $(SANITIZER),-g1,-g) -Wall -Wextra -Werror -Wstrict-prototypes -Wmissing-prototypes \
   -Wshadow -Wpointer-arith -Wvla -Wno-unused-parameter -fno-strict-aliasing -fno-common -ffp-contract=off \
   -fno-omit-frame-pointer -D_GNU_SOURCE -DSL_VERSION='"$(VERSION)"' -I. -pthread $(SANFLAGS) $(CFLAGS)
 LDFLAGS_ALL := -pthread $(filter-out -Wno-error,$(SANFLAGS)) $(LDFLAGS)
+# Some hundred test programs: the quickest linker that is there.
+LINKER := $(firstword $(foreach l,lld gold,$(if $(wildcard $(addsuffix /ld.$(l),$(subst :, ,$(PATH)))),$(l))))
+LDFLAGS_TESTS := $(LDFLAGS_ALL) $(LINKER:%=-fuse-ld=%)
 
 ifeq ($(V),1)
 Q :=
@@ -92,7 +96,7 @@ TESTS += $(BUILD)/tests/$(patsubst tests/unit/%.c,%,$(1))
 OBJECTS += $(patsubst %.c,$(OBJ)/%.o,$(1))
 $(BUILD)/tests/$(patsubst tests/unit/%.c,%,$(1)): $(patsubst %.c,$(OBJ)/%.o,$(1)) $$(call link_files,$(2))
 	$$(call say,LINK,$$@)
-	$(Q)mkdir -p $$(@D) && $(CC) -o $$@ $$< $$(call link_libs,$(2)) -lcmocka $(LDFLAGS_ALL)
+	$(Q)mkdir -p $$(@D) && $(CC) -o $$@ $$< $$(call link_libs,$(2)) -lcmocka $(LDFLAGS_TESTS)
 endef
 
 $(OBJ)/%.o: %.c $(FLAGS_STAMP)
