@@ -27,11 +27,11 @@ PASSED, SKIPPED, FAILED = 0, 77, 1  # exit codes of one test's process
 PORTS = 15000, 32000  # what deploy/local/cluster takes its ports from
 
 
-def collect():
-    """{name: (only with --full, function)}"""
+def collect(file=None):
+    """{name: (only with --full, function)}, of one file or of all."""
     tests = {}
     for entry in sorted(os.listdir(os.path.dirname(os.path.abspath(__file__)))):
-        if entry.startswith("test_") and entry.endswith(".py"):
+        if entry.startswith("test_") and entry.endswith(".py") and file in (None, entry[5:-3]):
             module = importlib.import_module(entry[:-3])
             for name, function in vars(module).items():
                 if callable(function) and name.startswith(("test_", "full_")) and function.__module__ == module.__name__:
@@ -104,10 +104,10 @@ def main():
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    known = collect()
     if options.one:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        return run_one(options.one, known[options.one][1])
+        return run_one(options.one, collect(options.one.partition(".")[0])[options.one][1])
+    known = collect()
     wanted = [part for parts in options.only for part in parts]
     tests = [(name, function) for name, (full_only, function) in known.items()
              if (not wanted or any(part in name for part in wanted)) and (options.full or not full_only)]

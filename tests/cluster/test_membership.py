@@ -1,5 +1,6 @@
 """Who is a member, who is used, and how nodes come and go."""
 
+import json
 import os
 import signal
 import subprocess
@@ -160,6 +161,7 @@ def ended(pid):
 
 def test_stopped_cluster_leaves_no_process():
     with Cluster("leaves") as cluster:
+        assert json.loads(cluster.script("status", "--json").stdout) == cluster.refresh()
         pids = [node["pid"] for node in cluster.state["nodes"]]
         subprocess.run([sys.executable, SCRIPT, "down", "--dir", cluster.directory], check=True)
         assert all(ended(pid) for pid in pids), pids

@@ -5,8 +5,6 @@ import concurrent.futures
 import ctypes
 import errno
 import http.client
-import importlib.machinery
-import importlib.util
 import json
 import os
 import signal
@@ -20,6 +18,10 @@ import urllib.request
 from control import Control
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+
+from lib import LOCAL as SCRIPT  # noqa: E402
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))
 MODEL = os.path.join(ROOT, "models", "demo")
 STUBS = os.environ.get("SLUICE_CHAOS_STUBS", os.path.join(ROOT, "build", "tests", "chaos"))
@@ -32,18 +34,6 @@ DEADLINES = {"progress-timeout": "3s", "token-timeout": "4s", "admit-timeout": "
              "attempts": "16", "prefill-timeout": "60s", "keep-alive": "1s"}
 NAMED = {"keep-alive": "0s"}  # heads never come before the first token, so that they name the nodes
 LEASE = "2s"
-
-
-def load_script():
-    path = os.path.join(ROOT, "deploy", "local", "cluster")
-    loader = importlib.machinery.SourceFileLoader("cluster_script", path)
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("cluster_script", loader))
-    sys.dont_write_bytecode = True
-    loader.exec_module(module)
-    return module
-
-
-SCRIPT = load_script()
 
 
 def script_defaults():
