@@ -1,5 +1,6 @@
 """Structured output: what comes has the asked form, and is what one process gives: streamed, with thinking, tools, drafts, after a kill."""
 
+import functools
 import json
 import re
 import tempfile
@@ -81,13 +82,18 @@ def sampling(temperature):
     return {"temperature": temperature, "top_p": 1, "seed": 11, "max_tokens": 320}
 
 
-def reference(question, fields, temperature, depth=0):
+@functools.cache
+def reference_of(messages, temperature, depth):
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump({"messages": [{"role": "user", "content": question}], **fields}, file)
+        file.write(messages)
         file.flush()
         arguments = ["--messages", file.name, "--temperature", str(temperature), "--top-p", "1", "--seed", "11", "--max-tokens", "320",
                      "--mtp-depth", str(depth)]
         return REFERENCE.run(arguments)
+
+
+def reference(question, fields, temperature, depth=0):
+    return reference_of(json.dumps({"messages": [{"role": "user", "content": question}], **fields}), temperature, depth)
 
 
 def check_form(answer, check_content, check_calls):

@@ -255,11 +255,11 @@ def test_a_rank_of_four_dies_and_comes_back():
 
 def test_a_prefill_rank_dies():
     """Prompts of the other ranks are computed on: a step that is run again announces no group of layers twice."""
-    work = [(ids, 8, float(index % 2), 600 + index) for index, ids in enumerate(prompts(12, 300, 1200))]
+    work = [(ids, 8, float(index % 2), 600 + index) for index, ids in enumerate(prompts(8, 300, 900))]
     with Cluster("ep-prefill-death", "--prefill-ep", 3, "--threads", 1, "--lease", "2s", "--node-args", "--chunk-tokens 128",
                  "--router-args=--self-prefill=false", "--env", "*:SLUICE_FAULTS=prefill.group=slow=50") as cluster:
         answers = []
-        thread = threading.Thread(target=lambda: answers.extend(ask_all(cluster, work, 12)))
+        thread = threading.Thread(target=lambda: answers.extend(ask_all(cluster, work, 8)))
         thread.start()
         ranks = [node["name"] for node in cluster.nodes("prefill")]
 

@@ -80,7 +80,7 @@ def run(name, chunk, work, together, prefix_cache=True):
 
 
 def test_subset_alone_and_together():
-    work = work_list(10, 2, 0)
+    work = work_list(8, 1, 0)
     run("one-answer-64", 64, work[::2], 1)
     run("one-answer-256", 256, work, 12, prefix_cache=False)
 

@@ -13,7 +13,7 @@ PATIENT_MS = int(4000 * PATIENCE / 60)
 IMPATIENT = (f"--router-args=--token-timeout {PATIENT_MS}ms --progress-timeout {PATIENT_MS}ms --queue-timeout {PATIENT_MS}ms "
              f"--place-timeout {PATIENT_MS // 2}ms")
 LONG_MS = PATIENT_MS * 2 + PATIENT_MS // 4  # more than a search for a place and any silence may last
-PROMPT_MS = PATIENT_MS * 4  # for a whole prompt, where that matters
+PROMPT_MS = PATIENT_MS * 2  # for a whole prompt, where that matters
 
 
 def states(cluster):
