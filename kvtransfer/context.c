@@ -157,7 +157,8 @@ static void *progress_main(void *argument)
         did |= kvt_context_step(context, now);
         if (did)
             busy_at = now;
-        if (did || now - busy_at < SPIN_NS)
+        bool patient = core->ops->patient && core->ops->patient(core->transport);
+        if (did || (now - busy_at < SPIN_NS && !patient))
             continue;
         bool armed = core->ops->arm(core->transport);
         if (armed || now - busy_at >= BUSY_NS)

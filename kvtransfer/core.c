@@ -108,6 +108,15 @@ void kvt_core_read_locally(kvt_core *core)
     kvt_count(&core->counters.pieces_local, 1);
 }
 
+void kvt_core_drained(kvt_peer *peer)
+{
+    kvt_core *core = peer->core;
+    for (uint32_t i = 0; i < KVT_RECVS_MAX; i++) {
+        if (core->recvs[i] && core->recvs[i]->peer == peer && core->recvs[i]->ack_count > 0)
+            kvt_recv_dirty(core->recvs[i]);
+    }
+}
+
 bool kvt_core_collected(const kvt_core *core)
 {
     return core->finished_head || core->dirty_sends || core->dirty_recvs || core->dirty_peers;

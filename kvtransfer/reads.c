@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "base/bytes.h"
 
 void kvt_read_ring_init(kvt_read_ring *ring, kvt_read_offers *offers)
 {
@@ -94,4 +95,30 @@ uint32_t kvt_read_queue_take(kvt_read_queue *queue, kvt_read_offer out[KVT_WIRE_
         count++;
     }
     return count;
+}
+
+void kvt_read_untold_add(kvt_read_untold *untold, const kvt_read_offer *offers, uint32_t count)
+{
+    if (untold->taken.count == 0)
+        untold->taken.place = offers[0].place;
+    untold->taken.count += count;
+    for (uint32_t i = 0; i < count; i++)
+        untold->bytes += offers[i].bytes;
+}
+
+/* Of the oldest; KVT_WINDOW_READS: none. */
+static uint32_t queue_place(const kvt_read_queue *queue)
+{
+    if (queue->count == 0)
+        return KVT_WINDOW_READS;
+    sl_reader reader = sl_reader_init((*queue->offers)[queue->first], KVT_WIRE_READ_SIZE);
+    return sl_read_u32(&reader); /* where a packed offer begins */
+}
+
+bool kvt_read_untold_due(const kvt_read_untold *untold, const kvt_read_queue *queue)
+{
+    uint32_t next = untold->taken.place + untold->taken.count;
+    return untold->taken.count > 0 &&
+           (untold->taken.count >= KVT_WINDOW_READS / 4 || untold->bytes >= KVT_WINDOW_BYTES / 4 ||
+            next == KVT_WINDOW_READS || queue_place(queue) != next);
 }

@@ -54,4 +54,17 @@ SL_MUST_USE bool kvt_read_queue_put(kvt_read_queue *queue, const void *data, siz
  * put. */
 uint32_t kvt_read_queue_take(kvt_read_queue *queue, kvt_read_offer out[KVT_WIRE_READS_MAX]);
 
+/* D's: done with, and P does not know yet. An answer may have to wake P, on the very core that
+ * reads, so one stands for as much as P's window can spare. */
+typedef struct kvt_read_untold {
+    kvt_taken_message taken; /* count 0: nothing */
+    uint64_t bytes;
+} kvt_read_untold;
+
+/* At least one, as taken from the queue, when nothing is due. */
+void kvt_read_untold_add(kvt_read_untold *untold, const kvt_read_offer *offers, uint32_t count);
+/* Has to be told before more is taken: a quarter of the window, or the queue has nothing more at
+ * the places that follow. */
+bool kvt_read_untold_due(const kvt_read_untold *untold, const kvt_read_queue *queue);
+
 #endif

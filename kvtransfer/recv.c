@@ -11,8 +11,6 @@
 #include "base/sum.h"
 #include "kvtransfer/core.h"
 
-#define ACKS_HELD_MAX (KVT_WINDOW_PIECES / 4)
-
 void kvt_recv_dirty(kvt_recv *recv)
 {
     if (recv->dirty)
@@ -99,12 +97,15 @@ static void recv_ack(kvt_recv *recv, uint32_t ordinal, uint8_t attempt, kvt_piec
 }
 
 /* Answers go together while more of its fetches are about to end: on tcp each message costs as
- * much as 10 KB of payload. P's window must not run dry meanwhile, so a quarter of it is the most
- * they wait for. */
+ * much as 10 KB of payload, and any may have to wake P. P's window must not run dry meanwhile, so a
+ * quarter of it is the most they wait for. */
 static bool recv_hold_acks(const kvt_recv *recv)
 {
-    return recv->state == KVT_TRANSFER_ACTIVE && recv->requests_open > 0 &&
-           recv->ack_count < ACKS_HELD_MAX && recv->ack_bytes < recv->core->window_bytes / 4;
+    const kvt_transport_ops *ops = recv->core->ops;
+    bool more = recv->requests_open > 0 || (ops->more && ops->more(recv->peer->link));
+    return recv->state == KVT_TRANSFER_ACTIVE && more &&
+           recv->ack_count < kvt_peer_window(recv->peer, 0) / 4 &&
+           recv->ack_bytes < recv->core->window_bytes / 4;
 }
 
 static bool recv_flush_acks(kvt_recv *recv)

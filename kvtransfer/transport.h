@@ -38,6 +38,11 @@ typedef struct kvt_transport_ops {
     /* How many pieces may be in flight on the link, when `open` are: KVT_WINDOW_READS at most.
      * NULL: KVT_WINDOW_PIECES. */
     uint32_t (*window)(const kvt_link *link, uint32_t open);
+    /* Pieces of the link are about to be received: answers to others may wait for theirs, until
+     * kvt_core_drained. NULL: not known. */
+    bool (*more)(const kvt_link *link);
+    /* Nothing can come that is worth looking for before sleep. NULL: never so. */
+    bool (*patient)(const kvt_transport *transport);
     bool (*progress)(kvt_transport *transport); /* false: nothing moved */
     /* Gives up whatever it still holds of closed links, at the price of all others: afterwards
      * nothing of before is touched. Answers what it can, closes every link; wait_fd is another one.
@@ -69,6 +74,7 @@ void kvt_core_message(kvt_peer *peer, const void *data, size_t size);
 kvt_request *kvt_core_offer(kvt_peer *peer, const void *head, size_t head_size, uint64_t bytes,
                             void **out_data);
 void kvt_core_finished(kvt_request *request, sl_code code);
+void kvt_core_drained(kvt_peer *peer); /* ops->more has become false */
 void kvt_core_probed(kvt_core *core);
 /* A piece was read out of the memory of a peer on this machine (counted). */
 void kvt_core_read_locally(kvt_core *core);

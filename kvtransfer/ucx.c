@@ -30,7 +30,7 @@
 #define AM_PIECE   2u
 #define AM_LOCAL   3u /* may you read my memory? (kvt_local_step) */
 #define AM_READ    4u /* offered pieces, to be read at addresses */
-#define AM_TAKEN   5u /* they were read or refused */
+#define AM_TAKEN   5u /* they were read or refused; a message of ours may go with it */
 #define AM_PROBE   6u /* of this process to itself (kvt_probe) */
 /* Up to here one eager message is cheaper than asking the peer to fetch: on tcp what fits into one
  * segment of ours; where UCX may use RDMA, what fits into one of its. */
@@ -44,6 +44,7 @@
 
 typedef struct small_send { /* bytes that UCX may still need */
     bool busy;
+    kvt_request *with; /* a message that goes with them; NULL: none */
     uint8_t bytes[KVT_WIRE_LOCAL_SIZE];
 } small_send;
 
@@ -58,7 +59,9 @@ struct kvt_link {
     small_send steps[2];         /* of kvt_local_step, each side says two */
     kvt_read_ring offered;       /* P */
     kvt_read_queue reads;        /* D */
-    kvt_link *next_reading;      /* D: of those with reads that wait */
+    bool reading;                /* D: has reads that wait, or answers */
+    kvt_link *next_reading;      /* D: of those */
+    kvt_read_untold untold;      /* D */
     small_send taken[TAKEN_MAX]; /* D */
 };
 
@@ -76,6 +79,7 @@ struct kvt_transport {
     kvt_link *offering;                    /* P: its unsent offers may get company; NULL: none */
     kvt_link *reading_head, *reading_tail; /* D: reads wait, in turns */
     uint64_t eager_max;
+    uint32_t offered; /* P: pieces that D's have not answered, of all links */
     kvt_link links[KVT_PEERS_MAX];
     kvt_read_offers offers[KVT_PEERS_MAX]; /* of the links, P's or D's */
     uint32_t closing_count;
@@ -217,8 +221,10 @@ static ucs_status_t on_local(void *argument, const void *head, size_t head_size,
 static void read_finished(kvt_link *link, uint32_t place, sl_code code)
 {
     kvt_request *request = kvt_read_ring_done(&link->offered, place);
-    if (request)
-        kvt_core_finished(request, code);
+    if (!request)
+        return;
+    link->transport->offered--;
+    kvt_core_finished(request, code);
 }
 
 /* P: what was offered since the last message leaves as one. False: nothing was. */
@@ -242,6 +248,7 @@ static void read_offer(kvt_link *link, const void *head, const void *data, uint6
     if (transport->offering != link || kvt_read_ring_full(&link->offered, bytes))
         offers_send(transport);
     kvt_read_ring_add(&link->offered, head, data, bytes, request);
+    transport->offered++;
     transport->offering = link;
 }
 
@@ -252,6 +259,46 @@ static small_send *taken_free(kvt_link *link)
             return &link->taken[i];
     }
     return NULL;
+}
+
+static void taken_sent(small_send *small, ucs_status_t status)
+{
+    small->busy = false;
+    if (small->with)
+        kvt_core_finished(small->with, code_of(status));
+}
+
+static void on_taken_sent(void *request, ucs_status_t status, void *user_data)
+{
+    taken_sent(user_data, status);
+    ucp_request_free(request);
+}
+
+/* D: P hears what we are done with, and `message` of the core (`with`; NULL: none) in one go, so
+ * that it wakes once. False: no place for it. */
+static bool taken_tell(kvt_link *link, sl_span message, kvt_request *with)
+{
+    small_send *small = taken_free(link);
+    ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK |
+                                                 UCP_OP_ATTR_FIELD_USER_DATA |
+                                                 UCP_OP_ATTR_FIELD_FLAGS,
+                                 .flags = UCP_AM_SEND_FLAG_EAGER | UCP_AM_SEND_FLAG_REPLY,
+                                 .cb.send = on_taken_sent,
+                                 .user_data = small};
+    if (!small)
+        return false;
+    small->busy = true;
+    small->with = with;
+    kvt_wire_pack_taken(&link->untold.taken, small->bytes);
+    link->untold = (kvt_read_untold){.bytes = 0};
+    void *sent = ucp_am_send_nbx(link->endpoint, AM_TAKEN, small->bytes, KVT_WIRE_TAKEN_SIZE,
+                                 message.data, message.size, &param);
+    if (UCS_PTR_IS_PTR(sent))
+        return true;
+    taken_sent(small, UCS_PTR_STATUS(sent));
+    if (UCS_PTR_STATUS(sent) != UCS_OK)
+        kvt_core_broken(link->peer, SL_UNAVAILABLE, "a message could not be sent");
+    return true;
 }
 
 /* D: each judged as any offer, those admitted read together. */
@@ -280,6 +327,9 @@ static void reads_take(kvt_link *link, const kvt_read_offer *offers, uint32_t co
 
 static void reading_append(kvt_transport *transport, kvt_link *link)
 {
+    if (link->reading)
+        return;
+    link->reading = true;
     link->next_reading = NULL;
     if (transport->reading_tail)
         transport->reading_tail->next_reading = link;
@@ -291,6 +341,7 @@ static void reading_append(kvt_transport *transport, kvt_link *link)
 static void reading_remove(kvt_transport *transport, kvt_link *link)
 {
     kvt_link *before = NULL;
+    link->reading = false;
     for (kvt_link *at = transport->reading_head; at; before = at, at = at->next_reading) {
         if (at != link)
             continue;
@@ -304,25 +355,37 @@ static void reading_remove(kvt_transport *transport, kvt_link *link)
     }
 }
 
-/* D: one call's worth of one link, so that its answers leave, and P offers more, before the next.
- * Answers that P does not take hold up its own reads only. */
+/* D: one call's worth of the link. */
+static bool reads_one(kvt_link *link)
+{
+    kvt_read_offer offers[KVT_WIRE_READS_MAX];
+    sl_span none = {NULL, 0};
+    if (!taken_free(link))
+        return false; /* an answer has to have a place */
+    if (kvt_read_untold_due(&link->untold, &link->reads))
+        return taken_tell(link, none, NULL); /* no message of the core took it along */
+    uint32_t count = kvt_read_queue_take(&link->reads, offers);
+    if (count == 0)
+        return false;
+    kvt_read_untold_add(&link->untold, offers, count);
+    reads_take(link, offers, count);
+    if (link->reads.count == 0)
+        kvt_core_drained(link->peer);
+    return true;
+}
+
+/* D: links by turns, so that answers leave, and P offers more, before the next. Answers that P does
+ * not take hold up its own reads only. */
 static bool reads_progress(kvt_transport *transport)
 {
     kvt_link *link = transport->reading_head;
-    kvt_read_offer offers[KVT_WIRE_READS_MAX];
     if (!link)
         return false;
-    small_send *small = taken_free(link);
-    uint32_t count = small ? kvt_read_queue_take(&link->reads, offers) : 0;
     reading_remove(transport, link);
-    if (link->reads.count > 0)
+    bool did = reads_one(link);
+    if (link->reads.count > 0 || link->untold.taken.count > 0)
         reading_append(transport, link);
-    if (count == 0)
-        return false;
-    reads_take(link, offers, count);
-    kvt_wire_pack_taken(&(kvt_taken_message){offers[0].place, count}, small->bytes);
-    small_send_start(link, AM_TAKEN, (sl_span){small->bytes, KVT_WIRE_TAKEN_SIZE}, &small->busy);
-    return true;
+    return did;
 }
 
 static ucs_status_t on_read(void *argument, const void *head, size_t head_size, void *data,
@@ -331,14 +394,12 @@ static ucs_status_t on_read(void *argument, const void *head, size_t head_size, 
     kvt_link *link = link_find(argument, param);
     if (!link)
         return UCS_OK;
-    bool first = link->reads.count == 0;
     if (!link->local.agreed || link->outgoing || is_rendezvous(param) ||
         !kvt_read_queue_put(&link->reads, data, size)) {
         kvt_core_broken(link->peer, SL_INVALID, "an offer to read that was not agreed");
         return UCS_OK;
     }
-    if (first)
-        reading_append(link->transport, link);
+    reading_append(link->transport, link);
     return UCS_OK;
 }
 
@@ -348,10 +409,12 @@ static ucs_status_t on_taken(void *argument, const void *head, size_t head_size,
     kvt_link *link = link_find(argument, param);
     kvt_taken_message taken;
     if (!link || !link->outgoing || is_rendezvous(param) ||
-        !kvt_wire_parse_taken(data, size, &taken))
+        !kvt_wire_parse_taken(head, head_size, &taken))
         return UCS_OK;
     for (uint32_t i = 0; i < taken.count; i++)
         read_finished(link, taken.place + i, SL_OK);
+    if (size > 0)
+        kvt_core_message(link->peer, data, size);
     return UCS_OK;
 }
 
@@ -505,6 +568,9 @@ static void ucx_am_send(kvt_link *link, unsigned id, sl_span head, sl_span data,
 static void ucx_send_message(kvt_link *link, const void *data, size_t size, kvt_request *request)
 {
     sl_span none = {NULL, 0}, bytes = {data, size};
+    if (link->untold.taken.count > 0 && !link->closing && link->endpoint &&
+        taken_tell(link, bytes, request))
+        return;
     ucx_am_send(link, AM_MESSAGE, none, bytes, UCP_AM_SEND_FLAG_EAGER, request);
 }
 
@@ -527,6 +593,19 @@ static void ucx_send_piece(kvt_link *link, const void *head, size_t head_size, c
 static uint32_t ucx_window(const kvt_link *link, uint32_t open)
 {
     return link->local.agreed ? kvt_read_ring_window(&link->offered, open) : KVT_WINDOW_PIECES;
+}
+
+/* D: answers may wait for what is read next. */
+static bool ucx_more(const kvt_link *link)
+{
+    return link->reads.count > 0;
+}
+
+/* P: what was offered keeps D busy for longer than it takes to wake. To look again meanwhile may
+ * take the core from D. */
+static bool ucx_patient(const kvt_transport *transport)
+{
+    return transport->offered > 0;
 }
 
 /* ---- receiving */
@@ -820,6 +899,7 @@ static void ucx_restart(kvt_transport *transport)
             kvt_core_closed(peer);
     }
     transport->closing_count = 0;
+    transport->offered = 0;
     sl_status status = ucx_worker(transport, NULL);
     sl_assert(sl_is_ok(status)); /* there was one a moment ago */
     ucx_listen_again(transport);
@@ -867,6 +947,8 @@ static const kvt_transport_ops ucx_ops = {
     .send_message = ucx_send_message,
     .send_piece = ucx_send_piece,
     .window = ucx_window,
+    .more = ucx_more,
+    .patient = ucx_patient,
     .progress = ucx_progress,
     .restart = ucx_restart,
     .probe = ucx_probe,

@@ -303,8 +303,8 @@ bool kvt_wire_parse_taken(const void *data, size_t size, kvt_taken_message *out)
     sl_reader reader = sl_reader_init(data, size);
     out->place = sl_read_u32(&reader);
     out->count = sl_read_u32(&reader);
-    return size == KVT_WIRE_TAKEN_SIZE && out->count > 0 && out->count <= KVT_WIRE_READS_MAX &&
-           out->place < KVT_WINDOW_READS && out->count <= KVT_WINDOW_READS - out->place;
+    return size == KVT_WIRE_TAKEN_SIZE && out->count > 0 && out->place < KVT_WINDOW_READS &&
+           out->count <= KVT_WINDOW_READS - out->place;
 }
 
 void kvt_wire_pack_taken(const kvt_taken_message *message, uint8_t out[KVT_WIRE_TAKEN_SIZE])

@@ -121,7 +121,7 @@ void kvt_wire_pack_frame(const kvt_frame *frame, uint8_t out[KVT_WIRE_FRAME_SIZE
 /* ---- local reads: transport messages of their own ids (local.h) */
 
 /* Ends of different versions do not agree: their pieces take the other ways. */
-#define KVT_WIRE_LOCAL_VERSION 2u
+#define KVT_WIRE_LOCAL_VERSION 3u
 #define KVT_WIRE_LOCAL_SIZE    22u
 #define KVT_WIRE_READ_SIZE     (20u + KVT_WIRE_PIECE_SIZE) /* of one offer; a message has several */
 #define KVT_WIRE_TAKEN_SIZE    8u

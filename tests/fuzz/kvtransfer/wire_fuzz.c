@@ -46,6 +46,7 @@ static void offer(kvt_peer *peer, const uint8_t *data, size_t size)
 static kvt_agreement at_p_local, at_d_local;
 static kvt_read_offers at_d_offers;
 static kvt_read_queue at_d_reads = {.offers = &at_d_offers};
+static kvt_read_untold at_d_untold;
 
 static void hear(bool at_sender, kvt_local_message message)
 {
@@ -93,9 +94,20 @@ static void reads_take(kvt_peer *peer)
         pieces[admitted] = (kvt_local_piece){address, bytes, into, SL_OK};
         fetches[admitted++] = fetch;
     }
+    kvt_read_untold_add(&at_d_untold, offers, count);
     kvt_local_read(&at_d_local.memory, pieces, admitted);
     for (uint32_t i = 0; i < admitted; i++)
         kvt_core_finished(fetches[i], pieces[i].code);
+}
+
+/* Whatever P offered, D's answers are valid ones. */
+static void untold_tell(void)
+{
+    uint8_t packed[KVT_WIRE_TAKEN_SIZE];
+    kvt_taken_message heard;
+    kvt_wire_pack_taken(&at_d_untold.taken, packed);
+    sl_assert(kvt_wire_parse_taken(packed, sizeof packed, &heard));
+    at_d_untold = (kvt_read_untold){.bytes = 0};
 }
 
 static void reads_offered(kvt_peer *peer, const uint8_t *data, size_t size)
@@ -110,8 +122,12 @@ static void reads_offered(kvt_peer *peer, const uint8_t *data, size_t size)
     }
     bool put = at_d_local.agreed && kvt_read_queue_put(&at_d_reads, data, size);
     sl_assert(!put || count > 0);
-    while (at_d_reads.count > 0)
-        reads_take(peer);
+    while (at_d_reads.count > 0 || at_d_untold.taken.count > 0) {
+        if (kvt_read_untold_due(&at_d_untold, &at_d_reads))
+            untold_tell();
+        else
+            reads_take(peer);
+    }
 }
 
 static void taken(const uint8_t *data, size_t size)

@@ -167,6 +167,83 @@ TEST(more_than_the_window_is_refused)
     assert_false(kvt_read_queue_put(&queue, message, 0));
 }
 
+/* D's: one call; how many pieces it had. */
+static uint32_t read_one(kvt_read_untold *untold)
+{
+    kvt_read_offer got[KVT_WIRE_READS_MAX];
+    uint32_t count = kvt_read_queue_take(&queue, got);
+    if (count > 0)
+        kvt_read_untold_add(untold, got, count);
+    return count;
+}
+
+static void assert_due(kvt_read_untold *untold, uint32_t place, uint32_t count)
+{
+    assert_true(kvt_read_untold_due(untold, &queue));
+    assert_int_equal(untold->taken.place, place);
+    assert_int_equal(untold->taken.count, count);
+    *untold = (kvt_read_untold){.bytes = 0};
+    assert_false(kvt_read_untold_due(untold, &queue));
+}
+
+TEST(answers_wait_while_more_is_there)
+{
+    kvt_read_untold untold = {.bytes = 0};
+    start();
+    assert_false(kvt_read_untold_due(&untold, &queue));
+    for (uint32_t i = 0; i < 3 * KVT_WIRE_READS_MAX; i++) {
+        if (kvt_read_ring_full(&ring, 8))
+            carry();
+        offer(i, 8);
+    }
+    carry();
+    assert_int_equal(read_one(&untold), KVT_WIRE_READS_MAX);
+    assert_false(kvt_read_untold_due(&untold, &queue));
+    assert_int_equal(read_one(&untold), KVT_WIRE_READS_MAX);
+    assert_due(&untold, 0, KVT_WINDOW_READS / 4); /* P needs its places */
+    assert_int_equal(read_one(&untold), KVT_WIRE_READS_MAX);
+    assert_due(&untold, 2 * KVT_WIRE_READS_MAX, KVT_WIRE_READS_MAX); /* all is read */
+}
+
+TEST(answers_wait_for_bytes_of_the_window)
+{
+    kvt_read_untold untold = {.bytes = 0};
+    start();
+    offer(0, KVT_WINDOW_BYTES / 4 - 1);
+    offer(1, 1);
+    offer(2, 8);
+    carry();
+    queue.count = 1; /* as if the others came by messages of their own */
+    assert_int_equal(read_one(&untold), 1);
+    queue.count = 2;
+    assert_false(kvt_read_untold_due(&untold, &queue));
+    queue.count = 1;
+    assert_int_equal(read_one(&untold), 1);
+    queue.count = 1;
+    assert_due(&untold, 0, 2);
+}
+
+/* A run ends with the ring, and where a sender that lies goes on elsewhere. */
+TEST(answers_name_places_in_a_row)
+{
+    static const struct {
+        uint32_t place, next;
+    } cases[] = {{KVT_WINDOW_READS - 1, 0}, {7, 7}, {7, 9}, {7, 6}};
+    uint8_t message[KVT_WIRE_READ_SIZE], head[KVT_WIRE_PIECE_SIZE] = {0};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        kvt_read_untold untold = {.bytes = 0};
+        start();
+        kvt_wire_pack_read(&(kvt_read_offer){cases[i].place, 0, 8, head}, message);
+        assert_true(kvt_read_queue_put(&queue, message, sizeof message));
+        kvt_wire_pack_read(&(kvt_read_offer){cases[i].next, 0, 8, head}, message);
+        assert_true(kvt_read_queue_put(&queue, message, sizeof message));
+        assert_int_equal(read_one(&untold), 1);
+        assert_due(&untold, cases[i].place, 1);
+        assert_int_equal(read_one(&untold), 1);
+        assert_due(&untold, cases[i].next, 1);
+    }
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(small_pieces_go_and_are_read_together),
     cmocka_unit_test(a_message_is_bounded),
@@ -175,6 +252,9 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(one_by_one_the_window_is_narrow),
     cmocka_unit_test(a_message_being_sent_keeps_its_place),
     cmocka_unit_test(more_than_the_window_is_refused),
+    cmocka_unit_test(answers_wait_while_more_is_there),
+    cmocka_unit_test(answers_wait_for_bytes_of_the_window),
+    cmocka_unit_test(answers_name_places_in_a_row),
 };
 
 TEST_MAIN(tests)
