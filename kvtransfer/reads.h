@@ -10,7 +10,7 @@
 
 /* Offers leave, and are read, together up to here: a call of the kernel costs as much as some KB
  * of payload. More would keep the other end waiting. */
-#define KVT_READS_BYTES 131072u
+#define KVT_READS_BYTES (KVT_WINDOW_BYTES / 4)
 
 typedef uint8_t kvt_read_offers[KVT_WINDOW_READS][KVT_WIRE_READ_SIZE];
 
