@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 
-from lib import REFERENCE, ROOT, Cluster, book_text, needle_prompt, tokenize
+from lib import PATIENCE, REFERENCE, ROOT, Cluster, book_text, needle_prompt, tokenize
 
 MINUTES = float(os.environ.get("SLUICE_SOAK_MINUTES", "2"))
 SEED = int(os.environ.get("SLUICE_SOAK_SEED", "1"))
@@ -157,6 +157,7 @@ def full_mixed_traffic():
     items = [Item(source) for _ in range(ITEMS)]
     with Cluster("soak", "--prefill", 1, "--decode", 2, "--node-args", "--kv-memory 11MiB --kv-overcommit 4 --chunk-tokens 256 "
                  "--mtp-depth 2", "--env", "decode-0:SLUICE_KV_DISK=" + tier_file()) as cluster:
+        cluster.patience = 4 * PATIENCE  # three long choices, one after the other, on a machine that others use: not one byte before the end
         traffic = Traffic(cluster, items, MINUTES * 60)
         watched = {node["name"]: node["pid"] for node in cluster.state["nodes"] if node["role"] != "etcd"}
         samples = collections.defaultdict(list)
