@@ -8,7 +8,7 @@ from lib import REFERENCE, Cluster, wait_for
 
 QUESTION = "Tell me a story about a bear named Wendy."
 TOKENS = 60
-DELAY = 4.0  # the routers' --shutdown-delay: the test asks within it
+DELAY = 7.0  # the routers' --shutdown-delay: the test asks within it
 
 
 def through(cluster, router):
@@ -93,14 +93,13 @@ def test_all_restarted_under_load():
             for name in ("router-0", "router-1"):
                 restart_router(cluster, name)
                 clients.goes_on(f"by the new {name}", name)
-        well = cluster.ctl("doctor")
-        assert well.returncode == 0 and "0 warnings, 0 failures" in well.stdout and "routers          2 answer" in well.stdout, well.stdout
+        wait_for(lambda: (lambda text: "0 warnings, 0 failures" in text and "routers          2 answer" in text)(cluster.ctl("doctor").stdout), "all to be well")
         cluster.wait_at_rest()
 
 
 def test_no_queue_at_a_router_that_ends():
     """Its last stream may take long: who connects meanwhile is refused at once, and does not wait for its end."""
-    with Cluster("rolling-refuse", "--env", "*:SLUICE_FAULTS=decode.step=slow=60") as cluster:
+    with Cluster("rolling-refuse", "--env", "*:SLUICE_FAULTS=decode.step=slow=150") as cluster:
         refused = []
 
         def is_refused():
@@ -111,7 +110,7 @@ def test_no_queue_at_a_router_that_ends():
             return False
 
         def on_chunk(answer):
-            if len(answer.token_ids) == 3:
+            if len(answer.token_ids) >= 3 and not refused:
                 cluster.kill("router-0", "TERM")
                 wait_for(lambda: "stopping: 1 requests" in cluster.log("router-0"), "the router to stop")
                 refused.append(wait_for(is_refused, "no more connections") and cluster.alive("router-0"))
