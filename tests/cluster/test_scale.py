@@ -121,7 +121,7 @@ def test_misuse_and_a_hook_that_fails():
                                       (("--decode", "2000"), 2, "not within")):
             wrong = cluster.ctl("scale", "apply", *arguments)
             assert wrong.returncode == code and text in wrong.stderr, wrong
-        failed = cluster.ctl("scale", "apply", "--decode", "2", "--timeout", "3s")
+        failed = cluster.ctl("scale", "apply", "--decode", "2", "--timeout", "6s")
         assert failed.returncode == 1 and "the hook failed (exit code 1)" in failed.stderr, failed.stderr
         assert "the hook failed" in cluster.ctl("scale", "plan").stdout
         cluster.etcdctl("put", "/sluice/v1/local/scale", '{"prefill":1}')
