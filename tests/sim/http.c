@@ -139,6 +139,11 @@ void rtr_http_server_destroy(rtr_http_server *server)
     sl_free(server);
 }
 
+void rtr_http_server_leave(rtr_http_server *server)
+{
+    (void)server; /* a client has a connection for each request */
+}
+
 void rtr_http_server_stop(rtr_http_server *server)
 {
     server->http.stopped = true;
