@@ -73,6 +73,7 @@ def run(name, chunk, work, together, prefix_cache=True):
     if together > 1:  # slow steps (drafts make them few) let the batch fill: prompts arrive one after the other
         arguments += ["--env", "decode-0:SLUICE_FAULTS=decode.step=slow=200"]
     with Cluster(name, *arguments) as cluster:
+        cluster.patience *= 4  # an answer in one piece comes when all prompts before it are computed
         compare(work, ask_all(cluster, work, together), f"chunk {chunk}, {together} at a time")
         batch = largest_batch(cluster)
         cluster.wait_at_rest()

@@ -51,7 +51,7 @@ def expected(prompt, tokens):
 
 def test_between_prefill_and_decode_node_only():
     """The router sees both well; the cache does not arrive: another prefill node has to do it, and the first is left alone."""
-    with cluster_of("cut-pd", "--prefill", 2, "--router-args", "--progress-timeout 3s", "--env",
+    with cluster_of("cut-pd", "--prefill", 2, "--router-args", "--progress-timeout 8s", "--env",
                     "prefill-0:SLUICE_FAULTS=prefill.group=hold@2", "--node-args", "--chunk-tokens 256") as cluster:
         links = Links(cluster)
         prompt = needle_prompt(600)
