@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -203,8 +204,20 @@ class Cluster:
         os.kill(self.node(name)["pid"], getattr(signal, f"SIG{number}"))
 
     def start(self, name):
+        """Its next life; a router is listening then."""
+        wait_for(lambda: not self.alive(name), f"the end of {name}")
         self.script("start", name)
         self.refresh()
+        if self.node(name)["role"] == "router":
+            wait_for(lambda: in_namespace(self.node(name)["namespace"], lambda: self.listens(name)), f"{name} to listen")
+
+    def listens(self, name):
+        host, _, port = self.node(name)["http"].rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), self.patience).close()
+            return True
+        except ConnectionRefusedError:
+            return False
 
     def alive(self, name):
         return next(node for node in self.refresh()["nodes"] if node["name"] == name)["alive"]

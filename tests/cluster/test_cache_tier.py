@@ -77,6 +77,7 @@ def test_evicted_restarted_damaged():
         wait_for(lambda: not cluster.alive("decode-0"), "the decode node's end")
         assert damage(path) <= 16 << 20
         cluster.start("decode-0")
+        wait_for(lambda: cluster.log("decode-0").count("pages are there already") == 3, "the third life")
         ask_all(cluster, "damaged")
         assert lookups(cluster, "decode-0", "hit") == 0
         wait_for(lambda: "differed from their sums and are dropped" in cluster.log("decode-0"), "a line about it")
